@@ -1,0 +1,23 @@
+"""boundjax: guaranteed bounds on JAX functions, and certified training of Flax models.
+
+Everything public is here: ``interval`` and ``linear`` turn a function of one example into a function
+from an input set to bounds; ``certify`` and ``certified_radius`` answer for a model and a batch.
+"""
+
+from boundjax import attacks as attacks
+from boundjax import ops as ops
+from boundjax import training as training
+from boundjax.certify import Certificate as Certificate
+from boundjax.certify import certified_radius as certified_radius
+from boundjax.certify import certify as certify
+from boundjax.ops import UnsupportedOpError as UnsupportedOpError
+from boundjax.ops import supported_ops as supported_ops
+from boundjax.sets import Box as Box
+from boundjax.sets import InputSet as InputSet
+from boundjax.sets import Interval as Interval
+from boundjax.sets import LpBall as LpBall
+from boundjax.specification import margin_specification as margin_specification
+from boundjax.transforms.interval import interval as interval
+from boundjax.transforms.linear import linear as linear
+
+__version__ = "0.1.0"

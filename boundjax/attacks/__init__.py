@@ -1,0 +1,3 @@
+"""Attacks: the bound from the other side. An attacked example can never be certified."""
+
+from boundjax.attacks.pgd import pgd as pgd

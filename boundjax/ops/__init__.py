@@ -1,0 +1,17 @@
+"""All that is known of every op, in one table; importing this package fills it."""
+
+from boundjax.ops import affine as _affine
+from boundjax.ops import extremum as _extremum
+from boundjax.ops import scalar as _scalar
+from boundjax.ops.registry import Extremum as Extremum
+from boundjax.ops.registry import Lines as Lines
+from boundjax.ops.registry import Op as Op
+from boundjax.ops.registry import Scalar as Scalar
+from boundjax.ops.registry import Structural as Structural
+from boundjax.ops.registry import UnsupportedOpError as UnsupportedOpError
+from boundjax.ops.registry import Weighted as Weighted
+from boundjax.ops.registry import all_ops as all_ops
+from boundjax.ops.registry import register as register
+from boundjax.ops.registry import supported_ops as supported_ops
+
+del _affine, _extremum, _scalar

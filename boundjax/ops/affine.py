@@ -1,0 +1,137 @@
+"""Linear ops: the whitelist, and how coefficients are pulled back through them.
+
+Linearity is decided here and nowhere else. ``jax.linear_transpose`` would accept casts to integers
+and affine maps without a word, so it is only ever applied to an equation whose op is in this list.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from chex import Array
+
+from boundjax.ops import convolution
+from boundjax.ops.registry import Op, Structural, Weighted, register
+
+if TYPE_CHECKING:
+    from boundjax.graph import Node
+
+
+def pull_back(node: Node, rows: Array) -> tuple[Array, ...]:
+    """Coefficients on a linear op's output -> coefficients on its perturbed operands.
+
+    Args:
+      node: an equation of a ``Structural`` or ``Weighted`` op.
+      rows: coefficients ``[m, *node.shape]``.
+
+    Returns:
+      One array ``[m, *input.shape]`` per perturbed operand.
+    """
+    if node.op.transpose is not None:
+        return node.op.transpose(node, rows)
+    return tuple(jax.vmap(jax.linear_transpose(node.apply, *node.input_shapes))(rows))
+
+
+def offset(node: Node) -> Array | None:
+    """The value at perturbed operands 0 (an addend, a pad value); None where it is 0 for sure."""
+    if isinstance(node.op, Weighted) or not any(_is_floating(c) for c in node.constants):
+        return None
+    return node.apply(*(jnp.zeros(i.shape, i.dtype) for i in node.input_shapes))
+
+
+def _is_floating(value: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(value), jnp.floating)
+
+
+def _only_first(node: Node) -> bool:
+    first, *others = node.perturbed
+    return first and not any(others)
+
+
+def _exactly_one(node: Node) -> bool:
+    return sum(node.perturbed) == 1
+
+
+def _keeps_precision(node: Node) -> bool:
+    """A cast that loses no digit; others (to integers, to bfloat16) are not linear maps."""
+    old, new = node.input_shapes[0].dtype, node.dtype
+    if not (jnp.issubdtype(old, jnp.floating) and jnp.issubdtype(new, jnp.floating)):
+        return False
+    old, new = jnp.finfo(old), jnp.finfo(new)
+    return new.nmant >= old.nmant and new.maxexp >= old.maxexp
+
+
+def _identity(node: Node, rows: Array) -> tuple[Array, ...]:
+    return (rows.astype(node.input_shapes[0].dtype),)
+
+
+def _reshape(node: Node, rows: Array) -> tuple[Array, ...]:
+    return (rows.reshape(rows.shape[0], *node.input_shapes[0].shape),)
+
+
+def _difference_signs(node: Node) -> tuple[int, ...]:
+    signs = zip((1, -1), node.perturbed, strict=True)
+    return tuple(sign for sign, perturbed in signs if perturbed)
+
+
+def _table() -> tuple[Op, ...]:
+    mixing = (
+        ("concatenate", "any operands may be constant"),
+        ("pad", "interior and negative padding too"),
+        ("tile", ""),
+        ("add_any", ""),
+        ("reduce_sum", "also mean, with a division"),
+        ("cumsum", ""),
+        ("reduce_window_sum", "average pooling, with a division"),
+    )
+    moving = "broadcast_in_dim transpose slice rev split unstack add".split()
+    moving_transposed = (
+        ("reshape", _reshape),
+        ("squeeze", _reshape),
+        ("copy", _identity),
+        ("copy_p", _identity),
+        ("stop_gradient", _identity),
+    )
+    return (
+        *(Structural(name=name, note=note) for name, note in mixing),
+        *(Structural(name=name, moves=True) for name in moving),
+        *(Structural(name=name, moves=True, transpose=rule) for name, rule in moving_transposed),
+        Structural(name="sub", moves=True, sign=_difference_signs),
+        Structural(name="neg", moves=True, sign=lambda node: (-1,)),
+        Structural(
+            name="convert_element_type",
+            note="to the same or a wider float",
+            moves=True,
+            accepts=_keeps_precision,
+            transpose=_identity,
+        ),
+        Structural(
+            name="select_n",
+            note="with a constant predicate",
+            accepts=lambda node: not node.perturbed[0],
+        ),
+        Structural(name="gather", note="with constant indices", accepts=_only_first),
+        Structural(name="dynamic_slice", note="with constant indices", accepts=_only_first),
+        Structural(
+            name="dynamic_update_slice",
+            note="with constant indices",
+            accepts=lambda node: not any(node.perturbed[2:]),
+        ),
+        Weighted(
+            name="mul", note="by a constant; BatchNorm", accepts=_exactly_one, diagonal=True
+        ),
+        Weighted(name="div", note="by a constant", accepts=_only_first, diagonal=True),
+        Weighted(name="dot_general", note="one constant factor; dense", accepts=_exactly_one),
+        Weighted(
+            name="conv_general_dilated",
+            note="constant kernel; stride, padding, groups, dilation",
+            accepts=_only_first,
+            transpose=convolution.pull_back,
+        ),
+    )
+
+
+for _op in _table():
+    register(_op)

@@ -1,0 +1,213 @@
+"""Coefficients pulled back through a convolution, in the form that is fast on the platform.
+
+The pull-back of coefficients is the transposed convolution. XLA's CPU backend is slow at one with a
+stride, and very slow at its gradient with respect to the kernel (18 times the forward convolution).
+The *sub-pixel* form has neither problem: output positions of one phase (their index modulo the
+stride) depend on the rows through an ordinary stride-1 convolution with every stride-th tap of the
+kernel, and the phases are interleaved. Its derivatives are ordinary convolutions too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+from chex import Array
+from jax import lax
+
+if TYPE_CHECKING:
+    from boundjax.graph import Node
+
+_LOWERING: contextvars.ContextVar[str] = contextvars.ContextVar("lowering", default="auto")
+
+# Below this many input channels (images) the native form is faster on CPU: docs/results.md.
+_FEW_CHANNELS = 4
+
+
+@contextlib.contextmanager
+def transposed_convolution(lowering: Literal["auto", "native", "subpixel"]) -> Iterator[None]:
+    """Chooses the form of pulled-back strided convolutions, for what is traced in this context.
+
+    ``"native"``: XLA's transposed convolution. ``"subpixel"``: interleaved stride-1 convolutions.
+    ``"auto"`` (default): sub-pixel on CPU where the input has several channels, else native.
+
+    Raises:
+      ValueError: for another name.
+    """
+    if lowering not in ("auto", "native", "subpixel"):
+        raise ValueError(f"lowering must be 'auto', 'native' or 'subpixel', got {lowering!r}")
+    token = _LOWERING.set(lowering)
+    try:
+        yield
+    finally:
+        _LOWERING.reset(token)
+
+
+def pull_back(node: Node, rows: Array) -> tuple[Array, ...]:
+    """Coefficients ``[m, *node.shape]`` on a convolution's output -> ``[m, *input.shape]``.
+
+    The rows (and, under ``vmap``, the examples) go through the batch dimension of one convolution.
+    """
+    params = node.params
+    (example,) = node.input_shapes
+    (kernel,) = node.constants
+    lhs_spec, _, out_spec = params["dimension_numbers"]
+    if params["batch_group_count"] != 1:
+        # The groups tie the batch dimension together, so rows cannot share it.
+        return tuple(jax.vmap(jax.linear_transpose(node.apply, example))(rows))
+    count, axis = rows.shape[0], lhs_spec[0]
+    shape = list(example.shape)
+    shape[axis] *= count
+    merged = _merge_rows(rows, out_spec[0])
+    transposed = _subpixel if _use_subpixel(params, example.shape) else _native
+    result = transposed(params, tuple(shape), merged, kernel)
+    split = result.reshape(*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
+    return (jnp.moveaxis(split, axis, 0),)
+
+
+def _merge_rows(rows: Array, axis: int) -> Array:
+    """``[m, ..., N, ...]`` (N at ``axis`` of an example) -> ``[..., m * N, ...]``."""
+    moved = jnp.moveaxis(rows, 0, axis)
+    shape = moved.shape
+    return moved.reshape(*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
+
+
+def _use_subpixel(params: Mapping[str, Any], input_shape: tuple[int, ...]) -> bool:
+    lowering = _LOWERING.get()
+    # A dilated input (the model's own transposed convolution) keeps the native form.
+    if any(d != 1 for d in params["lhs_dilation"]) or lowering == "native":
+        return False
+    if lowering == "subpixel":
+        return True
+    strided = any(s > 1 for s in params["window_strides"])
+    channels = input_shape[params["dimension_numbers"].lhs_spec[1]]
+    return jax.default_backend() == "cpu" and strided and channels >= _FEW_CHANNELS
+
+
+def _native(
+    params: Mapping[str, Any], shape: tuple[int, ...], rows: Array, kernel: Array
+) -> Array:
+    """The transpose that JAX makes of the convolution, for an input of the given shape."""
+
+    def forward(x: Array) -> Array:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=params["window_strides"],
+            padding=params["padding"],
+            lhs_dilation=params["lhs_dilation"],
+            rhs_dilation=params["rhs_dilation"],
+            dimension_numbers=params["dimension_numbers"],
+            feature_group_count=params["feature_group_count"],
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=params["preferred_element_type"],
+        )
+
+    (result,) = jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, rows.dtype))(rows)
+    return result
+
+
+def _subpixel(
+    params: Mapping[str, Any], shape: tuple[int, ...], rows: Array, kernel: Array
+) -> Array:
+    """``x_bar[s i + d k - pad] = sum_k rows[i] kernel[k]^T`` by phases ``y mod s``, axis by axis."""
+    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+    groups = params["feature_group_count"]
+    rank = len(lhs_spec) - 2
+    rows = jnp.transpose(rows, (out_spec[0], *out_spec[2:], out_spec[1]))  # [N, *out, O]
+    kernel = jnp.transpose(kernel, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))  # [*k, I / g, O]
+    window = kernel.shape[:rank]
+    # Within each group the roles of input and output channels are exchanged: [*k, O / g, I].
+    kernel = jnp.swapaxes(kernel.reshape(*kernel.shape[:-1], groups, -1), -1, -3)
+    kernel = kernel.reshape(*kernel.shape[:-2], -1)
+    sizes = [shape[axis] for axis in lhs_spec[2:]]
+    spatial = "XYZUVW"[:rank]
+    names = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+
+    def phase(taps: list[_Taps]) -> Array:
+        """All output positions of one phase per axis."""
+        part = kernel
+        for axis, tap in enumerate(taps):
+            part = jnp.take(part, jnp.asarray(tap.positions, jnp.int32), axis=axis)
+        return lax.conv_general_dilated(
+            rows,
+            part,
+            window_strides=(1,) * rank,
+            padding=[tap.padding for tap in taps],
+            rhs_dilation=[tap.dilation for tap in taps],
+            dimension_numbers=names,
+            feature_group_count=groups,
+            precision=lax.Precision.HIGHEST,
+        )
+
+    def interleave(axis: int, taps: list[_Taps]) -> Array:
+        if axis == rank:
+            if all(tap.positions for tap in taps):
+                return phase(taps)
+            return jnp.zeros((rows.shape[0], *(t.size for t in taps), kernel.shape[-1]), rows.dtype)
+        stride, size = params["window_strides"][axis], sizes[axis]
+        longest = math.ceil(size / stride)
+        parts = []
+        for p in range(stride):
+            tap = _Taps.of_phase(
+                p,
+                stride,
+                params["rhs_dilation"][axis],
+                params["padding"][axis][0],
+                window[axis],
+                rows.shape[1 + axis],
+                size,
+            )
+            part = interleave(axis + 1, [*taps, tap])
+            fill = [(0, 0)] * part.ndim
+            fill[1 + axis] = (0, longest - tap.size)
+            parts.append(jnp.pad(part, fill))
+        joined = jnp.stack(parts, axis=2 + axis)
+        before, after = joined.shape[: 1 + axis], joined.shape[3 + axis :]
+        joined = joined.reshape(*before, longest * stride, *after)
+        return lax.slice_in_dim(joined, 0, size, axis=1 + axis)
+
+    result = interleave(0, [])  # [N, *in, I]
+    inverse = [0] * (rank + 2)
+    for source, target in enumerate((lhs_spec[0], *lhs_spec[2:], lhs_spec[1])):
+        inverse[target] = source
+    return jnp.transpose(result, inverse)
+
+
+class _Taps:
+    """Which kernel positions reach the outputs ``y = s q + p`` of one phase, along one axis.
+
+    ``y = s i + d k - pad`` with ``i = q + shift_k``; taps are ordered by rising shift, which makes
+    the phase an ordinary convolution of the rows with dilation ``shift_(k+1) - shift_k``.
+    """
+
+    def __init__(
+        self, positions: list[int], dilation: int, padding: tuple[int, int], size: int
+    ) -> None:
+        self.positions = positions
+        self.dilation = dilation
+        self.padding = padding
+        self.size = size
+
+    @classmethod
+    def of_phase(
+        cls, p: int, stride: int, dilation: int, pad: int, window: int, rows: int, size: int
+    ) -> _Taps:
+        count = max(0, math.ceil((size - p) / stride))
+        by_shift = sorted(
+            ((p + pad - dilation * k) // stride, k)
+            for k in range(window)
+            if (p + pad - dilation * k) % stride == 0
+        )
+        positions = [k for _, k in by_shift] if count else []
+        if not positions:
+            return cls([], 1, (0, 0), count)
+        shifts = [shift for shift, _ in by_shift]
+        step = shifts[1] - shifts[0] if len(shifts) > 1 else 1
+        # Output q reads rows[q + shift]: pad (or crop, if negative) so that q runs over the phase.
+        return cls(positions, step, (-shifts[0], count - rows + shifts[-1]), count)

@@ -1,0 +1,157 @@
+"""The one table of ops: what is known of each, stated once, for every transform.
+
+An op belongs to a family; a transform has one rule per family and never asks for an op by name.
+
+* ``Structural``: a linear map whose matrix holds only 0 and 1 (or -1), plus constants.
+* ``Weighted``: a linear map in the perturbed operand, with constant weights.
+* ``Scalar``: an elementwise function of one perturbed operand.
+* ``Extremum``: the maximum or minimum over windows of the perturbed operands.
+
+``register`` adds an op; ``supported_ops()`` prints the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from chex import Array
+
+if TYPE_CHECKING:
+    from boundjax.graph import Node
+
+
+class UnsupportedOpError(NotImplementedError):
+    """An op of the user's function is not in the table; the message says which, where, what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Perturbed:
+    """An operand that depends on the input: the index of the node that makes it."""
+
+    index: int
+
+
+class Lines(NamedTuple):
+    """``lower_slope x + lower_intercept <= f(x) <= upper_slope x + upper_intercept``, elementwise.
+
+    ``None`` stands for 0 that is known while tracing, so that a walk can skip the work.
+    """
+
+    lower_slope: Array | None
+    lower_intercept: Array | None
+    upper_slope: Array | None
+    upper_intercept: Array | None
+
+
+# A slope policy gives the free slope's position in [0, 1] from bounds around the kink at 0.
+Position = Callable[[Array, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Op:
+    """What every op has.
+
+    Attributes:
+      name: the primitive's (or the named composite's) name in a jaxpr.
+      note: one line for the printed table.
+      accepts: whether this entry covers a given equation, e.g. a product with one constant factor.
+    """
+
+    name: str
+    note: str = ""
+    accepts: Callable[[Node], bool] = lambda node: True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Structural(Op):
+    """A 0/1 (or -1) matrix plus constants.
+
+    ``sign(node)`` gives +1 or -1 per perturbed operand: how that operand enters the result.
+    ``moves`` says that, with one perturbed operand, every element of it reaches at most one element
+    of the result unless the result is larger: values are moved and shifted, not mixed.
+    ``transpose(node, rows)`` overrides ``jax.linear_transpose`` of the equation.
+    """
+
+    moves: bool = False
+
+    sign: Callable[[Node], tuple[int, ...]] = lambda node: (1,) * len(node.inputs)
+    transpose: Callable[[Node, Array], tuple[Array, ...]] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weighted(Op):
+    """Linear in its one perturbed operand; its constant operands are the weights.
+
+    ``transpose(node, rows)`` overrides ``jax.linear_transpose`` of the equation.
+    ``diagonal`` says that every output depends on one input only (a product with a constant).
+    """
+
+    diagonal: bool = False
+    transpose: Callable[[Node, Array], tuple[Array, ...]] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scalar(Op):
+    """An elementwise function.
+
+    Attributes:
+      image: ``(node, lower, upper) -> (lower, upper)``, the range of the function on the interval.
+      lines: ``(node, lower, upper, position) -> Lines``, valid on the interval.
+      lipschitz: ``(node, lower, upper) -> L``, the largest absolute slope on the interval.
+      monotone: whether the image of an exact interval is exact.
+    """
+
+    image: Callable[[Node, Array, Array], tuple[Array, Array]]
+    lines: Callable[[Node, Array, Array, Position], Lines]
+    lipschitz: Callable[[Node, Array, Array], Array]
+    monotone: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extremum(Op):
+    """Maximum (``sign`` = 1) or minimum (-1) over windows.
+
+    ``windows(node, *perturbed)`` is a linear map to ``[*out, K]``; ``valid(node)`` a boolean
+    ``[*out, K]`` that is False at padding, or None.
+    """
+
+    sign: int
+    windows: Callable[..., Array]
+    valid: Callable[[Node], Array | None] = lambda node: None
+
+
+_TABLE: dict[str, list[Op]] = {}
+
+
+def register(op: Op) -> Op:
+    """Adds an entry to the table; of several that accept an equation the first registered wins."""
+    if not isinstance(op, (Structural, Weighted, Scalar, Extremum)):
+        raise TypeError(f"expected an op of a known family, got {type(op).__name__}")
+    _TABLE.setdefault(op.name, []).append(op)
+    return op
+
+
+def resolve(node: Node) -> Op | None:
+    """The entry that covers ``node``, or None."""
+    return next((op for op in _TABLE.get(node.primitive, ()) if op.accepts(node)), None)
+
+
+def all_ops() -> Iterator[Op]:
+    """Every registered entry."""
+    for entries in _TABLE.values():
+        yield from entries
+
+
+def supported_ops() -> str:
+    """The table as text: op, family, note; one line each, sorted by family and name.
+
+    Example:
+      >>> print(boundjax.supported_ops())  # doctest: +SKIP
+    """
+    rows = sorted((type(op).__name__.lower(), op.name, op.note) for op in all_ops())
+    width = max(len(name) for _, name, _ in rows)
+    lines = [f"{'op':<{width}}  {'family':<10}  note"]
+    lines += [f"{name:<{width}}  {family:<10}  {note}".rstrip() for family, name, note in rows]
+    return "\n".join(lines)

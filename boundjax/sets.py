@@ -1,0 +1,246 @@
+"""Input sets: what a perturbed input may be, and the maximum of a linear function over it.
+
+A set knows nothing of networks. It answers two questions:
+
+* ``interval()``: the smallest box around the set, from which interval bounds start;
+* ``support(c)``: ``max <c, x>`` over the set, with which linear bounds end ("concretize").
+
+Sets are pytrees: build them inside ``jax.vmap`` / ``jax.jit``, differentiate with respect to them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import Array, Numeric
+
+
+class Interval(NamedTuple):
+    """Elementwise bounds: ``lower <= value <= upper``, two arrays of one shape."""
+
+    lower: Array
+    upper: Array
+
+    @property
+    def width(self) -> Array:
+        """``upper - lower``."""
+        return self.upper - self.lower
+
+
+@runtime_checkable
+class InputSet(Protocol):
+    """What a transform asks of an input set; a user's own set only needs these."""
+
+    @property
+    def is_box(self) -> bool:
+        """Whether the set equals its ``interval()``; intervals are then exact at the input."""
+
+    def interval(self) -> Interval:
+        """The smallest box that contains the set."""
+
+    def support(self, coefficients: Array) -> Array:
+        """``max <coefficients, x>`` over the set (or an upper bound on it), a scalar."""
+
+
+def _concrete(value: Any) -> np.ndarray | None:
+    """``value`` as a numpy array where its numbers are known now; None for tracers and the
+    placeholders that JAX puts into a pytree (``in_axes``, sharding trees)."""
+    if isinstance(value, jax.core.Tracer):
+        return None
+    if isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)):
+        return np.asarray(value)
+    return None
+
+
+def _first(mask: np.ndarray) -> str:
+    index = tuple(int(i) for i in np.argwhere(mask)[0])
+    return "" if not index else f" at index {index[0] if len(index) == 1 else index}"
+
+
+def require_finite(name: str, value: Any) -> None:
+    """Raises ValueError where a concrete ``value`` holds a NaN or an infinity."""
+    array = _concrete(value)
+    if array is not None and not np.isfinite(array).all():
+        bad = ~np.isfinite(array)
+        raise ValueError(f"{name} must be finite, got {array[bad].flat[0]}{_first(bad)}")
+
+
+def require_radius(value: Any) -> None:
+    """Raises ValueError where a concrete radius is negative or not finite."""
+    array = _concrete(value)
+    if array is not None:
+        bad = ~(np.isfinite(array) & (array >= 0))
+        if bad.any():
+            raise ValueError(
+                f"eps must be finite and >= 0, got {array[bad].flat[0]}{_first(bad)}; "
+                "give the radius in the units of the input"
+            )
+
+
+def _float(value: Numeric, like: Any = None) -> Array:
+    """``value`` as a floating array (of ``like``'s dtype where given)."""
+    if like is not None:
+        return jnp.asarray(value, dtype=jnp.result_type(like))
+    array = jnp.asarray(value)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["lower", "upper"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """All ``x`` with ``lower <= x <= upper``, elementwise; both of the input's shape.
+
+    Raises:
+      ValueError: for different shapes, values that are not finite, or ``lower > upper``.
+    """
+
+    lower: Array
+    upper: Array
+
+    def __post_init__(self) -> None:
+        lower, upper = _concrete(self.lower), _concrete(self.upper)
+        if lower is None or upper is None:
+            return
+        if lower.shape != upper.shape:
+            raise ValueError(
+                f"Box needs bounds of one shape, got lower {lower.shape} and upper {upper.shape}"
+            )
+        require_finite("Box.lower", lower)
+        require_finite("Box.upper", upper)
+        if (lower > upper).any():
+            bad = lower > upper
+            raise ValueError(
+                f"Box needs lower <= upper, got {lower[bad].flat[0]} > {upper[bad].flat[0]}"
+                f"{_first(bad)}"
+            )
+
+    @property
+    def is_box(self) -> bool:
+        return True
+
+    def interval(self) -> Interval:
+        """The box itself; NaN where ``lower > upper`` turned up under ``jit``."""
+        lower = _float(self.lower)
+        upper = _float(self.upper, lower)
+        empty = lower > upper
+        return Interval(jnp.where(empty, jnp.nan, lower), jnp.where(empty, jnp.nan, upper))
+
+    def support(self, coefficients: Array) -> Array:
+        """``max <c, x> = <c, center> + <|c|, radius>``; ``c`` has the input's shape."""
+        return _box_support(coefficients, *self.interval())
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["center", "eps", "clip"], meta_fields=["p"]
+)
+@dataclasses.dataclass(frozen=True)
+class LpBall:
+    """All ``x`` with ``||(x - center) / eps||_p <= 1``, cut to ``clip[0] <= x <= clip[1]``.
+
+    Attributes:
+      center: the unperturbed input, any shape.
+      eps: radius in the units of the input (for pixels in [0, 1]: 8 / 255, say), ``>= 0``; a scalar,
+        or an array that broadcasts to the input's shape (one radius per feature; 0 keeps it fixed).
+      p: order of the norm, 1, 2 or ``inf`` (any ``p >= 1`` works through its dual norm).
+      clip: ``None`` or ``(low, high)``, the range of valid inputs, scalars or arrays.
+
+    ``support`` is exact for every ball without clip and for a clipped ``inf`` ball. For a clipped
+    ball with finite ``p`` it is the smaller of the ball's and the clipped box's support, an upper
+    bound.
+
+    Raises:
+      ValueError: for ``p < 1``, a radius that is negative or NaN, a center that is not finite, a clip
+        range that is empty.
+    """
+
+    center: Array
+    eps: Numeric
+    p: float = jnp.inf
+    clip: tuple[Numeric, Numeric] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.p >= 1:
+            raise ValueError(f"p must be a norm's order >= 1 (1, 2, inf), got {self.p}")
+        require_finite("LpBall.center", self.center)
+        require_radius(self.eps)
+        require_clip(self.clip)
+        center, eps = _concrete(self.center), _concrete(self.eps)
+        if center is not None and eps is not None and eps.ndim:
+            try:
+                fits = np.broadcast_shapes(center.shape, eps.shape) == center.shape
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(
+                    f"eps must be a scalar or broadcast to the input's shape {center.shape}, "
+                    f"got shape {eps.shape}"
+                )
+
+    @property
+    def is_box(self) -> bool:
+        return self.p == jnp.inf
+
+    def _radius(self) -> Array:
+        center = _float(self.center)
+        eps = jnp.broadcast_to(_float(self.eps, center), center.shape)
+        # Under jit a bad radius cannot raise; NaN bounds never certify.
+        return jnp.where(eps >= 0, eps, jnp.nan)
+
+    def interval(self) -> Interval:
+        """``[center - eps, center + eps]``, cut to the clip range."""
+        center, radius = _float(self.center), self._radius()
+        lower, upper = center - radius, center + radius
+        if self.clip is not None:
+            low, high = (_float(end, center) for end in self.clip)
+            low, high = jnp.broadcast_to(low, center.shape), jnp.broadcast_to(high, center.shape)
+            lower, upper = jnp.clip(lower, low, high), jnp.clip(upper, low, high)
+        return Interval(lower, upper)
+
+    def support(self, coefficients: Array) -> Array:
+        """``max <c, x> = <c, center> + ||eps * c||_q`` with ``1 / p + 1 / q = 1``."""
+        box = _box_support(coefficients, *self.interval())
+        if self.is_box:
+            return box
+        ball = jnp.sum(coefficients * _float(self.center)) + dual_norm(
+            self._radius() * coefficients, self.p
+        )
+        return ball if self.clip is None else jnp.minimum(ball, box)
+
+
+def require_clip(clip: tuple[Numeric, Numeric] | None) -> None:
+    """Raises ValueError where ``clip`` is neither None nor a pair ``(low, high)``, low <= high."""
+    if clip is None:
+        return
+    if not isinstance(clip, (tuple, list)) or len(clip) != 2:
+        raise ValueError(f"clip must be None or a pair (low, high), got {clip!r}")
+    low, high = _concrete(clip[0]), _concrete(clip[1])
+    if low is not None and high is not None and not (low <= high).all():
+        raise ValueError(f"clip must be (low, high) with low <= high, got {clip!r}")
+
+
+def dual_norm(values: Array, p: float) -> Array:
+    """``||values||_q`` with ``1 / p + 1 / q = 1``, over all axes; its gradient at 0 is 0."""
+    if p == 1:
+        return jnp.max(jnp.abs(values))
+    if p == jnp.inf:
+        return jnp.sum(jnp.abs(values))
+    q = p / (p - 1)
+    # Scaling by the largest entry keeps squares of small coefficients from underflowing to 0 (XLA
+    # flushes subnormals), which would make the support too small. Double where: no NaN gradient at 0.
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(values)))
+    positive = scale > 0
+    safe = jnp.where(positive, values / jnp.where(positive, scale, 1.0), 1.0)
+    norm = jnp.sum(jnp.abs(safe) ** jnp.asarray(q, safe.dtype)) ** jnp.asarray(1 / q, safe.dtype)
+    return jnp.where(scale == 0, jnp.zeros_like(scale), scale * norm)
+
+
+def _box_support(coefficients: Array, lower: Array, upper: Array) -> Array:
+    center, radius = 0.5 * (lower + upper), 0.5 * (upper - lower)
+    return jnp.sum(coefficients * center) + jnp.sum(jnp.abs(coefficients) * radius)

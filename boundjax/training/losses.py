@@ -1,0 +1,92 @@
+"""Losses of certified training: pure functions of logits and of bounds on the margins (METHODS 0, 3)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy `log sum_m exp(z_m) - z_y` of each example.
+
+    Args:
+      logits: `[..., C]`.
+      labels: int `[...]`, in `[0, C)`.
+
+    Returns:
+      `[...]`.
+
+    Raises:
+      ValueError: if the shapes do not belong together.
+    """
+    if logits.ndim == 0 or logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"logits [..., C] and labels [...] must agree, got {logits.shape} and {labels.shape}"
+        )
+    label_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - label_logit
+
+
+def robust_cross_entropy(margins: jax.Array) -> jax.Array:
+    """Upper bound on the worst cross-entropy, `log(1 + sum_{m != y} exp(-margin_m))`.
+
+    Cross-entropy grows with every difference `z_m - z_y`, so lower bounds on the margins `z_y - z_m` over the
+    input set give an upper bound on its maximum there.
+
+    Args:
+      margins: `[..., C - 1]`, lower bounds on `z_y - z_m` over `m != y`.
+
+    Returns:
+      `[...]`. NaN where a margin is NaN.
+
+    Raises:
+      ValueError: if `margins` is a scalar.
+    """
+    if margins.ndim == 0:
+        raise ValueError("margins must have the shape [..., C - 1], got a scalar")
+    own = jnp.zeros((*margins.shape[:-1], 1), margins.dtype)  # the true class against itself
+    return jax.nn.logsumexp(jnp.concatenate([own, -margins], axis=-1), axis=-1)
+
+
+def mixed_objective(
+    logits: jax.Array,
+    labels: jax.Array,
+    interval_margins: jax.Array,
+    linear_margins: jax.Array,
+    kappa: jax.Array | float,
+    beta: jax.Array | float,
+) -> jax.Array:
+    """The objective of CROWN-IBP and its successors, averaged over the batch (METHODS 3):
+
+        kappa CE(z, y) + (1 - kappa) robust CE((1 - beta) interval margins + beta linear margins).
+
+    kappa = 0 and beta = 0 is IBP training, kappa = 0 and beta = 1 trains on the linear bounds alone.
+
+    Args:
+      logits: `[B, C]`, on the clean inputs.
+      labels: int `[B]`.
+      interval_margins: `[B, C - 1]`, lower bounds on the margins by interval propagation.
+      linear_margins: `[B, C - 1]`, lower bounds on the same margins by linear bounds, not intersected.
+      kappa: weight of the natural loss, in `[0, 1]`.
+      beta: weight of the linear margins, in `[0, 1]`.
+
+    Returns:
+      A scalar.
+
+    Raises:
+      ValueError: if the shapes do not belong together.
+    """
+    if interval_margins.shape != linear_margins.shape:
+        raise ValueError(
+            "interval and linear margins must have one shape, got "
+            f"{interval_margins.shape} and {linear_margins.shape}"
+        )
+    if interval_margins.ndim == 0 or interval_margins.shape[:-1] != labels.shape:
+        raise ValueError(
+            "margins [B, C - 1] and labels [B] must agree, got "
+            f"{interval_margins.shape} and {labels.shape}"
+        )
+    margins = (1.0 - beta) * interval_margins + beta * linear_margins
+    natural = jnp.mean(cross_entropy(logits, labels))
+    robust = jnp.mean(robust_cross_entropy(margins))
+    return kappa * natural + (1.0 - kappa) * robust

@@ -1,0 +1,123 @@
+"""Schedules of the training radius and of the weights that follow it (METHODS 1.1).
+
+Every schedule is a pure function of the global step, so that a resumed run continues exactly where it
+stopped. `step` may be a Python integer or a traced int32 scalar; the result is a float32 scalar.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Scalar = jax.Array | float | int
+
+
+def _check_ramp(start: int, end: int, eps_max: float) -> None:
+    if not 0 <= start <= end:
+        raise ValueError(f"a ramp needs 0 <= start <= end (steps), got start={start}, end={end}")
+    if not eps_max >= 0:
+        raise ValueError(f"eps_max must be >= 0, got {eps_max}")
+
+
+def _ramp_fraction(step: Scalar, start: int, end: int) -> jax.Array:
+    """`clip((step - start) / (end - start), 0, 1)`; a jump at `start` when the ramp is empty."""
+    # Subtracting the integers first keeps the difference exact for steps beyond 2**24.
+    passed = (jnp.asarray(step, jnp.int32) - start).astype(jnp.float32)
+    if end == start:
+        return (passed >= 0.0).astype(jnp.float32)
+    return jnp.clip(passed / float(end - start), 0.0, 1.0)
+
+
+def linear_schedule(step: Scalar, start: int, end: int, eps_max: float) -> jax.Array:
+    """Linear ramp `eps(t) = eps_max * clip((t - start) / (end - start), 0, 1)`.
+
+    Args:
+      step: global step `t`.
+      start: last step with radius 0 (an empty ramp, `start == end`, jumps at `start`).
+      end: first step with radius `eps_max`.
+      eps_max: the final radius, in the units of the input.
+
+    Returns:
+      The radius at `step`, a float32 scalar.
+
+    Raises:
+      ValueError: if not `0 <= start <= end`, or `eps_max` is negative or NaN.
+    """
+    _check_ramp(start, end, eps_max)
+    return eps_max * _ramp_fraction(step, start, end)
+
+
+def smoothed_schedule(
+    step: Scalar,
+    start: int,
+    end: int,
+    eps_max: float,
+    mid: float = 0.25,
+    exponent: int = 4,
+) -> jax.Array:
+    """A power of `t` up to `mid` of the ramp, then a line, joined with equal value and slope.
+
+    With `m = start + int(mid * (end - start))` and `e = exponent`,
+
+        eps(t) = eps_m ((t - start) / (m - start))**e                          for t < m,
+        eps(t) = eps_m + (eps_max - eps_m) (t - m) / (end - m)                 for m <= t < end,
+        eps_m  = eps_max (m - start) / (e (end - m) + (m - start)).
+
+    This is the schedule of "Fast Certified Robust Training with Short Warmup" (and of the large models of
+    CROWN-IBP) with the powers of large step counts cancelled.
+
+    Args:
+      step: global step `t`.
+      start: last step with radius 0.
+      end: first step with radius `eps_max`.
+      eps_max: the final radius, in the units of the input.
+      mid: the part of the ramp that follows the power, in `[0, 1)`.
+      exponent: the power `e >= 1`.
+
+    Returns:
+      The radius at `step`, a float32 scalar.
+
+    Raises:
+      ValueError: if the ramp is malformed, `mid` is outside `[0, 1)` or `exponent < 1`.
+    """
+    _check_ramp(start, end, eps_max)
+    if not 0.0 <= mid < 1.0:
+        raise ValueError(f"mid must lie in [0, 1), got {mid}")
+    if not exponent >= 1:
+        raise ValueError(f"exponent must be >= 1, got {exponent}")
+    middle = start + int(mid * (end - start))
+    if middle == start:  # no room for the curved part
+        return linear_schedule(step, start, end, eps_max)
+    eps_middle = eps_max * (middle - start) / (exponent * (end - middle) + (middle - start))
+    curved = eps_middle * _ramp_fraction(step, start, middle) ** exponent
+    straight = (eps_max - eps_middle) * _ramp_fraction(step, middle, end)
+    # The sum may miss eps_max by a rounding, and what depends on the end of the ramp compares with it.
+    return jnp.where(jnp.asarray(step, jnp.int32) >= end, jnp.float32(eps_max), curved + straight)
+
+
+def eps_dependent(eps: Scalar, eps_max: float, initial: float, final: float) -> jax.Array:
+    """A weight that follows the radius: `initial - (eps / eps_max) (initial - final)`.
+
+    Used for kappa (weight of the natural loss) and beta (weight of the linear bounds against the interval
+    bounds) by CROWN-IBP and its successors. With `eps_max == 0` the weight stays at `initial`.
+
+    Args:
+      eps: current radius, between 0 and `eps_max`.
+      eps_max: the final radius.
+      initial: the weight at radius 0.
+      final: the weight at `eps_max`; returned exactly there.
+
+    Returns:
+      A float32 scalar.
+
+    Raises:
+      ValueError: if `eps_max` is negative or NaN.
+    """
+    if not eps_max >= 0:
+        raise ValueError(f"eps_max must be >= 0, got {eps_max}")
+    eps = jnp.asarray(eps, jnp.float32)
+    if eps_max == 0:
+        return jnp.full_like(eps, initial)
+    weight = initial - (eps / eps_max) * (initial - final)
+    # At the end of the ramp beta must be exactly 0: the train step skips the linear walk on equality.
+    return jnp.where(eps >= jnp.float32(eps_max), jnp.float32(final), weight)

@@ -1,0 +1,1 @@
+"""The walks over a graph, one file each."""

@@ -1,0 +1,153 @@
+"""Interval bound propagation (IBP; Gowal et al. 2018): one rule per family of ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from chex import Array
+
+from boundjax import graph as graphs
+from boundjax.graph import Graph, Node
+from boundjax.ops.registry import Extremum, Lines, Perturbed, Scalar, Structural, Weighted
+from boundjax.sets import InputSet, Interval
+from boundjax.transforms import backward
+
+
+def propagate(node: Node, operands: tuple[Interval, ...]) -> Interval:
+    """The interval of one node from those of its perturbed operands (METHODS 2.1)."""
+    lower, upper = zip(*operands, strict=True)
+    match node.op:
+        case Structural():
+            # A 0/1 matrix is monotone; a minus sign swaps the ends of that operand.
+            signs = node.op.sign(node)
+            ends = [(o.lower, o.upper)[:: s] for o, s in zip(operands, signs, strict=True)]
+            lower, upper = zip(*ends, strict=True)
+            return Interval(node.apply(*lower), node.apply(*upper))
+        case Weighted() if node.op.diagonal:
+            ends = node.apply(*lower), node.apply(*upper)
+            return Interval(jnp.minimum(*ends), jnp.maximum(*ends))
+        case Weighted():
+            center = node.apply(0.5 * (lower[0] + upper[0]))
+            radius = node.apply(0.5 * (upper[0] - lower[0]), constants=jnp.abs)
+            return Interval(center - radius, center + radius)
+        case Scalar():
+            return Interval(*node.op.image(node, lower[0], upper[0]))
+        case Extremum():
+            return Interval(node.apply(*lower), node.apply(*upper))
+    raise AssertionError(f"no interval rule for {type(node.op).__name__}")
+
+
+def forward(graph: Graph, input_set: InputSet) -> list[Interval]:
+    """Intervals of all nodes of a graph, in order."""
+    intervals = [input_set.interval()]
+    for node in graph.nodes[1:]:
+        intervals.append(propagate(node, tuple(intervals[i] for i in node.inputs)))
+    return intervals
+
+
+def constant_lines(node: Node, intervals: list[Interval]) -> Lines:
+    """Interval bounds as a relaxation: both lines constant, the ends of the node's interval."""
+    image = intervals[node.index]
+    return Lines(None, image.lower, None, image.upper)
+
+
+def merged(
+    graph: Graph,
+    input_set: InputSet,
+    intervals: list[Interval],
+    starts: dict[int, Array],
+    constant: Array,
+) -> Interval:
+    """Interval bounds ``[m]`` of a specification, merged with the affine layers before it.
+
+    METHODS 0, "Merging": the walk goes back to the nearest nonlinear ops, whose intervals are known.
+    """
+    walk = backward.linear_bounds(
+        graph, starts, lambda node: constant_lines(node, intervals), "both"
+    )
+    lower, upper = walk.concretize(input_set)
+    return Interval(lower + constant, upper + constant)
+
+
+def starts_of(graph: Graph, specification: Array) -> tuple[dict[int, Array], Array]:
+    """A specification ``[m, *out]`` as starting coefficients and a constant ``[m]``.
+
+    Raises:
+      ValueError: if the function has several outputs or the shapes do not fit.
+    """
+    if len(graph.outputs) != 1:
+        raise ValueError(
+            f"a specification needs a function with one output array, got {len(graph.outputs)}"
+        )
+    (output,) = graph.outputs
+    shape = graph.nodes[output.index].shape if isinstance(output, Perturbed) else output.shape
+    if specification.ndim < 1 or specification.shape[1:] != tuple(shape):
+        raise ValueError(
+            f"specification must have shape [m, {', '.join(map(str, shape))}] for an output of "
+            f"shape {tuple(shape)}, got {specification.shape}"
+        )
+    if isinstance(output, Perturbed):
+        return {output.index: specification}, jnp.zeros(
+            specification.shape[:1], specification.dtype
+        )
+    axes = tuple(range(1, specification.ndim))
+    source = graph.nodes[0]
+    zeros = jnp.zeros((specification.shape[0], *source.shape), specification.dtype)
+    return {0: zeros}, jnp.sum(specification * output[None], axis=axes)
+
+
+def example_of(input_set: InputSet) -> Array:
+    """A value of the input's shape and dtype, to trace a function with."""
+    return input_set.interval().lower
+
+
+def interval(
+    function: Callable[[Array], Any], *, has_aux: bool = False
+) -> Callable[..., Interval | Any]:
+    """Turns a function of one example into a function from an input set to interval bounds.
+
+    Args:
+      function: any JAX function of one array, ``f(x) -> pytree of arrays``; it may close over weights.
+      has_aux: also return the pre-activation bounds, ``{label: Interval}``.
+
+    Returns:
+      ``bounds(input_set, specification=None)``: an ``Interval`` per output leaf; with a specification
+      ``[m, *out]`` (one output array) bounds ``[m]`` on ``<specification_k, f(x)>``, merged with the
+      network's last affine layers. With ``has_aux`` a pair of bounds and pre-activation bounds.
+
+    Raises:
+      UnsupportedOpError: at an op that is not in ``supported_ops()``.
+      ValueError: for a specification that does not fit the output.
+
+    Source: Gowal et al. 2018, "On the Effectiveness of Interval Bound Propagation".
+    """
+
+    def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
+        graph = graphs.trace(function, example_of(input_set))
+        intervals = forward(graph, input_set)
+        if specification is None:
+            leaves = [
+                intervals[o.index] if isinstance(o, Perturbed) else Interval(o, o)
+                for o in graph.outputs
+            ]
+            result = jax.tree.unflatten(graph.output_tree, leaves)
+        else:
+            starts, constant = starts_of(graph, specification)
+            result = merged(graph, input_set, intervals, starts, constant)
+        return (result, pre_activations(graph, intervals)) if has_aux else result
+
+    return bounds
+
+
+def pre_activations(graph: Graph, intervals: list[Interval]) -> dict[str, Interval]:
+    """Bounds on the inputs of the nonlinear ops, by label."""
+    found: dict[str, Interval] = {}
+    for node in graph.nodes[1:]:
+        if isinstance(node.op, (Scalar, Extremum)):
+            for position, index in enumerate(node.inputs):
+                suffix = f":{position}" if len(node.inputs) > 1 else ""
+                found[node.label + suffix] = intervals[index]
+    return found
