@@ -3,7 +3,9 @@
 A set knows nothing of networks. It answers two questions:
 
 * ``interval()``: the smallest box around the set, from which interval bounds start;
-* ``support(c)``: ``max <c, x>`` over the set, with which linear bounds end ("concretize").
+* ``support(c)``: ``max <c, x>`` over the set, with which linear bounds end ("concretize"); or
+  ``spread(c)``, the same seen from the middle of ``interval()``, which the walks use because nothing
+  cancels in it.
 
 Sets are pytrees: build them inside ``jax.vmap`` / ``jax.jit``, differentiate with respect to them.
 """
@@ -31,6 +33,16 @@ class Interval(NamedTuple):
         """``upper - lower``."""
         return self.upper - self.lower
 
+    @property
+    def middle(self) -> Array:
+        """``(lower + upper) / 2``."""
+        return 0.5 * (self.lower + self.upper)
+
+    @property
+    def radius(self) -> Array:
+        """``(upper - lower) / 2``."""
+        return 0.5 * (self.upper - self.lower)
+
 
 @runtime_checkable
 class InputSet(Protocol):
@@ -45,6 +57,9 @@ class InputSet(Protocol):
 
     def support(self, coefficients: Array) -> Array:
         """``max <coefficients, x>`` over the set (or an upper bound on it), a scalar."""
+
+    def spread(self, coefficients: Array) -> Array:
+        """``max <coefficients, x - m>`` with ``m`` the middle of ``interval()``, a scalar."""
 
 
 def _concrete(value: Any) -> np.ndarray | None:
@@ -133,8 +148,12 @@ class Box:
         return Interval(jnp.where(empty, jnp.nan, lower), jnp.where(empty, jnp.nan, upper))
 
     def support(self, coefficients: Array) -> Array:
-        """``max <c, x> = <c, center> + <|c|, radius>``; ``c`` has the input's shape."""
-        return _box_support(coefficients, *self.interval())
+        """``max <c, x> = <c, middle> + <|c|, radius>``; ``c`` has the input's shape."""
+        return jnp.sum(coefficients * self.interval().middle) + self.spread(coefficients)
+
+    def spread(self, coefficients: Array) -> Array:
+        """``max <c, x - middle> = <|c|, radius>``."""
+        return jnp.sum(jnp.abs(coefficients) * self.interval().radius)
 
 
 @functools.partial(
@@ -205,13 +224,19 @@ class LpBall:
 
     def support(self, coefficients: Array) -> Array:
         """``max <c, x> = <c, center> + ||eps * c||_q`` with ``1 / p + 1 / q = 1``."""
-        box = _box_support(coefficients, *self.interval())
+        return jnp.sum(coefficients * self.interval().middle) + self.spread(coefficients)
+
+    def spread(self, coefficients: Array) -> Array:
+        """``max <c, x - middle>``; the middle is the center unless the clip range cuts the ball."""
+        interval = self.interval()
+        box = jnp.sum(jnp.abs(coefficients) * interval.radius)
         if self.is_box:
             return box
-        ball = jnp.sum(coefficients * _float(self.center)) + dual_norm(
-            self._radius() * coefficients, self.p
-        )
-        return ball if self.clip is None else jnp.minimum(ball, box)
+        ball = dual_norm(self._radius() * coefficients, self.p)
+        if self.clip is None:
+            return ball
+        shift = jnp.sum(coefficients * (_float(self.center) - interval.middle))
+        return jnp.minimum(ball + shift, box)
 
 
 def require_clip(clip: tuple[Numeric, Numeric] | None) -> None:
@@ -239,8 +264,3 @@ def dual_norm(values: Array, p: float) -> Array:
     safe = jnp.where(positive, values / jnp.where(positive, scale, 1.0), 1.0)
     norm = jnp.sum(jnp.abs(safe) ** jnp.asarray(q, safe.dtype)) ** jnp.asarray(1 / q, safe.dtype)
     return jnp.where(scale == 0, jnp.zeros_like(scale), scale * norm)
-
-
-def _box_support(coefficients: Array, lower: Array, upper: Array) -> Array:
-    center, radius = 0.5 * (lower + upper), 0.5 * (upper - lower)
-    return jnp.sum(coefficients * center) + jnp.sum(jnp.abs(coefficients) * radius)

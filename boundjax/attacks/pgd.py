@@ -30,11 +30,11 @@ def pgd(
 ) -> jax.Array:
     """The input of smallest margin `z_y - max_{m != y} z_m` that the attack met in the ball.
 
-    The first restart starts at `x` itself, the others at random points of the ball. Each step moves along the
-    sign of the gradient (`norm=inf`) or along the normalised gradient (`norm=2`) of the loss and is projected
-    back onto the ball and the clip box. The best iterate is kept per example, the start included, so the
-    result is never less adversarial than `x`. A pure function: `jit` it with `f`, `norm`, `clip`, `steps`,
-    `restarts` and `loss` static.
+    The first restart starts at `x` itself, the others at random points of the ball. Each step moves
+    along the sign of the gradient (`norm=inf`) or along the normalised gradient (`norm=2`) of the
+    loss and is projected back onto the ball and the clip box. The best iterate is kept per example,
+    the start included, so the result is never less adversarial than `x`. A pure function: `jit` it
+    with `f`, `norm`, `clip`, `steps`, `restarts` and `loss` static.
 
     Args:
       f: batch in, logits `[B, C]` out, `C >= 2`.
@@ -53,8 +53,8 @@ def pgd(
       `[B, ...]`, the best iterate of each example.
 
     Raises:
-      ValueError: for a negative or NaN `eps`, a norm other than 2 and inf, an unknown loss, a step or restart
-        count out of range, or shapes that do not belong together.
+      ValueError: for a negative or NaN `eps`, a norm other than 2 and inf, an unknown loss, a step
+        or restart count out of range, or shapes that do not belong together.
     """
     _check_arguments(f, x, labels, eps, norm, clip, steps, restarts, loss)
     eps = jnp.asarray(eps, x.dtype)
@@ -119,7 +119,8 @@ def _projection(
 ) -> Callable[[jax.Array], jax.Array]:
     lowest, highest = (-jnp.inf, jnp.inf) if clip is None else clip
     if norm == jnp.inf:
-        # The very interval ends that the bounds start from, so the attack cannot leave by a rounding.
+        # The very interval ends that the bounds start from, so the attack cannot leave by a
+        # rounding.
         lower, upper = jnp.maximum(x - eps, lowest), jnp.minimum(x + eps, highest)
         return lambda iterate: jnp.clip(iterate, lower, upper)
 

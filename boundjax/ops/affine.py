@@ -6,7 +6,7 @@ and affine maps without a word, so it is only ever applied to an equation whose 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -32,17 +32,6 @@ def pull_back(node: Node, rows: Array) -> tuple[Array, ...]:
     if node.op.transpose is not None:
         return node.op.transpose(node, rows)
     return tuple(jax.vmap(jax.linear_transpose(node.apply, *node.input_shapes))(rows))
-
-
-def offset(node: Node) -> Array | None:
-    """The value at perturbed operands 0 (an addend, a pad value); None where it is 0 for sure."""
-    if isinstance(node.op, Weighted) or not any(_is_floating(c) for c in node.constants):
-        return None
-    return node.apply(*(jnp.zeros(i.shape, i.dtype) for i in node.input_shapes))
-
-
-def _is_floating(value: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(value), jnp.floating)
 
 
 def _only_first(node: Node) -> bool:
@@ -79,6 +68,7 @@ def _difference_signs(node: Node) -> tuple[int, ...]:
 def _table() -> tuple[Op, ...]:
     mixing = (
         ("concatenate", "any operands may be constant"),
+        ("stack", "any operands may be constant"),
         ("pad", "interior and negative padding too"),
         ("tile", ""),
         ("add_any", ""),
@@ -91,7 +81,6 @@ def _table() -> tuple[Op, ...]:
         ("reshape", _reshape),
         ("squeeze", _reshape),
         ("copy", _identity),
-        ("copy_p", _identity),
         ("stop_gradient", _identity),
     )
     return (

@@ -94,13 +94,30 @@ def _native(
 ) -> Array:
     """The transpose that JAX makes of the convolution, for an input of the given shape."""
 
+    lhs_spec, rhs_spec, _ = params["dimension_numbers"]
+    # More padding than the kernel reaches over becomes negative padding in the transpose, at which
+    # XLA's CPU convolution (jaxlib 0.10) reads memory it does not own. Padding apart avoids that.
+    apart = any(
+        low > dilation * (kernel.shape[axis] - 1)
+        for (low, _), dilation, axis in zip(
+            params["padding"], params["rhs_dilation"], rhs_spec[2:], strict=True
+        )
+    )
+
     def forward(x: Array) -> Array:
+        padding, input_dilation = params["padding"], params["lhs_dilation"]
+        if apart:
+            config = [(0, 0, 0)] * x.ndim
+            for i, axis in enumerate(lhs_spec[2:]):
+                config[axis] = (*padding[i], input_dilation[i] - 1)
+            x = lax.pad(x, jnp.zeros((), x.dtype), config)
+            padding, input_dilation = [(0, 0)] * len(padding), [1] * len(padding)
         return lax.conv_general_dilated(
             x,
             kernel,
             window_strides=params["window_strides"],
-            padding=params["padding"],
-            lhs_dilation=params["lhs_dilation"],
+            padding=padding,
+            lhs_dilation=input_dilation,
             rhs_dilation=params["rhs_dilation"],
             dimension_numbers=params["dimension_numbers"],
             feature_group_count=params["feature_group_count"],
@@ -134,11 +151,13 @@ def _subpixel(
         part = kernel
         for axis, tap in enumerate(taps):
             part = jnp.take(part, jnp.asarray(tap.positions, jnp.int32), axis=axis)
+        # Crops apart from the convolution: see _native on negative padding.
+        crops = [(min(low, 0), min(high, 0), 0) for low, high in (tap.padding for tap in taps)]
         return lax.conv_general_dilated(
-            rows,
+            lax.pad(rows, jnp.zeros((), rows.dtype), [(0, 0, 0), *crops, (0, 0, 0)]),
             part,
             window_strides=(1,) * rank,
-            padding=[tap.padding for tap in taps],
+            padding=[(max(low, 0), max(high, 0)) for low, high in (tap.padding for tap in taps)],
             rhs_dilation=[tap.dilation for tap in taps],
             dimension_numbers=names,
             feature_group_count=groups,

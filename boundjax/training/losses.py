@@ -1,4 +1,4 @@
-"""Losses of certified training: pure functions of logits and of bounds on the margins (METHODS 0, 3)."""
+"""Losses of certified training: functions of logits and bounds on the margins (METHODS 0, 3)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def robust_cross_entropy(margins: jax.Array) -> jax.Array:
     """Upper bound on the worst cross-entropy, `log(1 + sum_{m != y} exp(-margin_m))`.
 
-    Cross-entropy grows with every difference `z_m - z_y`, so lower bounds on the margins `z_y - z_m` over the
-    input set give an upper bound on its maximum there.
+    Cross-entropy grows with every difference `z_m - z_y`, so lower bounds on the margins `z_y -
+    z_m` over the input set give an upper bound on its maximum there.
 
     Args:
       margins: `[..., C - 1]`, lower bounds on `z_y - z_m` over `m != y`.
@@ -56,17 +56,19 @@ def mixed_objective(
     kappa: jax.Array | float,
     beta: jax.Array | float,
 ) -> jax.Array:
-    """The objective of CROWN-IBP and its successors, averaged over the batch (METHODS 3):
+    """The objective of CROWN-IBP and its successors, averaged over the batch (METHODS 3).
 
         kappa CE(z, y) + (1 - kappa) robust CE((1 - beta) interval margins + beta linear margins).
 
-    kappa = 0 and beta = 0 is IBP training, kappa = 0 and beta = 1 trains on the linear bounds alone.
+    kappa = 0 and beta = 0 is IBP training, kappa = 0 and beta = 1 trains on the linear bounds
+    alone.
 
     Args:
       logits: `[B, C]`, on the clean inputs.
       labels: int `[B]`.
       interval_margins: `[B, C - 1]`, lower bounds on the margins by interval propagation.
-      linear_margins: `[B, C - 1]`, lower bounds on the same margins by linear bounds, not intersected.
+      linear_margins: `[B, C - 1]`, lower bounds on the same margins by linear bounds, not
+        intersected.
       kappa: weight of the natural loss, in `[0, 1]`.
       beta: weight of the linear margins, in `[0, 1]`.
 

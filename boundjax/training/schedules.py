@@ -1,7 +1,7 @@
 """Schedules of the training radius and of the weights that follow it (METHODS 1.1).
 
-Every schedule is a pure function of the global step, so that a resumed run continues exactly where it
-stopped. `step` may be a Python integer or a traced int32 scalar; the result is a float32 scalar.
+Every schedule is a pure function of the global step, so that a resumed run continues exactly where
+it stopped. `step` may be a Python integer or a traced int32 scalar; the result is a float32 scalar.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def smoothed_schedule(
         eps(t) = eps_m + (eps_max - eps_m) (t - m) / (end - m)                 for m <= t < end,
         eps_m  = eps_max (m - start) / (e (end - m) + (m - start)).
 
-    This is the schedule of "Fast Certified Robust Training with Short Warmup" (and of the large models of
-    CROWN-IBP) with the powers of large step counts cancelled.
+    This is the schedule of "Fast Certified Robust Training with Short Warmup" (and of the large
+    models of CROWN-IBP) with the powers of large step counts cancelled.
 
     Args:
       step: global step `t`.
@@ -91,15 +91,17 @@ def smoothed_schedule(
     eps_middle = eps_max * (middle - start) / (exponent * (end - middle) + (middle - start))
     curved = eps_middle * _ramp_fraction(step, start, middle) ** exponent
     straight = (eps_max - eps_middle) * _ramp_fraction(step, middle, end)
-    # The sum may miss eps_max by a rounding, and what depends on the end of the ramp compares with it.
+    # The sum may miss eps_max by a rounding, and what depends on the end of the ramp compares with
+    # it.
     return jnp.where(jnp.asarray(step, jnp.int32) >= end, jnp.float32(eps_max), curved + straight)
 
 
 def eps_dependent(eps: Scalar, eps_max: float, initial: float, final: float) -> jax.Array:
     """A weight that follows the radius: `initial - (eps / eps_max) (initial - final)`.
 
-    Used for kappa (weight of the natural loss) and beta (weight of the linear bounds against the interval
-    bounds) by CROWN-IBP and its successors. With `eps_max == 0` the weight stays at `initial`.
+    Used for kappa (weight of the natural loss) and beta (weight of the linear bounds against the
+    interval bounds) by CROWN-IBP and its successors. With `eps_max == 0` the weight stays at
+    `initial`.
 
     Args:
       eps: current radius, between 0 and `eps_max`.
@@ -119,5 +121,6 @@ def eps_dependent(eps: Scalar, eps_max: float, initial: float, final: float) -> 
     if eps_max == 0:
         return jnp.full_like(eps, initial)
     weight = initial - (eps / eps_max) * (initial - final)
-    # At the end of the ramp beta must be exactly 0: the train step skips the linear walk on equality.
+    # At the end of the ramp beta must be exactly 0: the train step skips the linear walk on
+    # equality.
     return jnp.where(eps >= jnp.float32(eps_max), jnp.float32(final), weight)

@@ -5,10 +5,16 @@ the other (METHODS 2.3). All rows bound from *below*: at a nonlinear op a positi
 the lower line, a negative one the upper line. An upper bound on ``g`` is minus a lower bound on
 ``-g``; so when both sides are wanted, the rows are doubled to ``[g; -g]`` at the first relaxation,
 and everything up to there is shared.
+
+Values are written as deviations from *references*, one value per node: the middle of the interval at
+the input and after every nonlinear op, and their affine image in between. Then affine ops act on
+deviations without any offset (biases need no pass over the rows), a line ``y >= s x + t`` becomes
+``dy >= s dx + (s x_ref + t - y_ref)``, and less cancels in float32.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -18,7 +24,7 @@ from chex import Array
 
 from boundjax.graph import Graph, Node
 from boundjax.ops import affine
-from boundjax.ops.registry import Extremum, Lines, Scalar, Structural, Weighted
+from boundjax.ops.registry import Extremum, Lines, Structural, Weighted
 from boundjax.sets import InputSet, Interval
 
 Sides = Literal["lower", "upper", "both"]
@@ -35,68 +41,104 @@ class LinearBounds(NamedTuple):
     upper_coefficients: Array | None
     upper_bias: Array | None
 
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """A linear function per row that bounds from below: ``coefficients (x - x_ref) + constant``."""
+
+    coefficients: Array
+    constant: Array
+
+    def least(self, input_set: InputSet) -> Array:
+        """The least value ``[m]`` over the input set."""
+        return self.constant - jax.vmap(input_set.spread)(-self.coefficients)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Bounds of the rows from below, and of minus the rows from below; None where not asked for."""
+
+    below: Side | None
+    above: Side | None
+
     def concretize(self, input_set: InputSet) -> tuple[Array | None, Array | None]:
         """The least lower and the largest upper value ``[m]`` over the input set."""
-        support = jax.vmap(input_set.support)
-        lower = upper = None
-        if self.lower_bias is not None:
-            lower = self.lower_bias - support(-self.lower_coefficients)
-        if self.upper_bias is not None:
-            upper = self.upper_bias + support(self.upper_coefficients)
+        lower = None if self.below is None else self.below.least(input_set)
+        upper = None if self.above is None else -self.above.least(input_set)
         return lower, upper
 
+    def in_input(self, reference: Array) -> LinearBounds:
+        """The same as linear functions of the input itself; ``reference`` is the input's."""
 
-def linear_bounds(
+        def bias(side: Side) -> Array:
+            axes = tuple(range(1, side.coefficients.ndim))
+            return side.constant - jnp.sum(side.coefficients * reference[None], axis=axes)
+
+        lower = upper = (None, None)
+        if self.below is not None:
+            lower = (self.below.coefficients, bias(self.below))
+        if self.above is not None:
+            upper = (-self.above.coefficients, -bias(self.above))
+        return LinearBounds(*lower, *upper)
+
+
+def extend_references(references: list[Array], node: Node, interval: Interval) -> None:
+    """Appends the reference of the next node: the affine image, or the middle of its interval."""
+    if isinstance(node.op, (Structural, Weighted)):
+        references.append(node.apply(*(references[i] for i in node.inputs)))
+    else:
+        references.append(interval.middle)
+
+
+def pull_back(
     graph: Graph,
+    references: list[Array],
     starts: dict[int, Array],
     lines_of: Callable[[Node], Lines],
     sides: Sides,
-) -> LinearBounds:
+) -> Result:
     """Linear bounds in the input of ``sum_i <starts[i]_k, value of node i>``.
 
     Args:
       graph: the traced function.
+      references: one value per node, see above.
       starts: node index -> coefficients ``[m, *shape]``; the specification.
-      lines_of: the lines of a nonlinear node; called once for every such node on the way.
+      lines_of: the lines of a nonlinear node; asked once for every such node on the way.
       sides: which bounds are wanted.
     """
     sign = -1.0 if sides == "upper" else 1.0
     pending = {index: sign * rows for index, rows in starts.items()}
-    any_rows = next(iter(pending.values()))
-    count = any_rows.shape[0]
-    bias = jnp.zeros((count,), any_rows.dtype)
+    constant = sum(_contract(rows, references[index]) for index, rows in pending.items())
+    count = constant.shape[0]
     doubled = False
     for node in reversed(graph.nodes[1:]):
         rows = pending.pop(node.index, None)
         if rows is None:
             continue
         if isinstance(node.op, (Structural, Weighted)):
-            offset = affine.offset(node)
-            if offset is not None:
-                bias = bias + _contract(rows, offset)
             operands = affine.pull_back(node, rows)
         else:
             if sides == "both" and not doubled:
-                rows, bias = _double(rows), _double(bias)
+                rows, constant = _double(rows), _double(constant)
                 pending = {index: _double(value) for index, value in pending.items()}
                 doubled = True
-            operands, constant = _relax(node, rows, lines_of(node))
-            bias = bias + constant
+            lines = _around(node, lines_of(node), references)
+            operands, offset = _relax(node, rows, lines)
+            constant = constant + offset
         for index, operand in zip(node.inputs, operands, strict=True):
             if operand is not None:
                 pending[index] = pending[index] + operand if index in pending else operand
-    source = graph.nodes[0]
     coefficients = pending.get(0)
     if coefficients is None:
-        coefficients = jnp.zeros((bias.shape[0], *source.shape), bias.dtype)
+        coefficients = jnp.zeros((constant.shape[0], *graph.nodes[0].shape), constant.dtype)
     if sides == "lower":
-        return LinearBounds(coefficients, bias, None, None)
+        return Result(Side(coefficients, constant), None)
     if sides == "upper":
-        return LinearBounds(None, None, -coefficients, -bias)
+        return Result(None, Side(coefficients, constant))
     if not doubled:
-        return LinearBounds(coefficients, bias, coefficients, bias)
-    return LinearBounds(
-        coefficients[:count], bias[:count], -coefficients[count:], -bias[count:]
+        return Result(Side(coefficients, constant), Side(-coefficients, -constant))
+    return Result(
+        Side(coefficients[:count], constant[:count]), Side(coefficients[count:], constant[count:])
     )
 
 
@@ -106,8 +148,28 @@ def _double(rows: Array) -> Array:
 
 def _contract(rows: Array, value: Array) -> Array:
     """``<rows_k, value>`` for every row, ``[m]``."""
-    flat = rows.reshape(rows.shape[0], -1)
-    return jnp.dot(flat, value.reshape(-1), precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(rows * value[None], axis=tuple(range(1, rows.ndim)))
+
+
+def _around(node: Node, lines: Lines, references: list[Array]) -> Lines:
+    """The same lines between deviations from the references of the node and its operands."""
+    source = tuple(references[i] for i in node.inputs)
+    target = references[node.index]
+
+    def intercept(slope: Array | None, value: Array | None) -> Array:
+        constant = -target if value is None else value - target
+        if slope is None:
+            return constant
+        if isinstance(node.op, Extremum):
+            return constant + jnp.sum(slope * node.op.windows(node, *source), axis=-1)
+        return constant + slope * source[0]
+
+    return Lines(
+        lines.lower_slope,
+        intercept(lines.lower_slope, lines.lower_intercept),
+        lines.upper_slope,
+        intercept(lines.upper_slope, lines.upper_intercept),
+    )
 
 
 def _relax(
@@ -116,30 +178,20 @@ def _relax(
     """Pulls lower-bounding rows back through a nonlinear op: new coefficients, and the constants."""
     positive = rows > 0
     axes = tuple(range(1, rows.ndim))
-    lower, upper = lines.lower_intercept, lines.upper_intercept
-    constant = jnp.zeros((rows.shape[0],), rows.dtype)
-    if lower is not None or upper is not None:
-        constant = jnp.sum(rows * _select(positive, lower, upper), axis=axes)
-    lower, upper = lines.lower_slope, lines.upper_slope
-    if lower is None and upper is None:
+    intercepts = jnp.where(positive, lines.lower_intercept[None], lines.upper_intercept[None])
+    constant = jnp.sum(rows * intercepts, axis=axes)
+    if lines.lower_slope is None and lines.upper_slope is None:
         return (None,) * len(node.inputs), constant
-    if isinstance(node.op, Scalar):
-        return (rows * _select(positive, lower, upper),), constant
-    assert isinstance(node.op, Extremum)
-    window_rows = rows[..., None] * _select(positive[..., None], lower, upper)
+    if not isinstance(node.op, Extremum):
+        slopes = jnp.where(positive, lines.lower_slope[None], lines.upper_slope[None])
+        return (rows * slopes,), constant
+    slopes = jnp.where(
+        positive[..., None], lines.lower_slope[None], lines.upper_slope[None]
+    )
     windows = jax.linear_transpose(
         lambda *values: node.op.windows(node, *values), *node.input_shapes
     )
-    return tuple(jax.vmap(windows)(window_rows)), constant
-
-
-def _select(positive: Array, lower: Array | None, upper: Array | None) -> Array:
-    """The lower line's value at positive coefficients, the upper line's at the others, per row."""
-
-    def value(array: Array | None) -> Array | float:
-        return 0.0 if array is None else array[None]
-
-    return jnp.where(positive, value(lower), value(upper))
+    return tuple(jax.vmap(windows)(rows[..., None] * slopes)), constant
 
 
 def intersect(first: Interval, second: Interval) -> Interval:

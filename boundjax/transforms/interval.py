@@ -30,8 +30,8 @@ def propagate(node: Node, operands: tuple[Interval, ...]) -> Interval:
             ends = node.apply(*lower), node.apply(*upper)
             return Interval(jnp.minimum(*ends), jnp.maximum(*ends))
         case Weighted():
-            center = node.apply(0.5 * (lower[0] + upper[0]))
-            radius = node.apply(0.5 * (upper[0] - lower[0]), constants=jnp.abs)
+            center = node.apply(operands[0].middle)
+            radius = node.apply(operands[0].radius, constants=jnp.abs)
             return Interval(center - radius, center + radius)
         case Scalar():
             return Interval(*node.op.image(node, lower[0], upper[0]))
@@ -48,6 +48,14 @@ def forward(graph: Graph, input_set: InputSet) -> list[Interval]:
     return intervals
 
 
+def references_of(graph: Graph, intervals: list[Interval]) -> list[Array]:
+    """The backward walk's reference values, from the intervals of all nodes."""
+    references = [intervals[0].middle]
+    for node in graph.nodes[1:]:
+        backward.extend_references(references, node, intervals[node.index])
+    return references
+
+
 def constant_lines(node: Node, intervals: list[Interval]) -> Lines:
     """Interval bounds as a relaxation: both lines constant, the ends of the node's interval."""
     image = intervals[node.index]
@@ -58,6 +66,7 @@ def merged(
     graph: Graph,
     input_set: InputSet,
     intervals: list[Interval],
+    references: list[Array],
     starts: dict[int, Array],
     constant: Array,
 ) -> Interval:
@@ -65,10 +74,10 @@ def merged(
 
     METHODS 0, "Merging": the walk goes back to the nearest nonlinear ops, whose intervals are known.
     """
-    walk = backward.linear_bounds(
-        graph, starts, lambda node: constant_lines(node, intervals), "both"
+    result = backward.pull_back(
+        graph, references, starts, lambda node: constant_lines(node, intervals), "both"
     )
-    lower, upper = walk.concretize(input_set)
+    lower, upper = result.concretize(input_set)
     return Interval(lower + constant, upper + constant)
 
 
@@ -136,7 +145,8 @@ def interval(
             result = jax.tree.unflatten(graph.output_tree, leaves)
         else:
             starts, constant = starts_of(graph, specification)
-            result = merged(graph, input_set, intervals, starts, constant)
+            references = references_of(graph, intervals)
+            result = merged(graph, input_set, intervals, references, starts, constant)
         return (result, pre_activations(graph, intervals)) if has_aux else result
 
     return bounds

@@ -143,6 +143,7 @@ class _Walk:
         self.slopes: dict[str, Array] = {}
         self.lines: dict[int, Lines] = {}
         self.intervals = [input_set.interval()]
+        self.references = [self.intervals[0].middle]
         relaxed = {
             i for n in graph.nodes if isinstance(n.op, (Scalar, Extremum)) for i in n.inputs
         }
@@ -150,6 +151,7 @@ class _Walk:
         for node in graph.nodes[1:]:
             operands = tuple(self.intervals[i] for i in node.inputs)
             self.intervals.append(intervals_of.propagate(node, operands))
+            backward.extend_references(self.references, node, self.intervals[-1])
             if refine and node.index in relaxed and node.index not in exact:
                 self.intervals[node.index] = self.node_bounds(node, "both")
 
@@ -168,26 +170,23 @@ class _Walk:
     ) -> tuple[Interval, Auxiliary]:
         """Bounds of the specification whose coefficients start at the given nodes."""
         merged = intervals_of.merged(
-            self.graph, self.input_set, self.intervals, starts, constant
+            self.graph, self.input_set, self.intervals, self.references, starts, constant
         )
-        linear_bounds = self._pull_back(starts, sides)
-        lower, upper = linear_bounds.concretize(self.input_set)
+        walked = self._pull_back(starts, sides)
+        lower, upper = walked.concretize(self.input_set)
         found = Interval(
             merged.lower if lower is None else lower + constant,
             merged.upper if upper is None else upper + constant,
         )
-        if sides == "upper":
-            toward = linear_bounds.upper_coefficients
-        else:
-            toward = -linear_bounds.lower_coefficients
+        side = walked.above if sides == "upper" else walked.below
         aux = Auxiliary(
             interval=merged,
             linear=found,
             pre_activations=intervals_of.pre_activations(self.graph, self.intervals),
             slopes=self.slopes,
-            coefficients=linear_bounds,
+            coefficients=walked.in_input(self.references[0]),
             # The gradient of a support function is where its maximum is attained.
-            worst_input=jax.vmap(jax.grad(self.input_set.support))(toward),
+            worst_input=jax.vmap(jax.grad(self.input_set.support))(-side.coefficients),
         )
         return backward.intersect(merged, found), aux
 
@@ -213,8 +212,8 @@ class _Walk:
         ends = jax.lax.map(jax.checkpoint(block_bounds), indices)
         return jax.tree.map(lambda end: end.reshape(-1)[: node.size], ends)
 
-    def _pull_back(self, starts: dict[int, Array], sides: Sides) -> LinearBounds:
-        return backward.linear_bounds(self.graph, starts, self._lines, sides)
+    def _pull_back(self, starts: dict[int, Array], sides: Sides) -> backward.Result:
+        return backward.pull_back(self.graph, self.references, starts, self._lines, sides)
 
     def _lines(self, node: Node) -> Lines:
         if node.index not in self.lines:
