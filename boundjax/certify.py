@@ -42,13 +42,13 @@ class Certificate:
     """Guaranteed answers for a batch.
 
     Attributes:
-      verified: bool ``[B]``; True where every margin to another class is positive on the whole input
-        set. An example whose label is not the model's prediction is never verified.
+      verified: bool ``[B]``; True where every margin to another class is positive on the whole
+        input set. An example whose label is not the model's prediction is never verified.
       margins: float ``[B, C]``; lower bounds on ``z_y - z_m`` over the input set; 0 at ``m = y``.
       labels: int ``[B]``; the classes ``y`` the certificate is about.
       method: which bounds were used.
-      arithmetic: for which arithmetic it holds: ``"exact-real"``, that is for the network with these
-        weights in real arithmetic, up to the rounding of the bound computation itself.
+      arithmetic: for which arithmetic it holds: ``"exact-real"``, that is for the network with
+        these weights in real arithmetic, up to the rounding of the bound computation itself.
     """
 
     verified: np.ndarray
@@ -73,17 +73,18 @@ def certify(
     """Certifies that a classifier's decision cannot change within a radius.
 
     Args:
-      model: logits ``[B, C]`` from a batch ``[B, ...]``: a bound Linen module, ``(module, variables)``,
-        an NNX module (used in eval mode, its state left alone), or any callable. It is bounded one
-        example at a time, so it must not mix examples.
-      x: the inputs ``[B, ...]``, floating point.
-      eps: the radius in the units of ``x`` (8 / 255 for pixels in [0, 1]), ``>= 0``: a scalar, one per
-        example ``[B]``, or an array that broadcasts to ``x`` with as many dimensions (per feature).
+      model: logits ``[B, C]`` from a batch ``[B, ...]``: a bound Linen module,
+        ``(module, variables)``, an NNX module (used in eval mode, its state left alone), or any
+        callable. It is bounded one example at a time, so it must not mix examples.
+      x: the inputs ``[B, ...]``, float32 or float64.
+      eps: the radius in the units of ``x`` (8 / 255 for pixels in [0, 1]), ``>= 0``: a scalar, one
+        per example ``[B]``, or an array that broadcasts to ``x`` with as many dimensions (per
+        feature).
       labels: classes ``[B]``; the model's own predictions where not given.
       norm: order p of the norm, 1, 2 or inf.
       clip: ``(low, high)``, the range of valid inputs, or None; ``x`` must lie in it.
-      method: ``"interval"``, ``"crown-ibp"``, ``"crown"``, ``"fast-lin"``, or ``"best"``: per margin the
-        largest of all these lower bounds.
+      method: ``"interval"``, ``"crown-ibp"``, ``"crown"``, ``"fast-lin"``, or ``"best"``: per
+        margin the largest of all these lower bounds.
       batch_size: examples per compiled call; results do not depend on it.
       max_bytes: budget for the intermediate linear bounds of one call.
 
@@ -91,9 +92,9 @@ def certify(
       A ``Certificate``.
 
     Raises:
-      ValueError: for an empty batch, NaN inputs, a negative or NaN radius, labels out of range, wrong
-        shapes, an unknown method; the message says what was expected and what came.
-      TypeError: for a model that cannot be called or inputs that are not floating point.
+      ValueError: for an empty batch, NaN inputs, a negative or NaN radius, labels out of range,
+        wrong shapes, an unknown method; the message says what was expected and what came.
+      TypeError: for a model that cannot be called or inputs that are neither float32 nor float64.
       UnsupportedOpError: at an op that is not in ``supported_ops()``.
     """
     request = _Request.check(model, x, eps, labels, norm, clip, method, batch_size, max_bytes)
@@ -122,8 +123,8 @@ def certified_radius(
       steps: halvings; the answer is within ``eps_max / 2 ** steps`` of what the bounds can prove.
 
     Returns:
-      ``[B]``; ``certify`` succeeded at exactly this radius (``eps_max`` where it succeeded there); 0 where
-      no tried radius could be certified, misclassified examples among them.
+      ``[B]``; ``certify`` succeeded at exactly this radius (``eps_max`` where it succeeded there);
+      0 where no tried radius could be certified, misclassified examples among them.
 
     Raises:
       ValueError, TypeError, UnsupportedOpError: as ``certify``; ValueError for ``steps < 1``.
@@ -174,7 +175,9 @@ class _Request:
         max_bytes: int,
     ) -> _Request:
         if method not in (*METHODS, _BEST):
-            raise ValueError(f"method must be one of {', '.join((*METHODS, _BEST))}, got {method!r}")
+            raise ValueError(
+                f"method must be one of {', '.join((*METHODS, _BEST))}, got {method!r}"
+            )
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
         if max_bytes < 1:
@@ -183,8 +186,8 @@ class _Request:
             raise ValueError(f"norm must be 1, 2 or inf (any order >= 1), got {norm}")
         pure = models.as_pure(model)
         x = np.asarray(x)
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"x must be floating point, got {x.dtype}; use x.astype('float32')")
+        if x.dtype not in (np.float32, np.float64):
+            raise TypeError(f"x must be float32 or float64, got {x.dtype}; use x.astype('float32')")
         if x.dtype == np.float64 and not jax.config.jax_enable_x64:
             x = x.astype(np.float32)
         if x.ndim < 1 or x.shape[0] == 0:
@@ -281,9 +284,7 @@ def _per_example(eps: Numeric, x: np.ndarray) -> np.ndarray:
         return np.full((x.shape[0],) + (1,) * (x.ndim - 1), eps)
     if eps.shape == x.shape[:1]:
         return eps.reshape((-1,) + (1,) * (x.ndim - 1))
-    fits = eps.ndim == x.ndim and all(
-        e in (1, n) for e, n in zip(eps.shape, x.shape, strict=True)
-    )
+    fits = eps.ndim == x.ndim and all(e in (1, n) for e, n in zip(eps.shape, x.shape, strict=True))
     if not fits:
         raise ValueError(
             f"eps must be a scalar, one per example [{x.shape[0]}], or broadcast to x of shape "
@@ -323,9 +324,7 @@ def _make_margins(
 ) -> Callable[..., Array]:
     """Compiles ``(variables, clip, xs, eps, labels) -> margins [B, C]`` for one method."""
 
-    def margins(
-        variables: ArrayTree, clip: Any, xs: Array, eps: Array, labels: Array
-    ) -> Array:
+    def margins(variables: ArrayTree, clip: Any, xs: Array, eps: Array, labels: Array) -> Array:
         bounds = METHODS[name](_single(apply, variables), max_bytes)
 
         def one(x: Array, radius: Array, label: Array) -> Array:

@@ -28,8 +28,19 @@ from boundjax.ops.registry import Perturbed
 
 # Calls that only wrap a jaxpr; where it stands in their parameters differs between releases.
 _CALLS = frozenset(
-    "jit pjit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr "
-    "remat remat2 checkpoint custom_lin".split()
+    [
+        "jit",
+        "pjit",
+        "closed_call",
+        "core_call",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "custom_vjp_call_jaxpr",
+        "remat",
+        "remat2",
+        "checkpoint",
+        "custom_lin",
+    ]
 )
 _CALL_JAXPRS = ("call_jaxpr", "jaxpr", "fun_jaxpr")
 
@@ -44,10 +55,13 @@ _COMPOSITES: dict[str, Callable[..., Array]] = {
     "clip": jnp.clip,
 }
 
-_LIBRARIES = tuple(
-    os.path.dirname(os.path.abspath(module.__file__)) + os.sep
-    for module in (jax, flax, __import__("jaxlib"), registry)
-) + (os.path.dirname(os.path.abspath(__file__)) + os.sep,)
+_LIBRARIES = (
+    *(
+        os.path.dirname(os.path.abspath(module.__file__)) + os.sep
+        for module in (jax, flax, __import__("jaxlib"), registry)
+    ),
+    os.path.dirname(os.path.abspath(__file__)) + os.sep,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,12 +147,13 @@ def trace(function: Callable[[Array], Any], example: Array) -> Graph:
       example: an array or tracer of the input's shape; its values are not used.
 
     Raises:
-      TypeError: if the example is not a floating-point array.
+      TypeError: if the example is neither float32 nor float64.
       UnsupportedOpError: at the first equation on a perturbed value that the table does not cover.
     """
-    if not jnp.issubdtype(jnp.result_type(example), jnp.floating):
+    if jnp.result_type(example) not in (jnp.float32, jnp.float64):
+        # Half precision would round the bounds themselves in the third digit.
         raise TypeError(
-            f"the input set must be floating point, got {jnp.result_type(example)}; "
+            f"the input set must be float32 or float64, got {jnp.result_type(example)}; "
             "convert it, e.g. x.astype(jnp.float32)"
         )
     closed, output_shape = jax.make_jaxpr(function, return_shape=True)(example)
@@ -260,8 +275,8 @@ def _live(jaxpr: Any) -> list[Any]:
 def _evaluator(eqn: Any) -> Callable[..., tuple[Array, ...]]:
     """The equation as a function of its operands' values.
 
-    Bounds of matrix products need full float32: the default on GPU (TF32) and TPU (bf16) is wrong in
-    the third digit (METHODS 14), so the precision that the model was traced with is overridden.
+    Bounds of matrix products need full float32: the default on GPU (TF32) and TPU (bf16) is wrong
+    in the third digit, so the precision that the model was traced with is overridden.
     """
     if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
         eqn = eqn.replace(params={**eqn.params, "precision": _full_precision()})
@@ -342,7 +357,7 @@ def _fingerprint(jaxpr: Any) -> Any:
 
 
 def _reference(name: str, function: Callable[..., Array], avals: tuple[Any, ...]) -> Any | None:
-    """The fingerprint of JAX's own composite on operands of these shapes, None if it cannot trace."""
+    """The fingerprint of JAX's composite on operands of these shapes, None if it cannot trace."""
     shapes = [
         jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False))
         for a in avals
@@ -394,14 +409,14 @@ def _unsupported(node: Node) -> str:
     where = f" in scope {node.scope}" if node.scope else ""
     return (
         f"no bounds are known for the op '{node.primitive}' ({kinds}) at {node.location}{where}; "
-        "replace it by a supported op (print(boundjax.supported_ops())) or add it with "
+        "replace it by a supported op (boundjax.supported_ops() prints them) or add it with "
         "boundjax.ops.register(boundjax.ops.Scalar(name="
         f"'{node.primitive}', image=..., lines=..., lipschitz=...)), see CONTRIBUTING.md"
     )
 
 
 def _label(nodes: list[Node]) -> tuple[Node, ...]:
-    """Names nonlinear nodes by the layer before them, ``Dense_0/relu``, without the root's scope."""
+    """Names nonlinear nodes by the layer before them, ``Dense_0/relu``, without the root scope."""
     scopes = [n.scope.split("/") for n in nodes if n.scope]
     root = scopes[0][0] if scopes and all(s[0] == scopes[0][0] for s in scopes) else None
     seen: dict[str, int] = {}

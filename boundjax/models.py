@@ -18,8 +18,8 @@ class PureModel(NamedTuple):
     Attributes:
       apply: pure and hashable; equal for equal models, so that compiled code can be kept.
       variables: its weights, a pytree; everything that may change between calls.
-      cacheable: whether all state is in ``variables``. A plain callable may hide weights that change
-        under the same identity, so compiled code for it is never reused.
+      cacheable: whether all state is in ``variables``. A plain callable may hide weights that
+        change under the same identity, so compiled code for it is never reused.
     """
 
     apply: Callable[[Any, Array], Array]
@@ -59,8 +59,9 @@ def as_pure(model: Any) -> PureModel:
     """Brings a model to one form.
 
     Args:
-      model: a bound Linen module; a pair ``(module, variables)``; an NNX module (used in eval mode);
-        ``functools.partial(module.apply, variables)``; or any callable from a batch to logits.
+      model: a bound Linen module; a pair ``(module, variables)``; an NNX module (used in eval
+        mode); ``functools.partial(module.apply, variables)``; or any callable from a batch to
+        logits.
 
     Raises:
       TypeError: for an unbound Linen module, or anything that is not callable.

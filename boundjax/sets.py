@@ -4,8 +4,8 @@ A set knows nothing of networks. It answers two questions:
 
 * ``interval()``: the smallest box around the set, from which interval bounds start;
 * ``support(c)``: ``max <c, x>`` over the set, with which linear bounds end ("concretize"); or
-  ``spread(c)``, the same seen from the middle of ``interval()``, which the walks use because nothing
-  cancels in it.
+  ``spread(c)``, the same seen from the middle of ``interval()``, which the walks use because
+  nothing cancels in it.
 
 Sets are pytrees: build them inside ``jax.vmap`` / ``jax.jit``, differentiate with respect to them.
 """
@@ -63,8 +63,11 @@ class InputSet(Protocol):
 
 
 def _concrete(value: Any) -> np.ndarray | None:
-    """``value`` as a numpy array where its numbers are known now; None for tracers and the
-    placeholders that JAX puts into a pytree (``in_axes``, sharding trees)."""
+    """``value`` as a numpy array where its numbers are known now, else None.
+
+    None stands for tracers and the placeholders that JAX puts into a pytree (``in_axes``, sharding
+    trees).
+    """
     if isinstance(value, jax.core.Tracer):
         return None
     if isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)):
@@ -105,9 +108,7 @@ def _float(value: Numeric, like: Any = None) -> Array:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["lower", "upper"], meta_fields=[]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["lower", "upper"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Box:
     """All ``x`` with ``lower <= x <= upper``, elementwise; both of the input's shape.
@@ -138,6 +139,7 @@ class Box:
 
     @property
     def is_box(self) -> bool:
+        """True: the set is its own interval."""
         return True
 
     def interval(self) -> Interval:
@@ -165,8 +167,9 @@ class LpBall:
 
     Attributes:
       center: the unperturbed input, any shape.
-      eps: radius in the units of the input (for pixels in [0, 1]: 8 / 255, say), ``>= 0``; a scalar,
-        or an array that broadcasts to the input's shape (one radius per feature; 0 keeps it fixed).
+      eps: radius in the units of the input (for pixels in [0, 1]: 8 / 255, say), ``>= 0``; a
+        scalar, or an array that broadcasts to the input's shape (one radius per feature; 0 keeps it
+        fixed).
       p: order of the norm, 1, 2 or ``inf`` (any ``p >= 1`` works through its dual norm).
       clip: ``None`` or ``(low, high)``, the range of valid inputs, scalars or arrays.
 
@@ -175,8 +178,8 @@ class LpBall:
     bound.
 
     Raises:
-      ValueError: for ``p < 1``, a radius that is negative or NaN, a center that is not finite, a clip
-        range that is empty.
+      ValueError: for ``p < 1``, a radius that is negative or NaN, a center that is not finite, a
+        clip range that is empty.
     """
 
     center: Array
@@ -190,25 +193,23 @@ class LpBall:
         require_finite("LpBall.center", self.center)
         require_radius(self.eps)
         require_clip(self.clip)
-        center, eps = _concrete(self.center), _concrete(self.eps)
-        if center is not None and eps is not None and eps.ndim:
-            try:
-                fits = np.broadcast_shapes(center.shape, eps.shape) == center.shape
-            except ValueError:
-                fits = False
-            if not fits:
-                raise ValueError(
-                    f"eps must be a scalar or broadcast to the input's shape {center.shape}, "
-                    f"got shape {eps.shape}"
-                )
 
     @property
     def is_box(self) -> bool:
+        """True for ``p = inf``, with or without clip."""
         return self.p == jnp.inf
 
     def _radius(self) -> Array:
-        center = _float(self.center)
-        eps = jnp.broadcast_to(_float(self.eps, center), center.shape)
+        center, eps = _float(self.center), jnp.asarray(self.eps)
+        # Not in __post_init__: a batch of balls (vmap's result) has one scalar eps per center.
+        if eps.ndim > center.ndim or any(
+            e not in (1, n) for e, n in zip(eps.shape[::-1], center.shape[::-1], strict=False)
+        ):
+            raise ValueError(
+                f"eps must be a scalar or broadcast to the input's shape {center.shape}, "
+                f"got shape {eps.shape}"
+            )
+        eps = jnp.broadcast_to(_float(eps, center), center.shape)
         # Under jit a bad radius cannot raise; NaN bounds never certify.
         return jnp.where(eps >= 0, eps, jnp.nan)
 
@@ -258,7 +259,8 @@ def dual_norm(values: Array, p: float) -> Array:
         return jnp.sum(jnp.abs(values))
     q = p / (p - 1)
     # Scaling by the largest entry keeps squares of small coefficients from underflowing to 0 (XLA
-    # flushes subnormals), which would make the support too small. Double where: no NaN gradient at 0.
+    # flushes subnormals), which would make the support too small. Double where: no NaN gradient
+    # at 0.
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(values)))
     positive = scale > 0
     safe = jnp.where(positive, values / jnp.where(positive, scale, 1.0), 1.0)

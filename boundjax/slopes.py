@@ -2,7 +2,6 @@
 
 A policy maps bounds ``lower < 0 < upper`` around a kink at 0 to the free slope's position in
 ``[0, 1]`` (for a ReLU: the lower slope itself). Any position is sound; stable units do not use it.
-METHODS 2.2 lists the choices of the papers.
 """
 
 from __future__ import annotations
@@ -22,7 +21,10 @@ def adaptive(lower: Array, upper: Array) -> Array:
 
 
 def parallel(lower: Array, upper: Array) -> Array:
-    """``upper / (upper - lower)``, parallel to the upper line (Fast-Lin; CAP, Wong & Kolter 2018)."""
+    """``upper / (upper - lower)``, parallel to the upper line.
+
+    The choice of Fast-Lin (Weng et al. 2018) and of CAP (Wong & Kolter 2018).
+    """
     unstable = (lower < 0) & (upper > 0)
     return jnp.where(unstable, upper / jnp.where(unstable, upper - lower, 1.0), 0.0)
 
@@ -38,7 +40,7 @@ def one(lower: Array, upper: Array) -> Array:
 
 
 class _Constant:
-    """Both lines constant, the ends of the op's image: interval bounds as a relaxation (METHODS 2.2)."""
+    """Both lines constant, the ends of the op's image: interval bounds as a relaxation."""
 
 
 CONSTANT = _Constant()
@@ -58,8 +60,9 @@ def resolve(
     """From what a user gives as ``slopes=`` to the policy for the op of a given label.
 
     Args:
-      slopes: a name in ``POLICIES``; a function of ``(lower, upper)``; or slopes by label (as returned
-        under ``aux.slopes``), arrays that broadcast to the op's shape with values in ``[0, 1]``.
+      slopes: a name in ``POLICIES``; a function of ``(lower, upper)``; or slopes by label (as
+        returned under ``aux.slopes``), arrays that broadcast to the op's shape with values in
+        ``[0, 1]``.
 
     Raises:
       ValueError: for an unknown name.

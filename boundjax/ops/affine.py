@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from chex import Array
 
-from boundjax.ops import convolution
+from boundjax.ops import convolution, matmul
 from boundjax.ops.registry import Op, Structural, Weighted, register
 
 if TYPE_CHECKING:
@@ -43,21 +43,29 @@ def _exactly_one(node: Node) -> bool:
     return sum(node.perturbed) == 1
 
 
-def _keeps_precision(node: Node) -> bool:
-    """A cast that loses no digit; others (to integers, to bfloat16) are not linear maps."""
-    old, new = node.input_shapes[0].dtype, node.dtype
-    if not (jnp.issubdtype(old, jnp.floating) and jnp.issubdtype(new, jnp.floating)):
-        return False
-    old, new = jnp.finfo(old), jnp.finfo(new)
-    return new.nmant >= old.nmant and new.maxexp >= old.maxexp
+def _same_dtype(node: Node) -> bool:
+    """A cast that changes nothing but the weak type; others are not linear maps in one precision."""
+    return node.input_shapes[0].dtype == node.dtype
 
 
 def _identity(node: Node, rows: Array) -> tuple[Array, ...]:
-    return (rows.astype(node.input_shapes[0].dtype),)
+    return (rows,)
 
 
 def _reshape(node: Node, rows: Array) -> tuple[Array, ...]:
     return (rows.reshape(rows.shape[0], *node.input_shapes[0].shape),)
+
+
+def _dense(node: Node, rows: Array) -> tuple[Array, ...]:
+    """The usual ``x @ W``: last axis of the perturbed operand against the first of the weights."""
+    (example,) = node.input_shapes
+    contract, batch = node.params["dimension_numbers"]
+    plain = node.perturbed[0] and contract == ((len(example.shape) - 1,), (0,)) and not any(batch)
+    if not plain or node.constants[0].ndim != 2:
+        return tuple(jax.vmap(jax.linear_transpose(node.apply, example))(rows))
+    weights = node.constants[0].astype(rows.dtype)
+    product = matmul.rows_matmul(rows.reshape(-1, rows.shape[-1]), weights.T)
+    return (product.reshape(rows.shape[0], *example.shape),)
 
 
 def _difference_signs(node: Node) -> tuple[int, ...]:
@@ -76,7 +84,7 @@ def _table() -> tuple[Op, ...]:
         ("cumsum", ""),
         ("reduce_window_sum", "average pooling, with a division"),
     )
-    moving = "broadcast_in_dim transpose slice rev split unstack add".split()
+    moving = ["broadcast_in_dim", "transpose", "slice", "rev", "split", "unstack", "add"]
     moving_transposed = (
         ("reshape", _reshape),
         ("squeeze", _reshape),
@@ -91,9 +99,9 @@ def _table() -> tuple[Op, ...]:
         Structural(name="neg", moves=True, sign=lambda node: (-1,)),
         Structural(
             name="convert_element_type",
-            note="to the same or a wider float",
+            note="to the same dtype",
             moves=True,
-            accepts=_keeps_precision,
+            accepts=_same_dtype,
             transpose=_identity,
         ),
         Structural(
@@ -108,11 +116,14 @@ def _table() -> tuple[Op, ...]:
             note="with constant indices",
             accepts=lambda node: not any(node.perturbed[2:]),
         ),
-        Weighted(
-            name="mul", note="by a constant; BatchNorm", accepts=_exactly_one, diagonal=True
-        ),
+        Weighted(name="mul", note="by a constant; BatchNorm", accepts=_exactly_one, diagonal=True),
         Weighted(name="div", note="by a constant", accepts=_only_first, diagonal=True),
-        Weighted(name="dot_general", note="one constant factor; dense", accepts=_exactly_one),
+        Weighted(
+            name="dot_general",
+            note="one constant factor; dense",
+            accepts=_exactly_one,
+            transpose=_dense,
+        ),
         Weighted(
             name="conv_general_dilated",
             note="constant kernel; stride, padding, groups, dilation",

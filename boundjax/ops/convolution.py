@@ -4,28 +4,33 @@ The pull-back of coefficients is the transposed convolution. XLA's CPU backend i
 stride, and very slow at its gradient with respect to the kernel (18 times the forward convolution).
 The *sub-pixel* form has neither problem: output positions of one phase (their index modulo the
 stride) depend on the rows through an ordinary stride-1 convolution with every stride-th tap of the
-kernel, and the phases are interleaved. Its derivatives are ordinary convolutions too.
+kernel, and the phases are interleaved. Its derivatives are ordinary convolutions too. Into an image
+with few channels, where those convolutions would be narrow, the taps are one matrix product
+instead.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from chex import Array
 from jax import lax
 
+from boundjax.ops import matmul
+
 if TYPE_CHECKING:
     from boundjax.graph import Node
 
 _LOWERING: contextvars.ContextVar[str] = contextvars.ContextVar("lowering", default="auto")
 
-# Below this many input channels (images) the native form is faster on CPU: docs/results.md.
+# Up to this many input channels (images) the taps of a phase are one matrix product.
 _FEW_CHANNELS = 4
 
 
@@ -33,8 +38,9 @@ _FEW_CHANNELS = 4
 def transposed_convolution(lowering: Literal["auto", "native", "subpixel"]) -> Iterator[None]:
     """Chooses the form of pulled-back strided convolutions, for what is traced in this context.
 
-    ``"native"``: XLA's transposed convolution. ``"subpixel"``: interleaved stride-1 convolutions.
-    ``"auto"`` (default): sub-pixel on CPU where the input has several channels, else native.
+    ``"native"``: XLA's transposed convolution. ``"subpixel"``: interleaved phases. ``"auto"``
+    (default): sub-pixel on CPU where the convolution has a stride or its input few channels, else
+    native.
 
     Raises:
       ValueError: for another name.
@@ -86,14 +92,11 @@ def _use_subpixel(params: Mapping[str, Any], input_shape: tuple[int, ...]) -> bo
         return True
     strided = any(s > 1 for s in params["window_strides"])
     channels = input_shape[params["dimension_numbers"].lhs_spec[1]]
-    return jax.default_backend() == "cpu" and strided and channels >= _FEW_CHANNELS
+    return jax.default_backend() == "cpu" and (strided or channels <= _FEW_CHANNELS)
 
 
-def _native(
-    params: Mapping[str, Any], shape: tuple[int, ...], rows: Array, kernel: Array
-) -> Array:
+def _native(params: Mapping[str, Any], shape: tuple[int, ...], rows: Array, kernel: Array) -> Array:
     """The transpose that JAX makes of the convolution, for an input of the given shape."""
-
     lhs_spec, rhs_spec, _ = params["dimension_numbers"]
     # More padding than the kernel reaches over becomes negative padding in the transpose, at which
     # XLA's CPU convolution (jaxlib 0.10) reads memory it does not own. Padding apart avoids that.
@@ -132,7 +135,7 @@ def _native(
 def _subpixel(
     params: Mapping[str, Any], shape: tuple[int, ...], rows: Array, kernel: Array
 ) -> Array:
-    """``x_bar[s i + d k - pad] = sum_k rows[i] kernel[k]^T`` by phases ``y mod s``, axis by axis."""
+    """``x_bar[s i + d k - pad] = sum_k rows[i] kernel[k]^T`` by phases ``y mod s``, per axis."""
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
     groups = params["feature_group_count"]
     rank = len(lhs_spec) - 2
@@ -146,18 +149,37 @@ def _subpixel(
     spatial = "XYZUVW"[:rank]
     names = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
 
-    def phase(taps: list[_Taps]) -> Array:
-        """All output positions of one phase per axis."""
+    few = groups == 1 and kernel.shape[-1] <= _FEW_CHANNELS
+    if few:
+        flat = jnp.moveaxis(kernel, rank, 0).reshape(kernel.shape[rank], -1)  # [O, k * I]
+        products = matmul.rows_matmul(rows.reshape(-1, rows.shape[-1]), flat)
+        products = products.reshape(*rows.shape[:-1], *window, kernel.shape[-1])
+
+    def shifted(taps: list[_Taps]) -> Array:
+        """One phase as a sum of shifted products."""
+        total = jnp.zeros((rows.shape[0], *(t.size for t in taps), kernel.shape[-1]), rows.dtype)
+        for chosen in itertools.product(*(zip(t.positions, t.shifts, strict=True) for t in taps)):
+            index = (..., *(position for position, _ in chosen), slice(None))
+            config = [(0, 0, 0)]
+            for axis, ((_, shift), tap) in enumerate(zip(chosen, taps, strict=True)):
+                config.append((-shift, tap.size - rows.shape[1 + axis] + shift, 0))
+            part = products[index]
+            total = total + lax.pad(part, jnp.zeros((), part.dtype), [*config, (0, 0, 0)])
+        return total
+
+    def convolved(taps: list[_Taps]) -> Array:
+        """One phase as an ordinary convolution."""
         part = kernel
         for axis, tap in enumerate(taps):
             part = jnp.take(part, jnp.asarray(tap.positions, jnp.int32), axis=axis)
         # Crops apart from the convolution: see _native on negative padding.
-        crops = [(min(low, 0), min(high, 0), 0) for low, high in (tap.padding for tap in taps)]
+        paddings = [tap.padding(rows.shape[1 + axis]) for axis, tap in enumerate(taps)]
+        crops = [(min(low, 0), min(high, 0), 0) for low, high in paddings]
         return lax.conv_general_dilated(
             lax.pad(rows, jnp.zeros((), rows.dtype), [(0, 0, 0), *crops, (0, 0, 0)]),
             part,
             window_strides=(1,) * rank,
-            padding=[(max(low, 0), max(high, 0)) for low, high in (tap.padding for tap in taps)],
+            padding=[(max(low, 0), max(high, 0)) for low, high in paddings],
             rhs_dilation=[tap.dilation for tap in taps],
             dimension_numbers=names,
             feature_group_count=groups,
@@ -167,7 +189,7 @@ def _subpixel(
     def interleave(axis: int, taps: list[_Taps]) -> Array:
         if axis == rank:
             if all(tap.positions for tap in taps):
-                return phase(taps)
+                return shifted(taps) if few else convolved(taps)
             return jnp.zeros((rows.shape[0], *(t.size for t in taps), kernel.shape[-1]), rows.dtype)
         stride, size = params["window_strides"][axis], sizes[axis]
         longest = math.ceil(size / stride)
@@ -179,7 +201,6 @@ def _subpixel(
                 params["rhs_dilation"][axis],
                 params["padding"][axis][0],
                 window[axis],
-                rows.shape[1 + axis],
                 size,
             )
             part = interleave(axis + 1, [*taps, tap])
@@ -198,35 +219,33 @@ def _subpixel(
     return jnp.transpose(result, inverse)
 
 
-class _Taps:
+class _Taps(NamedTuple):
     """Which kernel positions reach the outputs ``y = s q + p`` of one phase, along one axis.
 
     ``y = s i + d k - pad`` with ``i = q + shift_k``; taps are ordered by rising shift, which makes
     the phase an ordinary convolution of the rows with dilation ``shift_(k+1) - shift_k``.
     """
 
-    def __init__(
-        self, positions: list[int], dilation: int, padding: tuple[int, int], size: int
-    ) -> None:
-        self.positions = positions
-        self.dilation = dilation
-        self.padding = padding
-        self.size = size
+    positions: tuple[int, ...]
+    shifts: tuple[int, ...]
+    size: int
 
     @classmethod
     def of_phase(
-        cls, p: int, stride: int, dilation: int, pad: int, window: int, rows: int, size: int
+        cls, p: int, stride: int, dilation: int, pad: int, window: int, size: int
     ) -> _Taps:
         count = max(0, math.ceil((size - p) / stride))
         by_shift = sorted(
             ((p + pad - dilation * k) // stride, k)
-            for k in range(window)
+            for k in range(window if count else 0)
             if (p + pad - dilation * k) % stride == 0
         )
-        positions = [k for _, k in by_shift] if count else []
-        if not positions:
-            return cls([], 1, (0, 0), count)
-        shifts = [shift for shift, _ in by_shift]
-        step = shifts[1] - shifts[0] if len(shifts) > 1 else 1
-        # Output q reads rows[q + shift]: pad (or crop, if negative) so that q runs over the phase.
-        return cls(positions, step, (-shifts[0], count - rows + shifts[-1]), count)
+        return cls(tuple(k for _, k in by_shift), tuple(shift for shift, _ in by_shift), count)
+
+    @property
+    def dilation(self) -> int:
+        return self.shifts[1] - self.shifts[0] if len(self.shifts) > 1 else 1
+
+    def padding(self, rows: int) -> tuple[int, int]:
+        """Pads (or crops, if negative) so that q runs over the phase; q reads rows[q + shift]."""
+        return -self.shifts[0], self.size - rows + self.shifts[-1]

@@ -66,7 +66,7 @@ def _one_hot(index: Array, count: int, dtype: np.dtype) -> Array:
 
 
 def _pool_windows(node: Node, value: Array) -> Array:
-    """``[*shape]`` -> ``[*out, K]``, zeros at padding; strided slices, so that it transposes fast."""
+    """``[*shape]`` -> ``[*out, K]``, zeros at padding; strided slices, as they transpose fast."""
     p = node.params
     rank = value.ndim
     config = [
@@ -77,9 +77,7 @@ def _pool_windows(node: Node, value: Array) -> Array:
     pieces = []
     for position in itertools.product(*(range(w) for w in p["window_dimensions"])):
         start = [k * d for k, d in zip(position, p["window_dilation"], strict=True)]
-        limit = [
-            start[a] + (node.shape[a] - 1) * p["window_strides"][a] + 1 for a in range(rank)
-        ]
+        limit = [start[a] + (node.shape[a] - 1) * p["window_strides"][a] + 1 for a in range(rank)]
         pieces.append(lax.slice(padded, start, limit, p["window_strides"]))
     return jnp.stack(pieces, axis=-1)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class UnsupportedOpError(NotImplementedError):
-    """An op of the user's function is not in the table; the message says which, where, what to do."""
+    """An op of the function is not in the table; the message says which, where and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,14 +144,13 @@ def all_ops() -> Iterator[Op]:
         yield from entries
 
 
-def supported_ops() -> str:
-    """The table as text: op, family, note; one line each, sorted by family and name.
+def supported_ops() -> None:
+    """Prints the table: op, family, note; one line each, sorted by family and name.
 
-    Example:
-      >>> print(boundjax.supported_ops())  # doctest: +SKIP
+    ``boundjax.ops.all_ops()`` gives the entries themselves.
     """
     rows = sorted((type(op).__name__.lower(), op.name, op.note) for op in all_ops())
     width = max(len(name) for _, name, _ in rows)
-    lines = [f"{'op':<{width}}  {'family':<10}  note"]
-    lines += [f"{name:<{width}}  {family:<10}  {note}".rstrip() for family, name, note in rows]
-    return "\n".join(lines)
+    print(f"{'op':<{width}}  {'family':<10}  note")
+    for family, name, note in rows:
+        print(f"{name:<{width}}  {family:<10}  {note}".rstrip())

@@ -6,9 +6,9 @@ Three shapes cover the table:
 * *ramps* (clip, relu6, hard tanh): flat, straight, flat;
 * *smooth* functions: convex (softplus) or S-shaped (tanh, sigmoid), by tangents and chords.
 
-Lines follow METHODS 2.2 and Zhang et al. 2018 (CROWN). Where a line may be chosen, tangents are
-placed to be area-optimal (the least value at the middle of the interval), and the free slope of a
-piecewise linear op is left to a slope policy.
+Lines follow Zhang et al. 2018 (CROWN). Where a line may be chosen, tangents are placed to be
+area-optimal (the least value at the middle of the interval), and the free slope of a piecewise
+linear op is left to a slope policy.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from boundjax.ops.registry import Lines, Position, Scalar, register
 if TYPE_CHECKING:
     from boundjax.graph import Node
 
-# Rounding of XLA's transcendental functions: up to 5.4 ulp seen for tanh, and not monotone
-# (ECOSYSTEM 9). Images and lines of smooth functions are moved outward by this many ulp.
+# Rounding of XLA's transcendental functions: up to 4.3 ulp seen for tanh, and not monotone. Images
+# and lines of smooth functions are moved outward by this many ulp.
 _ULPS = 8.0
 
 
@@ -43,7 +43,7 @@ def hinge_lines(
     On an interval around 0 one line is the chord through both ends; the other passes through the
     origin with a free slope between ``left`` and ``right``: ``left + (right - left) * position``.
     The hinge is convex (chord above) where ``right >= left``, else concave (chord below).
-    For relu (METHODS 2.2): chord slope ``u / (u - l)``, intercept ``-l u / (u - l)``.
+    For relu: chord slope ``u / (u - l)``, intercept ``-l u / (u - l)``.
     """
     on, off = lower >= 0, upper <= 0
     stable = on | off
@@ -265,9 +265,10 @@ def _touching_point(function: Function, lower: Array, upper: Array) -> tuple[Arr
     """Where the tangent of an S-shaped function passes through ``(lower, f(lower))``.
 
     For ``lower < 0 < upper``, convex left of 0 and concave right of it: the least ``d`` in
-    ``(0, upper]`` whose tangent lies above the function at ``lower``, by bisection, and whether there
-    is one. The bracket's upper end is returned, where the condition holds. The derivative of ``d``
-    in ``lower`` comes from one Newton step whose value is cancelled (implicit differentiation).
+    ``(0, upper]`` whose tangent lies above the function at ``lower``, by bisection, and whether
+    there is one. The bracket's upper end is returned, where the condition holds. The derivative of
+    ``d`` in ``lower`` comes from one Newton step whose value is cancelled (implicit
+    differentiation).
     """
 
     def excess(d: Array, low: Array) -> Array:
@@ -369,9 +370,7 @@ register(
         lipschitz=_leaky_lipschitz,
     )
 )
-register(
-    Scalar(name="abs", image=_abs_image, lines=_abs_lines, lipschitz=_constant_slope(1.0))
-)
+register(Scalar(name="abs", image=_abs_image, lines=_abs_lines, lipschitz=_constant_slope(1.0)))
 register(_increasing(name="max", note="with a constant", accepts=_one_constant, lines=_max_lines))
 register(_increasing(name="min", note="with a constant", accepts=_one_constant, lines=_min_lines))
 register(_increasing(name="relu6", lines=_ramp(0.0, 6.0)))

@@ -1,4 +1,4 @@
-"""Losses of certified training: functions of logits and bounds on the margins (METHODS 0, 3)."""
+"""Losses of certified training: functions of logits and bounds on the margins."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def mixed_objective(
     kappa: jax.Array | float,
     beta: jax.Array | float,
 ) -> jax.Array:
-    """The objective of CROWN-IBP and its successors, averaged over the batch (METHODS 3).
+    """The objective of CROWN-IBP (Zhang et al. 2020) and its successors, averaged over the batch.
 
         kappa CE(z, y) + (1 - kappa) robust CE((1 - beta) interval margins + beta linear margins).
 

@@ -1,4 +1,4 @@
-"""Schedules of the training radius and of the weights that follow it (METHODS 1.1).
+"""Schedules of the training radius and of the weights that follow it.
 
 Every schedule is a pure function of the global step, so that a resumed run continues exactly where
 it stopped. `step` may be a Python integer or a traced int32 scalar; the result is a float32 scalar.

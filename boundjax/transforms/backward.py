@@ -1,13 +1,13 @@
 """The backward walk: coefficients on a node's value become linear bounds in the input.
 
 Rows of coefficients ``[m, *shape]`` start at a node and are pulled back through one equation after
-the other (METHODS 2.3). All rows bound from *below*: at a nonlinear op a positive coefficient takes
-the lower line, a negative one the upper line. An upper bound on ``g`` is minus a lower bound on
-``-g``; so when both sides are wanted, the rows are doubled to ``[g; -g]`` at the first relaxation,
-and everything up to there is shared.
+the other (CROWN, Zhang et al. 2018). All rows bound from *below*: at a nonlinear op a positive
+coefficient takes the lower line, a negative one the upper line. An upper bound on ``g`` is minus a
+lower bound on ``-g``; so when both sides are wanted, the rows are doubled to ``[g; -g]`` at the
+first relaxation, and everything up to there is shared.
 
-Values are written as deviations from *references*, one value per node: the middle of the interval at
-the input and after every nonlinear op, and their affine image in between. Then affine ops act on
+Values are written as deviations from *references*, one value per node: the middle of the interval
+at the input and after every nonlinear op, and their affine image in between. Then affine ops act on
 deviations without any offset (biases need no pass over the rows), a line ``y >= s x + t`` becomes
 ``dy >= s dx + (s x_ref + t - y_ref)``, and less cancels in float32.
 """
@@ -172,10 +172,8 @@ def _around(node: Node, lines: Lines, references: list[Array]) -> Lines:
     )
 
 
-def _relax(
-    node: Node, rows: Array, lines: Lines
-) -> tuple[tuple[Array | None, ...], Array]:
-    """Pulls lower-bounding rows back through a nonlinear op: new coefficients, and the constants."""
+def _relax(node: Node, rows: Array, lines: Lines) -> tuple[tuple[Array | None, ...], Array]:
+    """Pulls lower-bounding rows back through a nonlinear op: new coefficients and the constants."""
     positive = rows > 0
     axes = tuple(range(1, rows.ndim))
     intercepts = jnp.where(positive, lines.lower_intercept[None], lines.upper_intercept[None])
@@ -185,9 +183,7 @@ def _relax(
     if not isinstance(node.op, Extremum):
         slopes = jnp.where(positive, lines.lower_slope[None], lines.upper_slope[None])
         return (rows * slopes,), constant
-    slopes = jnp.where(
-        positive[..., None], lines.lower_slope[None], lines.upper_slope[None]
-    )
+    slopes = jnp.where(positive[..., None], lines.lower_slope[None], lines.upper_slope[None])
     windows = jax.linear_transpose(
         lambda *values: node.op.windows(node, *values), *node.input_shapes
     )

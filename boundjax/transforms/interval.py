@@ -17,13 +17,13 @@ from boundjax.transforms import backward
 
 
 def propagate(node: Node, operands: tuple[Interval, ...]) -> Interval:
-    """The interval of one node from those of its perturbed operands (METHODS 2.1)."""
+    """The interval of one node from those of its perturbed operands (Gowal et al. 2018)."""
     lower, upper = zip(*operands, strict=True)
     match node.op:
         case Structural():
             # A 0/1 matrix is monotone; a minus sign swaps the ends of that operand.
             signs = node.op.sign(node)
-            ends = [(o.lower, o.upper)[:: s] for o, s in zip(operands, signs, strict=True)]
+            ends = [(o.lower, o.upper)[::s] for o, s in zip(operands, signs, strict=True)]
             lower, upper = zip(*ends, strict=True)
             return Interval(node.apply(*lower), node.apply(*upper))
         case Weighted() if node.op.diagonal:
@@ -72,7 +72,8 @@ def merged(
 ) -> Interval:
     """Interval bounds ``[m]`` of a specification, merged with the affine layers before it.
 
-    METHODS 0, "Merging": the walk goes back to the nearest nonlinear ops, whose intervals are known.
+    The elision of the last layer of Gowal et al. 2018: the walk goes back to the nearest nonlinear
+    ops, whose intervals are known.
     """
     result = backward.pull_back(
         graph, references, starts, lambda node: constant_lines(node, intervals), "both"
@@ -119,13 +120,15 @@ def interval(
     """Turns a function of one example into a function from an input set to interval bounds.
 
     Args:
-      function: any JAX function of one array, ``f(x) -> pytree of arrays``; it may close over weights.
+      function: any JAX function of one array, ``f(x) -> pytree of arrays``; it may close over
+        weights.
       has_aux: also return the pre-activation bounds, ``{label: Interval}``.
 
     Returns:
-      ``bounds(input_set, specification=None)``: an ``Interval`` per output leaf; with a specification
-      ``[m, *out]`` (one output array) bounds ``[m]`` on ``<specification_k, f(x)>``, merged with the
-      network's last affine layers. With ``has_aux`` a pair of bounds and pre-activation bounds.
+      ``bounds(input_set, specification=None)``: an ``Interval`` per output leaf; with a
+      specification ``[m, *out]`` (one output array) bounds ``[m]`` on ``<specification_k, f(x)>``,
+      merged with the network's last affine layers. With ``has_aux`` a pair of bounds and
+      pre-activation bounds.
 
     Raises:
       UnsupportedOpError: at an op that is not in ``supported_ops()``.

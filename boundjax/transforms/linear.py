@@ -45,8 +45,8 @@ class Auxiliary(NamedTuple):
       pre_activations: label -> bounds on the op's input.
       slopes: label -> the free slope's position in ``[0, 1]``, as used at unstable units.
       coefficients: the linear bounds in the input.
-      worst_input: ``[m, *input]``, where in the input set the relaxation's lower bound is attained (the
-        upper bound, if ``sides="upper"``).
+      worst_input: ``[m, *input]``, where in the input set the relaxation's lower bound is attained
+        (the upper bound, if ``sides="upper"``).
     """
 
     interval: Interval
@@ -66,24 +66,24 @@ def linear(
     max_bytes: int = 2**30,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
-    """Turns a function of one example into a function from an input set to linear-relaxation bounds.
+    """Turns a function of one example into one from an input set to linear-relaxation bounds.
 
     Args:
       function: any JAX function of one array; it may close over weights.
       slopes: ``"adaptive"`` (CROWN), ``"parallel"`` (Fast-Lin / CAP), ``"zero"``, ``"one"``,
-        ``"constant"`` (interval bounds as a relaxation), a function of ``(lower, upper)``, or a dict of
-        positions in ``[0, 1]`` by label.
+        ``"constant"`` (interval bounds as a relaxation), a function of ``(lower, upper)``, or a
+        dict of positions in ``[0, 1]`` by label.
       intermediate: where pre-activation bounds come from: ``"interval"`` or ``"linear"`` (the same
         walk, recursively).
-      sides: ``"lower"``, ``"upper"`` or ``"both"``; the side not asked for holds the interval bound, and
-        a walk for one side costs half.
+      sides: ``"lower"``, ``"upper"`` or ``"both"``; the side not asked for holds the interval
+        bound, and a walk for one side costs half.
       max_bytes: budget for the rows of one block of intermediate linear bounds, of one example.
       has_aux: also return ``Auxiliary``; needs a single output array.
 
     Returns:
-      ``bounds(input_set, specification=None)``: an ``Interval`` per output leaf, or bounds ``[m]`` on
-      ``<specification_k, f(x)>`` for a specification ``[m, *out]``. They are intersected with the interval
-      bounds. With ``has_aux`` a pair.
+      ``bounds(input_set, specification=None)``: an ``Interval`` per output leaf, or bounds ``[m]``
+      on ``<specification_k, f(x)>`` for a specification ``[m, *out]``. They are intersected with
+      the interval bounds. With ``has_aux`` a pair.
 
     Raises:
       UnsupportedOpError: at an op that is not in ``supported_ops()``.
@@ -144,9 +144,7 @@ class _Walk:
         self.lines: dict[int, Lines] = {}
         self.intervals = [input_set.interval()]
         self.references = [self.intervals[0].middle]
-        relaxed = {
-            i for n in graph.nodes if isinstance(n.op, (Scalar, Extremum)) for i in n.inputs
-        }
+        relaxed = {i for n in graph.nodes if isinstance(n.op, (Scalar, Extremum)) for i in n.inputs}
         exact = _exact_intervals(graph, input_set) if refine else set()
         for node in graph.nodes[1:]:
             operands = tuple(self.intervals[i] for i in node.inputs)
@@ -241,9 +239,7 @@ class _Walk:
 def _poisoned(bounds: Interval) -> Interval:
     """Both ends NaN where either is: an unknown end must not pass for a stable unit's."""
     bad = jnp.isnan(bounds.lower) | jnp.isnan(bounds.upper)
-    return Interval(
-        jnp.where(bad, jnp.nan, bounds.lower), jnp.where(bad, jnp.nan, bounds.upper)
-    )
+    return Interval(jnp.where(bad, jnp.nan, bounds.lower), jnp.where(bad, jnp.nan, bounds.upper))
 
 
 def _ancestors(graph: Graph, node: Node) -> set[int]:

@@ -1,0 +1,63 @@
+"""``rows @ weights`` as one primitive whose ``vmap`` folds the batch into the rows.
+
+``jax.vmap`` of a plain product keeps the mapped axis apart, ``[B, m, K] @ [K, N]``. Its gradient
+with respect to the weights then sums over two axes, for which XLA's CPU backend first writes a
+transposed copy of the largest array of a CROWN-IBP step. Folding ``B`` and ``m`` into one axis, as
+JAX itself does for convolutions, makes both the product and its gradients plain matrix products.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from chex import Array
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+_primitive = Primitive("boundjax_rows_matmul")
+
+
+def rows_matmul(rows: Array, weights: Array) -> Array:
+    """``[m, K] @ [K, N] -> [m, N]`` at full precision; linear in each operand, differentiable."""
+    return _primitive.bind(rows, weights)
+
+
+def _product(rows: Array, weights: Array) -> Array:
+    return lax.dot_general(rows, weights, (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
+
+
+def _batched(operands: tuple[Array, Array], axes: tuple[int | None, int | None]) -> tuple:
+    rows, weights = operands
+    rows_axis, weights_axis = axes
+    if weights_axis is None:
+        rows = jnp.moveaxis(rows, rows_axis, 0)
+        batch, count, size = rows.shape
+        product = rows_matmul(rows.reshape(batch * count, size), weights)
+        return product.reshape(batch, count, product.shape[-1]), 0
+    weights = jnp.moveaxis(weights, weights_axis, 0)
+    if rows_axis is None:
+        rows = jnp.broadcast_to(rows[None], (weights.shape[0], *rows.shape))
+    else:
+        rows = jnp.moveaxis(rows, rows_axis, 0)
+    return jnp.matmul(rows, weights, precision=lax.Precision.HIGHEST), 0
+
+
+def _transpose_weights(cotangent: Array, rows: Array, weights: Array) -> Array:
+    del weights
+    return lax.dot_general(
+        rows, cotangent, (((0,), (0,)), ((), ())), precision=lax.Precision.HIGHEST
+    )
+
+
+_primitive.def_impl(jax.jit(_product))
+_primitive.def_abstract_eval(
+    lambda rows, weights: jax.core.ShapedArray((rows.shape[0], weights.shape[1]), rows.dtype)
+)
+mlir.register_lowering(_primitive, mlir.lower_fun(_product, multiple_results=False))
+batching.primitive_batchers[_primitive] = _batched
+ad.defbilinear(
+    _primitive,
+    lambda cotangent, rows, weights: rows_matmul(cotangent, weights.T),
+    _transpose_weights,
+)

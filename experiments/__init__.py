@@ -1,0 +1,1 @@
+"""Experiments on boundjax: run from a checkout, never packaged."""

@@ -1,0 +1,1 @@
+"""Benchmarks of the library and of the train step: `python -m experiments.benchmarks.<name>`."""

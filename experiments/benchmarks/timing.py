@@ -1,0 +1,79 @@
+"""How the benchmarks measure: compile once, warm up, then medians of interleaved repeats."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass
+class Measured:
+    """A compiled function with its compile time and its run times, in seconds."""
+
+    name: str
+    run: Callable[[], Any]
+    compile_seconds: float
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """The median of the run times."""
+        return statistics.median(self.seconds)
+
+
+def compiled(name: str, function: Callable[..., Any], *arguments: Any) -> Measured:
+    """Compiles a function for the given arguments and measures how long that takes."""
+    start = time.perf_counter()
+    executable = jax.jit(function).lower(*arguments).compile()
+    return Measured(name, lambda: executable(*arguments), time.perf_counter() - start)
+
+
+def interleave(candidates: Sequence[Measured], repeats: int) -> None:
+    """Runs the candidates in turn, `A B C A B C ...`, after one warm-up run of each.
+
+    On a machine whose speed drifts (other jobs, thermal limits) the ratio of two medians means
+    something only if both saw the same drift.
+    """
+    for candidate in candidates:
+        jax.block_until_ready(candidate.run())
+    for _ in range(repeats):
+        for candidate in candidates:
+            start = time.perf_counter()
+            jax.block_until_ready(candidate.run())
+            candidate.seconds.append(time.perf_counter() - start)
+
+
+def peak_memory_mib() -> float:
+    """The largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def machine() -> str:
+    """One line on what the numbers hold for."""
+    device = jax.devices()[0]
+    return (
+        f"jax {jax.__version__}, {jax.device_count()} x {device.device_kind} ({device.platform}), "
+        f"Python {platform.python_version()}, {platform.machine()}"
+    )
+
+
+def report(candidates: Sequence[Measured], baseline: Measured, extra: dict[str, str]) -> None:
+    """Prints per candidate: median, ratio to the baseline, compile time, what else is known."""
+    width = max(len(candidate.name) for candidate in candidates)
+    for candidate in candidates:
+        ratio = candidate.median / baseline.median
+        print(
+            f"  {candidate.name:<{width}}  {1e3 * candidate.median:10.2f} ms  {ratio:8.2f}x"
+            f"  compile {candidate.compile_seconds:6.1f} s"
+            f"  {extra.get(candidate.name, '')}".rstrip(),
+            flush=True,
+        )

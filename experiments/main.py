@@ -1,0 +1,103 @@
+"""Trains and evaluates one experiment.
+
+    python -m experiments.main --config=experiments/configs/digits_crown.py [--workdir=runs/digits]
+
+`--config=FILE.py:VARIANT` chooses a variant of it, `--config.optim.lr=3e-4` changes a setting. The
+same command resumes an interrupted run.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_dict, config_flags
+
+from experiments.config import from_config_dict
+from experiments.errors import ExperimentError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment: FILE.py or FILE.py:VARIANT.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run folder; by default runs/<name of the config>."
+)
+
+
+def default_workdir(config_file: str) -> Path:
+    """`runs/mnist_crown-cpu` for `experiments/configs/mnist_crown.py:cpu`."""
+    return Path("runs") / experiment_name(config_file)
+
+
+def experiment_name(config_file: str) -> str:
+    """`mnist_crown-cpu` for `experiments/configs/mnist_crown.py:cpu`."""
+    path, _, variant = config_file.partition(".py:")
+    stem = Path(path).stem
+    return f"{stem}-{variant}" if variant else stem
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the experiment that the flags describe; mistakes end with one line and exit status 2."""
+    if not flags.FLAGS["verbosity"].present:
+        # JAX and orbax tell of every backend they look for and of every file they write.
+        absl_logging.set_verbosity(absl_logging.WARNING)
+    try:
+        if len(arguments) > 1:
+            raise ExperimentError(
+                f"unexpected argument {arguments[1]!r}; settings look like --config.key=value"
+            )
+        if _CONFIG.value is None:
+            raise ExperimentError(
+                "--config is missing: e.g. --config=experiments/configs/digits_crown.py"
+            )
+        config_file = config_flags.get_config_filename(flags.FLAGS["config"])
+        if not isinstance(_CONFIG.value, config_dict.ConfigDict):  # ml-collections' stand-in
+            raise ExperimentError(
+                f"--config={config_file}: no such file, or get_config returns no ConfigDict"
+            )
+        name = experiment_name(config_file)
+        workdir = (
+            Path(_WORKDIR.value).expanduser() if _WORKDIR.value else default_workdir(config_file)
+        )
+        config = from_config_dict(_CONFIG.value)
+
+        from experiments.loop import (
+            run,
+        )  # only now: a mistake above is reported without waiting for JAX
+
+        run(config, workdir, name)
+    except ExperimentError as error:
+        _fail(error)
+
+
+def parse_flags(arguments: list[str]) -> list[str]:
+    """Absl's parser, with the mistakes that ml-collections reports by a traceback in one line."""
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        # An exception in a config file comes as its whole traceback; the last line says what it
+        # was.
+        last = str(error).strip().splitlines()[-1]
+        return _fail(
+            last.removeprefix(f"{ExperimentError.__module__}.{ExperimentError.__name__}: ")
+        )
+    except (AttributeError, KeyError) as error:  # a key, or a group of keys, that does not exist
+        suggestion = re.search(r"Did you mean \W*(\w+)\W* instead of \W*(\w+)", str(error))
+        if suggestion:
+            return _fail(f"unknown config key {suggestion[2]!r}: did you mean {suggestion[1]!r}?")
+        return _fail(f"unknown config key: {error}")
+    except (OSError, TypeError, ValueError) as error:
+        return _fail(error)
+
+
+def _fail(error: object) -> NoReturn:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

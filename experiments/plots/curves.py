@@ -1,0 +1,51 @@
+"""`curves.png`: errors, losses and schedules of one run over its epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+_ERRORS = (
+    ("standard_error", "standard, training batches", "C0", "--"),
+    ("verified_error", "verified at the current radius, training batches", "C3", "--"),
+    ("validation_standard_error", "standard, validation", "C0", "-"),
+    ("validation_verified_error", "verified at eps_test, validation", "C3", "-"),
+)
+_LOSSES = (
+    ("natural_loss", "natural", "C0"),
+    ("robust_loss", "robust", "C3"),
+    ("loss", "trained", "k"),
+)
+_SCHEDULES = (("eps", "C2"), ("kappa", "C4"), ("beta", "C1"))
+
+
+def plot_curves(records: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Writes the figure of the records of `metrics.jsonl`, one per epoch."""
+    figure = Figure(figsize=(11, 3.6), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a display
+    errors, losses, schedules = figure.subplots(1, 3)
+    figure.suptitle(title, fontsize=11)
+
+    for key, label, colour, style in _ERRORS:
+        _draw(errors, records, key, label, scale=100.0, color=colour, linestyle=style)
+    errors.set(xlabel="epoch", ylabel="error [%]", ylim=(0, None))
+    for key, label, colour in _LOSSES:
+        _draw(losses, records, key, label, color=colour)
+    losses.set(xlabel="epoch", ylabel="loss (mean over the epoch)", yscale="log")
+    for key, colour in _SCHEDULES:
+        _draw(schedules, records, key, key, color=colour)
+    schedules.set(xlabel="epoch", ylabel="radius (pixels in [0, 1]); weights", ylim=(-0.05, 1.05))
+    for axes in (errors, losses, schedules):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, handlelength=3, loc="upper right")
+    figure.savefig(path)
+
+
+def _draw(axes: Any, records: Sequence[dict[str, Any]], key: str, label: str, scale=1.0, **style):
+    points = [(record["epoch"], scale * record[key]) for record in records if key in record]
+    if points:
+        axes.plot(*zip(*points, strict=True), label=label, marker=".", markersize=4, **style)

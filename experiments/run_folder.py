@@ -1,0 +1,99 @@
+"""The files of a run folder: `config.json`, `metrics.jsonl`, `summary.json`, `curves.png`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from experiments.checkpoints import check_same_config
+from experiments.config import Config
+from experiments.errors import ExperimentError
+
+
+class RunFolder:
+    """One run's folder. Files are replaced whole, so a kill never leaves half of one."""
+
+    def __init__(self, path: Path, config: Config):
+        """Looks at the folder of an earlier, perhaps interrupted, run; writes nothing yet.
+
+        Raises:
+          ExperimentError: if the folder holds a run of another config.
+        """
+        self.path = path
+        self.curves = path / "curves.png"
+        self._config = config
+        self._stored = path / "config.json"
+        self._metrics = path / "metrics.jsonl"
+        self._summary = path / "summary.json"
+        if self._stored.exists():
+            check_same_config(_read_json(self._stored), config, path)
+
+    def create(self) -> None:
+        """Creates the folder and writes the config, from then on it belongs to this run.
+
+        Raises:
+          ExperimentError: if the folder cannot be created.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExperimentError(
+                f"--workdir={self.path}: cannot create it ({error.strerror})"
+            ) from error
+        _write_json(self._stored, self._config.to_dict())
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run, or None."""
+        return _read_json(self._summary) if self._summary.exists() else None
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Marks the run as finished."""
+        _write_json(self._summary, summary)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of `metrics.jsonl`; a last line that a kill cut short is left out."""
+        if not self._metrics.exists():
+            return []
+        records = []
+        for line in self._metrics.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def drop_records_after(self, step: int) -> None:
+        """Forgets what was recorded after the checkpoint that the run resumes from."""
+        kept = [record for record in self.records() if record["step"] <= step]
+        _replace(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def append_record(self, record: dict[str, Any]) -> None:
+        """Adds one line to `metrics.jsonl`."""
+        with self._metrics.open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ExperimentError(
+            f"{path} cannot be read ({error}); delete it, or use another --workdir"
+        ) from error
+    if not isinstance(content, dict):
+        raise ExperimentError(
+            f"{path}: expected a JSON object; delete it, or use another --workdir"
+        )
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    _replace(path, json.dumps(content, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    os.replace(temporary, path)

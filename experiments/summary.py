@@ -1,0 +1,49 @@
+"""The end of a run: what it was run on, and the closing table."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from experiments.evaluate import table_rows
+from experiments.report import print_table
+
+
+def print_summary(summary: dict[str, Any], workdir: Path) -> None:
+    """Prints the errors on the test images, how they were measured, and the run folder."""
+    header, rows = table_rows(summary["results"])
+    clipped = "clipped to [0, 1]" if summary["clip"] else "not clipped"
+    title = (
+        f"{summary['experiment']}: error on {summary['test_images']:,} test images, "
+        f"l-inf eps {summary['eps_test']:.6g}, {clipped}; {summary['attack']}"
+    )
+    print_table(title, header, rows)
+    print(f"selection: {summary['selection']}")
+    print(
+        f"trained in {summary['train_seconds']} s, evaluated in {summary['evaluation_seconds']} s; "
+        f"parameters sha256 {summary['parameters_sha256'][:16]}"
+    )
+    print(f"run folder: {workdir}", flush=True)
+
+
+def device_name(devices: list[Any]) -> str:
+    """Number and kind of the devices, and what is known of the machine on CPU."""
+    name = f"{len(devices)} x {devices[0].device_kind}"
+    return (
+        f"{name} ({platform.machine()}, {os.cpu_count()} cores)" if name.endswith("cpu") else name
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that the numbers depend on."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "boundjax")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed, run from a checkout"
+    return found

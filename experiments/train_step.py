@@ -1,0 +1,127 @@
+"""The train step, a pure function of (state, batch): compiled by the loop and the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from boundjax.training import eps_dependent, linear_schedule, smoothed_schedule
+from experiments.config import OptimConfig, RobustConfig
+from experiments.methods import Batch, Objective, Weights
+
+State = dict[str, Any]
+METRICS = ("loss", "natural_loss", "robust_loss", "standard_error", "verified_error")
+
+_RAMPS = {"linear": linear_schedule, "smoothed": smoothed_schedule}
+
+
+def create_schedule(
+    config: RobustConfig, steps_per_epoch: int
+) -> Callable[[jax.Array | int], Weights]:
+    """The radius and the weights as a function of the global step."""
+    start = round(config.warmup_epochs * steps_per_epoch)
+    end = start + round(config.ramp_epochs * steps_per_epoch)
+    ramp = _RAMPS[config.schedule]
+
+    def schedule(step: jax.Array | int) -> Weights:
+        eps = ramp(step, start, end, config.eps_train)
+        return Weights(
+            eps=eps,
+            kappa=eps_dependent(eps, config.eps_train, *config.kappa),
+            beta=eps_dependent(eps, config.eps_train, *config.beta),
+        )
+
+    return schedule
+
+
+def create_learning_rate(config: OptimConfig, steps_per_epoch: int) -> optax.Schedule:
+    """`lr`, multiplied by `factor` at each milestone."""
+    boundaries = {round(epoch * steps_per_epoch): config.factor for epoch in config.milestones}
+    return optax.piecewise_constant_schedule(config.lr, boundaries)
+
+
+def create_optimizer(config: OptimConfig, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Adam on the scheduled learning rate, after clipping the gradient norm where asked for."""
+    adam = optax.adam(create_learning_rate(config, steps_per_epoch))
+    if config.clip_norm == 0:
+        return adam
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+
+
+def create_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: Sequence[int],
+    key: jax.Array,
+) -> State:
+    """The initial state for images `[H, W, channels]`: all that a step changes, nothing else.
+
+    `metrics` holds the sums of the step metrics since the epoch began, so that a run resumed in the
+    middle of an epoch reports the same means.
+    """
+    variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
+    return {
+        "step": jnp.zeros((), jnp.int32),
+        "params": variables["params"],
+        "batch_stats": variables.get("batch_stats", {}),
+        "opt_state": optimizer.init(variables["params"]),
+        "metrics": {name: jnp.zeros((), jnp.float32) for name in METRICS},
+    }
+
+
+def create_train_step(
+    model: nn.Module,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], Weights],
+    steps_per_epoch: int,
+    clip: tuple[float, float] | None,
+) -> Callable[[State, jax.Array, jax.Array], State]:
+    """One step, `(state, images [B, H, W, channels], labels [B]) -> state`, not yet compiled.
+
+    Args:
+      model: a Linen module with `__call__(x, train=False)`; with batch normalisation it has
+        `bn_momentum`.
+      objective: one of the objectives of a training method.
+      optimizer: of the parameters.
+      schedule: the radius and the weights at a step.
+      steps_per_epoch: after how many steps the metric sums start again.
+      clip: the pixel range that the perturbed images stay in, or None.
+    """
+    loss_and_gradient = jax.value_and_grad(partial(objective, model, clip), has_aux=True)
+
+    def train_step(state: State, images: jax.Array, labels: jax.Array) -> State:
+        weights = schedule(state["step"])
+        (_, outcome), gradient = loss_and_gradient(
+            state["params"], state["batch_stats"], Batch(images, labels), weights
+        )
+        with jax.numpy_dtype_promotion(
+            "standard"
+        ):  # Adam's bias correction raises a float to an int
+            updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
+        begins_epoch = state["step"] % steps_per_epoch == 0
+        return {
+            "step": state["step"] + 1,
+            "params": optax.apply_updates(state["params"], updates),
+            "batch_stats": _running_average(model, state["batch_stats"], outcome.statistics),
+            "opt_state": opt_state,
+            "metrics": {
+                name: jnp.where(begins_epoch, 0.0, state["metrics"][name]) + outcome.metrics[name]
+                for name in METRICS
+            },
+        }
+
+    return train_step
+
+
+def _running_average(model: nn.Module, running: Any, statistics: Any) -> Any:
+    if not jax.tree.leaves(running):
+        return running
+    momentum = model.bn_momentum
+    return jax.tree.map(lambda r, s: momentum * r + (1.0 - momentum) * s, running, statistics)

@@ -1,0 +1,63 @@
+"""Strict numerics, several CPU devices and reproducible hypothesis examples for every test."""
+
+from pathlib import Path
+
+import hypothesis
+import jax
+import pytest
+
+# A silent promotion or broadcast in a bound is a wrong certificate: make both an error.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Nearly all of the time goes into compiling functions that run for milliseconds.
+jax.config.update("jax_disable_most_optimizations", True)
+# Before the backend starts: pmap and sharding need more than one device.
+jax.config.update("jax_num_cpu_devices", 2)
+
+# The same few examples on every machine: compiled functions are shared between them, so the cost of
+# a property is its compilation.
+hypothesis.settings.register_profile(
+    "boundjax",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=5,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+# `pytest --hypothesis-profile=thorough`: other seeds every time, many more of them.
+hypothesis.settings.register_profile(
+    "thorough",
+    database=None,
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("boundjax")
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def optimized():
+    """Compiles as users do, for tests whose functions run long or whose last digits matter."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The root of the checkout."""
+    return PROJECT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of golden bounds and data sets that lies beside the checkout.
+
+    Tests that need it are skipped where it is absent: a clone from elsewhere does not have it.
+    """
+    folder = PROJECT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder.name}/ beside the checkout (golden bounds, MNIST)")
+    return folder

@@ -1,0 +1,332 @@
+"""certify and certified_radius: models, methods, labels, batches, and what must never certify."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import ball_points
+
+import boundjax as bj
+from boundjax.attacks import pgd
+
+CLASSES = 4
+EXAMPLES = 6
+NAMES = ("interval", "crown-ibp", "crown", "fast-lin", "best")
+
+
+class LinenNet(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Conv(3, (2, 2), strides=2)(x)
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        x = nn.relu(x).reshape(x.shape[0], -1)
+        return nn.Dense(CLASSES)(nn.relu(nn.Dense(8)(x)))
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(1, 3, (2, 2), strides=2, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(12, CLASSES, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.conv(x))).reshape(x.shape[0], -1)
+        return self.head(self.dropout(x))
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.uniform(size=(EXAMPLES, 4, 4, 1)), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def variables(images):
+    return LinenNet().init(jax.random.key(1), images)
+
+
+@pytest.fixture(scope="module")
+def model(variables):
+    # certify knows this form and keeps its compiled code.
+    return functools.partial(LinenNet().apply, variables)
+
+
+@pytest.fixture(scope="module")
+def reference(model, images):
+    return bj.certify(model, images, 0.02, clip=(0.0, 1.0))
+
+
+def models(variables):
+    apply = functools.partial(LinenNet().apply, variables)
+    return {
+        "bound": LinenNet().bind(variables),
+        "pair": (LinenNet(), variables),
+        "partial": apply,
+        "function": lambda x: apply(x),
+        "jitted": jax.jit(apply),
+    }
+
+
+@pytest.mark.parametrize("kind", ["bound", "pair", "partial", "function", "jitted"])
+def test_every_kind_of_model_gives_the_same_certificate(kind, variables, images, reference):
+    certificate = bj.certify(models(variables)[kind], images, 0.02, clip=(0.0, 1.0))
+    np.testing.assert_allclose(certificate.margins, reference.margins, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(certificate.verified, reference.verified)
+
+
+def test_shapes_labels_and_method(reference, model, images):
+    assert reference.verified.shape == (EXAMPLES,)
+    assert reference.verified.dtype == bool
+    assert reference.verified.any()
+    assert reference.margins.shape == (EXAMPLES, CLASSES)
+    assert reference.method == "crown-ibp"
+    # Without labels the certificate is about the model's own prediction.
+    np.testing.assert_array_equal(reference.labels, model(images).argmax(1))
+
+
+def test_verified_means_that_all_other_margins_are_positive(reference):
+    others = np.arange(CLASSES) != np.asarray(reference.labels)[:, None]
+    margins = np.asarray(reference.margins)
+    np.testing.assert_array_equal(reference.verified, np.all((margins > 0) | ~others, axis=1))
+    # The margin of a class to itself is 0.
+    assert (margins[~others] == 0).all()
+
+
+def test_nnx_module_in_train_mode_is_bounded_in_eval_mode_and_left_alone(images):
+    module = NnxNet(nnx.Rngs(0))
+    module.train()
+    for _ in range(3):
+        module(images)
+    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngState))))
+    counts = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module, nnx.RngCount)))
+    certificate = bj.certify(module, images, 0.01)
+    after = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngState))))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        counts,
+        jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module, nnx.RngCount))),
+    )
+    assert not module.norm.use_running_average
+    assert not module.dropout.deterministic
+
+    module.eval()
+    expected = bj.certify(lambda x: module(x), images, 0.01)
+    np.testing.assert_allclose(certificate.margins, expected.margins, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(certificate.labels, module(images).argmax(1))
+
+
+@pytest.mark.parametrize("method", NAMES)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_margins_are_below_those_of_samples_and_attacks(method, seed):
+    rng = np.random.default_rng(seed)
+    certificate, x, eps, variables = random_certificate(rng, method)
+    apply = jax.jit(functools.partial(TwoLayers().apply, variables))
+    labels = np.asarray(certificate.labels)
+    margins = np.asarray(certificate.margins)
+    for i in range(EXAMPLES):
+        inputs = ball_points(rng, np.asarray(x[i]), eps, np.inf, (0.0, 1.0), count=1000)
+        logits = np.asarray(apply(jnp.asarray(inputs, jnp.float32)))
+        worst = (logits[:, labels[i], None] - logits).min(0)
+        assert (margins[i] <= worst + 1e-5).all()
+    attacked = attack(variables, x, certificate.labels, eps)
+    fooled = apply(attacked).argmax(1) != certificate.labels
+    assert not (fooled & certificate.verified).any()
+
+
+class TwoLayers(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(CLASSES)(nn.relu(nn.Dense(12)(x)))
+
+
+def random_certificate(rng, method):
+    x = jnp.asarray(rng.uniform(size=(EXAMPLES, 5)), jnp.float32)
+    shapes = jax.eval_shape(TwoLayers().init, jax.random.key(0), x)
+    variables = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
+    eps = float(rng.choice([0.0, 0.003, 0.03, 0.3]))
+    certificate = bj.certify((TwoLayers(), variables), x, eps, clip=(0.0, 1.0), method=method)
+    return certificate, x, eps, variables
+
+
+@jax.jit
+def attack(variables, x, labels, eps):
+    apply = functools.partial(TwoLayers().apply, variables)
+    options = {"key": jax.random.key(0), "clip": (0.0, 1.0), "steps": 20}
+    return pgd(apply, x, labels, eps, **options)
+
+
+def test_best_is_the_union_of_the_sound_methods(model, images):
+    certificates = {m: bj.certify(model, images, 0.05, method=m) for m in NAMES}
+    union = np.any([certificates[m].verified for m in NAMES if m != "best"], axis=0)
+    # Per margin the best bound counts, so it may verify what no single method does.
+    assert (certificates["best"].verified >= union).all()
+    for method in NAMES:
+        assert (certificates["best"].margins >= certificates[method].margins - 1e-5).all()
+        assert certificates[method].method == method
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, EXAMPLES, 100])
+def test_result_does_not_depend_on_batch_size(batch_size, model, images, reference):
+    certificate = bj.certify(model, images, 0.02, clip=(0.0, 1.0), batch_size=batch_size)
+    np.testing.assert_allclose(certificate.margins, reference.margins, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(certificate.verified, reference.verified)
+
+
+def test_given_labels_decide_which_class_is_certified(model, images, reference):
+    wrong = (reference.labels + 1) % CLASSES
+    certificate = bj.certify(model, images, 0.0, labels=wrong)
+    np.testing.assert_array_equal(certificate.labels, wrong)
+    assert not certificate.verified.any()
+    right = bj.certify(model, images, 0.0, labels=reference.labels)
+    assert right.verified.all()
+    logits = model(images)
+    chosen = jnp.take_along_axis(logits, reference.labels[:, None], 1)
+    np.testing.assert_allclose(right.margins, chosen - logits, rtol=1e-4, atol=1e-5)
+
+
+def test_margins_fall_with_eps(model, images):
+    margins = [bj.certify(model, images, eps).margins for eps in (0.0, 0.01, 0.02, 0.1)]
+    for wider, narrower in zip(margins[1:], margins, strict=False):
+        assert (wider <= narrower + 1e-6).all()
+
+
+def test_eps_per_feature(model, images):
+    eps = jnp.zeros((1, 4, 4, 1)).at[:, 0].set(0.02)
+    some = bj.certify(model, images, eps)
+    every = bj.certify(model, images, 0.02)
+    assert (some.margins >= every.margins - 1e-6).all()
+    assert (some.margins > every.margins + 1e-4).any()
+
+
+@pytest.mark.parametrize("norm", [1, 2])
+def test_other_norms_are_sound_and_smaller_than_the_box(norm, model, images):
+    ball = bj.certify(model, images, 0.1, norm=norm)
+    box = bj.certify(model, images, 0.1)
+    assert (ball.margins >= box.margins - 1e-5).all()
+    rng = np.random.default_rng(0)
+    for i, image in enumerate(images):
+        inputs = ball_points(rng, np.asarray(image).ravel(), np.float64(0.1), norm)
+        logits = np.asarray(model(jnp.asarray(inputs.reshape(-1, 4, 4, 1), jnp.float32)))
+        label = int(ball.labels[i])
+        assert (ball.margins[i] <= (logits[:, label, None] - logits).min(0) + 1e-5).all()
+
+
+def test_one_example_and_one_class(model, images, reference):
+    single = bj.certify(model, images[:1], 0.02, clip=(0.0, 1.0))
+    np.testing.assert_allclose(single.margins, reference.margins[:1], rtol=1e-5, atol=1e-6)
+    # With one class there is nothing to confuse it with.
+    alone = bj.certify(lambda x: x.reshape(len(x), -1).sum(1, keepdims=True), images, 0.5)
+    assert alone.margins.shape == (EXAMPLES, 1)
+    assert alone.verified.all()
+
+
+def test_a_tie_is_not_verified(images):
+    # Strict: METHODS 0 counts a margin of exactly 0 as not certified.
+    certificate = bj.certify(lambda x: jnp.zeros((len(x), 3)) * x.sum(), images, 0.0)
+    assert not certificate.verified.any()
+
+
+@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("where", ["conv", "dense", "bias", "statistics"])
+def test_a_model_with_nan_is_never_verified(method, where, variables, images):
+    path = {
+        "conv": ("params", "Conv_0", "kernel"),
+        "dense": ("params", "Dense_0", "kernel"),
+        "bias": ("params", "Dense_1", "bias"),
+        "statistics": ("batch_stats", "BatchNorm_0", "mean"),
+    }[where]
+    broken = jax.tree.map(lambda leaf: leaf, variables)
+    parent = broken
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = jnp.full_like(parent[path[-1]], jnp.nan)
+    labels = jnp.zeros(EXAMPLES, jnp.int32)
+    for given_labels in (labels, None):
+        certificate = bj.certify(
+            (LinenNet(), broken), images, 0.01, labels=given_labels, method=method
+        )
+        assert not certificate.verified.any()
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_one_nan_weight_is_never_verified(method, images):
+    # A single bad unit that a comparison could take for a dead one.
+    rng = np.random.default_rng(0)
+    first = jnp.asarray(rng.normal(size=(16, 6)), jnp.float32).at[3, 2].set(jnp.nan)
+    second = jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)
+
+    def apply(x):
+        return jax.nn.relu(x.reshape(len(x), -1) @ first) @ second
+
+    certificate = bj.certify(apply, images, 0.01, labels=jnp.zeros(EXAMPLES, int), method=method)
+    assert not certificate.verified.any()
+
+
+@pytest.mark.parametrize("method", ["interval", "crown-ibp"])
+@pytest.mark.parametrize("norm", [2, jnp.inf])
+def test_certified_radius_is_certified_and_nearly_the_largest(method, norm, model, images):
+    steps, eps_max = 8, 0.5
+    options = {"norm": norm, "clip": (0.0, 1.0), "method": method}
+    radius = bj.certified_radius(model, images, eps_max=eps_max, steps=steps, **options)
+    assert radius.shape == (EXAMPLES,)
+    assert (radius > 0).any()
+    step = eps_max / 2**steps
+    for i, value in enumerate(np.asarray(radius)):
+        image = images[i : i + 1]
+        if value > 0:
+            assert bj.certify(model, image, float(value), **options).verified.all()
+        if value < eps_max:
+            beyond = float(value) + 1.01 * step
+            assert not bj.certify(model, image, beyond, **options).verified.any()
+
+
+def test_certified_radius_is_zero_for_a_wrong_prediction_and_at_most_eps_max(model, images):
+    wrong = (model(images).argmax(1) + 1) % CLASSES
+    assert (bj.certified_radius(model, images, labels=wrong) == 0).all()
+    # Two logits far apart: certified at every radius that is asked for.
+    easy = bj.certified_radius(
+        lambda x: jnp.stack([x.sum((1, 2, 3)) + 1e3, 0.0 * x[:, 0, 0, 0]], 1), images
+    )
+    np.testing.assert_array_equal(easy, jnp.ones(EXAMPLES))
+
+
+def test_certified_radius_does_not_depend_on_batch_size(model, images):
+    whole = bj.certified_radius(model, images, eps_max=0.2)
+    parts = bj.certified_radius(model, images, eps_max=0.2, batch_size=4)
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_eps_per_example(model, images, reference):
+    eps = np.full(EXAMPLES, 0.02, np.float32)
+    eps[0] = 0.0
+    mixed = bj.certify(model, images, eps, clip=(0.0, 1.0))
+    exact = bj.certify(model, images[:1], 0.0, clip=(0.0, 1.0))
+    np.testing.assert_allclose(mixed.margins[1:], reference.margins[1:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mixed.margins[:1], exact.margins, rtol=1e-5, atol=1e-6)
+
+
+def test_changed_weights_change_the_certificate(images):
+    # A plain function may hide its weights: nothing compiled for it may be kept.
+    kernel = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+
+    def apply(x):
+        return x.reshape(len(x), -1) @ jnp.asarray(kernel)
+
+    before = bj.certify(apply, images, 0.01).margins
+    kernel *= 2.0
+    np.testing.assert_allclose(bj.certify(apply, images, 0.01).margins, 2 * before, rtol=1e-5)
+
+
+def test_certified_radius_of_a_nan_model_is_zero(images):
+    radius = bj.certified_radius(
+        lambda x: jnp.nan * x.reshape(len(x), -1)[:, :3], images, labels=jnp.zeros(EXAMPLES, int)
+    )
+    assert (radius == 0).all()

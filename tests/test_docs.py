@@ -1,0 +1,46 @@
+"""The documents' code runs, and the README shows what its example prints."""
+
+import contextlib
+import io
+import re
+
+import pytest
+
+from boundjax.ops import registry
+
+
+def blocks(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.M | re.S)
+
+
+@pytest.fixture(autouse=True)
+def own_table(monkeypatch):
+    """An op that a document registers must not stay for the other tests."""
+    monkeypatch.setattr(registry, "_TABLE", {k: list(v) for k, v in registry._TABLE.items()})
+
+
+def test_the_readme_example_prints_what_the_readme_shows(project):
+    (code,) = blocks(project / "README.md", "python")
+    (expected,) = blocks(project / "README.md", "text")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})
+    assert printed.getvalue() == expected
+
+
+def test_the_readme_has_two_set_up_commands_of_one_line(project):
+    commands = blocks(project / "README.md", "sh")
+    assert len(commands) == 2
+    for command in commands:
+        assert command.count("\n") == 1
+        assert command.startswith("python3 -m venv .venv && ")
+
+
+def test_the_code_in_contributing_runs(project):
+    code = blocks(project / "CONTRIBUTING.md", "python")
+    assert len(code) == 4
+    for block in code:
+        namespace = {}
+        exec(compile(block, "CONTRIBUTING.md", "exec"), namespace)
+        if "get_config" in namespace:
+            assert namespace["get_config"]("cpu").train.epochs == 2

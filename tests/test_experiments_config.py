@@ -1,0 +1,124 @@
+import importlib
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import config_dict
+
+from experiments import methods, models
+from experiments.config import Config, differing_keys, from_config_dict, to_config_dict
+from experiments.errors import ExperimentError
+from experiments.train_step import create_learning_rate, create_schedule
+
+CONFIGS = [
+    (name, variant)
+    for name in ("digits_crown", "mnist_crown", "mnist_ibp")
+    for variant in ("", "cpu")
+]
+
+
+def _get_config(name, variant):
+    return importlib.import_module(f"experiments.configs.{name}").get_config(variant)
+
+
+@pytest.mark.parametrize(("name", "variant"), CONFIGS)
+def test_every_config_is_valid_and_names_things_that_exist(name, variant):
+    config = from_config_dict(_get_config(name, variant))
+    assert config.model.name in models.MODELS
+    assert config.robust.method in methods.METHODS
+    ramp_end = config.robust.warmup_epochs + config.robust.ramp_epochs
+    assert ramp_end < config.train.epochs
+    assert all(milestone < config.train.epochs for milestone in config.optim.milestones)
+    json.dumps(config.to_dict())
+
+
+@pytest.mark.parametrize("name", ["digits_crown", "mnist_crown", "mnist_ibp"])
+def test_unknown_variants_are_errors(name):
+    with pytest.raises(ExperimentError, match=r"unknown variant :gpu: this config has :cpu"):
+        _get_config(name, "gpu")
+
+
+def test_the_paper_size_is_the_default():
+    config = from_config_dict(_get_config("mnist_crown", ""))
+    assert (config.model.name, config.train.epochs, config.train.batch_size) == ("large", 200, 100)
+    assert (config.robust.eps_train, config.robust.eps_test) == (0.2, 0.1)
+    schedule = create_schedule(config.robust, steps_per_epoch=550)
+    # METHODS 1.1: start 10, length 50 ramps over 49 epochs.
+    assert float(schedule(10 * 550).eps) == 0.0
+    assert float(schedule(59 * 550 - 1).eps) < 0.2
+    assert schedule(59 * 550).eps == jnp.float32(0.2)
+
+
+def test_round_trip():
+    config = Config()
+    assert from_config_dict(to_config_dict(config)) == config
+    assert from_config_dict({}) == config
+    assert from_config_dict(config.to_dict()) == config  # from JSON: lists instead of tuples
+
+
+def test_integers_serve_as_floats():
+    config = from_config_dict({"robust": {"eps_test": 1}, "optim": {"milestones": (1, 2.5)}})
+    assert isinstance(config.robust.eps_test, float)
+    assert config.optim.milestones == (1.0, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            {"robust": {"esp_test": 0.1}},
+            r"unknown config key robust\.esp_test: did you mean robust",
+        ),
+        ({"zzz": 1}, r"unknown config key zzz: known: seed, data"),
+        ({"robust": 3}, r"config\.robust: expected a group of settings, got 3"),
+        (
+            {"robust": {"eps_test": "a"}},
+            r"config\.robust\.eps_test: expected float, got 'a' \(str\)",
+        ),
+        ({"train": {"epochs": 2.5}}, r"config\.train\.epochs: expected int, got 2\.5"),
+        ({"train": {"epochs": True}}, r"config\.train\.epochs: expected int, got True"),
+        ({"robust": {"clip": 1}}, r"config\.robust\.clip: expected bool, got 1"),
+        ({"robust": {"kappa": (1.0,)}}, r"config\.robust\.kappa: expected 2 values"),
+        ({"optim": {"milestones": 3}}, r"config\.optim\.milestones: expected a tuple"),
+        ({"robust": {"eps_test": -0.1}}, r"config\.robust\.eps_test must be >= 0, got -0\.1"),
+        ({"robust": {"eps_train": float("nan")}}, r"eps_train must be >= 0, got nan"),
+        ({"robust": {"kappa": (2.0, 0.0)}}, r"config\.robust\.kappa must be two weights in"),
+        ({"robust": {"schedule": "cosine"}}, r"'linear' or 'smoothed', got 'cosine'"),
+        ({"optim": {"lr": 0.0}}, r"config\.optim\.lr must be positive, got 0\.0"),
+        ({"train": {"epochs": 0}}, r"config\.train\.epochs must be >= 1, got 0"),
+        ({"checkpoint": {"every": 0}}, r"config\.checkpoint\.every must be >= 1, got 0"),
+        ({"evaluation": {"pgd_loss": "dlr"}}, r"'margin' or 'cross_entropy', got 'dlr'"),
+        ({"evaluation": {"methods": ()}}, r"at least one method"),
+    ],
+)
+def test_mistakes_are_one_line_errors(source, message):
+    with pytest.raises(ExperimentError, match=message) as caught:
+        from_config_dict(config_dict.ConfigDict(source))
+    assert "\n" not in str(caught.value)
+
+
+def test_differing_keys():
+    one = Config().to_dict()
+    other = from_config_dict({"seed": 3, "robust": {"clip": False}}).to_dict()
+    assert differing_keys(one, other) == ["robust.clip", "seed"]
+    assert differing_keys(one, one) == []
+    assert differing_keys(one, one | {"new": 1}) == ["new"]
+
+
+def test_learning_rate_falls_at_the_milestones():
+    config = from_config_dict({"optim": {"lr": 1.0, "milestones": (2.0, 3.5), "factor": 0.1}}).optim
+    rate = create_learning_rate(config, steps_per_epoch=10)
+    values = [float(rate(step)) for step in (0, 19, 20, 34, 35, 100)]
+    np.testing.assert_allclose(values, [1.0, 1.0, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
+
+
+def test_phases_of_crown_ibp():
+    config = from_config_dict(
+        {"robust": {"warmup_epochs": 1.0, "ramp_epochs": 2.0, "schedule": "smoothed"}}
+    ).robust
+    schedule = create_schedule(config, steps_per_epoch=100)
+    phase = [int(methods.get("crown_ibp").phase(schedule(s))) for s in (0, 100, 101, 299, 300, 999)]
+    assert phase == [0, 0, 2, 2, 1, 1]
+    assert [int(methods.get("ibp").phase(schedule(s))) for s in (100, 101, 300)] == [0, 1, 1]
+    assert int(methods.get("natural").phase(schedule(300))) == 0

@@ -1,0 +1,251 @@
+"""Facts of single ops that networks do not single out."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import points
+
+import boundjax as bj
+from boundjax import graph
+from boundjax.ops import convolution, extremum, registry
+
+
+def pure_linear(function, slopes="adaptive"):
+    """The linear bounds alone: intersected with interval bounds an error could hide."""
+
+    def bounds(input_set):
+        with_aux = bj.linear(function, slopes=slopes, has_aux=True)
+        result, aux = with_aux(input_set)
+        return bj.Interval(*(end.reshape(result.lower.shape) for end in aux.linear))
+
+    return bounds
+
+
+def contains_samples(function, lower, upper, methods=(bj.interval, pure_linear), slack=1e-5):
+    """Bounds of every method hold on samples of the box; returns the last method's."""
+    lower, upper = np.asarray(lower), np.asarray(upper)
+    inputs = points(np.random.default_rng(0), lower, upper)
+    outputs = np.asarray(jax.vmap(function)(jnp.asarray(inputs)))
+    for method in methods:
+        bounds = jax.device_get(jax.jit(method(function))(bj.Box(lower, upper)))
+        assert (outputs >= bounds.lower - slack).all()
+        assert (outputs <= bounds.upper + slack).all()
+    return bounds
+
+
+def box(*shape, seed=0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    centre, radius = rng.normal(size=shape), scale * rng.uniform(size=shape)
+    return (centre - radius).astype(np.float32), (centre + radius).astype(np.float32)
+
+
+def test_a_cast_to_the_same_dtype_is_the_identity_and_a_widening_one_is_refused():
+    weak = jnp.asarray(0.5)
+    assert weak.weak_type
+    bounds = bj.linear(lambda x: jax.lax.convert_element_type(x, jnp.float32))(
+        bj.LpBall(weak, 0.25)
+    )
+    np.testing.assert_allclose((bounds.lower, bounds.upper), (0.25, 0.75))
+    with jax.enable_x64(True), pytest.raises(bj.UnsupportedOpError, match="convert_element_type"):
+        bj.linear(lambda x: x.astype(jnp.float64))(bj.Box(*box(4)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_inputs_are_refused(dtype):
+    with pytest.raises(TypeError, match="must be float32 or float64"):
+        bj.interval(jax.nn.relu)(bj.LpBall(jnp.zeros(2, dtype), 0.1))
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, (0, 1)])
+@pytest.mark.parametrize("reduction", [jnp.max, jnp.min, jnp.sum, jnp.mean])
+def test_reductions(reduction, axis):
+    contains_samples(lambda x: 2.0 * reduction(x - 0.1, axis=axis), *box(3, 4))
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME", ((1, 1), (0, 1))])
+@pytest.mark.parametrize(("window", "strides"), [((2, 2), (2, 2)), ((3, 2), (1, 2))])
+@pytest.mark.parametrize("pool", ["max", "min", "avg"])
+def test_pooling(pool, window, strides, padding):
+    def function(x):
+        pooling = {"max": nn.max_pool, "min": nn.pooling.min_pool, "avg": nn.avg_pool}[pool]
+        with jax.numpy_dtype_promotion("standard"):
+            return pooling(x[None], window, strides, padding)[0]
+
+    contains_samples(function, *box(5, 4, 2))
+
+
+def test_max_pool_over_dilated_windows_and_inputs():
+    def function(x):
+        return jax.lax.reduce_window(
+            x, -jnp.inf, jax.lax.max, (2, 2), (1, 2), "VALID", (2, 1), (1, 2)
+        )
+
+    contains_samples(function, *box(5, 4))
+
+
+def test_a_window_with_a_clear_winner_is_exact():
+    lower, upper = np.array([0.0, 3.0, 1.0], np.float32), np.array([1.0, 4.0, 2.5], np.float32)
+    # The maximum is the middle entry: linear bounds see through it, and x - max(x) is 0 there.
+    bounds = bj.linear(lambda x: x[1] - x.max())(bj.Box(jnp.asarray(lower), jnp.asarray(upper)))
+    np.testing.assert_allclose([bounds.lower, bounds.upper], 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_window_lines_at_ties_and_points(sign):
+    op = next(op for op in registry.all_ops() if op.name == "reduce_max" and op.sign == 1)
+    op = op if sign > 0 else next(op for op in registry.all_ops() if op.name == "reduce_min")
+    ends = [(-1.0, 1.0), (-1.0, -1.0), (0.0, 1.0), (1.0, 1.0)]
+    for intervals in itertools.product(ends, repeat=3):
+        lower, upper = (np.array(end, np.float32) for end in zip(*intervals, strict=True))
+        lines = jax.device_get(
+            extremum.window_lines(op, jnp.asarray(lower), jnp.asarray(upper), None)
+        )
+        inputs = points(np.random.default_rng(0), lower, upper, 200)
+        values = sign * (sign * inputs).max(1)
+        assert (inputs @ lines.lower_slope + lines.lower_intercept <= values + 1e-6).all()
+        assert (inputs @ lines.upper_slope + lines.upper_intercept >= values - 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: jnp.take(x, jnp.array([0, 2, 2, 5]), mode="fill", fill_value=5.0),
+        lambda x: jnp.take(x, jnp.array([0, 3, 7]), mode="clip"),
+        lambda x: x.at[jnp.array([1, 9])].get(mode="fill", fill_value=-3.0),
+        lambda x: jax.lax.dynamic_slice(x, (2,), (2,)),
+        lambda x: jax.lax.dynamic_slice(x, (9,), (2,)),
+        lambda x: jnp.pad(x, 1, mode="edge"),
+        lambda x: jnp.pad(x, 2, mode="reflect"),
+        lambda x: jax.lax.pad(x, jnp.float32(7.0), [(1, -1, 2)]),
+        lambda x: jnp.where(jnp.array([True, False, True, False]), x, 9.0),
+        lambda x: jnp.where(jnp.array([True, False, True, False]), 9.0, -x),
+        lambda x: jnp.concatenate([x, jnp.full(2, 8.0), x[::-1]]),
+        lambda x: jnp.diff(x, prepend=1.0),
+        lambda x: jnp.cumsum(x[::-1]),
+        lambda x: jnp.repeat(x, 2),
+        lambda x: jnp.flip(jnp.roll(x, 1)),
+        lambda x: jnp.outer(x, jnp.arange(3.0)),
+        lambda x: jnp.triu(jnp.outer(jnp.ones(4), x)),
+        lambda x: x / jnp.array([2.0, -3.0, 0.5, 1e-3]),
+        lambda x: 3.0 - x,
+        lambda x: jnp.float32(2.0) * -x + 1.0,
+        lambda x: jnp.zeros(6).at[1:5].set(x),
+        lambda x: jnp.ones(4).at[jnp.array([1, 3])].add(x[:2]),
+        lambda x: jax.image.resize(x, (7,), "linear"),
+        lambda x: jax.lax.stop_gradient(x) - x[::-1],
+    ],
+)
+def test_linear_ops_with_constants_keep_their_offset(function):
+    """An offset (a pad or fill value, an addend) that the backward walk forgot would show here."""
+    lower, upper = box(4)
+    contains_samples(lambda x: jax.nn.relu(function(x)) + function(x), lower, upper)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_products_with_a_constant_on_either_side(left):
+    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), jnp.float32)
+
+    def function(x):
+        return jnp.einsum("ab,bc->ac", matrix, x) if left else jnp.einsum("ab,cb->ac", x, matrix)
+
+    contains_samples(lambda x: jax.nn.relu(function(x)).sum(0), *box(4, 4))
+
+
+CONVOLUTIONS = [
+    {"window_strides": (1, 1), "padding": "VALID"},
+    {"window_strides": (2, 2), "padding": ((1, 1), (1, 1))},
+    {"window_strides": (2, 1), "padding": ((0, 2), (1, 0))},
+    {"window_strides": (1, 2), "padding": "SAME", "rhs_dilation": (2, 1)},
+    {"window_strides": (3, 3), "padding": ((-1, 0), (0, 0))},
+    {"window_strides": (1, 1), "padding": "SAME", "feature_group_count": 2},
+    {"window_strides": (1, 1), "padding": ((1, 1), (0, 1)), "lhs_dilation": (2, 2)},
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "layout"),
+    [
+        *[(options, ("NHWC", "HWIO", "NHWC")) for options in CONVOLUTIONS],
+        *[(options, ("NCHW", "OIHW", "NCHW")) for options in CONVOLUTIONS[1:3]],
+    ],
+    ids=str,
+)
+def test_convolution_lowerings_agree_in_value_and_gradient(options, layout):
+    """The sub-pixel form of a transposed convolution against XLA's own."""
+    rng = np.random.default_rng(0)
+    groups = options.get("feature_group_count", 1)
+    kernel = rng.normal(size=(3, 2, 4 // groups, 6)).astype(np.float32)
+    x = rng.normal(size=(7, 6, 4)).astype(np.float32)
+    if layout[0] == "NCHW":
+        kernel, x = kernel.transpose(3, 2, 0, 1), x.transpose(2, 0, 1)
+
+    def total(lowering):
+        def bound(kernel, x):
+            def function(x):
+                y = jax.lax.conv_general_dilated(
+                    x[None], kernel, dimension_numbers=layout, **options
+                )[0]
+                return jax.nn.relu(y).reshape(-1, 2).sum(0)
+
+            with convolution.transposed_convolution(lowering):
+                bounds = bj.linear(function, sides="lower")(bj.LpBall(x, 0.3))
+            return (bounds.lower * jnp.array([1.0, -2.0])).sum()
+
+        return jax.jit(jax.value_and_grad(bound, argnums=(0, 1)))(
+            jnp.asarray(kernel), jnp.asarray(x)
+        )
+
+    def close(ours, expected):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+
+    jax.tree.map(close, total("subpixel"), total("native"))
+
+
+def test_precision_is_full_whatever_the_model_was_traced_with():
+    """TF32 or bfloat16 products would make wrong certificates on accelerators."""
+
+    def function(x):
+        return jnp.dot(x, jnp.ones((3, 2)), precision="fastest")
+
+    text = str(jax.make_jaxpr(bj.interval(function))(bj.Box(jnp.zeros(3), jnp.ones(3))))
+    assert "HIGHEST" in text
+    assert "DEFAULT" not in text
+
+
+@pytest.mark.parametrize("position", [-0.5, 1.5, 1e6])
+def test_a_slope_policy_outside_its_range_cannot_make_a_wrong_bound(position):
+    def policy(lower, upper):
+        return jnp.full_like(lower, position)
+
+    lower, upper = box(5, scale=2.0)
+
+    def function(x):
+        return jax.nn.relu(x) - 0.5 * x
+
+    contains_samples(function, lower, upper, [lambda f: pure_linear(f, policy)])
+
+
+def test_lipschitz_constants_bound_the_slope():
+    """The table's Lipschitz constant against difference quotients."""
+    functions = {
+        "relu": jax.nn.relu,
+        "leaky_relu": lambda x: jax.nn.leaky_relu(x, -1.7),
+        "tanh": jnp.tanh,
+        "logistic": jax.nn.sigmoid,
+        "softplus": jax.nn.softplus,
+        "abs": jnp.abs,
+    }
+    with jax.enable_x64(True):
+        lower, upper = np.array([-3.0, -1.0, 0.5, -2.0]), np.array([-1.0, 2.0, 3.0, 0.1])
+        grid = lower + np.linspace(0.0, 1.0, 400)[:, None] * (upper - lower)
+        for name, function in functions.items():
+            node = graph.trace(function, jnp.asarray(lower)).nodes[-1]
+            assert node.primitive == name
+            constant = node.op.lipschitz(node, jnp.asarray(lower), jnp.asarray(upper))
+            values = np.asarray(function(jnp.asarray(grid)))
+            slopes = np.abs(np.diff(values, axis=0) / np.diff(grid, axis=0)).max(0)
+            assert (slopes <= np.asarray(constant) + 1e-9).all(), name
