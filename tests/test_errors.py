@@ -49,7 +49,7 @@ BAD_INPUT = {
     "input integers": (
         lambda: certify(IMAGES.astype(int), 0.1),
         TypeError,
-        "floating point, got int",
+        "float32 or float64, got int",
     ),
     "batch empty": (lambda: certify(IMAGES[:0], 0.1), ValueError, r"at least one.*\(0, 4\)"),
     "batch missing": (lambda: certify(np.float32(1.0), 0.1), ValueError, r"batch .*got shape \(\)"),

@@ -283,7 +283,7 @@ def affine_function(network: Network):
     return on_host(run)
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "residual", "pooling", "smooth"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "residual", "smooth"])
 def test_crown_is_tighter_on_average_than_crown_ibp_than_interval(name):
     network = BY_NAME[name]
     with jax.enable_x64(True):
@@ -410,8 +410,10 @@ def test_bounds_contain_the_exact_range_and_come_close(seed):
 # --- transforms of transforms -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["interval", "crown-ibp", "crown"])
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("mlp", "interval"), ("mlp", "crown"), ("cnn", "crown-ibp")],
+)
 def test_bounds_agree_under_jit_vmap_and_pmap(name, method):
     network = BY_NAME[name]
     weights = network.weights(0)
@@ -439,8 +441,8 @@ def test_bounds_agree_under_jit_vmap_and_pmap(name, method):
     ("name", "method"),
     [
         *[("mlp", m) for m in ("interval", "crown-ibp", "crown", "fast-lin")],
-        *[(n, "crown-ibp") for n in ("cnn", "leaky", "clipped", "pooling")],
-        *[("cnn", "crown"), ("smooth", "crown")],
+        *[(n, "crown-ibp") for n in ("leaky", "clipped", "smooth")],
+        ("cnn", "crown"),
     ],
 )
 def test_gradients_equal_finite_differences(name, method):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 from chex import Array
 
 from boundjax.ops import convolution, matmul
@@ -44,7 +43,7 @@ def _exactly_one(node: Node) -> bool:
 
 
 def _same_dtype(node: Node) -> bool:
-    """A cast that changes nothing but the weak type; others are not linear maps in one precision."""
+    """A cast that changes nothing but the weak type; others leave the precision of the bounds."""
     return node.input_shapes[0].dtype == node.dtype
 
 

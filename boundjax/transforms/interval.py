@@ -27,8 +27,10 @@ def propagate(node: Node, operands: tuple[Interval, ...]) -> Interval:
             lower, upper = zip(*ends, strict=True)
             return Interval(node.apply(*lower), node.apply(*upper))
         case Weighted() if node.op.diagonal:
+            # The factor's sign, not min and max of the ends, whose derivative has to look at ties.
+            positive = node.apply(jnp.ones_like(lower[0])) >= 0
             ends = node.apply(*lower), node.apply(*upper)
-            return Interval(jnp.minimum(*ends), jnp.maximum(*ends))
+            return Interval(jnp.where(positive, *ends), jnp.where(positive, *ends[::-1]))
         case Weighted():
             center = node.apply(operands[0].middle)
             radius = node.apply(operands[0].radius, constants=jnp.abs)
