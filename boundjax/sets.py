@@ -143,10 +143,10 @@ class Box:
         return True
 
     def interval(self) -> Interval:
-        """The box itself; NaN where ``lower > upper`` turned up under ``jit``."""
+        """The box itself; NaN where a NaN end or ``lower > upper`` turned up under ``jit``."""
         lower = _float(self.lower)
         upper = _float(self.upper, lower)
-        empty = lower > upper
+        empty = ~(lower <= upper)
         return Interval(jnp.where(empty, jnp.nan, lower), jnp.where(empty, jnp.nan, upper))
 
     def support(self, coefficients: Array) -> Array:

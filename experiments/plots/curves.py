@@ -41,7 +41,7 @@ def plot_curves(records: Sequence[dict[str, Any]], title: str, path: Path) -> No
     schedules.set(xlabel="epoch", ylabel="radius (pixels in [0, 1]); weights", ylim=(-0.05, 1.05))
     for axes in (errors, losses, schedules):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, handlelength=3, loc="upper right")
+        axes.legend(fontsize=7, handlelength=3, loc="center right")
     figure.savefig(path)
 
 
