@@ -217,9 +217,35 @@ class _Request:
         )
         return dataclasses.replace(request, labels=request._checked_labels(labels))
 
+    def _logits(self) -> np.ndarray:
+        """The model's logits ``[B, C]``, after a check that examples do not change each other's.
+
+        A model in train mode (batch statistics, dropout) would be bounded as it is on a batch of
+        one, which is another function; batch normalisation even makes that one constant.
+        """
+        make = _cached_logits if self.model.cacheable else _make_logits
+        function = make(self.model.apply)
+        x = self.x if len(self.x) > 1 else np.concatenate([self.x, np.zeros_like(self.x)])
+        size = max(2, self.batch_size)
+        results = []
+        for start in range(0, len(x), size):
+            index = np.minimum(np.arange(start, start + size), len(x) - 1)
+            results.append(np.asarray(function(self.model.variables, jnp.asarray(x[index]))))
+        together, alone = np.concatenate(results, axis=1)[:, : len(self.x)]
+        # Rounding depends on the batch size; what mixes examples changes far more.
+        tolerance = 1e-3 * (1.0 + np.abs(alone).max(initial=0.0, where=np.isfinite(alone)))
+        apart = ~np.isclose(together, alone, rtol=0.0, atol=tolerance, equal_nan=True).all(axis=-1)
+        if apart.any():
+            raise ValueError(
+                "model must treat the examples of a batch independently, but the logits of "
+                f"example {np.argmax(apart)} change when it is alone; use eval mode "
+                "(running averages, no dropout)"
+            )
+        return alone
+
     def _checked_labels(self, labels: Array | None) -> np.ndarray:
+        logits = self._logits()
         if labels is None:
-            logits = self._map(_compiled_logits(self), ())
             return np.argmax(logits, axis=-1).astype(np.int32)
         labels = np.asarray(labels)
         if labels.shape != self.x.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
@@ -298,14 +324,16 @@ def _single(apply: Callable[[ArrayTree, Array], Array], variables: ArrayTree) ->
     return lambda x: apply(variables, x[None])[0]
 
 
-def _compiled_logits(request: _Request) -> Callable[..., Array]:
-    apply = request.model.apply
+def _make_logits(apply: Callable) -> Callable[..., Array]:
+    """Compiles ``(variables, xs) -> [2, B, C]``: the logits of the batch, and one by one."""
 
-    def logits(variables: ArrayTree, clip: Any, xs: Array) -> Array:
-        del clip
-        return jax.vmap(_single(apply, variables))(xs)
+    def logits(variables: ArrayTree, xs: Array) -> Array:
+        return jnp.stack([apply(variables, xs), jax.vmap(_single(apply, variables))(xs)])
 
     return jax.jit(logits)
+
+
+_cached_logits = functools.lru_cache(maxsize=32)(_make_logits)
 
 
 def _compiled_margins(request: _Request, name: str) -> Callable[..., Array]:

@@ -330,3 +330,19 @@ def test_certified_radius_of_a_nan_model_is_zero(images):
         lambda x: jnp.nan * x.reshape(len(x), -1)[:, :3], images, labels=jnp.zeros(EXAMPLES, int)
     )
     assert (radius == 0).all()
+
+
+@pytest.mark.parametrize("count", [1, EXAMPLES])
+def test_a_model_that_mixes_examples_is_refused(count, images):
+    """In train mode, batch normalisation of a batch of one is constant: all would be verified."""
+    module = nn.Sequential([nn.Dense(8), nn.BatchNorm(use_running_average=False), nn.Dense(3)])
+    x = images.reshape(len(images), -1)[:count]
+    weights = module.init(jax.random.key(0), x)
+
+    def mixing(x):
+        return module.apply(weights, x, mutable=["batch_stats"])[0]
+
+    alone = jnp.concatenate([mixing(row[None]) for row in x])
+    np.testing.assert_allclose(alone, jnp.broadcast_to(alone[:1], alone.shape), atol=1e-5)
+    with pytest.raises(ValueError, match="independently.*example 0 change when it is alone"):
+        bj.certify(mixing, x, 0.1)
