@@ -160,6 +160,8 @@ class _Request:
     method: str
     batch_size: int
     max_bytes: int
+    # Compiled margins by method: a bisection asks many times within one call.
+    compiled: dict[str, Callable[..., Array]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def check(
@@ -267,7 +269,9 @@ class _Request:
         bounds = []
         for name in names:
             eps = np.broadcast_to(eps, (self.x.shape[0], *eps.shape[1:]))
-            bounds.append(self._map(_compiled_margins(self, name), (eps, self.labels)))
+            if name not in self.compiled:
+                self.compiled[name] = _compiled_margins(self, name)
+            bounds.append(self._map(self.compiled[name], (eps, self.labels)))
         # fmax: a method that failed numerically (NaN) does not spoil the others' sound bounds.
         margins = functools.reduce(np.fmax, bounds)
         others = np.arange(self.num_classes)[None] != self.labels[:, None]

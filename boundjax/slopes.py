@@ -6,7 +6,7 @@ A policy maps bounds ``lower < 0 < upper`` around a kink at 0 to the free slope'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import jax.numpy as jnp
@@ -82,6 +82,14 @@ def resolve(
         "slopes must be a policy's name, a function of (lower, upper) or a dict of arrays, "
         f"got {type(slopes).__name__}"
     )
+
+
+def require_known(slopes: Mapping[str, Any], labels: Set[str]) -> None:
+    """Raises KeyError where a key of ``slopes`` belongs to none of the function's ops."""
+    unknown = sorted(key for key in slopes if key.removesuffix(":below") not in labels)
+    if unknown:
+        known = ", ".join(sorted(label for label in labels if label))
+        raise KeyError(f"slopes has an entry {unknown[0]!r} for no op; known: {known}")
 
 
 def _given(slopes: Mapping[str, Any], label: str) -> SlopePolicy:

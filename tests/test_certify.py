@@ -344,5 +344,5 @@ def test_a_model_that_mixes_examples_is_refused(count, images):
 
     alone = jnp.concatenate([mixing(row[None]) for row in x])
     np.testing.assert_allclose(alone, jnp.broadcast_to(alone[:1], alone.shape), atol=1e-5)
-    with pytest.raises(ValueError, match="independently.*example 0 change when it is alone"):
+    with pytest.raises(ValueError, match=r"independently.*example 0 change when it is alone"):
         bj.certify(mixing, x, 0.1)

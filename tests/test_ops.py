@@ -12,6 +12,7 @@ from networks import points
 import boundjax as bj
 from boundjax import graph
 from boundjax.ops import convolution, extremum, registry
+from boundjax.transforms import backward
 
 
 def pure_linear(function, slopes="adaptive"):
@@ -266,3 +267,27 @@ def test_lipschitz_constants_bound_the_slope():
             values = np.asarray(function(jnp.asarray(grid)))
             slopes = np.abs(np.diff(values, axis=0) / np.diff(grid, axis=0)).max(0)
             assert (slopes <= np.asarray(constant) + 1e-9).all(), name
+
+
+def test_slopes_that_were_used_give_the_same_bounds_again():
+    """A clip has two free lines, each with its own entry."""
+    weights = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+
+    def function(x):
+        return jnp.clip(x @ weights, -1.0, 1.0) @ weights.T
+
+    ball = bj.LpBall(jnp.zeros(4), 0.7)
+    bounds, aux = bj.linear(function, has_aux=True)(ball)
+    assert sorted(aux.slopes) == ["clip", "clip:below"]
+    again = bj.linear(function, slopes=aux.slopes)(ball)
+    np.testing.assert_array_equal(again, bounds)
+    with pytest.raises(KeyError, match=r"entry 'relu' for no op; known: clip"):
+        bj.linear(function, slopes={**aux.slopes, "relu": 1.0})(ball)
+
+
+def test_bounds_that_contradict_each_other_are_nan():
+    known, wrong = bj.Interval(jnp.zeros(2), jnp.ones(2)), bj.Interval(jnp.full(2, 1.1), 2.0)
+    assert np.isnan(backward.intersect(known, wrong)).all()
+    rounded = bj.Interval(jnp.full(2, 1.0 + 1e-6), jnp.full(2, 2.0))
+    lower, upper = backward.intersect(known, rounded)
+    assert (lower <= upper).all()

@@ -15,6 +15,7 @@ deviations without any offset (biases need no pass over the rows), a line ``y >=
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -191,7 +192,16 @@ def _relax(node: Node, rows: Array, lines: Lines) -> tuple[tuple[Array | None, .
 
 
 def intersect(first: Interval, second: Interval) -> Interval:
-    """The tighter end of two valid intervals each; ends that cross by rounding are exchanged."""
+    """The tighter end of two valid intervals each.
+
+    Ends that cross by rounding are exchanged. Two intervals that contradict each other are a sign
+    of a wrong bound; both ends are NaN then, which never certifies.
+    """
     lower = jnp.maximum(first.lower, second.lower)
     upper = jnp.minimum(first.upper, second.upper)
-    return Interval(jnp.minimum(lower, upper), jnp.maximum(lower, upper))
+    size = functools.reduce(jnp.maximum, [jnp.abs(end) for end in (*first, *second)])
+    contradiction = lower - upper > 1e-3 * (1.0 + size)
+    return Interval(
+        jnp.where(contradiction, jnp.nan, jnp.minimum(lower, upper)),
+        jnp.where(contradiction, jnp.nan, jnp.maximum(lower, upper)),
+    )

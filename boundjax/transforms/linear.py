@@ -43,7 +43,8 @@ class Auxiliary(NamedTuple):
       linear: the linear bounds ``[m]`` before they are intersected with those; a side that was not
         asked for holds the interval bound.
       pre_activations: label -> bounds on the op's input.
-      slopes: label -> the free slope's position in ``[0, 1]``, as used at unstable units.
+      slopes: label -> the free slope's position in ``[0, 1]``, as used at unstable units; an op
+        with two free lines has a second entry, ``label:below``.
       coefficients: the linear bounds in the input.
       worst_input: ``[m, *input]``, where in the input set the relaxation's lower bound is attained
         (the upper bound, if ``sides="upper"``).
@@ -101,6 +102,8 @@ def linear(
 
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
         graph = graphs.trace(function, intervals_of.example_of(input_set))
+        if isinstance(slopes, Mapping):
+            slope_policies.require_known(slopes, {node.label for node in graph.nodes if node.op})
         walk = _Walk(graph, input_set, policy_of, intermediate == "linear", max_bytes)
         if specification is not None:
             starts, constant = intervals_of.starts_of(graph, specification)
@@ -219,8 +222,7 @@ class _Walk:
         return self.lines[node.index]
 
     def _make_lines(self, node: Node) -> Lines:
-        policy = self.policy_of(node.label)
-        if policy is slope_policies.CONSTANT:
+        if self.policy_of(node.label) is slope_policies.CONSTANT:
             return intervals_of.constant_lines(node, self.intervals)
         operands = [_poisoned(self.intervals[i]) for i in node.inputs]
         if isinstance(node.op, Extremum):
@@ -230,7 +232,9 @@ class _Walk:
         (operand,) = operands
 
         def position(lower: Array, upper: Array) -> Array:
-            chosen = self.slopes[node.label] = policy(lower, upper)
+            # An op with two free lines (clip: above, then below) asks twice.
+            key = f"{node.label}:below" if node.label in self.slopes else node.label
+            chosen = self.slopes[key] = self.policy_of(key)(lower, upper)
             return chosen
 
         return node.op.lines(node, operand.lower, operand.upper, position)
