@@ -1,0 +1,77 @@
+"""Compiled bounds and values of the networks, shared by all tests of a worker."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from networks import METHODS, NETWORKS, Network, ascend
+
+import boundjax as bj
+
+SEEDS = st.integers(0, 2**32 - 1)
+BY_NAME = {network.name: network for network in NETWORKS}
+RELATIVE_SLACK = {np.float32: 1e-5, np.float64: 1e-12}
+
+# One worker compiles all of a network's functions and shares them.
+each_network = pytest.mark.parametrize(
+    "network",
+    [pytest.param(n, marks=pytest.mark.xdist_group(n.name)) for n in NETWORKS],
+    ids=lambda network: network.name,
+)
+
+
+def flat_interval(tree) -> bj.Interval:
+    """A pytree of intervals as one interval of vectors `[m]`."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, bj.Interval))
+    return bj.Interval(
+        jnp.concatenate([jnp.ravel(leaf.lower) for leaf in leaves]),
+        jnp.concatenate([jnp.ravel(leaf.upper) for leaf in leaves]),
+    )
+
+
+@functools.cache
+def bounds_function(network: Network, method: str):
+    """`(weights, lower, upper) -> Interval [m]`, compiled once per network, method and dtype."""
+
+    def bounds(weights, lower, upper):
+        transform = METHODS[method](functools.partial(network.apply, weights))
+        return flat_interval(transform(bj.Box(lower, upper)))
+
+    return on_host(bounds)
+
+
+def on_host(function):
+    """`function` compiled, its results as numpy arrays: those broadcast, JAX's here must not."""
+    compiled = jax.jit(function)
+    return lambda *arguments: jax.device_get(compiled(*arguments))
+
+
+@functools.cache
+def values_function(network: Network):
+    return on_host(jax.vmap(network.flat, in_axes=(None, 0)))
+
+
+@functools.cache
+def attack_function(network: Network):
+    return jax.jit(ascend(network))
+
+
+def radii(rng: np.random.Generator, shape: tuple[int, ...]):
+    """Degenerate, tiny, usual, partly fixed, wide and huge boxes."""
+    yield np.zeros(shape)
+    yield np.full(shape, 1e-6)
+    yield rng.uniform(0, 0.1, size=shape)
+    yield rng.uniform(0, 0.5, size=shape) * (rng.uniform(size=shape) < 0.5)
+    yield rng.uniform(0, 2.0, size=shape)
+    yield np.full(shape, 1e3)
+
+
+def random_box(network: Network, seed: int, scale: float):
+    """Random float64 weights and a random box, as numpy arrays."""
+    rng = np.random.default_rng(seed)
+    centre = rng.normal(size=network.input_shape)
+    radius = scale * rng.uniform(size=network.input_shape)
+    return network.weights(seed, np.float64), centre - radius, centre + radius
