@@ -152,9 +152,14 @@ BAD_INPUT = {
     ),
     "linear: slopes' type": (lambda: bj.linear(model, slopes=3), TypeError, "slopes .*got int"),
     "linear: slopes missing": (
+        lambda: bj.linear(jax.nn.relu, slopes={})(bj.Box(-np.ones(2), np.ones(2))),
+        KeyError,
+        "need an entry for 'relu'",
+    ),
+    "linear: slopes of an unknown op": (
         lambda: bj.linear(jax.nn.relu, slopes={"rely": ZEROS})(identity_box),
         KeyError,
-        "'relu'.*'rely'",
+        "'rely' for no op; known: relu",
     ),
     "linear: intermediate": (
         lambda: bj.linear(model, intermediate="crown"),
