@@ -229,7 +229,7 @@ def test_one_example_and_one_class(model, images, reference):
 
 
 def test_a_tie_is_not_verified(images):
-    # Strict: METHODS 0 counts a margin of exactly 0 as not certified.
+    # Strict: a margin of exactly 0 is not certified.
     certificate = bj.certify(lambda x: jnp.zeros((len(x), 3)) * x.sum(), images, 0.0)
     assert not certificate.verified.any()
 

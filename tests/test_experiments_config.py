@@ -44,7 +44,7 @@ def test_the_paper_size_is_the_default():
     assert (config.model.name, config.train.epochs, config.train.batch_size) == ("large", 200, 100)
     assert (config.robust.eps_train, config.robust.eps_test) == (0.2, 0.1)
     schedule = create_schedule(config.robust, steps_per_epoch=550)
-    # METHODS 1.1: start 10, length 50 ramps over 49 epochs.
+    # The papers' code: start 10, length 50 ramps over 49 epochs.
     assert float(schedule(10 * 550).eps) == 0.0
     assert float(schedule(59 * 550 - 1).eps) < 0.2
     assert schedule(59 * 550).eps == jnp.float32(0.2)

@@ -7,7 +7,7 @@ from experiments import models
 from experiments.errors import ExperimentError
 from experiments.methods.method import clean_pass
 
-# METHODS 8.
+# From the papers' tables.
 MNIST_PARAMETERS = {
     "mlp_2x100": 89_610,
     "small": 550_406,

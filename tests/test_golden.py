@@ -125,8 +125,8 @@ def test_auto_lirpa_intermediate_bounds(shared, net, method):
     assert len(stored) == len(pre_activations) > 0
     for key, bounds in zip(stored, pre_activations.values(), strict=True):
         lower, upper = data[f"{key}/lb"][:count], data[f"{key}/ub"][:count]
-        # Where interval bounds prove a unit stable no linear bound is computed for it (DESIGN,
-        # "How data flows"), and it keeps its wider interval of the same sign: compare the others.
+        # Where interval bounds prove a unit stable, auto_LiRPA computes no linear bound for it and
+        # keeps the wider interval of the same sign: compare the others.
         unstable = np.asarray((bounds.lower < 0) & (bounds.upper > 0)).reshape(lower.shape)
         assert unstable.any()
         for ours, expected in zip(bounds, (lower, upper), strict=True):

@@ -7,7 +7,7 @@ from boundjax.training import eps_dependent, linear_schedule, smoothed_schedule
 
 SCHEDULES = [linear_schedule, smoothed_schedule]
 
-# METHODS 1.1, start 0, end 100, eps_max 1: checked against the authors' code.
+# Shi et al. 2021, start 0, end 100, eps_max 1: checked against the authors' code.
 SMOOTHED_VALUES = {
     5: 0.000123,
     10: 0.001969,

@@ -175,7 +175,7 @@ def test_specification_merges_with_the_last_layer(method, seed):
         )
         for ours, expected in zip(given_bounds, merged_bounds, strict=True):
             np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-9)
-        # METHODS 13 o: merging is never looser than combining the ends of the logits.
+        # Merging is never looser than combining the ends of the logits.
         rows = np.asarray(specification)
         apart = np.maximum(rows, 0) @ separate.lower + np.minimum(rows, 0) @ separate.upper
         assert (given_bounds.lower >= apart - 1e-9).all()

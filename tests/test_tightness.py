@@ -24,7 +24,7 @@ import boundjax as bj
 @pytest.mark.parametrize("name", [n.name for n in NETWORKS if n.sequential])
 @given(seed=SEEDS)
 def test_constant_lines_equal_interval_bounds(name, seed):
-    """Interval bounds are linear bounds with zero slopes and constant lines (METHODS 13 c)."""
+    """Interval bounds are linear bounds with zero slopes and constant lines."""
     network = BY_NAME[name]
     with jax.enable_x64(True):
         constant, interval = constant_and_interval(network)(*random_box(network, seed, 0.3))
@@ -90,7 +90,7 @@ def test_crown_is_tighter_on_average_than_crown_ibp_than_interval(name):
 
 
 def reference_crown(layers, lower, upper, slopes, intermediate):
-    """CROWN for a ReLU MLP in numpy, written from METHODS 2.2 and 2.3 alone."""
+    """CROWN for a ReLU MLP in numpy, written from Zhang et al. 2018 alone."""
 
     def image(kernel, bias, low, high):
         centre, radius = (low + high) / 2, (high - low) / 2

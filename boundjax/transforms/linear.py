@@ -195,7 +195,7 @@ class _Walk:
         ancestors = _ancestors(self.graph, node)
         largest = max(self.graph.nodes[i].size for i in ancestors)
         row_bytes = _LIVE_ARRAYS * largest * jnp.dtype(node.dtype).itemsize
-        blocks = math.ceil(node.size / max(1, self.max_bytes // row_bytes))
+        blocks = max(1, math.ceil(node.size / max(1, self.max_bytes // max(1, row_bytes))))
         block = math.ceil(node.size / blocks)
 
         def block_bounds(indices: Array) -> tuple[Array | None, Array | None]:
