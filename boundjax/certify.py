@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array, ArrayTree, Numeric
 
-from boundjax import models
+from boundjax import graph, models
 from boundjax.sets import LpBall, require_clip, require_finite, require_radius
 from boundjax.specification import margin_specification
 from boundjax.transforms.interval import interval
@@ -155,6 +155,7 @@ class _Request:
     eps: np.ndarray  # broadcasts to x, with x's number of dimensions
     labels: np.ndarray
     num_classes: int
+    program: Hashable
     norm: float
     clip: tuple[Numeric, Numeric] | None
     method: str
@@ -203,7 +204,7 @@ class _Request:
             raise ValueError(
                 f"x must lie in the clip range {clip}, got values from {x.min()} to {x.max()}"
             )
-        num_classes = _num_classes(pure, x)
+        num_classes, program = _traced(pure, x)
         batch = batch_size or _DEFAULT_BATCH[method]
         request = cls(
             model=pure,
@@ -211,6 +212,7 @@ class _Request:
             eps=_per_example(eps, x),
             labels=np.zeros(x.shape[0], np.int32),
             num_classes=num_classes,
+            program=program,
             norm=float(norm),
             clip=clip,
             method=method,
@@ -219,14 +221,16 @@ class _Request:
         )
         return dataclasses.replace(request, labels=request._checked_labels(labels))
 
+    def _compile(self, make: Callable[..., Callable], *key: Any) -> Callable[..., Array]:
+        return _kept(self.program, make, *key) if self.model.cacheable else make(*key)
+
     def _logits(self) -> np.ndarray:
         """The model's logits ``[B, C]``, after a check that examples do not change each other's.
 
         A model in train mode (batch statistics, dropout) would be bounded as it is on a batch of
         one, which is another function; batch normalisation even makes that one constant.
         """
-        make = _cached_logits if self.model.cacheable else _make_logits
-        function = make(self.model.apply)
+        function = self._compile(_make_logits, self.model.apply)
         x = self.x if len(self.x) > 1 else np.concatenate([self.x, np.zeros_like(self.x)])
         size = max(2, self.batch_size)
         results = []
@@ -270,7 +274,9 @@ class _Request:
         for name in names:
             eps = np.broadcast_to(eps, (self.x.shape[0], *eps.shape[1:]))
             if name not in self.compiled:
-                self.compiled[name] = _compiled_margins(self, name)
+                max_bytes = max(1, self.max_bytes // self.batch_size)
+                key = (self.model.apply, name, self.num_classes, self.norm, max_bytes)
+                self.compiled[name] = self._compile(_make_margins, *key)
             bounds.append(self._map(self.compiled[name], (eps, self.labels)))
         # fmax: a method that failed numerically (NaN) does not spoil the others' sound bounds.
         margins = functools.reduce(np.fmax, bounds)
@@ -290,11 +296,10 @@ class _Request:
         return np.concatenate(results)[:total]
 
 
-def _num_classes(model: models.PureModel, x: np.ndarray) -> int:
-    shape = jax.eval_shape(
-        lambda variables, batch: model.apply(variables, batch),
-        model.variables,
-        jax.ShapeDtypeStruct(x.shape, x.dtype),
+def _traced(model: models.PureModel, x: np.ndarray) -> tuple[int, Hashable]:
+    """The number of logits, and the key of what the model computes now."""
+    program, shape = graph.program(
+        model.apply, model.variables, jax.ShapeDtypeStruct(x.shape, x.dtype)
     )
     if not hasattr(shape, "shape") or len(shape.shape) != 2 or shape.shape[0] != x.shape[0]:
         got = getattr(shape, "shape", type(shape).__name__)
@@ -304,7 +309,7 @@ def _num_classes(model: models.PureModel, x: np.ndarray) -> int:
         )
     if shape.shape[1] == 0:
         raise ValueError("model must return at least one logit per example, got 0")
-    return shape.shape[1]
+    return shape.shape[1], program
 
 
 def _per_example(eps: Numeric, x: np.ndarray) -> np.ndarray:
@@ -337,20 +342,6 @@ def _make_logits(apply: Callable) -> Callable[..., Array]:
     return jax.jit(logits)
 
 
-_cached_logits = functools.lru_cache(maxsize=32)(_make_logits)
-
-
-def _compiled_margins(request: _Request, name: str) -> Callable[..., Array]:
-    key = (
-        request.model.apply,
-        name,
-        request.num_classes,
-        request.norm,
-        max(1, request.max_bytes // request.batch_size),
-    )
-    return _cached_margins(*key) if request.model.cacheable else _make_margins(*key)
-
-
 def _make_margins(
     apply: Callable, name: str, num_classes: int, norm: float, max_bytes: int
 ) -> Callable[..., Array]:
@@ -373,4 +364,8 @@ def _make_margins(
     return jax.jit(margins)
 
 
-_cached_margins = functools.lru_cache(maxsize=32)(_make_margins)
+@functools.lru_cache(maxsize=32)
+def _kept(program: Hashable, make: Callable[..., Callable], *key: Any) -> Callable[..., Array]:
+    """Compiled code of an earlier call, for the same program only."""
+    del program
+    return make(*key)

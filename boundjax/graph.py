@@ -11,9 +11,10 @@ tracing and appears as a constant operand, so gradients with respect to weights 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import flax
@@ -354,6 +355,42 @@ def _fingerprint(jaxpr: Any) -> Any:
         for eqn in jaxpr.eqns
     )
     return invars, equations, tuple(atom(v) for v in jaxpr.outvars)
+
+
+def program(function: Callable[..., Any], *arguments: Any) -> tuple[Hashable, Any]:
+    """What a function computes now, as a key that is equal for equal programs, and its outputs.
+
+    Compiled code may only be used again for the very same program: a module's equality does not see
+    what its code reads from elsewhere (a global, a mutable attribute), and stale code would give a
+    wrong certificate.
+
+    Args:
+      function: a JAX function of pytrees.
+      *arguments: arrays or shapes.
+
+    Returns:
+      The key, from the traced equations and the values of all constants; and the shapes of the
+      function's outputs.
+    """
+    # A new function object, so that no trace of an earlier call is found for an equal module.
+    closed, shapes = jax.make_jaxpr(lambda *values: function(*values), return_shape=True)(
+        *arguments
+    )
+    digest = hashlib.sha256()
+    pending = [closed]
+    while pending:
+        part = pending.pop()
+        for constant in getattr(part, "consts", ()):
+            if jnp.issubdtype(jnp.result_type(constant), jax.dtypes.extended):
+                return object(), shapes  # no bytes to compare (random keys): equal to nothing
+            array = np.asarray(constant)
+            digest.update(f"{array.dtype} {array.shape};".encode())
+            digest.update(array.tobytes())
+        for eqn in getattr(part, "jaxpr", part).eqns:
+            for value in eqn.params.values():
+                branches = value if isinstance(value, (tuple, list)) else (value,)
+                pending += [b for b in branches if _subjaxpr(b) is not None]
+    return (str(closed), _fingerprint(closed), digest.hexdigest()), shapes
 
 
 def _reference(name: str, function: Callable[..., Array], avals: tuple[Any, ...]) -> Any | None:

@@ -346,3 +346,34 @@ def test_a_model_that_mixes_examples_is_refused(count, images):
     np.testing.assert_allclose(alone, jnp.broadcast_to(alone[:1], alone.shape), atol=1e-5)
     with pytest.raises(ValueError, match=r"independently.*example 0 change when it is alone"):
         bj.certify(mixing, x, 0.1)
+
+
+def test_what_a_module_reads_from_elsewhere_is_never_stale(images):
+    """Equal modules with equal variables, whose code reads a changed object: another program."""
+
+    class Settings:
+        scale = 1.0
+        shift = np.zeros((1, CLASSES), np.float32)
+
+    class Reading(nn.Module):
+        settings: Settings
+
+        @nn.compact
+        def __call__(self, x):
+            return self.settings.scale * nn.Dense(CLASSES)(x) + self.settings.shift
+
+    settings = Settings()
+    x = images.reshape(len(images), -1)
+    module, labels = Reading(settings), np.zeros(len(x), int)
+    weights = module.init(jax.random.key(0), x)
+
+    def check():
+        certificate = bj.certify((module, weights), x, 0.0, labels=labels)
+        logits = np.asarray(module.apply(weights, x))
+        np.testing.assert_allclose(certificate.margins, logits[:, :1] - logits, atol=1e-5)
+
+    check()
+    settings.scale = -1.0
+    check()
+    settings.shift = np.arange(CLASSES, dtype=np.float32)[None]
+    check()
