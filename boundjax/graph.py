@@ -11,10 +11,11 @@ tracing and appears as a constant operand, so gradients with respect to weights 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -25,6 +26,7 @@ from chex import Array
 from jax.extend import core as jex_core
 
 from boundjax.ops import registry
+from boundjax.ops.composite import primitive as composite_primitive
 from boundjax.ops.registry import Perturbed
 
 # Calls that only wrap a jaxpr; where it stands in their parameters differs between releases.
@@ -139,6 +141,18 @@ class Graph:
     outputs: tuple[Perturbed | Array, ...]
     output_tree: Any
 
+    def detached(self) -> Graph:
+        """The same graph; constants that are being differentiated are plain constants."""
+
+        def detach(operand: Perturbed | Array) -> Perturbed | Array:
+            traced = isinstance(operand, jax.core.Tracer)
+            return jax.lax.stop_gradient(operand) if traced else operand
+
+        nodes = [
+            dataclasses.replace(n, operands=tuple(map(detach, n.operands))) for n in self.nodes
+        ]
+        return dataclasses.replace(self, nodes=tuple(nodes))
+
 
 def trace(function: Callable[[Array], Any], example: Array) -> Graph:
     """Traces a function of one example.
@@ -160,11 +174,35 @@ def trace(function: Callable[[Array], Any], example: Array) -> Graph:
     closed, output_shape = jax.make_jaxpr(function, return_shape=True)(example)
     builder = _Builder(jnp.shape(example), jnp.result_type(example))
     outputs = builder.run(closed.jaxpr, closed.consts, [Perturbed(0)], _Place("", _UNKNOWN))
+    nodes, outputs = _pruned(builder.nodes, outputs)
+    for node in nodes[1:]:
+        if node.op is None:
+            raise registry.UnsupportedOpError(_unsupported(node))
     return Graph(
-        nodes=_label(builder.nodes),
+        nodes=_label(nodes),
         outputs=tuple(outputs),
         output_tree=jax.tree.structure(output_shape),
     )
+
+
+def _pruned(nodes: list[Node], outputs: list[Any]) -> tuple[list[Node], list[Any]]:
+    """The nodes that outputs depend on, renumbered, and the outputs; the input always stays."""
+    needed = {0, *(o.index for o in outputs if isinstance(o, Perturbed))}
+    for node in reversed(nodes):
+        if node.index in needed:
+            needed.update(node.inputs)
+    new = {old: index for index, old in enumerate(sorted(needed))}
+
+    def renumber(operand: Any) -> Any:
+        return Perturbed(new[operand.index]) if isinstance(operand, Perturbed) else operand
+
+    kept = [
+        dataclasses.replace(
+            nodes[old], index=index, operands=tuple(map(renumber, nodes[old].operands))
+        )
+        for old, index in new.items()
+    ]
+    return kept, [renumber(output) for output in outputs]
 
 
 class _Builder:
@@ -212,12 +250,31 @@ class _Builder:
             node = self._node(
                 name, eqn, operands, place, lambda *v, k=k: evaluate(*v)[k], variable.aval
             )
-            op = registry.resolve(node)
-            if op is None:
-                raise registry.UnsupportedOpError(_unsupported(node))
-            self.nodes.append(dataclasses.replace(node, op=op))
+            if eqn.primitive is composite_primitive:
+                params = dict(eqn.params["items"])
+                function = functools.partial(eqn.params["function"], **params)
+                name = eqn.params["name"]
+                node = dataclasses.replace(node, primitive=name, params=params, evaluate=function)
+            node = dataclasses.replace(node, op=registry.resolve(node))
+            if isinstance(node.op, registry.Expansion):
+                return self.inline(node.op.expand(node), operands, place)
+            # An op without an entry is an error only if an output depends on it, see `trace`.
+            self.nodes.append(node)
             results.append(Perturbed(node.index))
         return results
+
+    def inline(
+        self, function: Callable[..., Any], operands: Sequence[Any], place: _Place
+    ) -> list[Any]:
+        """Traces a JAX function of the operands and appends its equations; its outputs, flat."""
+        shapes = [
+            jax.ShapeDtypeStruct(self.nodes[o.index].shape, self.nodes[o.index].dtype)
+            if isinstance(o, Perturbed)
+            else jax.ShapeDtypeStruct(np.shape(o), jnp.result_type(o))
+            for o in operands
+        ]
+        closed = jax.make_jaxpr(function)(*shapes)
+        return self.run(closed.jaxpr, closed.consts, list(operands), place)
 
     def _composite(self, eqn: Any, operands: list[Any], place: _Place) -> Perturbed | None:
         """A named activation, where the call is really JAX's own and the table covers it."""
@@ -459,7 +516,7 @@ def _label(nodes: list[Node]) -> tuple[Node, ...]:
     seen: dict[str, int] = {}
     labelled = []
     for node in nodes:
-        if isinstance(node.op, (registry.Scalar, registry.Extremum)):
+        if isinstance(node.op, registry.NONLINEAR):
             scope = _producing_scope(nodes, node).split("/")
             if root is not None and scope[:1] == [root]:
                 scope = scope[1:]
@@ -477,6 +534,6 @@ def _producing_scope(nodes: list[Node], node: Node) -> str:
         current = nodes[current.inputs[0]]
         if isinstance(current.op, registry.Weighted) and current.scope:
             return current.scope
-        if isinstance(current.op, (registry.Scalar, registry.Extremum)):
+        if isinstance(current.op, registry.NONLINEAR):
             break
     return node.scope

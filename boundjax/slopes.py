@@ -1,16 +1,22 @@
-"""Policies for the free slope of a relaxation: which lower line an unstable ReLU gets.
+"""Policies for the free lines of a relaxation: which lower line an unstable ReLU gets.
 
 A policy maps bounds ``lower < 0 < upper`` around a kink at 0 to the free slope's position in
 ``[0, 1]`` (for a ReLU: the lower slope itself). Any position is sound; stable units do not use it.
+Ops whose best line is known (tangents of smooth functions, planes of products) do not ask the
+policy, but their lines have positions too: a dictionary may give them, ``optimized`` moves them.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from chex import Array
+import optax
+from chex import Array, Numeric, PRNGKey
 
 SlopePolicy = Callable[[Array, Array], Array]
 
@@ -39,6 +45,52 @@ def one(lower: Array, upper: Array) -> Array:
     return jnp.ones_like(lower)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Drawn:
+    """A policy that draws: every op gets numbers of its own, from the key and its label."""
+
+    key: PRNGKey
+    draw: Callable[[PRNGKey, Array, Array], Array]
+
+    def at(self, label: str) -> SlopePolicy:
+        digest = hashlib.sha256(label.encode()).digest()
+        key = jax.random.fold_in(self.key, int.from_bytes(digest[:4], "little"))
+        return lambda lower, upper: self.draw(key, lower, upper)
+
+
+def uniform(key: PRNGKey) -> _Drawn:
+    """Uniform in ``[0, 1]``, one draw per unit (RANDOM of Lee et al. 2021).
+
+    Args:
+      key: a PRNG key; under ``vmap`` one per example.
+    """
+    return _Drawn(key, lambda k, lower, upper: jax.random.uniform(k, lower.shape, lower.dtype))
+
+
+def random(p: Numeric, q: Numeric, key: PRNGKey) -> _Drawn:
+    """0 or 1: 1 with probability ``p`` where ``|lower| > |upper|``, with ``q`` elsewhere.
+
+    The variants of the loss-landscape study (Lee et al. 2021): ``(0, 1)`` is CROWN's choice,
+    ``(0, 0)`` zero, ``(1, 1)`` one.
+
+    Args:
+      p, q: probabilities in ``[0, 1]``.
+      key: a PRNG key; under ``vmap`` one per example.
+
+    Raises:
+      ValueError: for a probability outside ``[0, 1]``.
+    """
+    for name, value in (("p", p), ("q", q)):
+        if not isinstance(value, jax.core.Tracer) and not 0 <= value <= 1:
+            raise ValueError(f"{name} must be a probability in [0, 1], got {value}")
+
+    def draw(k: PRNGKey, lower: Array, upper: Array) -> Array:
+        probability = jnp.where(-lower > upper, p, q).astype(lower.dtype)
+        return (jax.random.uniform(k, lower.shape, lower.dtype) < probability).astype(lower.dtype)
+
+    return _Drawn(key, draw)
+
+
 class _Constant:
     """Both lines constant, the ends of the op's image: interval bounds as a relaxation."""
 
@@ -53,34 +105,117 @@ POLICIES: Mapping[str, SlopePolicy | _Constant] = {
     "constant": CONSTANT,
 }
 
+Slopes = str | float | SlopePolicy | _Drawn | Mapping[str, Array]
 
-def resolve(
-    slopes: str | SlopePolicy | Mapping[str, Array],
-) -> Callable[[str], SlopePolicy | _Constant]:
-    """From what a user gives as ``slopes=`` to the policy for the op of a given label.
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Optimized:
+    """What ``optimized`` returns; its fields are that function's arguments."""
+
+    steps: int
+    rule: str | optax.GradientTransformation
+    per_spec: bool
+    learning_rate: optax.ScalarOrSchedule
+    optimize_intermediate: bool
+    start: Slopes
+    objective: Callable[[Array], Array] | None
+
+    def transformation(self) -> optax.GradientTransformation:
+        """The update of the positions from the gradient of what is minimised."""
+        if not isinstance(self.rule, str):
+            return self.rule
+        sign = optax.stateless(lambda updates, _: jax.tree.map(jnp.sign, updates))
+        rate = self.learning_rate
+        schedule = rate if callable(rate) else lambda count: rate
+        return optax.chain(sign, optax.scale_by_schedule(lambda count: -schedule(count)))
+
+
+def optimized(
+    steps: int = 1,
+    rule: str | optax.GradientTransformation = "sign",
+    per_spec: bool = False,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    *,
+    optimize_intermediate: bool = False,
+    start: Slopes | None = None,
+    objective: Callable[[Array], Array] | None = None,
+) -> Optimized:
+    """Slopes that gradient steps move towards tighter bounds; give it as ``linear(slopes=...)``.
+
+    The best iterate is kept for every row of the specification, so more steps are never worse.
+    The slopes are constants for any outer gradient, as in the papers.
 
     Args:
-      slopes: a name in ``POLICIES``; a function of ``(lower, upper)``; or slopes by label (as
-        returned under ``aux.slopes``), arrays that broadcast to the op's shape with values in
-        ``[0, 1]``.
+      steps: how many steps, ``>= 0``.
+      rule: ``"sign"``, the projected signed gradient of Lee et al. 2021 (one step of it is their
+        method), or any optax optimizer: ``optax.adam(0.1)`` gives alpha-CROWN (Xu et al. 2021).
+      per_spec: slopes of its own for every row of the specification; else all rows share one set.
+      learning_rate: of ``"sign"``, a number or a schedule of the step; by default ``2 / (k+1)^2``,
+        whose first step reaches 0 or 1 wherever the gradient is not 0 and whose later ones refine
+        that. An optax optimizer brings its own.
+      optimize_intermediate: also optimise, for every pre-activation on its own, the slopes behind
+        the intermediate linear bounds; needs ``intermediate="linear"``.
+      start: where the positions start, anything that ``slopes`` may be; by default 0.5 for
+        ``"sign"`` (deterministic, for certificates; ``uniform(key)`` for training) and
+        ``"adaptive"`` for an optax optimizer.
+      objective: what shared slopes minimise, a function of the lower bounds ``[m]`` (followed by
+        minus the upper bounds, if both sides are wanted) that never grows with any of them; by
+        default minus their sum.
 
     Raises:
-      ValueError: for an unknown name.
-      KeyError: when an op has no slope in the mapping.
+      ValueError: for ``steps < 0``, an unknown rule, a learning rate beside an optax optimizer, an
+        objective beside slopes per row.
+    """
+    if steps < 0:
+        raise ValueError(f"steps must be >= 0, got {steps}")
+    if isinstance(rule, str) and rule != "sign":
+        raise ValueError(f"rule must be 'sign' or an optax optimizer, got {rule!r}")
+    if not isinstance(rule, str) and learning_rate is not None:
+        raise ValueError("learning_rate belongs to rule='sign'; an optax optimizer has its own")
+    if per_spec and objective is not None:
+        raise ValueError("objective is for shared slopes; with per_spec every row has its own")
+    if learning_rate is None:
+        learning_rate = lambda count: 2.0 / (count + 1.0) ** 2  # noqa: E731
+    if start is None:
+        start = 0.5 if isinstance(rule, str) else "adaptive"
+    resolve(start)
+    return Optimized(steps, rule, per_spec, learning_rate, optimize_intermediate, start, objective)
+
+
+def resolve(slopes: Slopes) -> Callable[[str], Any]:
+    """From what a user gives as ``slopes=`` to the free lines' positions of the op of a label.
+
+    Args:
+      slopes: a name in ``POLICIES``; one number in ``[0, 1]``; a function of ``(lower, upper)``; a
+        policy that draws; or positions by label (as returned under ``aux.slopes``), arrays that
+        broadcast to the op's shape with values in ``[0, 1]``.
+
+    Returns:
+      ``label -> position``, see ``ops.registry.Position``; or ``CONSTANT`` for every label.
+
+    Raises:
+      ValueError: for an unknown name, or a number outside ``[0, 1]``.
+      KeyError: when an op that needs a policy has no slope in the mapping.
       TypeError: for anything else.
     """
     if isinstance(slopes, str):
         if slopes not in POLICIES:
             raise ValueError(f"slopes must be one of {', '.join(POLICIES)}, got {slopes!r}")
         policy = POLICIES[slopes]
-        return lambda label: policy
+        return lambda label: policy if policy is CONSTANT else _or_default(policy)
+    if isinstance(slopes, (int, float)):
+        if not 0 <= slopes <= 1:
+            raise ValueError(f"slopes must be a number in [0, 1], got {slopes}")
+        return lambda label: _or_default(lambda lower, upper: jnp.full_like(lower, slopes))
     if isinstance(slopes, Mapping):
         return lambda label: _given(slopes, label)
+    if isinstance(slopes, _Drawn):
+        return lambda label: _or_default(slopes.at(label))
     if callable(slopes):
-        return lambda label: slopes
+        return lambda label: _or_default(slopes)
     raise TypeError(
-        "slopes must be a policy's name, a function of (lower, upper) or a dict of arrays, "
-        f"got {type(slopes).__name__}"
+        "slopes must be a policy's name, a function of (lower, upper), a dict of arrays or "
+        f"optimized(...), got {type(slopes).__name__}"
     )
 
 
@@ -92,13 +227,24 @@ def require_known(slopes: Mapping[str, Any], labels: Set[str]) -> None:
         raise KeyError(f"slopes has an entry {unknown[0]!r} for no op; known: {known}")
 
 
-def _given(slopes: Mapping[str, Any], label: str) -> SlopePolicy:
-    def position(lower: Array, upper: Array) -> Array:
-        # Asked here: an op without a free slope (a max pool, a tanh) needs no entry.
+def _or_default(policy: SlopePolicy) -> Callable[..., Array]:
+    def position(lower: Array, upper: Array, default: Array | None = None) -> Array:
+        return policy(lower, upper) if default is None else default
+
+    return position
+
+
+def _given(slopes: Mapping[str, Any], label: str) -> Callable[..., Array]:
+    def position(lower: Array, upper: Array, default: Array | None = None) -> Array:
+        # Asked here: an op without a free slope (a max pool) needs no entry.
         if label not in slopes:
+            if default is not None:
+                return default
             raise KeyError(f"slopes need an entry for {label!r}, got {sorted(slopes)}")
         # Outside [0, 1] a line would not bound the function; NaN stays NaN.
         value = jnp.asarray(slopes[label], lower.dtype)
-        return jnp.broadcast_to(jnp.clip(value, 0.0, 1.0), lower.shape)
+        # Not jnp.clip, whose derivative at the ends is one half.
+        value = jnp.where(value < 0, 0.0, jnp.where(value > 1, 1.0, value))
+        return jnp.broadcast_to(value, lower.shape)
 
     return position

@@ -150,7 +150,7 @@ BAD_INPUT = {
         ValueError,
         "slopes must be one of .*adaptive.*got 'adaptiv'",
     ),
-    "linear: slopes' type": (lambda: bj.linear(model, slopes=3), TypeError, "slopes .*got int"),
+    "linear: slopes' type": (lambda: bj.linear(model, slopes=[3]), TypeError, "slopes .*got list"),
     "linear: slopes missing": (
         lambda: bj.linear(jax.nn.relu, slopes={})(bj.Box(-np.ones(2), np.ones(2))),
         KeyError,
@@ -164,7 +164,7 @@ BAD_INPUT = {
     "linear: intermediate": (
         lambda: bj.linear(model, intermediate="crown"),
         ValueError,
-        "intermediate must be 'interval' or 'linear', got 'crown'",
+        "intermediate must be one of interval, linear, .*got 'crown'",
     ),
     "linear: sides": (lambda: bj.linear(model, sides="left"), ValueError, "sides .*got 'left'"),
     "linear: bytes": (lambda: bj.linear(model, max_bytes=0), ValueError, "max_bytes .*got 0"),

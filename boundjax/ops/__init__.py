@@ -3,9 +3,12 @@
 from boundjax.ops import affine as _affine
 from boundjax.ops import extremum as _extremum
 from boundjax.ops import scalar as _scalar
+from boundjax.ops.registry import Expansion as Expansion
 from boundjax.ops.registry import Extremum as Extremum
+from boundjax.ops.registry import Joint as Joint
 from boundjax.ops.registry import Lines as Lines
 from boundjax.ops.registry import Op as Op
+from boundjax.ops.registry import Planes as Planes
 from boundjax.ops.registry import Scalar as Scalar
 from boundjax.ops.registry import Structural as Structural
 from boundjax.ops.registry import UnsupportedOpError as UnsupportedOpError

@@ -6,6 +6,9 @@ An op belongs to a family; a transform has one rule per family and never asks fo
 * ``Weighted``: a linear map in the perturbed operand, with constant weights.
 * ``Scalar``: an elementwise function of one perturbed operand.
 * ``Extremum``: the maximum or minimum over windows of the perturbed operands.
+* ``Joint``: any other function of several perturbed values at once (products, log-softmax).
+* ``Loop``: a loop too long to unroll; its rule is the interval walk's.
+* ``Expansion``: an op that is written in terms of others while the function is traced.
 
 ``register`` adds an op; ``supported_ops()`` prints the table.
 """
@@ -14,12 +17,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from chex import Array
+from chex import Array, ArrayTree
 
 if TYPE_CHECKING:
     from boundjax.graph import Node
+    from boundjax.sets import Interval
 
 
 class UnsupportedOpError(NotImplementedError):
@@ -45,8 +49,32 @@ class Lines(NamedTuple):
     upper_intercept: Array | None
 
 
-# A slope policy gives the free slope's position in [0, 1] from bounds around the kink at 0.
-Position = Callable[[Array, Array], Array]
+class Planes(NamedTuple):
+    """Two linear functions of several operands, one below and one above a joint op.
+
+    ``product(lower_weights, *x) + lower_offset <= f(*x) <= product(upper_weights, *x) +
+    upper_offset``. ``product`` is linear in its weights, a pytree, and linear in the floating-point
+    perturbed operands, which are all that it is given. If ``lower_weights is upper_weights`` the
+    planes are parallel and a walk does the work once.
+    """
+
+    product: Callable[..., Array]
+    lower_weights: ArrayTree
+    lower_offset: Array
+    upper_weights: ArrayTree
+    upper_offset: Array
+
+
+class Position(Protocol):
+    """Where in ``[0, 1]`` a free line of a relaxation stands; any answer is sound.
+
+    With two arguments the bounds are those around a kink at 0, and the user's slope policy answers.
+    With ``default`` the op has an optimum of its own, which the policy does not change; the answer
+    is the default unless positions are given or optimised. Every call is another free line.
+    """
+
+    def __call__(self, lower: Array, upper: Array, default: Array | None = None) -> Array:
+        """Positions of the shape of ``lower``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,12 +129,14 @@ class Scalar(Op):
       lines: ``(node, lower, upper, position) -> Lines``, valid on the interval.
       lipschitz: ``(node, lower, upper) -> L``, the largest absolute slope on the interval.
       monotone: whether the image of an exact interval is exact.
+      partial: whether lines may be infinite, where the interval leaves the function's domain.
     """
 
     image: Callable[[Node, Array, Array], tuple[Array, Array]]
     lines: Callable[[Node, Array, Array, Position], Lines]
     lipschitz: Callable[[Node, Array, Array], Array]
     monotone: bool = True
+    partial: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,12 +152,45 @@ class Extremum(Op):
     valid: Callable[[Node], Array | None] = lambda node: None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Joint(Op):
+    """A function of several perturbed values that no other family covers.
+
+    Attributes:
+      image: ``(node, *intervals) -> Interval`` of the op's value; one interval per perturbed
+        operand (boolean ends at a boolean operand).
+      planes: ``(node, *intervals, position=) -> Planes``; intervals of the floating-point operands
+        and of boolean ones alike. None where the value is boolean.
+    """
+
+    image: Callable[..., Interval]
+    planes: Callable[..., Planes] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loop(Op):
+    """A loop that is not unrolled: bounded by intervals, step by step."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Expansion(Op):
+    """An op that others can express: ``expand(node)`` is traced in its place.
+
+    ``expand(node)`` returns a JAX function of all the equation's operands.
+    """
+
+    expand: Callable[[Node], Callable[..., Any]]
+
+
+LINEAR = (Structural, Weighted)
+NONLINEAR = (Scalar, Extremum, Joint, Loop)
+
 _TABLE: dict[str, list[Op]] = {}
 
 
 def register(op: Op) -> Op:
     """Adds an entry to the table; of several that accept an equation the first registered wins."""
-    if not isinstance(op, (Structural, Weighted, Scalar, Extremum)):
+    if not isinstance(op, (*LINEAR, *NONLINEAR, Expansion)):
         raise TypeError(f"expected an op of a known family, got {type(op).__name__}")
     _TABLE.setdefault(op.name, []).append(op)
     return op

@@ -21,11 +21,11 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from chex import Array
+from chex import Array, ArrayTree
 
 from boundjax.graph import Graph, Node
 from boundjax.ops import affine
-from boundjax.ops.registry import Extremum, Lines, Structural, Weighted
+from boundjax.ops.registry import LINEAR, Extremum, Lines, Planes
 from boundjax.sets import InputSet, Interval
 
 Sides = Literal["lower", "upper", "both"]
@@ -85,17 +85,21 @@ class Result:
 
 def extend_references(references: list[Array], node: Node, interval: Interval) -> None:
     """Appends the reference of the next node: the affine image, or the middle of its interval."""
-    if isinstance(node.op, (Structural, Weighted)):
+    if isinstance(node.op, LINEAR):
         references.append(node.apply(*(references[i] for i in node.inputs)))
+    elif not jnp.issubdtype(node.dtype, jnp.floating):
+        references.append(interval.lower)  # a predicate; no coefficient ever reaches it
     else:
-        references.append(interval.middle)
+        # Any value serves; an infinite one would turn every coefficient of 0 into NaN.
+        middle = interval.middle
+        references.append(jnp.where(jnp.isfinite(interval.width) | jnp.isnan(middle), middle, 0.0))
 
 
 def pull_back(
     graph: Graph,
     references: list[Array],
     starts: dict[int, Array],
-    lines_of: Callable[[Node], Lines],
+    lines_of: Callable[[Node], Lines | Planes],
     sides: Sides,
 ) -> Result:
     """Linear bounds in the input of ``sum_i <starts[i]_k, value of node i>``.
@@ -104,27 +108,29 @@ def pull_back(
       graph: the traced function.
       references: one value per node, see above.
       starts: node index -> coefficients ``[m, *shape]``; the specification.
-      lines_of: the lines of a nonlinear node; asked once for every such node on the way.
+      lines_of: the relaxation of a nonlinear node, asked once for every such node on the way; its
+        arrays have a leading axis, 1 or one entry per row (after doubling, for both sides).
       sides: which bounds are wanted.
     """
     sign = -1.0 if sides == "upper" else 1.0
     pending = {index: sign * rows for index, rows in starts.items()}
-    constant = sum(_contract(rows, references[index]) for index, rows in pending.items())
+    constant = sum(_contract(rows, references[index][None]) for index, rows in pending.items())
     count = constant.shape[0]
     doubled = False
     for node in reversed(graph.nodes[1:]):
         rows = pending.pop(node.index, None)
         if rows is None:
             continue
-        if isinstance(node.op, (Structural, Weighted)):
+        if isinstance(node.op, LINEAR):
             operands = affine.pull_back(node, rows)
         else:
             if sides == "both" and not doubled:
                 rows, constant = _double(rows), _double(constant)
                 pending = {index: _double(value) for index, value in pending.items()}
                 doubled = True
-            lines = _around(node, lines_of(node), references)
-            operands, offset = _relax(node, rows, lines)
+            relaxation = lines_of(node)
+            relax = _relax_planes if isinstance(relaxation, Planes) else _relax
+            operands, offset = relax(node, rows, relaxation, references)
             constant = constant + offset
         for index, operand in zip(node.inputs, operands, strict=True):
             if operand is not None:
@@ -148,22 +154,22 @@ def _double(rows: Array) -> Array:
 
 
 def _contract(rows: Array, value: Array) -> Array:
-    """``<rows_k, value>`` for every row, ``[m]``."""
-    return jnp.sum(rows * value[None], axis=tuple(range(1, rows.ndim)))
+    """``<rows_k, value_k>`` for every row, ``[m]``; ``value`` is ``[1 or m, *shape]``."""
+    return jnp.sum(rows * value, axis=tuple(range(1, rows.ndim)))
 
 
 def _around(node: Node, lines: Lines, references: list[Array]) -> Lines:
     """The same lines between deviations from the references of the node and its operands."""
     source = tuple(references[i] for i in node.inputs)
-    target = references[node.index]
+    target = references[node.index][None]
 
     def intercept(slope: Array | None, value: Array | None) -> Array:
         constant = -target if value is None else value - target
         if slope is None:
             return constant
         if isinstance(node.op, Extremum):
-            return constant + jnp.sum(slope * node.op.windows(node, *source), axis=-1)
-        return constant + slope * source[0]
+            return constant + jnp.sum(slope * node.op.windows(node, *source)[None], axis=-1)
+        return constant + slope * source[0][None]
 
     return Lines(
         lines.lower_slope,
@@ -173,22 +179,64 @@ def _around(node: Node, lines: Lines, references: list[Array]) -> Lines:
     )
 
 
-def _relax(node: Node, rows: Array, lines: Lines) -> tuple[tuple[Array | None, ...], Array]:
+def _relax(
+    node: Node, rows: Array, lines: Lines, references: list[Array]
+) -> tuple[tuple[Array | None, ...], Array]:
     """Pulls lower-bounding rows back through a nonlinear op: new coefficients and the constants."""
+    lines = _around(node, lines, references)
     positive = rows > 0
-    axes = tuple(range(1, rows.ndim))
-    intercepts = jnp.where(positive, lines.lower_intercept[None], lines.upper_intercept[None])
-    constant = jnp.sum(rows * intercepts, axis=axes)
+    intercepts = jnp.where(positive, lines.lower_intercept, lines.upper_intercept)
+    terms = rows * intercepts
+    if getattr(node.op, "partial", False):
+        terms = jnp.where(rows == 0, 0.0, terms)  # not 0 times an infinite intercept
+    constant = jnp.sum(terms, axis=tuple(range(1, rows.ndim)))
     if lines.lower_slope is None and lines.upper_slope is None:
         return (None,) * len(node.inputs), constant
     if not isinstance(node.op, Extremum):
-        slopes = jnp.where(positive, lines.lower_slope[None], lines.upper_slope[None])
+        slopes = jnp.where(positive, lines.lower_slope, lines.upper_slope)
         return (rows * slopes,), constant
-    slopes = jnp.where(positive[..., None], lines.lower_slope[None], lines.upper_slope[None])
+    slopes = jnp.where(positive[..., None], lines.lower_slope, lines.upper_slope)
     windows = jax.linear_transpose(
         lambda *values: node.op.windows(node, *values), *node.input_shapes
     )
     return tuple(jax.vmap(windows)(rows[..., None] * slopes)), constant
+
+
+def _relax_planes(
+    node: Node, rows: Array, planes: Planes, references: list[Array]
+) -> tuple[tuple[Array | None, ...], Array]:
+    """The same through a joint op, whose planes are linear in all its operands."""
+    floating = [jnp.issubdtype(shape.dtype, jnp.floating) for shape in node.input_shapes]
+    shapes = [s for s, f in zip(node.input_shapes, floating, strict=True) if f]
+    sources = [references[i] for i, f in zip(node.inputs, floating, strict=True) if f]
+    target = references[node.index]
+
+    def through(weights: ArrayTree, offset: Array, part: Array) -> tuple[tuple[Array, ...], Array]:
+        """Each weight and offset has a leading axis, 1 or one entry per row."""
+
+        def one(weights: ArrayTree, offset: Array, row: Array) -> tuple[tuple[Array, ...], Array]:
+            linear = functools.partial(planes.product, weights)
+            constant = jnp.sum(row * (linear(*sources) + offset - target))
+            return tuple(jax.linear_transpose(linear, *shapes)(row)), constant
+
+        leaves, tree = jax.tree.flatten((weights, offset))
+        axes = jax.tree.unflatten(tree, [0 if len(leaf) > 1 else None for leaf in leaves])
+        leaves = [leaf if len(leaf) > 1 else leaf[0] for leaf in leaves]
+        return jax.vmap(one, in_axes=(*axes, 0))(*jax.tree.unflatten(tree, leaves), part)
+
+    below, above = jnp.maximum(rows, 0.0), jnp.minimum(rows, 0.0)
+    if planes.lower_weights is planes.upper_weights:
+        none = jnp.zeros((1, *node.shape), rows.dtype)
+        operands, constant = through(planes.lower_weights, none, rows)
+        constant = constant + _contract(below, planes.lower_offset)
+        constant = constant + _contract(above, planes.upper_offset)
+    else:
+        operands, constant = through(planes.lower_weights, planes.lower_offset, below)
+        others, offset = through(planes.upper_weights, planes.upper_offset, above)
+        operands = jax.tree.map(jnp.add, operands, others)
+        constant = constant + offset
+    found = iter(operands)
+    return tuple(next(found) if f else None for f in floating), constant
 
 
 def intersect(first: Interval, second: Interval) -> Interval:

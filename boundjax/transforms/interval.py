@@ -11,7 +11,16 @@ from chex import Array
 
 from boundjax import graph as graphs
 from boundjax.graph import Graph, Node
-from boundjax.ops.registry import Extremum, Lines, Perturbed, Scalar, Structural, Weighted
+from boundjax.ops.registry import (
+    NONLINEAR,
+    Extremum,
+    Joint,
+    Lines,
+    Perturbed,
+    Scalar,
+    Structural,
+    Weighted,
+)
 from boundjax.sets import InputSet, Interval
 from boundjax.transforms import backward
 
@@ -39,6 +48,8 @@ def propagate(node: Node, operands: tuple[Interval, ...]) -> Interval:
             return Interval(*node.op.image(node, lower[0], upper[0]))
         case Extremum():
             return Interval(node.apply(*lower), node.apply(*upper))
+        case Joint():
+            return node.op.image(node, *operands)
     raise AssertionError(f"no interval rule for {type(node.op).__name__}")
 
 
@@ -61,7 +72,7 @@ def references_of(graph: Graph, intervals: list[Interval]) -> list[Array]:
 def constant_lines(node: Node, intervals: list[Interval]) -> Lines:
     """Interval bounds as a relaxation: both lines constant, the ends of the node's interval."""
     image = intervals[node.index]
-    return Lines(None, image.lower, None, image.upper)
+    return Lines(None, image.lower[None], None, image.upper[None])
 
 
 def merged(
@@ -161,7 +172,7 @@ def pre_activations(graph: Graph, intervals: list[Interval]) -> dict[str, Interv
     """Bounds on the inputs of the nonlinear ops, by label."""
     found: dict[str, Interval] = {}
     for node in graph.nodes[1:]:
-        if isinstance(node.op, (Scalar, Extremum)):
+        if isinstance(node.op, NONLINEAR):
             for position, index in enumerate(node.inputs):
                 suffix = f":{position}" if len(node.inputs) > 1 else ""
                 found[node.label + suffix] = intervals[index]

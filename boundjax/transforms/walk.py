@@ -1,0 +1,314 @@
+"""The bounds of one graph over one input set: intervals, pre-activation bounds, relaxations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from chex import Array
+
+from boundjax import slopes as slope_policies
+from boundjax.graph import Graph, Node
+from boundjax.ops import extremum
+from boundjax.ops.registry import (
+    LINEAR,
+    NONLINEAR,
+    Extremum,
+    Joint,
+    Lines,
+    Loop,
+    Planes,
+    Scalar,
+    Structural,
+    Weighted,
+)
+from boundjax.sets import InputSet, Interval
+from boundjax.slopes import Optimized
+from boundjax.transforms import backward, optimize
+from boundjax.transforms import interval as intervals_of
+from boundjax.transforms.backward import Sides
+from boundjax.transforms.optimize import Positions
+
+# Arrays of a block's rows that are alive at once in the backward walk: both sides of coefficients
+# before and after an op, and what their product with the lines needs.
+_LIVE_ARRAYS = 6
+# Arrays per free line of a row that is optimised: it, its gradient, the best, two moments.
+_LIVE_POSITIONS = 6
+
+
+class Companion(Protocol):
+    """A walk beside the interval walk, which sees every node once, in order."""
+
+    def advance(self, node: Node, walk: Walk) -> Interval:
+        """The node's bounds; its operands have been seen, ``walk`` has their relaxations."""
+
+
+class Walk:
+    """The bounds of one graph over one input set.
+
+    Attributes:
+      graph, input_set: what is bounded.
+      intervals, references: per node, see ``backward``.
+      slopes: the positions that the shared relaxations use, by label.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        input_set: InputSet,
+        policy_of: Callable[[str], Any],
+        *,
+        refine: bool = False,
+        companion: Companion | None = None,
+        optimized: Optimized | None = None,
+        max_bytes: int = 2**30,
+    ) -> None:
+        self.graph = graph
+        self.input_set = input_set
+        self.policy_of = policy_of
+        self.optimized = optimized
+        self.max_bytes = max_bytes
+        self.slopes: Positions = {}
+        self.keys: dict[int, list[str]] = {}
+        self.relaxations: dict[int, Lines | Planes] = {}
+        self.intervals = [input_set.interval()]
+        self.references = [self.intervals[0].middle]
+        if companion is not None:
+            companion.advance(graph.nodes[0], self)
+        relaxed = {i for n in graph.nodes if isinstance(n.op, NONLINEAR) for i in n.inputs}
+        exact = exact_intervals(graph, input_set) if refine else set()
+        for node in graph.nodes[1:]:
+            operands = tuple(self.intervals[i] for i in node.inputs)
+            self.intervals.append(intervals_of.propagate(node, operands))
+            backward.extend_references(self.references, node, self.intervals[-1])
+            if not jnp.issubdtype(node.dtype, jnp.floating):
+                continue
+            if companion is not None:
+                found = companion.advance(node, self)
+                self.intervals[-1] = found
+            elif refine and node.index in relaxed and node.index not in exact:
+                self.intervals[-1] = self.node_bounds(
+                    node, "both", optimized is not None and optimized.optimize_intermediate
+                )
+
+    def node_bounds(self, node: Node, sides: Sides, optimize_rows: bool = False) -> Interval:
+        """Linear bounds on a node's value, intersected with its interval, in blocks of units."""
+        lower, upper = self._in_blocks(node, sides, optimize_rows)
+        known = self.intervals[node.index]
+        found = Interval(
+            known.lower if lower is None else lower.reshape(node.shape),
+            known.upper if upper is None else upper.reshape(node.shape),
+        )
+        return backward.intersect(known, found)
+
+    def merged(self, starts: dict[int, Array], constant: Array) -> Interval:
+        """Interval bounds ``[m]`` of a specification, merged with the last affine layers."""
+        return intervals_of.merged(
+            self.graph, self.input_set, self.intervals, self.references, starts, constant
+        )
+
+    def pull_back(
+        self, starts: dict[int, Array], sides: Sides, positions: Positions | None = None
+    ) -> backward.Result:
+        """Linear bounds in the input; with other positions than the shared ones where given."""
+        return backward.pull_back(
+            self.graph,
+            self.references,
+            starts,
+            lambda node: self.relaxation(node, positions),
+            sides,
+        )
+
+    def best(
+        self, starts: dict[int, Array], sides: Sides, per_row: bool, constant: Array | float = 0.0
+    ) -> optimize.Found:
+        """The best positions for these rows, and the bounds that were seen; no gradient flows."""
+        ancestors = self._relaxed_ancestors(starts)
+        walk = self._detached()
+        starts, constant = jax.lax.stop_gradient((starts, constant))
+        start = {key: walk.slopes[key] for i in ancestors for key in walk.keys.get(i, ())}
+        if per_row:
+            count = next(iter(starts.values())).shape[0] * (2 if sides == "both" else 1)
+            start = {k: jnp.broadcast_to(v[None], (count, *v.shape)) for k, v in start.items()}
+
+        def bound(positions: Positions) -> Array:
+            ends = walk.pull_back(starts, sides, positions).concretize(walk.input_set)
+            signed = [
+                s * (e + constant) for s, e in zip((1, -1), ends, strict=True) if e is not None
+            ]
+            return jnp.concatenate(signed)
+
+        found = optimize.best_positions(bound, start, per_row, self.optimized)
+        return jax.lax.stop_gradient(found)
+
+    def _detached(self) -> Walk:
+        """The same bounds as constants for differentiation: an outer gradient sees none of it."""
+        twin = object.__new__(Walk)
+        twin.__dict__.update(self.__dict__)
+        twin.graph = self.graph.detached()
+        for name in ("input_set", "intervals", "references", "slopes"):
+            setattr(twin, name, jax.tree.map(jax.lax.stop_gradient, getattr(self, name)))
+        twin.relaxations = {}
+        return twin
+
+    def _relaxed_ancestors(self, starts: Iterable[int]) -> list[int]:
+        """The nodes that rows starting there will meet, with their shared relaxations made."""
+        ancestors = sorted(_ancestors(self.graph, starts))
+        for index in ancestors:
+            if isinstance(self.graph.nodes[index].op, NONLINEAR):
+                self.relaxation(self.graph.nodes[index])
+        return ancestors
+
+    def _in_blocks(
+        self, node: Node, sides: Sides, optimize_rows: bool
+    ) -> tuple[Array | None, Array | None]:
+        # Relaxations are made before the loop: inside it they would be tracers of its body.
+        ancestors = self._relaxed_ancestors([node.index])
+        largest = max(self.graph.nodes[i].size for i in ancestors)
+        row = _LIVE_ARRAYS * largest
+        if optimize_rows:
+            keys = [key for i in ancestors for key in self.keys.get(i, ())]
+            row += _LIVE_POSITIONS * sum(self.slopes[key].size for key in keys)
+        row_bytes = row * jnp.dtype(node.dtype).itemsize
+        blocks = max(1, math.ceil(node.size / max(1, self.max_bytes // max(1, row_bytes))))
+        block = math.ceil(node.size / blocks)
+
+        def block_bounds(indices: Array) -> tuple[Array | None, Array | None]:
+            rows = jax.nn.one_hot(indices, node.size, dtype=node.dtype)
+            starts = {node.index: rows.reshape(indices.shape[0], *node.shape)}
+            positions = self.best(starts, sides, True).positions if optimize_rows else None
+            return self.pull_back(starts, sides, positions).concretize(self.input_set)
+
+        if blocks == 1:
+            return block_bounds(jnp.arange(node.size))
+        indices = jnp.arange(blocks * block).reshape(blocks, block)
+        ends = jax.lax.map(jax.checkpoint(block_bounds), indices)
+        return jax.tree.map(lambda end: end.reshape(-1)[: node.size], ends)
+
+    def relaxation(self, node: Node, positions: Positions | None = None) -> Lines | Planes:
+        """A nonlinear node's lines or planes; arrays have a leading axis, 1 or one per row."""
+        if self.policy_of(node.label) is slope_policies.CONSTANT or isinstance(node.op, Loop):
+            return intervals_of.constant_lines(node, self.intervals)
+        if positions is None:
+            if node.index not in self.relaxations:
+                record = _Recorder(self.policy_of, node.label)
+                made = self._relaxation(node, record)
+                self.relaxations[node.index] = _with_axis(made)
+                self.keys[node.index] = list(record.used)
+                self.slopes.update(record.used)
+            return self.relaxations[node.index]
+        given = {key: positions[key] for key in self.keys[node.index]}
+        per_row = any(value.ndim > self.slopes[key].ndim for key, value in given.items())
+        if not per_row:
+            return _with_axis(self._relaxation(node, _replay(given, node.label)))
+        product, parallel = None, False
+
+        def one(row: Positions) -> tuple[Array | None, ...]:
+            nonlocal product, parallel
+            made = self._relaxation(node, _replay(row, node.label))
+            if isinstance(made, Planes):
+                product, parallel = made.product, made.lower_weights is made.upper_weights
+                return made[1:]
+            return tuple(made)
+
+        arrays = jax.vmap(one)(given)
+        if product is None:
+            return Lines(*arrays)
+        if parallel:
+            arrays = (arrays[0], arrays[1], arrays[0], arrays[3])
+        return Planes(product, *arrays)
+
+    def _relaxation(self, node: Node, position: Callable[..., Array]) -> Lines | Planes:
+        operands = [_poisoned(self.intervals[i]) for i in node.inputs]
+        match node.op:
+            case Extremum():
+                lower = node.op.windows(node, *(o.lower for o in operands))
+                upper = node.op.windows(node, *(o.upper for o in operands))
+                return extremum.window_lines(node.op, lower, upper, node.op.valid(node))
+            case Joint():
+                return node.op.planes(node, *operands, position=position)
+            case Scalar():
+                (operand,) = operands
+                return node.op.lines(node, operand.lower, operand.upper, position)
+        raise AssertionError(f"no relaxation for {type(node.op).__name__}")
+
+
+class _Recorder:
+    """Answers an op's questions for positions, and keeps the answers by label."""
+
+    def __init__(self, policy_of: Callable[[str], Callable[..., Array]], label: str) -> None:
+        self.policy_of = policy_of
+        self.label = label
+        self.used: Positions = {}
+
+    def __call__(self, lower: Array, upper: Array, default: Array | None = None) -> Array:
+        # An op with two free lines (clip: above, then below) asks twice.
+        key = f"{self.label}:below" if self.label in self.used else self.label
+        self.used[key] = self.policy_of(key)(lower, upper, default)
+        return self.used[key]
+
+
+def _replay(positions: Positions, label: str) -> _Recorder:
+    return _Recorder(slope_policies.resolve(positions), label)
+
+
+def _with_axis(made: Lines | Planes) -> Lines | Planes:
+    """A leading axis of 1 for every array."""
+
+    def lead(value: Any) -> Any:
+        return jax.tree.map(lambda array: array[None], value)
+
+    if isinstance(made, Lines):
+        return Lines(*(lead(value) for value in made))
+    lower = lead(made.lower_weights)
+    upper = lower if made.upper_weights is made.lower_weights else lead(made.upper_weights)
+    return Planes(made.product, lower, lead(made.lower_offset), upper, lead(made.upper_offset))
+
+
+def _poisoned(bounds: Interval) -> Interval:
+    """Both ends NaN where either is: an unknown end must not pass for a stable unit's."""
+    if not jnp.issubdtype(bounds.lower.dtype, jnp.floating):
+        return bounds
+    bad = jnp.isnan(bounds.lower) | jnp.isnan(bounds.upper)
+    return Interval(jnp.where(bad, jnp.nan, bounds.lower), jnp.where(bad, jnp.nan, bounds.upper))
+
+
+def _ancestors(graph: Graph, starts: Iterable[int]) -> set[int]:
+    found, stack = set(), list(starts)
+    while stack:
+        index = stack.pop()
+        if index not in found:
+            found.add(index)
+            stack.extend(graph.nodes[index].inputs)
+    return found
+
+
+def exact_intervals(graph: Graph, input_set: InputSet) -> set[int]:
+    """Nodes whose interval bounds are already the exact range of every element.
+
+    Over a box the elements of the input vary independently. Moving, scaling and shifting them, or
+    applying a monotone function, keeps that; a linear map of independent values still has exact
+    intervals, but its elements are no longer independent. There a linear walk could gain nothing.
+    """
+    independent: set[int] = {0} if input_set.is_box else set()
+    exact = set(independent)
+    for node in graph.nodes[1:]:
+        if len(node.inputs) != 1:
+            continue
+        (source,) = node.inputs
+        op = node.op
+        keeps = (
+            (isinstance(op, Structural) and op.moves)
+            or (isinstance(op, Weighted) and op.diagonal)
+            or (isinstance(op, Scalar) and op.monotone)
+        ) and node.size <= graph.nodes[source].size
+        if source in independent and isinstance(op, (*LINEAR, Scalar, Extremum)):
+            exact.add(node.index)
+            if keeps:
+                independent.add(node.index)
+        elif source in exact and keeps:
+            exact.add(node.index)
+    return exact
