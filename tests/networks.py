@@ -5,68 +5,31 @@ serves all weights, inputs and radii that a test draws. `test_soundness.py` chec
 of the op table occurs in one of them: whoever registers an op adds it to a network here.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any
 
+import control_networks
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import joint_networks
 import numpy as np
+import smooth_networks
 from flax import nnx
+from network import Network, affine, dense, normal
 
 import boundjax as bj
-
-Weights = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """`apply(weights, x)` maps one example `[*input_shape]` to a pytree of arrays.
-
-    `sequential`: every value is used once, so that interval bounds and constant lines agree.
-    """
-
-    name: str
-    input_shape: tuple[int, ...]
-    draw: Callable[[np.random.Generator], Weights]
-    apply: Callable[[Weights, jax.Array], Any]
-    sequential: bool = False
-
-    def weights(self, seed: int, dtype: Any = np.float32) -> Weights:
-        """Random weights of one dtype, the same for the same seed in every precision."""
-        drawn = self.draw(np.random.default_rng(seed))
-        return jax.tree.map(lambda w: jnp.asarray(np.asarray(w), dtype), drawn)
-
-    def flat(self, weights: Weights, x: jax.Array) -> jax.Array:
-        """The outputs as one vector `[m]`."""
-        return jnp.concatenate(
-            [jnp.ravel(leaf) for leaf in jax.tree.leaves(self.apply(weights, x))]
-        )
-
-
-def _normal(rng: np.random.Generator, *shape: int, fan_in: int | None = None) -> np.ndarray:
-    return rng.normal(size=shape) / np.sqrt(fan_in or shape[0])
-
-
-def _dense(rng: np.random.Generator, inputs: int, outputs: int) -> dict[str, np.ndarray]:
-    return {"kernel": _normal(rng, inputs, outputs), "bias": 0.3 * rng.normal(size=outputs)}
-
-
-def _affine(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    return x @ layer["kernel"] + layer["bias"]
 
 
 def _mlp(*widths: int):
     def draw(rng):
         pairs = itertools.pairwise(widths)
-        return [_dense(rng, inputs, outputs) for inputs, outputs in pairs]
+        return [dense(rng, inputs, outputs) for inputs, outputs in pairs]
 
     def apply(layers, x):
         for layer in layers[:-1]:
-            x = jax.nn.relu(_affine(layer, x))
-        return _affine(layers[-1], x)
+            x = jax.nn.relu(affine(layer, x))
+        return affine(layers[-1], x)
 
     return draw, apply
 
@@ -81,11 +44,11 @@ def _conv(x: jax.Array, kernel: jax.Array, **options) -> jax.Array:
 
 def _cnn_draw(rng):
     return {
-        "strided": _normal(rng, 3, 3, 2, 4, fan_in=18),
+        "strided": normal(rng, 3, 3, 2, 4, fan_in=18),
         "bias": 0.3 * rng.normal(size=4),
-        "grouped": _normal(rng, 3, 3, 2, 4, fan_in=18),
-        "dilated": _normal(rng, 2, 2, 4, 2, fan_in=16),
-        "head": _dense(rng, 8, 3),
+        "grouped": normal(rng, 3, 3, 2, 4, fan_in=18),
+        "dilated": normal(rng, 2, 2, 4, 2, fan_in=16),
+        "head": dense(rng, 8, 3),
     }
 
 
@@ -94,11 +57,11 @@ def _cnn(weights, x):
     x = jax.nn.relu(x + weights["bias"][None, None, :])
     x = jax.nn.relu(_conv(x, weights["grouped"], feature_group_count=2))
     x = _conv(x, weights["dilated"], rhs_dilation=(1, 2), padding="VALID")
-    return _affine(weights["head"], jax.nn.relu(x).reshape(-1))
+    return affine(weights["head"], jax.nn.relu(x).reshape(-1))
 
 
 def _transposed_draw(rng):
-    return {"up": _normal(rng, 3, 3, 2, 2, fan_in=9), "mix": _normal(rng, 2, 2, fan_in=2)}
+    return {"up": normal(rng, 3, 3, 2, 2, fan_in=9), "mix": normal(rng, 2, 2, fan_in=2)}
 
 
 def _transposed(weights, x):
@@ -109,10 +72,10 @@ def _transposed(weights, x):
 
 def _residual_draw(rng):
     return {
-        "first": _normal(rng, 3, 3, 2, 2, fan_in=18),
-        "second": _normal(rng, 3, 3, 2, 2, fan_in=18),
-        "shortcut": _normal(rng, 1, 1, 2, 2, fan_in=2),
-        "head": _dense(rng, 2, 3),
+        "first": normal(rng, 3, 3, 2, 2, fan_in=18),
+        "second": normal(rng, 3, 3, 2, 2, fan_in=18),
+        "shortcut": normal(rng, 1, 1, 2, 2, fan_in=2),
+        "head": dense(rng, 2, 3),
     }
 
 
@@ -121,7 +84,7 @@ def _residual(weights, x):
     branch = _conv(branch, weights["second"])
     x = jax.nn.relu(branch + _conv(x, weights["shortcut"], window_strides=(2, 2)))
     x = jax.nn.relu(x - 0.5 * x[::-1])
-    return _affine(weights["head"], x.mean((0, 1)))
+    return affine(weights["head"], x.mean((0, 1)))
 
 
 class _LinenBatchNorm(nn.Module):
@@ -197,32 +160,32 @@ def _pooling(weights, x):
 
 
 def _leaky(weights, x):
-    x = nn.leaky_relu(_affine(weights[0], x), 0.1)
-    x = nn.leaky_relu(_affine(weights[1], x), 1.5)
-    x = nn.leaky_relu(_affine(weights[2], x), -0.5)
-    return _affine(weights[3], x)
+    x = nn.leaky_relu(affine(weights[0], x), 0.1)
+    x = nn.leaky_relu(affine(weights[1], x), 1.5)
+    x = nn.leaky_relu(affine(weights[2], x), -0.5)
+    return affine(weights[3], x)
 
 
 def _clipped(weights, x):
-    x = nn.relu6(4.0 * _affine(weights[0], x))
-    x = jnp.clip(_affine(weights[1], x), -0.5, 0.7)
-    x = jnp.abs(_affine(weights[2], x))
-    return _affine(weights[3], x)
+    x = nn.relu6(4.0 * affine(weights[0], x))
+    x = jnp.clip(affine(weights[1], x), -0.5, 0.7)
+    x = jnp.abs(affine(weights[2], x))
+    return affine(weights[3], x)
 
 
 def _thresholds(weights, x):
-    x = jnp.maximum(_affine(weights[0], x), weights[0]["bias"])
-    x = jnp.minimum(0.2, _affine(weights[1], x))
-    x = jnp.maximum(-0.1, _affine(weights[2], x))
-    x = jnp.minimum(_affine(weights[3], x), weights[3]["bias"])
+    x = jnp.maximum(affine(weights[0], x), weights[0]["bias"])
+    x = jnp.minimum(0.2, affine(weights[1], x))
+    x = jnp.maximum(-0.1, affine(weights[2], x))
+    x = jnp.minimum(affine(weights[3], x), weights[3]["bias"])
     return jax.lax.clamp(-0.3, x, 0.9)
 
 
 def _smooth(weights, x):
-    x = jax.nn.sigmoid(2.0 * _affine(weights[0], x))
-    x = jnp.tanh(_affine(weights[1], x))
-    x = jax.nn.softplus(_affine(weights[2], x))
-    return _affine(weights[3], x)
+    x = jax.nn.sigmoid(2.0 * affine(weights[0], x))
+    x = jnp.tanh(affine(weights[1], x))
+    x = jax.nn.softplus(affine(weights[2], x))
+    return affine(weights[3], x)
 
 
 def _layers(*widths: int):
@@ -230,7 +193,7 @@ def _layers(*widths: int):
 
 
 def _structure_draw(rng):
-    return {"shift": rng.normal(size=(3, 4)), "head": _normal(rng, 4, 3, fan_in=4)}
+    return {"shift": rng.normal(size=(3, 4)), "head": normal(rng, 4, 3, fan_in=4)}
 
 
 def _structure(weights, x):
@@ -249,7 +212,7 @@ def _structure(weights, x):
 
 
 def _rare_draw(rng):
-    return {"shift": rng.normal(size=(4, 3)), "mix": _normal(rng, 3, 3)}
+    return {"shift": rng.normal(size=(4, 3)), "mix": normal(rng, 3, 3)}
 
 
 def _rare(weights, x):
@@ -266,13 +229,13 @@ def _rare(weights, x):
 
 
 def _tree_draw(rng):
-    return {"hidden": _dense(rng, 3, 5), "head": _dense(rng, 5, 2), "scale": rng.normal(size=5)}
+    return {"hidden": dense(rng, 3, 5), "head": dense(rng, 5, 2), "scale": rng.normal(size=5)}
 
 
 def _tree(weights, x):
-    hidden = jax.nn.relu(_affine(weights["hidden"], x))
+    hidden = jax.nn.relu(affine(weights["hidden"], x))
     return {
-        "logits": _affine(weights["head"], hidden),
+        "logits": affine(weights["head"], hidden),
         "features": (hidden * weights["scale"], hidden.sum()),
         "input": 2.0 * x.reshape(3, 1),
     }
@@ -293,6 +256,9 @@ NETWORKS = (
     Network("structure", (3, 4), _structure_draw, _structure),
     Network("rare", (4, 3), _rare_draw, _rare),
     Network("tree", (3,), _tree_draw, _tree, sequential=True),
+    *smooth_networks.NETWORKS,
+    *joint_networks.NETWORKS,
+    *control_networks.NETWORKS,
 )
 
 # Every preset of the transforms: name -> (function of one example -> function of an input set).
