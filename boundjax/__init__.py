@@ -7,18 +7,24 @@ batch.
 
 from boundjax import attacks as attacks
 from boundjax import ops as ops
+from boundjax import slopes as slopes
 from boundjax import training as training
 from boundjax.certify import Certificate as Certificate
 from boundjax.certify import certified_radius as certified_radius
 from boundjax.certify import certify as certify
+from boundjax.graph import unroll_limit as unroll_limit
 from boundjax.ops import UnsupportedOpError as UnsupportedOpError
 from boundjax.ops import supported_ops as supported_ops
 from boundjax.sets import Box as Box
 from boundjax.sets import InputSet as InputSet
 from boundjax.sets import Interval as Interval
 from boundjax.sets import LpBall as LpBall
+from boundjax.slopes import optimized as optimized
 from boundjax.specification import margin_specification as margin_specification
+from boundjax.transforms.forward import forward_linear as forward_linear
 from boundjax.transforms.interval import interval as interval
 from boundjax.transforms.linear import linear as linear
+from boundjax.transforms.projection import Estimate as Estimate
+from boundjax.transforms.projection import estimate as estimate
 
 __version__ = "0.1.0"

@@ -1,7 +1,4 @@
-"""function -> Graph: trace, inline calls, fold constants, name composite activations.
-
-The only file that touches jaxprs. ``jax.extend.core`` has no stability promise, so equations are
-recognised by their primitive's name, and whatever moved between JAX releases is handled here.
+"""function -> Graph: trace, inline calls, fold constants, name composite functions.
 
 A ``Graph`` lists, in evaluation order, the equations that depend on the function's input (its
 *perturbed values*). Everything else (weights, masks, batch statistics) has been evaluated while
@@ -12,40 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import os
-import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
-from jax.extend import core as jex_core
 
+from boundjax import control, jaxprs, matching, patterns
+from boundjax.jaxprs import Place
+from boundjax.jaxprs import program as program
+from boundjax.jaxprs import unroll_limit as unroll_limit
 from boundjax.ops import registry
 from boundjax.ops.composite import primitive as composite_primitive
 from boundjax.ops.registry import Perturbed
-
-# Calls that only wrap a jaxpr; where it stands in their parameters differs between releases.
-_CALLS = frozenset(
-    [
-        "jit",
-        "pjit",
-        "closed_call",
-        "core_call",
-        "custom_jvp_call",
-        "custom_vjp_call",
-        "custom_vjp_call_jaxpr",
-        "remat",
-        "remat2",
-        "checkpoint",
-        "custom_lin",
-    ]
-)
-_CALL_JAXPRS = ("call_jaxpr", "jaxpr", "fun_jaxpr")
 
 # Composite activations, recognised before they are inlined. A jit called `relu` is only taken for
 # jax.nn.relu if it holds the very equations that JAX's own function traces to.
@@ -56,15 +34,17 @@ _COMPOSITES: dict[str, Callable[..., Array]] = {
     "hard_tanh": jax.nn.hard_tanh,
     "softplus": jax.nn.softplus,
     "clip": jnp.clip,
+    "elu": jax.nn.elu,
+    "selu": jax.nn.selu,
+    "celu": jax.nn.celu,
+    "silu": jax.nn.silu,
+    "mish": jax.nn.mish,
+    "hard_silu": jax.nn.hard_silu,
+    "soft_sign": jax.nn.soft_sign,
+    "log_sigmoid": jax.nn.log_sigmoid,
+    "squareplus": jax.nn.squareplus,
+    "sparse_plus": jax.nn.sparse_plus,
 }
-
-_LIBRARIES = (
-    *(
-        os.path.dirname(os.path.abspath(module.__file__)) + os.sep
-        for module in (jax, flax, __import__("jaxlib"), registry)
-    ),
-    os.path.dirname(os.path.abspath(__file__)) + os.sep,
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -172,12 +152,8 @@ def trace(function: Callable[[Array], Any], example: Array) -> Graph:
             "convert it, e.g. x.astype(jnp.float32)"
         )
     closed, output_shape = jax.make_jaxpr(function, return_shape=True)(example)
-    builder = _Builder(jnp.shape(example), jnp.result_type(example))
-    outputs = builder.run(closed.jaxpr, closed.consts, [Perturbed(0)], _Place("", _UNKNOWN))
-    nodes, outputs = _pruned(builder.nodes, outputs)
-    for node in nodes[1:]:
-        if node.op is None:
-            raise registry.UnsupportedOpError(_unsupported(node))
+    shape = jax.ShapeDtypeStruct(jnp.shape(example), jnp.result_type(example))
+    nodes, outputs = trace_body(jaxprs.body_of(closed), [shape])
     return Graph(
         nodes=_label(nodes),
         outputs=tuple(outputs),
@@ -185,9 +161,36 @@ def trace(function: Callable[[Array], Any], example: Array) -> Graph:
     )
 
 
-def _pruned(nodes: list[Node], outputs: list[Any]) -> tuple[list[Node], list[Any]]:
-    """The nodes that outputs depend on, renumbered, and the outputs; the input always stays."""
-    needed = {0, *(o.index for o in outputs if isinstance(o, Perturbed))}
+def trace_body(
+    body: jaxprs.Body, arguments: Sequence[Any], rewrite: bool = True
+) -> tuple[list[Node], list[Any]]:
+    """The perturbed nodes and the outputs of a jaxpr.
+
+    Args:
+      body: the jaxpr.
+      arguments: a ``ShapeDtypeStruct`` for every perturbed one, which become the first nodes in
+        this order; the values of the others.
+      rewrite: whether composite functions are named by their structure, see ``patterns``.
+
+    Raises:
+      UnsupportedOpError: at the first equation on a perturbed value that the table does not cover.
+    """
+    builder = _Builder(rewrite)
+    operands = [builder.input(a) if isinstance(a, jax.ShapeDtypeStruct) else a for a in arguments]
+    inputs = len(builder.nodes)
+    outputs = builder.run(body, operands, Place())
+    nodes, outputs = _pruned(builder.nodes, outputs, inputs)
+    unsupported = [node for node in nodes[inputs:] if node.op is None]
+    if unsupported:
+        # Of a value that is cast to an index, what it indexes says more than the cast.
+        node = next((n for n in unsupported if not control.is_index(n)), unsupported[0])
+        raise registry.UnsupportedOpError(_unsupported(node))
+    return nodes, outputs
+
+
+def _pruned(nodes: list[Node], outputs: list[Any], inputs: int = 1) -> tuple[list[Node], list[Any]]:
+    """The nodes that outputs depend on, renumbered, and the outputs; the inputs always stay."""
+    needed = {*range(inputs), *(o.index for o in outputs if isinstance(o, Perturbed))}
     for node in reversed(nodes):
         if node.index in needed:
             needed.update(node.inputs)
@@ -206,86 +209,125 @@ def _pruned(nodes: list[Node], outputs: list[Any]) -> tuple[list[Node], list[Any
 
 
 class _Builder:
-    """Interprets a jaxpr on operands that are either constants or ``Perturbed`` references."""
+    """Interprets jaxprs on operands that are either constants or ``Perturbed`` references."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self.nodes = [
+    def __init__(self, rewrite: bool = True) -> None:
+        self.nodes: list[Node] = []
+        self.view = matching.View(self.nodes) if rewrite else None
+
+    def input(self, shape: jax.ShapeDtypeStruct) -> Perturbed:
+        """A perturbed value that nothing computes."""
+        index = len(self.nodes)
+        self.nodes.append(
             Node(
-                0, "input", (), {}, lambda: None, tuple(shape), dtype, (), "", "the input", "input"
+                index=index,
+                primitive="input",
+                operands=(),
+                params={},
+                evaluate=lambda: None,
+                shape=tuple(shape.shape),
+                dtype=shape.dtype,
+                input_shapes=(),
+                scope="",
+                location="the input",
+                label="input",
             )
-        ]
+        )
+        return Perturbed(index)
 
-    def run(self, jaxpr: Any, consts: Any, arguments: list[Any], outer: _Place) -> list[Any]:
+    def run(self, body: jaxprs.Body, arguments: Sequence[Any], outer: Place) -> list[Any]:
+        """Appends the equations of a jaxpr; its outputs."""
+        jaxpr, consts = body
         environment: dict[Any, Any] = {}
 
         def read(atom: Any) -> Any:
-            if isinstance(atom, jex_core.Literal):
-                return np.asarray(atom.val, dtype=atom.aval.dtype)
-            return environment[atom]
+            value = jaxprs.literal(atom)
+            return environment[atom] if value is None else value
 
         environment.update(zip(jaxpr.constvars, consts, strict=True))
         environment.update(zip(jaxpr.invars, arguments, strict=True))
-        for eqn in _live(jaxpr):
+        for eqn in jaxprs.live(jaxpr):
             operands = [read(atom) for atom in eqn.invars]
             if any(isinstance(o, Perturbed) for o in operands):
-                results = self._perturbed(eqn, operands, _place(eqn, outer))
+                results = self._perturbed(eqn, operands, jaxprs.place(eqn, outer))
             else:
-                results = _evaluate(eqn, operands)
+                results = jaxprs.evaluate(eqn, operands)
+                if self.view is not None:
+                    self.view.note(eqn.primitive.name, operands, results)
             environment.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _perturbed(self, eqn: Any, operands: list[Any], place: _Place) -> list[Any]:
+    def _perturbed(self, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
         name = eqn.primitive.name
-        if name in _CALLS:
+        if name in jaxprs.CALLS:
             composite = self._composite(eqn, operands, place)
             if composite is not None:
                 return [composite]
-            inner = next(eqn.params[key] for key in _CALL_JAXPRS if key in eqn.params)
-            return self.run(
-                getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands, place
-            )
-        evaluate = _evaluator(eqn)
+            return self.run(jaxprs.called(eqn), operands, place)
+        if name in control.RULES:
+            return control.RULES[name](self, eqn, operands, place)
+        evaluate = jaxprs.evaluator(eqn)
         results = []
         for k, variable in enumerate(eqn.outvars):
             node = self._node(
-                name, eqn, operands, place, lambda *v, k=k: evaluate(*v)[k], variable.aval
+                name, eqn.params, operands, place, lambda *v, k=k: evaluate(*v)[k], variable.aval
             )
             if eqn.primitive is composite_primitive:
                 params = dict(eqn.params["items"])
                 function = functools.partial(eqn.params["function"], **params)
                 name = eqn.params["name"]
                 node = dataclasses.replace(node, primitive=name, params=params, evaluate=function)
+            elif self.view is not None:
+                found = patterns.rewrite(self.view, node)
+                if found is not None:
+                    return self.inline(found.function, found.operands, place)
             node = dataclasses.replace(node, op=registry.resolve(node))
             if isinstance(node.op, registry.Expansion):
                 return self.inline(node.op.expand(node), operands, place)
-            # An op without an entry is an error only if an output depends on it, see `trace`.
+            # An op without an entry is an error only if an output depends on it, see `trace_body`.
             self.nodes.append(node)
             results.append(Perturbed(node.index))
         return results
 
     def inline(
-        self, function: Callable[..., Any], operands: Sequence[Any], place: _Place
+        self, function: Callable[..., Any], operands: Sequence[Any], place: Place
     ) -> list[Any]:
         """Traces a JAX function of the operands and appends its equations; its outputs, flat."""
-        shapes = [
-            jax.ShapeDtypeStruct(self.nodes[o.index].shape, self.nodes[o.index].dtype)
-            if isinstance(o, Perturbed)
-            else jax.ShapeDtypeStruct(np.shape(o), jnp.result_type(o))
-            for o in operands
-        ]
-        closed = jax.make_jaxpr(function)(*shapes)
-        return self.run(closed.jaxpr, closed.consts, list(operands), place)
+        closed = jax.make_jaxpr(function)(*(self.shape(o) for o in operands))
+        return self.run(jaxprs.body_of(closed), list(operands), place._replace(fixed=True))
 
-    def _composite(self, eqn: Any, operands: list[Any], place: _Place) -> Perturbed | None:
+    def shape(self, operand: Any) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of an operand's value."""
+        if isinstance(operand, Perturbed):
+            node = self.nodes[operand.index]
+            return jax.ShapeDtypeStruct(node.shape, node.dtype)
+        return jax.ShapeDtypeStruct(np.shape(operand), jnp.result_type(operand))
+
+    def nested(self, body: jaxprs.Body, arguments: Sequence[Any]) -> tuple[list[Node], list[Any]]:
+        """``trace_body`` of a body that stays one: its nodes are no part of this graph."""
+        return trace_body(body, arguments, self.view is not None)
+
+    def append(
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        operands: Sequence[Any],
+        place: Place,
+        evaluate: Callable[..., Array],
+        aval: Any,
+    ) -> Perturbed:
+        """Appends one node; it may have no entry in the table."""
+        node = self._node(name, params, operands, place, evaluate, aval)
+        self.nodes.append(dataclasses.replace(node, op=registry.resolve(node)))
+        return Perturbed(node.index)
+
+    def _composite(self, eqn: Any, operands: list[Any], place: Place) -> Perturbed | None:
         """A named activation, where the call is really JAX's own and the table covers it."""
         name = eqn.params.get("name")
         function = _COMPOSITES.get(name) if len(eqn.outvars) == 1 else None
-        if function is None:
+        if function is None or not jaxprs.calls_the_same(eqn, name, function):
             return None
-        reference = _reference(name, function, tuple(atom.aval for atom in eqn.invars))
-        if reference is None or reference != _fingerprint(eqn.params["jaxpr"]):
-            return None
-        node = self._node(name, eqn, operands, place, function, eqn.outvars[0].aval)
+        node = self._node(name, eqn.params, operands, place, function, eqn.outvars[0].aval)
         op = registry.resolve(node)
         if op is None:
             return None
@@ -295,9 +337,9 @@ class _Builder:
     def _node(
         self,
         name: str,
-        eqn: Any,
-        operands: list[Any],
-        place: _Place,
+        params: Mapping[str, Any],
+        operands: Sequence[Any],
+        place: Place,
         evaluate: Callable[..., Array],
         aval: Any,
     ) -> Node:
@@ -305,202 +347,25 @@ class _Builder:
             index=len(self.nodes),
             primitive=name,
             operands=tuple(operands),
-            params=eqn.params,
+            params=params,
             evaluate=evaluate,
             shape=tuple(aval.shape),
             dtype=aval.dtype,
-            input_shapes=tuple(
-                jax.ShapeDtypeStruct(self.nodes[o.index].shape, self.nodes[o.index].dtype)
-                for o in operands
-                if isinstance(o, Perturbed)
-            ),
+            input_shapes=tuple(self.shape(o) for o in operands if isinstance(o, Perturbed)),
             scope=place.scope,
             location=place.location,
         )
 
 
-def _live(jaxpr: Any) -> list[Any]:
-    """The equations that the outputs depend on, in order (an unused op must not raise)."""
-    needed = {v for v in jaxpr.outvars if not isinstance(v, jex_core.Literal)}
-    live = []
-    for eqn in reversed(jaxpr.eqns):
-        if any(v in needed for v in eqn.outvars):
-            live.append(eqn)
-            needed.update(v for v in eqn.invars if not isinstance(v, jex_core.Literal))
-    return live[::-1]
-
-
-def _evaluator(eqn: Any) -> Callable[..., tuple[Array, ...]]:
-    """The equation as a function of its operands' values.
-
-    Bounds of matrix products need full float32: the default on GPU (TF32) and TPU (bf16) is wrong
-    in the third digit, so the precision that the model was traced with is overridden.
-    """
-    if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
-        eqn = eqn.replace(params={**eqn.params, "precision": _full_precision()})
-    if not any(_subjaxpr(value) is not None for value in eqn.params.values()):
-
-        def bind(*values: Array) -> tuple[Array, ...]:
-            result = eqn.primitive.bind(*values, **eqn.params)
-            return tuple(result) if eqn.primitive.multiple_results else (result,)
-
-        return bind
-
-    variables = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, jex_core.Literal)))
-    closed = _one_equation(eqn, variables)
-
-    def replay(*values: Array) -> tuple[Array, ...]:
-        # A one-equation jaxpr keeps a custom_jvp's own derivative (grad relu(0) = 0).
-        by_variable = {
-            v: value
-            for v, value in zip(eqn.invars, values, strict=True)
-            if not isinstance(v, jex_core.Literal)
-        }
-        return tuple(jex_core.jaxpr_as_fun(closed)(*(by_variable[v] for v in variables)))
-
-    return replay
-
-
-def _full_precision() -> Any:
-    return (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
-
-
-def _one_equation(eqn: Any, variables: list[Any]) -> Any:
-    probe = jax.make_jaxpr(lambda: 0)()
-    jaxpr = probe.jaxpr.replace(
-        constvars=[], invars=variables, outvars=list(eqn.outvars), eqns=[eqn]
-    )
-    if hasattr(jaxpr, "debug_info"):
-        jaxpr = jaxpr.replace(debug_info=jaxpr.debug_info.with_unknown_names())
-    return jex_core.ClosedJaxpr(jaxpr, [])
-
-
-def _evaluate(eqn: Any, operands: list[Any]) -> list[Any]:
-    """Folds an equation on constants."""
-    return list(_evaluator(eqn)(*operands))
-
-
-def _subjaxpr(value: Any) -> Any | None:
-    inner = getattr(value, "jaxpr", value)
-    return inner if hasattr(inner, "eqns") and hasattr(inner, "invars") else None
-
-
-def _fingerprint(jaxpr: Any) -> Any:
-    """A comparable description of a jaxpr: primitives, wiring, literals and plain parameters."""
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    numbers: dict[Any, int] = {}
-
-    def atom(a: Any) -> Any:
-        if isinstance(a, jex_core.Literal):
-            return ("literal", str(a.aval.dtype), a.aval.shape, np.asarray(a.val).tobytes())
-        return numbers.setdefault(a, len(numbers))
-
-    def parameter(value: Any) -> Any:
-        if _subjaxpr(value) is not None:
-            return _fingerprint(value)
-        # Functions (custom derivative rules) have no stable text beyond their name.
-        return getattr(value, "__name__", "function") if callable(value) else repr(value)
-
-    invars = tuple(atom(v) for v in (*jaxpr.constvars, *jaxpr.invars))
-    equations = tuple(
-        (
-            eqn.primitive.name,
-            tuple(atom(a) for a in eqn.invars),
-            tuple((key, parameter(value)) for key, value in sorted(eqn.params.items())),
-            tuple(atom(v) for v in eqn.outvars),
-        )
-        for eqn in jaxpr.eqns
-    )
-    return invars, equations, tuple(atom(v) for v in jaxpr.outvars)
-
-
-def program(function: Callable[..., Any], *arguments: Any) -> tuple[Hashable, Any]:
-    """What a function computes now, as a key that is equal for equal programs, and its outputs.
-
-    Compiled code may only be used again for the very same program: a module's equality does not see
-    what its code reads from elsewhere (a global, a mutable attribute), and stale code would give a
-    wrong certificate.
-
-    Args:
-      function: a JAX function of pytrees.
-      *arguments: arrays or shapes.
-
-    Returns:
-      The key, from the traced equations and the values of all constants; and the shapes of the
-      function's outputs.
-    """
-    # A new function object, so that no trace of an earlier call is found for an equal module.
-    closed, shapes = jax.make_jaxpr(lambda *values: function(*values), return_shape=True)(
-        *arguments
-    )
-    digest = hashlib.sha256()
-    pending = [closed]
-    while pending:
-        part = pending.pop()
-        for constant in getattr(part, "consts", ()):
-            if jnp.issubdtype(jnp.result_type(constant), jax.dtypes.extended):
-                return object(), shapes  # no bytes to compare (random keys): equal to nothing
-            array = np.asarray(constant)
-            digest.update(f"{array.dtype} {array.shape};".encode())
-            digest.update(array.tobytes())
-        for eqn in getattr(part, "jaxpr", part).eqns:
-            for value in eqn.params.values():
-                branches = value if isinstance(value, (tuple, list)) else (value,)
-                pending += [b for b in branches if _subjaxpr(b) is not None]
-    return (str(closed), _fingerprint(closed), digest.hexdigest()), shapes
-
-
-def _reference(name: str, function: Callable[..., Array], avals: tuple[Any, ...]) -> Any | None:
-    """The fingerprint of JAX's composite on operands of these shapes, None if it cannot trace."""
-    shapes = [
-        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False))
-        for a in avals
-    ]
-    try:
-        outer = jax.make_jaxpr(function)(*shapes)
-    except TypeError:  # another number of operands than the function takes
-        return None
-    pending = [outer.jaxpr]
-    while pending:
-        for eqn in pending.pop().eqns:
-            if eqn.params.get("name") == name and "jaxpr" in eqn.params:
-                return _fingerprint(eqn.params["jaxpr"])
-            pending += [j for v in eqn.params.values() if (j := _subjaxpr(v)) is not None]
-    return None
-
-
-_FRAME = re.compile(r"^(jit|pjit|jvp|vmap|transpose|remat|checkpoint|rematted_computation)\b")
-
-
-_UNKNOWN = "unknown source line"
-
-
-class _Place(NamedTuple):
-    """Where an equation stands: its Flax scope, and the line in the user's source."""
-
-    scope: str
-    location: str
-
-
-def _place(eqn: Any, outer: _Place) -> _Place:
-    """The place of an equation inside a call that stands at ``outer``."""
-    stack = (*outer.scope.split("/"), *str(eqn.source_info.name_stack).split("/"))
-    scope = "/".join(part for part in stack if part and not _FRAME.match(part))
-    traceback = eqn.source_info.traceback
-    for frame in traceback.frames if traceback is not None else ():
-        # The innermost frame that is the user's; equations inside JAX's own calls may have none.
-        if not frame.file_name.startswith((*_LIBRARIES, "<")):
-            location = f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
-            return _Place(scope, location)
-    return _Place(scope, outer.location)
-
-
 def _unsupported(node: Node) -> str:
+    where = f" in scope {node.scope}" if node.scope else ""
+    advice = control.advice(node)
+    if advice is not None:
+        return f"no bounds for the op '{node.primitive}' at {node.location}{where}: {advice}"
     kinds = ", ".join(
         "perturbed" if isinstance(o, Perturbed) else f"constant {np.shape(o)}"
         for o in node.operands
     )
-    where = f" in scope {node.scope}" if node.scope else ""
     return (
         f"no bounds are known for the op '{node.primitive}' ({kinds}) at {node.location}{where}; "
         "replace it by a supported op (boundjax.supported_ops() prints them) or add it with "

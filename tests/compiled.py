@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from networks import METHODS, NETWORKS, Network, ascend
+from networks import METHODS, NETWORKS, Network, ascend, pairs
 
 import boundjax as bj
 
@@ -21,6 +21,17 @@ each_network = pytest.mark.parametrize(
     [pytest.param(n, marks=pytest.mark.xdist_group(n.name)) for n in NETWORKS],
     ids=lambda network: network.name,
 )
+
+
+def each_pair(*methods: str):
+    """The same for networks with the methods each is bounded with, of those named or of all."""
+    return pytest.mark.parametrize(
+        ("network", "method"),
+        [
+            pytest.param(n, m, marks=pytest.mark.xdist_group(n.name), id=f"{n.name}-{m}")
+            for n, m in pairs(*methods)
+        ],
+    )
 
 
 def flat_interval(tree) -> bj.Interval:

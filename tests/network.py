@@ -16,6 +16,7 @@ class Network:
     """`apply(weights, x)` maps one example `[*input_shape]` to a pytree of arrays.
 
     `sequential`: every value is used once, so that interval bounds and constant lines agree.
+    `methods`: names of the methods it is bounded with, None for all of them.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Network:
     draw: Callable[[np.random.Generator], Weights]
     apply: Callable[[Weights, jax.Array], Any]
     sequential: bool = False
+    methods: tuple[str, ...] | None = None
 
     def weights(self, seed: int, dtype: Any = np.float32) -> Weights:
         """Random weights of one dtype, the same for the same seed in every precision."""

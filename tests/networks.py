@@ -5,6 +5,7 @@ serves all weights, inputs and radii that a test draws. `test_soundness.py` chec
 of the op table occurs in one of them: whoever registers an op adds it to a network here.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 
@@ -256,9 +257,11 @@ NETWORKS = (
     Network("structure", (3, 4), _structure_draw, _structure),
     Network("rare", (4, 3), _rare_draw, _rare),
     Network("tree", (3,), _tree_draw, _tree, sequential=True),
-    *smooth_networks.NETWORKS,
-    *joint_networks.NETWORKS,
-    *control_networks.NETWORKS,
+    *(
+        dataclasses.replace(network, methods=("interval", "crown-ibp", "crown"))
+        for module in (smooth_networks, joint_networks, control_networks)
+        for network in module.NETWORKS
+    ),
 )
 
 # Every preset of the transforms: name -> (function of one example -> function of an input set).
@@ -272,6 +275,16 @@ METHODS: dict[str, Callable[[Callable], Callable]] = {
     "constant": lambda f: bj.linear(f, slopes="constant", intermediate="interval"),
     "lower": lambda f: bj.linear(f, slopes="adaptive", intermediate="interval", sides="lower"),
 }
+
+
+def pairs(*methods: str) -> list[tuple[Network, str]]:
+    """Every network with those of the methods (all, if none are named) that it is bounded with."""
+    return [
+        (network, method)
+        for network in NETWORKS
+        for method in methods or METHODS
+        if network.methods is None or method in network.methods
+    ]
 
 
 def points(

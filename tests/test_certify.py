@@ -17,7 +17,7 @@ from boundjax.attacks import pgd
 
 CLASSES = 4
 EXAMPLES = 6
-NAMES = ("interval", "crown-ibp", "crown", "fast-lin", "best")
+NAMES = ("interval", "crown-ibp", "one-step", "crown", "fast-lin", "alpha-crown", "best")
 
 
 class LinenNet(nn.Module):
@@ -164,11 +164,13 @@ def attack(variables, x, labels, eps):
 
 
 def test_best_is_the_union_of_the_sound_methods(model, images):
-    certificates = {m: bj.certify(model, images, 0.05, method=m) for m in NAMES}
-    union = np.any([certificates[m].verified for m in NAMES if m != "best"], axis=0)
+    # All but alpha-CROWN, which costs more than they do together.
+    names = [name for name in NAMES if name != "alpha-crown"]
+    certificates = {m: bj.certify(model, images, 0.05, method=m) for m in names}
+    union = np.any([certificates[m].verified for m in names if m != "best"], axis=0)
     # Per margin the best bound counts, so it may verify what no single method does.
     assert (certificates["best"].verified >= union).all()
-    for method in NAMES:
+    for method in names:
         assert (certificates["best"].margins >= certificates[method].margins - 1e-5).all()
         assert certificates[method].method == method
 
@@ -377,3 +379,42 @@ def test_what_a_module_reads_from_elsewhere_is_never_stale(images):
     check()
     settings.shift = np.arange(CLASSES, dtype=np.float32)[None]
     check()
+
+
+# --- methods of the user's ------------------------------------------------------------------------
+
+
+def test_a_transform_may_be_the_method(model, images, reference):
+    transform = functools.partial(bj.linear, intermediate="interval")
+    certificate = bj.certify(model, images, 0.05, method=transform)
+    expected = bj.certify(model, images, 0.05, method="crown-ibp")
+    np.testing.assert_allclose(certificate.margins, expected.margins, rtol=1e-5, atol=1e-6)
+    assert certificate.method == "linear(intermediate='interval')"
+    radius = bj.certified_radius(model, images, method=transform, steps=3)
+    assert bj.certify(model, images, radius, method=transform).verified[radius > 0].all()
+
+
+def test_a_transform_with_other_options_is_not_mistaken_for_a_former_one(model, images):
+    margins = [
+        bj.certify(model, images, 0.1, method=functools.partial(bj.linear, slopes=s)).margins
+        for s in ("zero", "one")
+    ]
+    assert (margins[0] != margins[1]).any()
+
+
+def test_alpha_crown_is_tighter_than_crown(model, images):
+    crown = bj.certify(model, images, 0.1, method="crown").margins
+    alpha = bj.certify(model, images, 0.1, method="alpha-crown").margins
+    assert (alpha >= crown - 1e-5).all()
+    assert alpha.sum() > crown.sum() + 1e-3
+
+
+@pytest.mark.parametrize("returned", ["aux", "array"])
+def test_a_transform_that_gives_no_bounds_certifies_nothing(returned, model, images):
+    def transform(function):
+        if returned == "aux":
+            return bj.linear(function, has_aux=True)
+        return lambda ball, rows: jnp.ones(rows.shape[0], rows.dtype)
+
+    with pytest.raises(TypeError, match="must give bounds, an Interval, but transform returned"):
+        bj.certify(model, images, 0.1, method=transform)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+import boundjax
 from boundjax.ops import registry
 
 
@@ -44,3 +45,13 @@ def test_the_code_in_contributing_runs(project):
         exec(compile(block, "CONTRIBUTING.md", "exec"), namespace)
         if "get_config" in namespace:
             assert namespace["get_config"]("cpu").train.epochs == 2
+
+
+def test_the_table_of_ops_is_what_supported_ops_prints(project):
+    (table,) = blocks(project / "docs" / "ops.md", "text")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        boundjax.supported_ops()
+    assert printed.getvalue() == table, (
+        "write the output of boundjax.supported_ops() to docs/ops.md"
+    )

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import boundjax as bj
@@ -132,3 +133,33 @@ def test_auto_lirpa_intermediate_bounds(shared, net, method):
         for ours, expected in zip(bounds, (lower, upper), strict=True):
             ours = np.asarray(ours).reshape(lower.shape)
             np.testing.assert_allclose(ours[unstable], expected[unstable], rtol=0, atol=TOLERANCE)
+
+
+# Intermediate bounds, whether their slopes are optimised too, and how many examples to spend.
+ALPHA = {
+    "alpha_fixed_ibp_interm": ("interval", False, {"mlp": 16, "small": 16}),
+    "alpha_fixed_crown_interm": ("linear", False, {"mlp": 16, "small": 2}),
+    "alpha_crown": ("linear", True, {"mlp": 16, "small": 1}),
+}
+
+
+@pytest.mark.parametrize("net", ["mlp", "small"])
+@pytest.mark.parametrize("stored", ALPHA)
+def test_alpha_crown_is_no_looser_than_auto_lirpa(shared, net, stored):
+    data = np.load(shared / "golden" / "auto_lirpa.npz")
+    function = auto_lirpa_network(data, net)
+    intermediate, optimize_intermediate, counts = ALPHA[stored]
+    x, eps = jnp.asarray(data[f"bounds/{net}/x"][: counts[net]]), float(data[f"bounds/{net}/eps"])
+    slopes = bj.optimized(
+        steps=20,
+        rule=optax.adam(optax.exponential_decay(0.5, 1, 0.9)),
+        per_spec=True,
+        optimize_intermediate=optimize_intermediate,
+    )
+    transform = bj.linear(function, slopes=slopes, intermediate=intermediate, max_bytes=2**28)
+    bounds = jax.jit(jax.vmap(lambda x: transform(bj.LpBall(x, eps))))(x)
+    lower, upper = (data[f"bounds/{net}/{stored}/{end}"][: counts[net]] for end in ("lb", "ub"))
+    # On average no looser; 20 steps of two optimizers need not agree on every single bound.
+    assert bounds.width.mean() <= (upper - lower).mean()
+    assert (bounds.lower >= lower - 1e-3).all()
+    assert (bounds.upper <= upper + 1e-3).all()

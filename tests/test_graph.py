@@ -139,22 +139,11 @@ def test_casts_that_lose_digits_are_refused(dtype):
 @pytest.mark.parametrize(
     "function",
     [
-        lambda x: x * x,
-        lambda x: x / (1.0 + x),
-        lambda x: 1.0 / x,
-        lambda x: jnp.exp(x),
-        lambda x: jnp.round(x),
-        lambda x: jnp.floor(x),
         lambda x: jnp.sort(x),
-        lambda x: jnp.where(x > 0, x, -x),
         lambda x: x[jnp.argmax(x)],
         lambda x: jax.lax.reduce_precision(x, 8, 7),
-        lambda x: jax.lax.cond(x[0] > 0, lambda: x, lambda: -x),
-        lambda x: jax.lax.fori_loop(0, 2, lambda k, v: 2.0 * v, x),
-        lambda x: x @ x,
-        lambda x: jax.nn.softmax(x),
-        lambda x: jnp.sign(x),
-        lambda x: jnp.nan_to_num(x),
+        lambda x: jnp.cumprod(x),
+        lambda x: jnp.fft.fft(x).real,
         lambda x: jax.lax.conv_general_dilated(jnp.ones((1, 1, 5)), x[None, None], (1,), "VALID"),
     ],
 )
@@ -166,7 +155,7 @@ def test_other_ops_are_refused_rather_than_bounded_wrongly(function, transform):
 
 def test_the_error_names_op_line_and_registration():
     def function(x):
-        return jnp.exp(x)  # the line that the message must name
+        return jnp.cumprod(x)  # the line that the message must name
 
     with pytest.raises(bj.UnsupportedOpError) as raised:
         bj.interval(function)(bj.Box(jnp.zeros(2), jnp.ones(2)))
@@ -175,7 +164,7 @@ def test_the_error_names_op_line_and_registration():
     lines = here.read_text().splitlines()
     line = 1 + next(k for k, text in enumerate(lines) if "the line that the message must" in text)
     assert f"{here.name}:{line}" in message
-    assert "'exp'" in message
+    assert "'cumprod'" in message
     assert "register" in message
     assert "\n" not in message
 
@@ -185,10 +174,11 @@ def test_the_error_names_the_line_inside_a_flax_module():
         @nn.compact
         def __call__(self, x):
             x = nn.Dense(3, name="hidden")(x)
-            return jnp.sin(x)
+            return jnp.cumprod(x, axis=1)
 
     variables = Net().init(jax.random.key(0), jnp.ones((1, 2)))
-    with pytest.raises(bj.UnsupportedOpError, match=r"'sin'.*test_graph\.py:\d+ \(.*__call__\)"):
+    message = r"'cumprod'.*test_graph\.py:\d+ \(.*__call__\)"
+    with pytest.raises(bj.UnsupportedOpError, match=message):
         bj.certify((Net(), variables), jnp.ones((2, 2)), 0.1)
 
 
@@ -212,7 +202,8 @@ def test_names_come_from_flax_scopes():
         bj.LpBall(jnp.zeros(3), 0.1)
     )
     assert list(aux.pre_activations) == ["Dense_0/relu", "Dense_1/tanh", "block/Dense_0/relu"]
-    assert aux.slopes.keys() == {"Dense_0/relu", "block/Dense_0/relu"}
+    relus = {"Dense_0/relu", "block/Dense_0/relu"}
+    assert aux.slopes.keys() == relus | {"Dense_1/tanh", "Dense_1/tanh:below"}
     # The model's own shapes: a batch of one example.
     assert aux.pre_activations["Dense_0/relu"].lower.shape == (1, 4)
 

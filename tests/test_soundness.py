@@ -15,7 +15,7 @@ from compiled import (
     SEEDS,
     attack_function,
     bounds_function,
-    each_network,
+    each_pair,
     flat_interval,
     on_host,
     radii,
@@ -59,16 +59,14 @@ def check_network(network: Network, method: str, seed: int, dtype) -> None:
             assert (bounds.width <= slack).all()
 
 
-@each_network
-@pytest.mark.parametrize("method", METHODS)
+@each_pair()
 @given(seed=SEEDS)
 def test_bounds_contain_samples_and_attacks(network, method, seed):
     with jax.enable_x64(True):
         check_network(network, method, seed, np.float64)
 
 
-@each_network
-@pytest.mark.parametrize("method", ["interval", "crown"])
+@each_pair("crown")
 @given(seed=SEEDS)
 def test_bounds_contain_samples_and_attacks_in_float32(network, method, seed):
     check_network(network, method, seed, np.float32)
@@ -83,7 +81,9 @@ def test_every_op_of_the_table_occurs_in_a_network():
     # Only a weakly typed input is cast to its own dtype; test_ops.py bounds one.
     cast = graph.trace(lambda x: jax.lax.convert_element_type(x, jnp.float32), jnp.asarray(0.5))
     used |= {id(node.op) for node in cast.nodes}
-    missing = [f"{op.name} ({op.note})" for op in registry.all_ops() if id(op) not in used]
+    # Expansions are gone from a graph; what they become is what is bounded.
+    kept = (op for op in registry.all_ops() if not isinstance(op, registry.Expansion))
+    missing = [f"{op.name} ({op.note})" for op in kept if id(op) not in used]
     assert not missing, f"add these ops to a network in tests/networks.py: {missing}"
 
 
@@ -289,15 +289,19 @@ def ball_bounds(p: float, method: str):
 # --- numbers that are not numbers ---------------------------------------------------------------
 
 
-@each_network
-@pytest.mark.parametrize("method", ["interval", "crown-ibp", "crown"])
+@pytest.mark.filterwarnings("ignore::boundjax.ops.domain.DomainWarning")
+@each_pair("interval", "crown-ibp", "crown")
 def test_nan_inputs_give_no_bound(network, method):
     # Under jit nothing raises; then no output that depends on the input may have a finite bound.
     with jax.enable_x64(True):
         weights, lower, upper = random_box(network, 0, 0.1)
         bounds = bounds_function(network, method)(weights, lower * jnp.nan, upper)
-    assert not np.isfinite(bounds.lower).any()
-    assert not np.isfinite(bounds.upper).any()
+        outputs = network.flat(weights, jnp.asarray(lower) * jnp.nan)
+    # An output that does not depend on the input keeps its value.
+    wild = np.isnan(outputs)
+    assert wild.any()
+    assert not np.isfinite(bounds.lower[wild]).any()
+    assert not np.isfinite(bounds.upper[wild]).any()
 
 
 @pytest.mark.parametrize("method", METHODS)

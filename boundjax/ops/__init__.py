@@ -1,8 +1,13 @@
 """All that is known of every op, in one table; importing this package fills it."""
 
+from boundjax.ops import activations as _activations
 from boundjax.ops import affine as _affine
+from boundjax.ops import control as _control
 from boundjax.ops import extremum as _extremum
-from boundjax.ops import scalar as _scalar
+from boundjax.ops import hinge as _hinge
+from boundjax.ops import normalization as _normalization
+from boundjax.ops import product as _product
+from boundjax.ops import selection as _selection
 from boundjax.ops.registry import Expansion as Expansion
 from boundjax.ops.registry import Extremum as Extremum
 from boundjax.ops.registry import Joint as Joint
@@ -17,4 +22,4 @@ from boundjax.ops.registry import all_ops as all_ops
 from boundjax.ops.registry import register as register
 from boundjax.ops.registry import supported_ops as supported_ops
 
-del _affine, _extremum, _scalar
+del _activations, _affine, _control, _extremum, _hinge, _normalization, _product, _selection

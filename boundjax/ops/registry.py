@@ -54,7 +54,8 @@ class Planes(NamedTuple):
 
     ``product(lower_weights, *x) + lower_offset <= f(*x) <= product(upper_weights, *x) +
     upper_offset``. ``product`` is linear in its weights, a pytree, and linear in the floating-point
-    perturbed operands, which are all that it is given. If ``lower_weights is upper_weights`` the
+    perturbed operands, which are all that it is given; where a weight is positive it grows with
+    every operand, as the forward walk needs. If ``lower_weights is upper_weights`` the
     planes are parallel and a walk does the work once.
     """
 

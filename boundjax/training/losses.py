@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+
+from boundjax.sets import Interval
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -46,6 +50,37 @@ def robust_cross_entropy(margins: jax.Array) -> jax.Array:
         raise ValueError("margins must have the shape [..., C - 1], got a scalar")
     own = jnp.zeros((*margins.shape[:-1], 1), margins.dtype)  # the true class against itself
     return jax.nn.logsumexp(jnp.concatenate([own, -margins], axis=-1), axis=-1)
+
+
+def fused_robust_cross_entropy(
+    margins: Interval, lower_bound: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """An upper bound on the worst cross-entropy from one backward row instead of one per class.
+
+    On the interval of every `s_m = -margin_m` the exponential lies below its chord, `exp(s) <= k_m
+    s + d_m`; so the sum of the exponentials is bounded by one linear function of the margins,
+    whose bound needs one row (loss fusion, Xu et al. 2020, "Automatic Perturbation Analysis").
+    Cheaper than `robust_cross_entropy` by the number of classes, and looser, the more so the
+    wider the intervals are; never below the true worst case.
+
+    Args:
+      margins: interval bounds `[m]` on the margins of one example (`boundjax.interval`).
+      lower_bound: weights `[m]` -> a lower bound (a scalar) on `<weights, margins>` over the input
+        set, for example `lambda w: linear(f, sides="lower")(ball, (w @ rows)[None]).lower[0]`.
+
+    Returns:
+      A scalar. NaN where a bound is NaN.
+    """
+    low, high = -margins.upper, -margins.lower
+    shift = jnp.maximum(jnp.max(high, initial=0.0), 0.0)
+    at_low, at_high = jnp.exp(low - shift), jnp.exp(high - shift)
+    width = high - low
+    narrow = width < 1e-4
+    # Any slope serves with the larger of the two ends' intercepts; rounding can only loosen it.
+    slopes = jnp.where(narrow, at_high, (at_high - at_low) / jnp.where(narrow, 1.0, width))
+    intercepts = jnp.maximum(at_low - slopes * low, at_high - slopes * high)
+    total = jnp.exp(-shift) + jnp.sum(intercepts) - lower_bound(slopes)
+    return shift + jnp.log(total)
 
 
 def mixed_objective(

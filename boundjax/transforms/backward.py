@@ -25,6 +25,7 @@ from chex import Array, ArrayTree
 
 from boundjax.graph import Graph, Node
 from boundjax.ops import affine
+from boundjax.ops.envelope import larger
 from boundjax.ops.registry import LINEAR, Extremum, Lines, Planes
 from boundjax.sets import InputSet, Interval
 
@@ -90,9 +91,11 @@ def extend_references(references: list[Array], node: Node, interval: Interval) -
     elif not jnp.issubdtype(node.dtype, jnp.floating):
         references.append(interval.lower)  # a predicate; no coefficient ever reaches it
     else:
-        # Any value serves; an infinite one would turn every coefficient of 0 into NaN.
-        middle = interval.middle
-        references.append(jnp.where(jnp.isfinite(interval.width) | jnp.isnan(middle), middle, 0.0))
+        # Any value serves; an infinite one would turn every coefficient of 0 into NaN. An unknown
+        # end is told from the ends: the middle of (-inf, inf) is NaN too.
+        unknown = jnp.isnan(interval.lower) | jnp.isnan(interval.upper)
+        usable = jnp.isfinite(interval.width) | unknown
+        references.append(jnp.where(usable, interval.middle, 0.0))
 
 
 def pull_back(
@@ -216,7 +219,8 @@ def _relax_planes(
 
         def one(weights: ArrayTree, offset: Array, row: Array) -> tuple[tuple[Array, ...], Array]:
             linear = functools.partial(planes.product, weights)
-            constant = jnp.sum(row * (linear(*sources) + offset - target))
+            terms = row * (linear(*sources) + offset - target)
+            constant = jnp.sum(jnp.where(row == 0, 0.0, terms))  # an offset may be infinite
             return tuple(jax.linear_transpose(linear, *shapes)(row)), constant
 
         leaves, tree = jax.tree.flatten((weights, offset))
@@ -228,8 +232,9 @@ def _relax_planes(
     if planes.lower_weights is planes.upper_weights:
         none = jnp.zeros((1, *node.shape), rows.dtype)
         operands, constant = through(planes.lower_weights, none, rows)
-        constant = constant + _contract(below, planes.lower_offset)
-        constant = constant + _contract(above, planes.upper_offset)
+        for part, offset in ((below, planes.lower_offset), (above, planes.upper_offset)):
+            terms = jnp.where(part == 0, 0.0, part * offset)
+            constant = constant + jnp.sum(terms, axis=tuple(range(1, rows.ndim)))
     else:
         operands, constant = through(planes.lower_weights, planes.lower_offset, below)
         others, offset = through(planes.upper_weights, planes.upper_offset, above)
@@ -245,8 +250,8 @@ def intersect(first: Interval, second: Interval) -> Interval:
     Ends that cross by rounding are exchanged. Two intervals that contradict each other are a sign
     of a wrong bound; both ends are NaN then, which never certifies.
     """
-    lower = jnp.maximum(first.lower, second.lower)
-    upper = jnp.minimum(first.upper, second.upper)
+    lower = larger(first.lower, second.lower)
+    upper = -larger(-first.upper, -second.upper)
     size = functools.reduce(jnp.maximum, [jnp.abs(end) for end in (*first, *second)])
     contradiction = lower - upper > 1e-3 * (1.0 + size)
     return Interval(

@@ -11,11 +11,13 @@ from chex import Array
 
 from boundjax import graph as graphs
 from boundjax.graph import Graph, Node
+from boundjax.ops import domain
 from boundjax.ops.registry import (
     NONLINEAR,
     Extremum,
     Joint,
     Lines,
+    Loop,
     Perturbed,
     Scalar,
     Structural,
@@ -50,7 +52,63 @@ def propagate(node: Node, operands: tuple[Interval, ...]) -> Interval:
             return Interval(node.apply(*lower), node.apply(*upper))
         case Joint():
             return node.op.image(node, *operands)
+        case Loop():
+            return _loop(node, operands)
     raise AssertionError(f"no interval rule for {type(node.op).__name__}")
+
+
+def _loop(node: Node, operands: tuple[Interval, ...]) -> Interval:
+    """Interval bounds of a scan: the interval step of its body, scanned.
+
+    These are the very bounds of the loop written out; an interval that holds for all steps at once
+    (an inductive invariant) could only be wider.
+    """
+    loop = node.params["loop"]
+    values = iter(operands)
+    given = [next(values) if isinstance(o, Perturbed) else o for o in node.operands]
+    given = [_as_interval(a) if p else a for a, p in zip(given, loop.perturbed, strict=True)]
+    consts, carry, xs = (
+        [given[k] for k in role] for role in (loop.scan.consts, loop.scan.carry, loop.scan.xs)
+    )
+
+    def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
+        arguments = [*consts, *carry, *xs]
+        intervals = [a for a in arguments if isinstance(a, Interval)]
+        shapes = [
+            jax.ShapeDtypeStruct(a.lower.shape, a.lower.dtype) if isinstance(a, Interval) else a
+            for a in arguments
+        ]
+        nodes, outputs = graphs.trace_body(loop.scan.body, shapes)
+        for inner in nodes[len(intervals) :]:
+            intervals.append(propagate(inner, tuple(intervals[i] for i in inner.inputs)))
+        found = [intervals[o.index] if isinstance(o, Perturbed) else o for o in outputs]
+        ends = [
+            _as_interval(f) if isinstance(c, Interval) else f
+            for c, f in zip(carry, found[: len(carry)], strict=True)
+        ]
+        return _strong(ends), found[len(carry) :]
+
+    final, stacked = jax.lax.scan(
+        step, _strong(carry), xs, length=loop.scan.length, reverse=loop.scan.reverse
+    )
+    outputs = [*final, *stacked]
+    chosen = [_as_interval(outputs[k]) for k in loop.outputs]
+    lower, upper = (
+        jnp.concatenate([jnp.ravel(end) for end in ends]) for ends in zip(*chosen, strict=True)
+    )
+    if jnp.issubdtype(lower.dtype, jnp.floating):
+        unbounded = ~(jnp.isfinite(lower) & jnp.isfinite(upper))
+        domain.warn(node, unbounded, f"grow without end within {loop.scan.length} steps")
+    return Interval(lower, upper)
+
+
+def _as_interval(value: Any) -> Interval:
+    return value if isinstance(value, Interval) else Interval(value, value)
+
+
+def _strong(carry: list[Any]) -> list[Any]:
+    """Without weak types, which a scan wants to stay the same from step to step."""
+    return jax.tree.map(lambda v: jax.lax.convert_element_type(v, jnp.result_type(v)), carry)
 
 
 def forward(graph: Graph, input_set: InputSet) -> list[Interval]:

@@ -5,6 +5,7 @@ method                  slopes       intermediate
 ======================  ===========  ============
 CROWN-IBP               adaptive     interval
 CROWN                   adaptive     linear
+forward, then backward  adaptive     forward
 Fast-Lin, CAP           parallel     linear
 IBP as a relaxation     constant     interval
 ======================  ===========  ============
@@ -27,6 +28,7 @@ from boundjax.slopes import Optimized
 from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.backward import LinearBounds, Sides
+from boundjax.transforms.forward import Forward
 from boundjax.transforms.optimize import Positions
 from boundjax.transforms.walk import Companion, Walk
 
@@ -60,6 +62,7 @@ def linear(
     slopes: slope_policies.Slopes | Optimized = "adaptive",
     intermediate: str = "interval",
     sides: Sides = "both",
+    intersect: bool = True,
     max_bytes: int = 2**30,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
@@ -70,10 +73,14 @@ def linear(
       slopes: ``"adaptive"`` (CROWN), ``"parallel"`` (Fast-Lin / CAP), ``"zero"``, ``"one"``,
         ``"constant"`` (interval bounds as a relaxation), a function of ``(lower, upper)``, or a
         dict of positions in ``[0, 1]`` by label.
-      intermediate: where pre-activation bounds come from: ``"interval"`` or ``"linear"`` (the same
-        walk, recursively).
+      intermediate: where pre-activation bounds come from: ``"interval"``, ``"linear"`` (the same
+        walk, recursively) or ``"forward"`` (``forward_linear``, for functions of few inputs).
       sides: ``"lower"``, ``"upper"`` or ``"both"``; the side not asked for holds the interval
         bound, and a walk for one side costs half.
+      intersect: whether intermediate linear bounds are intersected with the interval bounds. That
+        never loosens an intermediate bound, and nearly always tightens the result; parallel slopes
+        are the exception, because theirs is not the best line. ``False`` is Fast-Lin / CAP to the
+        letter; before ops with a domain and products, and in the result, they always are.
       max_bytes: budget for the rows of one block of intermediate linear bounds, of one example.
       has_aux: also return ``Auxiliary``; needs a single output array.
 
@@ -114,6 +121,7 @@ def linear(
             refine=intermediate == "linear",
             companion=_SOURCES[intermediate](),
             optimized=optimized,
+            intersect=intersect,
             max_bytes=max_bytes,
         )
         if specification is not None:
@@ -141,6 +149,7 @@ def linear(
 _SOURCES: Mapping[str, Callable[[], Companion | None]] = {
     "interval": lambda: None,
     "linear": lambda: None,
+    "forward": Forward,
 }
 
 

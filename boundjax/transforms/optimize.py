@@ -82,8 +82,10 @@ def best_positions(
         state = keep(state, state.positions, value, bounds)
         # A bound that is not finite has no direction; its positions stay.
         gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0.0), gradient)
-        updates, memory = transformation.update(gradient, state.memory, state.positions)
-        moved = optax.apply_updates(state.positions, updates)
+        # optax and the user's schedules count steps in integers, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, memory = transformation.update(gradient, state.memory, state.positions)
+            moved = optax.apply_updates(state.positions, updates)
         moved = jax.tree.map(lambda p: jnp.clip(p, 0.0, 1.0), moved)
         return state._replace(positions=moved, memory=memory), None
 

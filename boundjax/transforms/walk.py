@@ -64,6 +64,7 @@ class Walk:
         refine: bool = False,
         companion: Companion | None = None,
         optimized: Optimized | None = None,
+        intersect: bool = True,
         max_bytes: int = 2**30,
     ) -> None:
         self.graph = graph
@@ -79,6 +80,14 @@ class Walk:
         if companion is not None:
             companion.advance(graph.nodes[0], self)
         relaxed = {i for n in graph.nodes if isinstance(n.op, NONLINEAR) for i in n.inputs}
+        # An op with a domain, or with ends that it multiplies, needs the best interval there is.
+        demanding = {
+            i
+            for n in graph.nodes
+            if isinstance(n.op, NONLINEAR) and (not isinstance(n.op, Scalar) or n.op.partial)
+            for i in n.inputs
+        }
+        apart = set() if intersect else relaxed - demanding
         exact = exact_intervals(graph, input_set) if refine else set()
         for node in graph.nodes[1:]:
             operands = tuple(self.intervals[i] for i in node.inputs)
@@ -90,19 +99,22 @@ class Walk:
                 found = companion.advance(node, self)
                 self.intervals[-1] = found
             elif refine and node.index in relaxed and node.index not in exact:
+                optimize_rows = optimized is not None and optimized.optimize_intermediate
                 self.intervals[-1] = self.node_bounds(
-                    node, "both", optimized is not None and optimized.optimize_intermediate
+                    node, "both", optimize_rows, node.index not in apart
                 )
 
-    def node_bounds(self, node: Node, sides: Sides, optimize_rows: bool = False) -> Interval:
-        """Linear bounds on a node's value, intersected with its interval, in blocks of units."""
+    def node_bounds(
+        self, node: Node, sides: Sides, optimize_rows: bool = False, intersect: bool = True
+    ) -> Interval:
+        """Linear bounds on a node's value, in blocks of units, intersected with its interval."""
         lower, upper = self._in_blocks(node, sides, optimize_rows)
         known = self.intervals[node.index]
         found = Interval(
             known.lower if lower is None else lower.reshape(node.shape),
             known.upper if upper is None else upper.reshape(node.shape),
         )
-        return backward.intersect(known, found)
+        return backward.intersect(known if intersect else found, found)
 
     def merged(self, starts: dict[int, Array], constant: Array) -> Interval:
         """Interval bounds ``[m]`` of a specification, merged with the last affine layers."""
@@ -158,8 +170,10 @@ class Walk:
         """The nodes that rows starting there will meet, with their shared relaxations made."""
         ancestors = sorted(_ancestors(self.graph, starts))
         for index in ancestors:
-            if isinstance(self.graph.nodes[index].op, NONLINEAR):
-                self.relaxation(self.graph.nodes[index])
+            node = self.graph.nodes[index]
+            # No coefficient ever reaches a predicate.
+            if isinstance(node.op, NONLINEAR) and jnp.issubdtype(node.dtype, jnp.floating):
+                self.relaxation(node)
         return ancestors
 
     def _in_blocks(

@@ -1,0 +1,280 @@
+"""Control flow while tracing: loops are written out, branches chosen or joined by a select.
+
+What cannot be is left in the graph as a node without an entry, so that it is an error only if an
+output depends on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from boundjax import jaxprs
+from boundjax.jaxprs import Place, Scan
+from boundjax.ops.registry import Perturbed
+
+if TYPE_CHECKING:
+    from boundjax.graph import Node, _Builder
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Repeated:
+    """What a node of the family ``Loop`` stands for; it is the node's parameter ``loop``.
+
+    The node's value holds some of the scan's outputs, one after the other in one vector, so that
+    the loop runs once for all of them.
+
+    Attributes:
+      scan: the body and the roles of the node's operands.
+      perturbed: which operands of the *body* depend on the input, after any number of steps.
+      outputs: positions of the outputs that the value holds.
+    """
+
+    scan: Scan
+    perturbed: tuple[bool, ...]
+    outputs: tuple[int, ...]
+
+
+def _scan(builder: _Builder, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
+    scan = jaxprs.scan_of(eqn)
+    if scan.length > jaxprs.most_steps():
+        return _long_scan(builder, eqn, scan, operands, place)
+    consts, carry, xs = ([operands[i] for i in role] for role in scan[3:])
+    avals = jaxprs.outputs_of(eqn)[len(carry) :]
+    ys: list[list[Any]] = [[None] * scan.length for _ in avals]
+    steps = range(scan.length)
+    for step in reversed(steps) if scan.reverse else steps:
+        slices = builder.inline(functools.partial(_slices, step), xs, place)
+        outputs = builder.run(scan.body, [*consts, *carry, *slices], place)
+        carry = outputs[: len(carry)]
+        for stacked, y in zip(ys, outputs[len(carry) :], strict=True):
+            stacked[step] = y
+    stacks = []
+    for aval, values in zip(avals, ys, strict=True):
+        if values:
+            stacks += builder.inline(lambda *v: jnp.stack(v), values, place)
+        else:
+            stacks.append(jnp.zeros(aval.shape, aval.dtype))
+    return [*carry, *stacks]
+
+
+def _slices(index: int, *xs: Any) -> list[Any]:
+    return [lax.index_in_dim(x, index, 0, keepdims=False) for x in xs]
+
+
+def _long_scan(
+    builder: _Builder, eqn: Any, scan: Scan, operands: list[Any], place: Place
+) -> list[Any]:
+    """One node per dtype for the perturbed outputs, see ``Repeated``; the others are evaluated."""
+    perturbed, outputs = _dependence(builder, scan, operands)
+    evaluate = jaxprs.evaluator(eqn)
+    avals = jaxprs.outputs_of(eqn)
+    results: list[Any] = [None] * len(avals)
+    if not all(outputs):
+        # These depend on no perturbed operand, whose values therefore do not matter.
+        plain = [_zeros(builder.shape(o)) if isinstance(o, Perturbed) else o for o in operands]
+        for k, value in enumerate(evaluate(*plain)):
+            if not outputs[k]:
+                results[k] = value
+    for dtype in dict.fromkeys(a.dtype for a, p in zip(avals, outputs, strict=True) if p):
+        chosen = tuple(k for k, a in enumerate(avals) if outputs[k] and a.dtype == dtype)
+
+        def packed(*values: Any, chosen: tuple[int, ...] = chosen) -> Any:
+            found = evaluate(*values)
+            return jnp.concatenate([jnp.ravel(found[k]) for k in chosen])
+
+        size = sum(int(np.prod(avals[k].shape)) for k in chosen)
+        node = builder.append(
+            "scan",
+            {"loop": Repeated(scan, perturbed, chosen)},
+            operands,
+            place,
+            packed,
+            jax.ShapeDtypeStruct((size,), dtype),
+        )
+        start = 0
+        for k in chosen:
+            stop = start + int(np.prod(avals[k].shape))
+            part = functools.partial(_part, start=start, stop=stop, shape=avals[k].shape)
+            (results[k],) = builder.inline(part, [node], place)
+            start = stop
+    return results
+
+
+def _zeros(shape: jax.ShapeDtypeStruct) -> Any:
+    return jnp.zeros(shape.shape, shape.dtype)
+
+
+def _part(value: Any, *, start: int, stop: int, shape: tuple[int, ...]) -> Any:
+    return lax.reshape(lax.slice(value, (start,), (stop,)), shape)
+
+
+def _dependence(
+    builder: _Builder, scan: Scan, operands: list[Any]
+) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+    """Which operands and outputs of the body are perturbed: the least fixed point of its carry.
+
+    Raises:
+      UnsupportedOpError: at an op of the body that the table does not cover.
+    """
+    marks = [isinstance(o, Perturbed) for o in operands]
+    shapes = [builder.shape(o) for o in operands]
+    for k in scan.xs:
+        shapes[k] = jax.ShapeDtypeStruct(shapes[k].shape[1:], shapes[k].dtype)
+    # What changes from step to step is abstract; what does not keeps its value.
+    changing = (*scan.carry, *scan.xs)
+    while True:
+        outputs: list[bool] = []
+
+        def trace(
+            values: Mapping[int, Any], marks: Sequence[bool] = marks, outputs: list[bool] = outputs
+        ) -> None:
+            arguments = [
+                shapes[k] if marks[k] else values.get(k, operands[k]) for k in range(len(shapes))
+            ]
+            _, found = builder.nested(scan.body, arguments)
+            outputs += [isinstance(o, Perturbed) for o in found]
+
+        jax.eval_shape(trace, {k: shapes[k] for k in changing if not marks[k]})
+        spread = [k for k, o in zip(scan.carry, outputs, strict=False) if o and not marks[k]]
+        if not spread:
+            carried = [marks[k] for k in scan.carry]
+            # A carry that starts perturbed is so at the end, if only after no step at all.
+            ends = [o or c for o, c in zip(outputs, carried, strict=False)]
+            return tuple(marks), (*ends, *outputs[len(carried) :])
+        for k in spread:
+            marks[k] = True
+
+
+def _while(builder: _Builder, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
+    loop = jaxprs.while_of(eqn)
+    tests, consts, carry = ([operands[i] for i in role] for role in loop[2:])
+    for _ in range(jaxprs.most_steps() + 1):
+        (more,) = builder.run(loop.condition, [*tests, *carry], place)
+        if isinstance(more, (Perturbed, jax.core.Tracer)):
+            why = "depends on the perturbed input" if isinstance(more, Perturbed) else _UNKNOWN
+            return _refused(builder, eqn, operands, place, f"its trip count {why}; {_FIXED}")
+        if not bool(more):
+            return carry
+        carry = builder.run(loop.body, [*consts, *carry], place)
+    return _refused(
+        builder,
+        eqn,
+        operands,
+        place,
+        f"it takes more than {jaxprs.most_steps()} steps (boundjax.graph.unroll_limit); {_FIXED}",
+    )
+
+
+_UNKNOWN = "is not known while tracing"
+_FIXED = "use jax.lax.scan, or fori_loop with Python integers as its bounds"
+
+
+def _cond(builder: _Builder, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
+    index, *arguments = operands
+    branches = jaxprs.branches_of(eqn)
+    known = not isinstance(index, (Perturbed, jax.core.Tracer))
+    if known:
+        chosen = min(max(int(np.asarray(index)), 0), len(branches) - 1)
+        return builder.run(branches[chosen], arguments, place)
+    if isinstance(index, Perturbed):
+        # lax.cond casts its predicate to an index; the predicate itself is what has bounds.
+        node = builder.nodes[index.index]
+        source = node.operands[0] if node.primitive == "convert_element_type" else None
+        if source is None or builder.shape(source).dtype != jnp.bool_ or len(branches) != 2:
+            return _refused(
+                builder,
+                eqn,
+                operands,
+                place,
+                "which branch runs depends on the perturbed input, and only two branches on a "
+                "predicate (jax.lax.cond) have bounds; use jnp.where, or an index that is constant",
+            )
+        index = source
+    found = [builder.run(branch, arguments, place) for branch in branches]
+    last = len(branches) - 1
+
+    def select(which: Any, *cases: Any) -> Any:
+        if which.dtype != jnp.bool_:
+            which = lax.clamp(np.int32(0), which, np.int32(last))
+        return lax.select_n(lax.broadcast(which, cases[0].shape), *cases)
+
+    results = []
+    for cases in zip(*found, strict=True):
+        results += builder.inline(select, [index, *cases], place)
+    return results
+
+
+def _refused(
+    builder: _Builder, eqn: Any, operands: list[Any], place: Place, advice: str
+) -> list[Perturbed]:
+    """Nodes without an entry, whose error says why."""
+    evaluate = jaxprs.evaluator(eqn)
+    return [
+        builder.append(
+            eqn.primitive.name,
+            {"advice": advice},
+            operands,
+            place,
+            lambda *values, k=k: evaluate(*values)[k],
+            aval,
+        )
+        for k, aval in enumerate(jaxprs.outputs_of(eqn))
+    ]
+
+
+# (builder, equation, operands, place) -> the outputs' operands.
+RULES: Mapping[str, Callable[[Any, Any, list[Any], Place], list[Any]]] = {
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}
+
+
+def is_index(node: Node) -> bool:
+    """Whether a node only computes with integers that depend on the input."""
+    if "advice" in node.params or node.primitive in (*_INDEX_OPERANDS, *_ORDER_STATISTICS):
+        return False
+    dtypes = (node.dtype, *(shape.dtype for shape in node.input_shapes))
+    return any(jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes)
+
+
+def advice(node: Node) -> str | None:
+    """What to do about an op that has no bounds, where more can be said than that."""
+    if "advice" in node.params:
+        return node.params["advice"]
+    first = _INDEX_OPERANDS.get(node.primitive)
+    if first is not None and any(node.perturbed[first]):
+        return (
+            "its index depends on the perturbed input; index by a constant, or write the choice "
+            "with jnp.where"
+        )
+    if node.primitive in _ORDER_STATISTICS:
+        return (
+            "order statistics of perturbed values are not supported, only max and min are; use "
+            "jnp.max or jnp.min, or take this op out of the function that is bounded"
+        )
+    if is_index(node):
+        return (
+            "it makes integers of a perturbed value; neither a count nor an index that depends "
+            "on the perturbed input has bounds"
+        )
+    return None
+
+
+_ORDER_STATISTICS = frozenset(["sort", "argsort", "argmax", "argmin", "top_k", "approx_top_k"])
+
+# Which operands say where, by position.
+_INDEX_OPERANDS: Mapping[str, slice] = {
+    "gather": slice(1, 2),
+    "dynamic_slice": slice(1, None),
+    "dynamic_update_slice": slice(2, None),
+    **{f"scatter{kind}": slice(1, 2) for kind in ("", "-add", "-sub", "-mul", "-min", "-max")},
+}

@@ -1,0 +1,357 @@
+"""What is read from jaxprs: equations evaluated, compared, and placed in the user's source.
+
+With ``graph`` the only file that touches jaxprs. ``jax.extend.core`` has no stability promise, so
+equations are recognised by their primitive's name, and whatever moved between JAX releases is
+handled here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import hashlib
+import os
+import re
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import Array
+from jax.extend import core as jex_core
+
+# Calls that only wrap a jaxpr; where it stands in their parameters differs between releases.
+CALLS = frozenset(
+    [
+        "jit",
+        "pjit",
+        "closed_call",
+        "core_call",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "custom_vjp_call_jaxpr",
+        "remat",
+        "remat2",
+        "checkpoint",
+        "custom_lin",
+    ]
+)
+_CALL_JAXPRS = ("call_jaxpr", "jaxpr", "fun_jaxpr")
+
+_unroll_limit: contextvars.ContextVar[int] = contextvars.ContextVar("unroll_limit", default=128)
+
+
+@contextlib.contextmanager
+def unroll_limit(steps: int) -> Iterator[None]:
+    """Inside, ``scan`` and ``while`` loops of at most ``steps`` steps are written out (else 128).
+
+    A longer ``scan`` is bounded by intervals step by step, for which linear bounds see constants:
+    looser, but compiled once however long it is. A longer ``while`` is refused.
+
+    Args:
+      steps: ``>= 0``, read while a function is traced, hence around ``jax.jit`` or inside.
+
+    Raises:
+      ValueError: for ``steps < 0``.
+    """
+    if steps < 0:
+        raise ValueError(f"the unroll limit must be >= 0 steps, got {steps}")
+    token = _unroll_limit.set(steps)
+    try:
+        yield
+    finally:
+        _unroll_limit.reset(token)
+
+
+def most_steps() -> int:
+    """The unroll limit in force."""
+    return _unroll_limit.get()
+
+
+class Body(NamedTuple):
+    """A jaxpr and the values of its constants."""
+
+    jaxpr: Any
+    consts: Sequence[Any] = ()
+
+
+class Scan(NamedTuple):
+    """A scan's operands by role (their positions), and how often its body runs."""
+
+    body: Body
+    length: int
+    reverse: bool
+    consts: Sequence[int]
+    carry: Sequence[int]
+    xs: Sequence[int]
+
+
+def body_of(inner: Any) -> Body:
+    """From a ``Jaxpr`` or ``ClosedJaxpr``, which JAX 0.11 made one."""
+    return Body(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()))
+
+
+def called(eqn: Any) -> Body:
+    """What an equation of one of ``CALLS`` calls."""
+    return body_of(next(eqn.params[key] for key in _CALL_JAXPRS if key in eqn.params))
+
+
+def scan_of(eqn: Any) -> Scan:
+    """The parameters of a ``scan``."""
+    p = eqn.params
+    positions = range(len(eqn.invars))
+    if "ft_in" in p:  # JAX 0.11
+        roles = [list(part) for part in p["ft_in"].update(positions).unpack()]
+    else:
+        first, second = p["num_consts"], p["num_consts"] + p["num_carry"]
+        roles = [positions[:first], positions[first:second], positions[second:]]
+    return Scan(body_of(p["jaxpr"]), p["length"], p["reverse"], *roles)
+
+
+class While(NamedTuple):
+    """A while loop's condition and body, and its operands by role (their positions)."""
+
+    condition: Body
+    body: Body
+    condition_consts: Sequence[int]
+    body_consts: Sequence[int]
+    carry: Sequence[int]
+
+
+def while_of(eqn: Any) -> While:
+    """The parameters of a ``while``."""
+    p = eqn.params
+    positions = range(len(eqn.invars))
+    first = p["cond_nconsts"]
+    second = first + p["body_nconsts"]
+    roles = positions[:first], positions[first:second], positions[second:]
+    return While(body_of(p["cond_jaxpr"]), body_of(p["body_jaxpr"]), *roles)
+
+
+def branches_of(eqn: Any) -> list[Body]:
+    """The branches of a ``cond``; its first operand is the index of one."""
+    return [body_of(branch) for branch in eqn.params["branches"]]
+
+
+def outputs_of(eqn: Any) -> list[Any]:
+    """Shape and dtype of every output."""
+    return [variable.aval for variable in eqn.outvars]
+
+
+def live(jaxpr: Any) -> list[Any]:
+    """The equations that the outputs depend on, in order (an unused op must not raise)."""
+    needed = {v for v in jaxpr.outvars if not isinstance(v, jex_core.Literal)}
+    found = []
+    for eqn in reversed(jaxpr.eqns):
+        if any(v in needed for v in eqn.outvars):
+            found.append(eqn)
+            needed.update(v for v in eqn.invars if not isinstance(v, jex_core.Literal))
+    return found[::-1]
+
+
+def literal(atom: Any) -> np.ndarray | None:
+    """The value of an atom that is written into the jaxpr, else None."""
+    if isinstance(atom, jex_core.Literal):
+        return np.asarray(atom.val, dtype=atom.aval.dtype)
+    return None
+
+
+def evaluator(eqn: Any) -> Callable[..., tuple[Array, ...]]:
+    """The equation as a function of its operands' values.
+
+    Bounds of matrix products need full float32: the default on GPU (TF32) and TPU (bf16) is wrong
+    in the third digit, so the precision that the model was traced with is overridden.
+    """
+    if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+        eqn = eqn.replace(params={**eqn.params, "precision": _full_precision()})
+    if not any(_subjaxpr(value) is not None for value in eqn.params.values()):
+
+        def bind(*values: Array) -> tuple[Array, ...]:
+            result = eqn.primitive.bind(*values, **eqn.params)
+            return tuple(result) if eqn.primitive.multiple_results else (result,)
+
+        return bind
+
+    closed = _one_equation(eqn)
+
+    def replay(*values: Array) -> tuple[Array, ...]:
+        return tuple(jex_core.jaxpr_as_fun(closed)(*values))
+
+    return replay
+
+
+def _full_precision() -> Any:
+    return (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
+
+
+def _one_equation(eqn: Any) -> Any:
+    """The equation alone, which keeps a custom_jvp's own derivative (grad relu(0) = 0).
+
+    Every operand is a variable of its own: the bounds of a value that occurs twice differ.
+    """
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    probe = jax.make_jaxpr(lambda *values: values)(*shapes).jaxpr
+    alone = eqn.replace(invars=list(probe.invars))
+    jaxpr = probe.replace(outvars=list(eqn.outvars), eqns=[alone])
+    if hasattr(jaxpr, "debug_info"):
+        jaxpr = jaxpr.replace(debug_info=jaxpr.debug_info.with_unknown_names())
+    return jex_core.ClosedJaxpr(jaxpr, [])
+
+
+# Integers and predicates up to this size, and all scalars, stay known while tracing.
+_KNOWN_SIZE = 1024
+
+
+def evaluate(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    """Folds an equation on constants.
+
+    Under ``jit`` the result of arithmetic on known numbers is a tracer. Loop counters, branches and
+    the constants of a formula must stay known, so small results are computed at once.
+    """
+    known = not any(isinstance(o, jax.core.Tracer) for o in operands)
+    if known and not eqn.effects and all(_small(v.aval) for v in eqn.outvars):
+        with jax.ensure_compile_time_eval():
+            return list(evaluator(eqn)(*operands))
+    return list(evaluator(eqn)(*operands))
+
+
+def _small(aval: Any) -> bool:
+    if jnp.issubdtype(aval.dtype, jax.dtypes.extended):
+        return False
+    exact = jnp.issubdtype(aval.dtype, jnp.integer) or aval.dtype == jnp.bool_
+    return aval.shape == () or (exact and aval.size <= _KNOWN_SIZE)
+
+
+def _subjaxpr(value: Any) -> Any | None:
+    inner = getattr(value, "jaxpr", value)
+    return inner if hasattr(inner, "eqns") and hasattr(inner, "invars") else None
+
+
+def _fingerprint(jaxpr: Any) -> Any:
+    """A comparable description of a jaxpr: primitives, wiring, literals and plain parameters."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    numbers: dict[Any, int] = {}
+
+    def atom(a: Any) -> Any:
+        if isinstance(a, jex_core.Literal):
+            return ("literal", str(a.aval.dtype), a.aval.shape, np.asarray(a.val).tobytes())
+        return numbers.setdefault(a, len(numbers))
+
+    def parameter(value: Any) -> Any:
+        if _subjaxpr(value) is not None:
+            return _fingerprint(value)
+        # Functions (custom derivative rules) have no stable text beyond their name.
+        return getattr(value, "__name__", "function") if callable(value) else repr(value)
+
+    invars = tuple(atom(v) for v in (*jaxpr.constvars, *jaxpr.invars))
+    equations = tuple(
+        (
+            eqn.primitive.name,
+            tuple(atom(a) for a in eqn.invars),
+            tuple((key, parameter(value)) for key, value in sorted(eqn.params.items())),
+            tuple(atom(v) for v in eqn.outvars),
+        )
+        for eqn in jaxpr.eqns
+    )
+    return invars, equations, tuple(atom(v) for v in jaxpr.outvars)
+
+
+def program(function: Callable[..., Any], *arguments: Any) -> tuple[Hashable, Any]:
+    """What a function computes now, as a key that is equal for equal programs, and its outputs.
+
+    Compiled code may only be used again for the very same program: a module's equality does not see
+    what its code reads from elsewhere (a global, a mutable attribute), and stale code would give a
+    wrong certificate.
+
+    Args:
+      function: a JAX function of pytrees.
+      *arguments: arrays or shapes.
+
+    Returns:
+      The key, from the traced equations, the values of all constants and the unroll limit; and the
+      shapes of the function's outputs.
+    """
+    # A new function object, so that no trace of an earlier call is found for an equal module.
+    closed, shapes = jax.make_jaxpr(lambda *values: function(*values), return_shape=True)(
+        *arguments
+    )
+    digest = hashlib.sha256()
+    pending = [closed]
+    while pending:
+        part = pending.pop()
+        for constant in getattr(part, "consts", ()):
+            if jnp.issubdtype(jnp.result_type(constant), jax.dtypes.extended):
+                return object(), shapes  # no bytes to compare (random keys): equal to nothing
+            array = np.asarray(constant)
+            digest.update(f"{array.dtype} {array.shape};".encode())
+            digest.update(array.tobytes())
+        for eqn in getattr(part, "jaxpr", part).eqns:
+            for value in eqn.params.values():
+                branches = value if isinstance(value, (tuple, list)) else (value,)
+                pending += [b for b in branches if _subjaxpr(b) is not None]
+    return (str(closed), _fingerprint(closed), digest.hexdigest(), most_steps()), shapes
+
+
+def calls_the_same(eqn: Any, name: str, function: Callable[..., Array]) -> bool:
+    """Whether a call named ``name`` holds the very equations that JAX's own function traces to."""
+    reference = _reference(name, function, tuple(atom.aval for atom in eqn.invars))
+    return reference is not None and reference == _fingerprint(eqn.params["jaxpr"])
+
+
+def _reference(name: str, function: Callable[..., Array], avals: tuple[Any, ...]) -> Any | None:
+    """The fingerprint of JAX's composite on operands of these shapes, None if it cannot trace."""
+    shapes = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False))
+        for a in avals
+    ]
+    try:
+        outer = jax.make_jaxpr(function)(*shapes)
+    except TypeError:  # another number of operands than the function takes
+        return None
+    pending = [outer.jaxpr]
+    while pending:
+        for eqn in pending.pop().eqns:
+            if eqn.params.get("name") == name and "jaxpr" in eqn.params:
+                return _fingerprint(eqn.params["jaxpr"])
+            pending += [j for v in eqn.params.values() if (j := _subjaxpr(v)) is not None]
+    return None
+
+
+_FRAME = re.compile(r"^(jit|pjit|jvp|vmap|transpose|remat|checkpoint|rematted_computation)\b")
+
+_LIBRARIES = (
+    *(
+        os.path.dirname(os.path.abspath(module.__file__)) + os.sep
+        for module in (jax, flax, __import__("jaxlib"))
+    ),
+    os.path.dirname(os.path.abspath(__file__)) + os.sep,
+)
+
+
+class Place(NamedTuple):
+    """Where an equation stands: its Flax scope, and the line in the user's source.
+
+    ``fixed``: the equations inside come from a function of this library that was traced in place of
+    the user's; the lines of their own are of no use.
+    """
+
+    scope: str = ""
+    location: str = "unknown source line"
+    fixed: bool = False
+
+
+def place(eqn: Any, outer: Place) -> Place:
+    """The place of an equation inside a call that stands at ``outer``."""
+    if outer.fixed:
+        return outer
+    stack = (*outer.scope.split("/"), *str(eqn.source_info.name_stack).split("/"))
+    scope = "/".join(part for part in stack if part and not _FRAME.match(part))
+    traceback = eqn.source_info.traceback
+    for frame in traceback.frames if traceback is not None else ():
+        # The innermost frame that is the user's; equations inside JAX's own calls may have none.
+        if not frame.file_name.startswith((*_LIBRARIES, "<")):
+            location = f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
+            return Place(scope, location)
+    return Place(scope, outer.location)

@@ -1,0 +1,325 @@
+"""The table of elementwise functions: what is known of each, stated once."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import Array
+
+from boundjax.ops import piecewise, powers, smooth
+from boundjax.ops.envelope import Function
+from boundjax.ops.registry import Expansion, Scalar, register
+from boundjax.ops.smooth import Curve
+
+if TYPE_CHECKING:
+    from boundjax.graph import Node
+
+INFINITY = float("inf")
+
+
+def _one_constant(node: Node) -> bool:
+    return len(node.inputs) == 1
+
+
+def _first_perturbed(node: Node) -> bool:
+    return len(node.inputs) == 1 and node.perturbed[0]
+
+
+# --- piecewise linear -----------------------------------------------------------------------------
+
+_increasing = functools.partial(
+    Scalar, image=piecewise.monotone_image, lipschitz=piecewise.constant_slope(1.0)
+)
+
+register(_increasing(name="relu", note="gradient 0 at 0", lines=piecewise.relu_lines))
+register(
+    Scalar(
+        name="leaky_relu",
+        note="any slope, also above 1 and negative",
+        accepts=_first_perturbed,
+        image=piecewise.leaky_image,
+        lines=piecewise.leaky_lines,
+        lipschitz=piecewise.leaky_lipschitz,
+    )
+)
+register(
+    Scalar(
+        name="abs",
+        image=piecewise.abs_image,
+        lines=piecewise.abs_lines,
+        lipschitz=piecewise.constant_slope(1.0),
+    )
+)
+register(
+    _increasing(
+        name="max", note="with a constant", accepts=_one_constant, lines=piecewise.max_lines
+    )
+)
+register(
+    _increasing(
+        name="min", note="with a constant", accepts=_one_constant, lines=piecewise.min_lines
+    )
+)
+register(_increasing(name="relu6", lines=piecewise.ramp(0.0, 6.0)))
+register(_increasing(name="hard_tanh", lines=piecewise.ramp(-1.0, 1.0)))
+register(
+    _increasing(
+        name="clip",
+        note="jnp.clip with constant ends",
+        accepts=lambda node: len(node.constants) == 2 and node.perturbed[0],
+        lines=piecewise.clip_lines,
+    )
+)
+register(
+    _increasing(
+        name="clamp",
+        note="lax.clamp with constant ends",
+        accepts=lambda node: len(node.constants) == 2 and node.perturbed[1],
+        lines=piecewise.clip_lines,
+    )
+)
+
+
+# --- steps ----------------------------------------------------------------------------------------
+
+
+def _predicate(node: Node) -> bool:
+    return node.input_shapes[0].dtype == np.bool_ and jnp.issubdtype(node.dtype, jnp.floating)
+
+
+_step = functools.partial(
+    Scalar, image=piecewise.monotone_image, lipschitz=piecewise.step_lipschitz
+)
+
+register(_step(name="sign", lines=piecewise.sign_lines))
+register(_step(name="floor", lines=piecewise.rounding_lines(-1.0, 0.0)))
+register(_step(name="ceil", lines=piecewise.rounding_lines(0.0, 1.0)))
+register(
+    _step(name="round", note="either rounding method", lines=piecewise.rounding_lines(-0.5, 0.5))
+)
+register(
+    _step(
+        name="convert_element_type",
+        note="of a predicate to a number",
+        accepts=_predicate,
+        lines=piecewise.cast_lines,
+    )
+)
+
+
+# --- smooth functions with no operand of their own ------------------------------------------------
+
+
+# XLA writes these as exp(c x) or exp(-x * x) with a rounded exponent: up to 0.5 ulp of it.
+
+
+def _of_exponent(function: Function) -> Function:
+    return lambda x: jnp.abs(function(x) * x) / 8.0
+
+
+def _of_square(function: Function) -> Function:
+    return lambda x: function(x) * jnp.square(jnp.maximum(x, 0.0)) / 8.0
+
+
+_S_SHAPED = {"breakpoints": (0.0,), "curvatures": (1, -1)}
+_CONCAVE_CONVEX = {"breakpoints": (0.0,), "curvatures": (-1, 1)}
+
+# Inflection points and minima to the last digit: x tanh(x / 2) = 2 for silu, sqrt(2) for the exact
+# gelu; the others by bisection of the first and second derivative in float64.
+_CURVES: dict[str, Curve] = {
+    "tanh": Curve(**_S_SHAPED, low=-1.0, high=1.0),
+    "logistic": Curve(**_S_SHAPED, low=0.0, high=1.0),
+    "erf": Curve(**_S_SHAPED, low=-1.0, high=1.0),
+    "erfc": Curve(
+        **_CONCAVE_CONVEX, monotone=-1, low=0.0, high=2.0, rounding=_of_square(jax.lax.erfc)
+    ),
+    "atan": Curve(**_S_SHAPED),
+    "asinh": Curve(**_S_SHAPED),
+    "soft_sign": Curve(**_S_SHAPED, low=-1.0, high=1.0),
+    "softplus": Curve(curvatures=(1,), low=0.0),
+    "log_sigmoid": Curve(curvatures=(-1,), high=0.0),
+    "sparse_plus": Curve(curvatures=(1,), low=0.0),
+    "silu": Curve(
+        breakpoints=(-2.3993572805154675, 2.3993572805154675),
+        curvatures=(-1, 1, -1),
+        stationary=(-1.278464542761074,),
+        monotone=0,
+        rounding=jnp.abs,
+    ),
+    "gelu": Curve(
+        breakpoints=(-1.4185040087908283, 1.4185040087908283),
+        curvatures=(-1, 1, -1),
+        stationary=(-0.7524614220710162,),
+        monotone=0,
+        rounding=jnp.abs,
+    ),
+    "gelu_exact": Curve(
+        breakpoints=(-math.sqrt(2.0), math.sqrt(2.0)),
+        curvatures=(-1, 1, -1),
+        stationary=(-0.7517915246935644,),
+        monotone=0,
+        rounding=jnp.abs,
+    ),
+    "mish": Curve(
+        breakpoints=(-2.2563763963607926, 1.4905711794854284),
+        curvatures=(-1, 1, -1),
+        stationary=(-1.1924312145154952,),
+        monotone=0,
+        rounding=jnp.abs,
+    ),
+    "hard_silu": Curve(
+        breakpoints=(-3.0, 3.0),
+        curvatures=(0, 1, 0),
+        stationary=(-1.5,),
+        monotone=0,
+        rounding=jnp.abs,
+        kinks=((-3.0, 0.5), (3.0, 1.5)),
+    ),
+    # The right slope is 1.05, the left one at 0 is 1.76: a concave kink.
+    "selu": Curve(breakpoints=(0.0,), curvatures=(1, 0), kinks=((0.0, 1.7580993408473768),)),
+}
+
+_NOTES = {
+    "logistic": "sigmoid",
+    "gelu": "tanh approximation",
+    "gelu_exact": "with erf",
+    "silu": "also swish",
+    "hard_silu": "also hard_swish",
+}
+
+for _name, _curve in _CURVES.items():
+    register(smooth.entry(_name, _curve, note=_NOTES.get(_name, "")))
+
+# These overflow, or have a least argument.
+_PARTIAL_CURVES: dict[str, Curve] = {
+    "exp": Curve(curvatures=(1,), low=0.0),
+    "exp2": Curve(curvatures=(1,), low=0.0, rounding=_of_exponent(jnp.exp2)),
+    "expm1": Curve(curvatures=(1,), low=-1.0),
+    "sinh": Curve(**_CONCAVE_CONVEX, rounding=_of_exponent(jnp.sinh)),
+    "cosh": Curve(
+        curvatures=(1,), stationary=(0.0,), monotone=0, low=1.0, rounding=_of_exponent(jnp.cosh)
+    ),
+    "square": Curve(curvatures=(1,), stationary=(0.0,), monotone=0, low=0.0),
+    "log": Curve(curvatures=(-1,), least=0.0, at_least=-INFINITY),
+    "log1p": Curve(curvatures=(-1,), least=-1.0, at_least=-INFINITY),
+    "sqrt": Curve(curvatures=(-1,), low=0.0, least=0.0, at_least=0.0),
+    "rsqrt": Curve(curvatures=(1,), monotone=-1, low=0.0, least=0.0, at_least=INFINITY),
+}
+
+for _name, _curve in _PARTIAL_CURVES.items():
+    _note = "" if _curve.least == -INFINITY else f"of values above {_curve.least:g}"
+    register(smooth.entry(_name, _curve, note=_note, partial=True))
+
+
+# --- activations with an operand ------------------------------------------------------------------
+
+
+def _operand(node: Node, default: float) -> Any:
+    return piecewise.number(node) if node.constants else default
+
+
+def _elu(node: Node) -> Curve:
+    alpha = _operand(node, 1.0)
+    if isinstance(alpha, float) and 0 <= alpha <= 1:
+        return Curve(curvatures=(1,), kinks=((0.0, 1.0),))
+    bend = 1 if isinstance(alpha, float) and alpha > 0 else jnp.sign(alpha)
+    steepest = jnp.maximum(jnp.abs(alpha), 1.0)
+    # Falling left of 0 for a negative alpha.
+    return Curve(
+        breakpoints=(0.0,),
+        curvatures=(bend, 0),
+        stationary=(0.0,),
+        monotone=1 if isinstance(bend, int) else 0,
+        kinks=((0.0, steepest),),
+    )
+
+
+def _celu(node: Node) -> Curve:
+    alpha = _operand(node, 1.0)
+    if isinstance(alpha, float) and alpha > 0:
+        return Curve(curvatures=(1,))
+    return Curve(breakpoints=(0.0,), curvatures=(jnp.sign(alpha), 0))
+
+
+def _squareplus(node: Node) -> Curve:
+    b = _operand(node, 4.0)
+
+    def rounding(x: Array) -> Array:
+        return jnp.abs(x) + jnp.sqrt(jnp.abs(jnp.asarray(b, x.dtype)))
+
+    return Curve(curvatures=(1,), low=0.0, rounding=rounding)
+
+
+register(smooth.entry("elu", _elu, note="any alpha", accepts=_first_perturbed))
+register(smooth.entry("celu", _celu, note="any alpha but 0", accepts=_first_perturbed))
+register(smooth.entry("squareplus", _squareplus, note="any b >= 0", accepts=_first_perturbed))
+
+
+# --- powers and quotients -------------------------------------------------------------------------
+
+
+def _integer_exponent(node: Node) -> bool:
+    if node.perturbed[1]:
+        return False
+    exponent = piecewise.number(node)
+    return isinstance(exponent, float) and exponent.is_integer() and exponent != 0
+
+
+def _integer_power(node: Node) -> Callable[[Array, Array], Array]:
+    exponent = int(piecewise.number(node))
+    return lambda x, _: jax.lax.integer_pow(x, exponent)
+
+
+register(
+    smooth.entry(
+        "integer_pow",
+        powers.integer_curve,
+        note="of positive exponents",
+        accepts=lambda node: node.params["y"] > 0,
+        partial=True,
+    )
+)
+register(powers.RECIPROCAL)
+register(
+    Expansion(
+        name="pow",
+        note="with a known integer exponent",
+        accepts=_integer_exponent,
+        expand=_integer_power,
+    )
+)
+register(
+    smooth.entry(
+        "pow",
+        powers.real_curve,
+        note="of values above 0, constant exponent",
+        accepts=_first_perturbed,
+    )
+)
+register(
+    Expansion(
+        name="pow",
+        note="with a perturbed exponent, of values above 0",
+        expand=lambda node: lambda x, y: jnp.exp(y * jnp.log(x)),
+    )
+)
+register(
+    Expansion(
+        name="div",
+        note="by a perturbed value that is never 0",
+        accepts=lambda node: node.perturbed[1],
+        expand=lambda node: lambda x, y: x * jax.lax.integer_pow(y, -1),
+    )
+)
+
+
+# --- sine and cosine ------------------------------------------------------------------------------
+
+register(powers.sinusoid("sin", 0.0))
+register(powers.sinusoid("cos", -0.5 * math.pi))

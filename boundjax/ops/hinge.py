@@ -1,0 +1,52 @@
+"""A hinge with any two slopes: PReLU, ``where(x > 0, a x, b x)``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+from chex import Array
+
+from boundjax.ops import piecewise
+from boundjax.ops.registry import Lines, Position, Scalar, register
+
+if TYPE_CHECKING:
+    from boundjax.graph import Node
+
+
+def hinge(x: Array, left: Array, right: Array) -> Array:
+    """``left x`` for ``x < 0``, else ``right x``; slopes of x's shape, or scalars."""
+    return jnp.where(x < 0, left * x, right * x)
+
+
+def _image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
+    # Slopes of two signs put the least or the largest value at 0.
+    at_lower, at_upper = node.apply(lower), node.apply(upper)
+    low, high = jnp.minimum(at_lower, at_upper), jnp.maximum(at_lower, at_upper)
+    around = (lower < 0) & (upper > 0)
+    return (
+        jnp.where(around, jnp.minimum(low, 0.0), low),
+        jnp.where(around, jnp.maximum(high, 0.0), high),
+    )
+
+
+def _lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
+    left, right = piecewise.number(node, 0), piecewise.number(node, 1)
+    return piecewise.hinge_lines(lower, upper, left, right, position)
+
+
+def _lipschitz(node: Node, lower: Array, upper: Array) -> Array:
+    left, right = (jnp.abs(jnp.asarray(c, lower.dtype)) for c in node.constants)
+    return jnp.broadcast_to(jnp.maximum(left, right), lower.shape)
+
+
+register(
+    Scalar(
+        name="hinge",
+        note="where(x > 0, a x, b x) with constant slopes; PReLU",
+        accepts=lambda node: node.perturbed == (True, False, False),
+        image=_image,
+        lines=_lines,
+        lipschitz=_lipschitz,
+    )
+)

@@ -1,0 +1,220 @@
+"""Powers, and sine and cosine: functions whose bends depend on an exponent or on the interval."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from chex import Array
+
+from boundjax.ops import domain, piecewise, smooth
+from boundjax.ops.registry import Lines, Position, Scalar
+from boundjax.ops.smooth import Curve
+
+if TYPE_CHECKING:
+    from boundjax.graph import Node
+
+_INFINITY = float("inf")
+
+
+def integer_curve(node: Node) -> Curve:
+    """``x ** y`` for a positive integer ``y``: convex, or concave and convex around 0."""
+    y = node.params["y"]
+    rounding = functools.partial(_product_rounding, node)
+    if y == 1:
+        return Curve(curvatures=(1,))
+    if y % 2 == 0:
+        return Curve(curvatures=(1,), stationary=(0.0,), monotone=0, low=0.0, rounding=rounding)
+    return Curve(breakpoints=(0.0,), curvatures=(-1, 1), rounding=rounding)
+
+
+def _product_rounding(node: Node, x: Array) -> Array:
+    """A product of ``|y|`` factors rounds ``|y| - 1`` times, by half an ulp each."""
+    return max(0.0, abs(node.params["y"]) / 16.0 - 1.0) * jnp.abs(node.apply(x))
+
+
+def real_curve(node: Node) -> Curve:
+    """``x ** y`` on ``x >= 0`` for any constant ``y``."""
+    y = piecewise.number(node)
+
+    def rounding(x: Array) -> Array:
+        # x ** y is written as exp(y log x), with a rounded exponent.
+        positive = jnp.where(x > 0, x, 1.0)
+        return jnp.abs(node.apply(positive) * y * jnp.log(positive)) / 8.0
+
+    if isinstance(y, float):
+        bend = 1 if y >= 1 or y <= 0 else -1
+        return Curve(
+            curvatures=(bend,),
+            monotone=1 if y >= 0 else -1,
+            low=0.0,
+            rounding=rounding,
+            least=0.0,
+            at_least=0.0 if y > 0 else _INFINITY if y < 0 else 1.0,
+        )
+    at_least = jnp.where(y > 0, 0.0, jnp.where(y < 0, _INFINITY, 1.0))
+    return Curve(
+        curvatures=(jnp.sign(y * (y - 1.0)),),
+        monotone=0,
+        low=0.0,
+        rounding=rounding,
+        least=0.0,
+        at_least=at_least,
+    )
+
+
+# --- negative integer powers: defined on both sides of 0 ------------------------------------------
+
+
+def _around_zero(lower: Array, upper: Array) -> Array:
+    return (lower <= 0) & (upper >= 0)
+
+
+def _negative_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
+    y = node.params["y"]
+    around = _around_zero(lower, upper)
+    curve = Curve(
+        curvatures=(1,),
+        monotone=0,
+        low=0.0 if y % 2 == 0 else -_INFINITY,
+        rounding=functools.partial(_product_rounding, node),
+    )
+    ends = (jnp.where(around, 1.0, lower), jnp.where(around, 1.0, upper))
+    low, high = smooth.image(node.apply, curve, *ends)
+    return jnp.where(around, -_INFINITY, low), jnp.where(around, _INFINITY, high)
+
+
+def _warned_negative_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
+    domain.warn(node, _around_zero(lower, upper), "contain 0, where it divides by 0")
+    return _negative_image(node, lower, upper)
+
+
+def _negative_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
+    """Lines on the positive side, where the function is convex, turned over for the other one."""
+    odd = node.params["y"] % 2 == 1
+    negative = upper < 0
+    low, high = _negative_image(node, lower, upper)
+    if odd:
+        ends = (jnp.where(negative, -high, low), jnp.where(negative, -low, high))
+    else:
+        ends = (low, high)
+    curve = Curve(curvatures=(1,), monotone=-1, rounding=functools.partial(_product_rounding, node))
+    detached = functools.partial(node.apply, constants=jax.lax.stop_gradient)
+    found = smooth.lines(
+        node.apply,
+        curve,
+        jnp.where(negative, -upper, lower),
+        jnp.where(negative, -lower, upper),
+        # The user's interval, though what is asked for is a place in the mirrored one.
+        lambda _, __, default: position(lower, upper, default=default),
+        ends,
+        detached,
+    )
+    if not odd:
+        # f(x) = f(-x): only the slopes turn.
+        return Lines(
+            jnp.where(negative, -found.lower_slope, found.lower_slope),
+            found.lower_intercept,
+            jnp.where(negative, -found.upper_slope, found.upper_slope),
+            found.upper_intercept,
+        )
+    # f(x) = -f(-x): the lines change places.
+    return Lines(
+        jnp.where(negative, found.upper_slope, found.lower_slope),
+        jnp.where(negative, -found.upper_intercept, found.lower_intercept),
+        jnp.where(negative, found.lower_slope, found.upper_slope),
+        jnp.where(negative, -found.lower_intercept, found.upper_intercept),
+    )
+
+
+def _negative_lipschitz(node: Node, lower: Array, upper: Array) -> Array:
+    constant = smooth.lipschitz(node.apply, Curve(curvatures=(1,)), lower, upper)
+    return jnp.where(_around_zero(lower, upper), _INFINITY, constant)
+
+
+RECIPROCAL = Scalar(
+    name="integer_pow",
+    note="of negative exponents, of values that are never 0",
+    accepts=lambda node: node.params["y"] < 0,
+    image=_warned_negative_image,
+    lines=_negative_lines,
+    lipschitz=_negative_lipschitz,
+    partial=True,
+)
+
+
+# --- sine and cosine ------------------------------------------------------------------------------
+
+_PERIOD = 2.0 * math.pi
+# Farther from 0 a float32 does not tell the bends of neighbouring numbers.
+_LARGEST = 1e4
+
+
+def sinusoid(name: str, rise: float) -> Scalar:
+    """The entry of sine or cosine.
+
+    The lines need only those bends that lie within two periods from the lower end: on an interval
+    of two periods or more the envelope is 1 at its middle, and -1 below. Far from 0, where
+    floating-point numbers lie too far apart to tell the bends, the lines and the image are constant
+    as well.
+
+    Args:
+      name: the primitive's.
+      rise: where the function is 0 and rises: it is concave up to half a period right of there.
+    """
+
+    def known(lower: Array, upper: Array) -> tuple[Array, Array, Array]:
+        near = (jnp.abs(lower) < _LARGEST) & (jnp.abs(upper) < _LARGEST)
+        near = near & (upper - lower < 2.0 * _PERIOD)
+        return near, jnp.where(near, lower, 0.0), jnp.where(near, upper, 0.0)
+
+    def contains(point: float, lower: Array, upper: Array) -> Array:
+        """Whether a point of that phase lies in the interval, or beside it within rounding."""
+        tolerance = 1e-3 if lower.dtype == jnp.float32 else 1e-8
+        turns = jnp.ceil((lower - (point + tolerance)) / _PERIOD)
+        return point + _PERIOD * turns <= upper + tolerance
+
+    def image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
+        near, safe_lower, safe_upper = known(lower, upper)
+        curve = Curve(curvatures=(1,), monotone=0, low=-1.0, high=1.0, rounding=jnp.ones_like)
+        low, high = smooth.image(node.apply, curve, safe_lower, safe_upper)
+        peak = contains(rise + 0.25 * _PERIOD, safe_lower, safe_upper)
+        trough = contains(rise - 0.25 * _PERIOD, safe_lower, safe_upper)
+        unknown = jnp.isnan(lower) | jnp.isnan(upper)
+        low = jnp.where(near & ~trough, low, -1.0)
+        high = jnp.where(near & ~peak, high, 1.0)
+        return jnp.where(unknown, jnp.nan, low), jnp.where(unknown, jnp.nan, high)
+
+    def bends(lower: Array) -> Curve:
+        first = rise + _PERIOD * jnp.floor((jax.lax.stop_gradient(lower) - rise) / _PERIOD)
+        points = tuple(first + 0.5 * _PERIOD * k for k in range(6))
+        # Nothing of the interval lies in the first piece.
+        return Curve(
+            breakpoints=points,
+            curvatures=(0, -1, 1, -1, 1, -1, 1),
+            rounding=jnp.ones_like,
+        )
+
+    def lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
+        near, safe_lower, safe_upper = known(lower, upper)
+        low, high = image(node, lower, upper)
+        found = smooth.lines(
+            node.apply, bends(safe_lower), safe_lower, safe_upper, position, (low, high)
+        )
+        return Lines(
+            jnp.where(near, found.lower_slope, 0.0),
+            jnp.where(near, found.lower_intercept, low),
+            jnp.where(near, found.upper_slope, 0.0),
+            jnp.where(near, found.upper_intercept, high),
+        )
+
+    def lipschitz(node: Node, lower: Array, upper: Array) -> Array:
+        near, safe_lower, safe_upper = known(lower, upper)
+        found = smooth.lipschitz(node.apply, bends(safe_lower), safe_lower, safe_upper)
+        found = jnp.where(near, found, 1.0)
+        return jnp.where(jnp.isnan(lower) | jnp.isnan(upper), jnp.nan, found)
+
+    return Scalar(name=name, image=image, lines=lines, lipschitz=lipschitz)

@@ -1,0 +1,271 @@
+"""Products of two perturbed values: elementwise, and matrix products (attention).
+
+Both share one relaxation, the planes of McCormick (1976). For ``x`` in ``[xl, xu]`` and ``y`` in
+``[yl, yu]`` the products of non-negative factors
+
+    (x - xl)(y - yl) >= 0,   (xu - x)(yu - y) >= 0      two planes below   x y,
+    (xu - x)(y - yl) >= 0,   (x - xl)(yu - y) >= 0      two planes above   x y,
+
+and every convex combination of two planes on one side is again one on that side; together they are
+the convex and the concave envelope. In the middles ``cx, cy``, the radii ``rx, ry`` and ``s`` =
+position - 1/2 in ``[-1/2, 1/2]`` a combination reads
+
+    below:  (cy + 2 s ry) x + (cx + 2 s rx) y - (cx + 2 s rx) cy - (rx + 2 s cx) ry,
+    above:  (cy + 2 s ry) x + (cx - 2 s rx) y - (cx - 2 s rx) cy + (rx - 2 s cx) ry.
+
+All of them have the value ``cx cy - rx ry`` (``+`` above) at the middle of the box, which is the
+mean over the box: no position has more volume than another. The default, 1/2, makes the planes
+parallel, so that a walk passes them once.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from chex import Array
+from jax import lax
+
+from boundjax.ops.registry import Expansion, Joint, Planes, Position, register
+from boundjax.sets import Interval
+
+if TYPE_CHECKING:
+    from boundjax.graph import Node
+
+# Offsets are moved outward by this many roundings of the largest term.
+_ULPS = 8.0
+
+# Terms of a matrix product (of one example) up to which its interval is a sum of exact ranges.
+_EXACT_TERMS = 2**26
+
+
+def rounding(size: Array) -> Array:
+    """How far to move a bound outward whose terms have magnitude ``size``; no gradient flows."""
+    return _ULPS * jnp.finfo(size.dtype).eps * lax.stop_gradient(size)
+
+
+def center(x: Interval) -> Array:
+    """The middle; unlike ``Interval.middle`` it does not overflow at the ends of the range."""
+    return 0.5 * x.lower + 0.5 * x.upper
+
+
+def radius(x: Interval) -> Array:
+    """Half of the width, without overflow."""
+    return 0.5 * x.upper - 0.5 * x.lower
+
+
+def largest(x: Interval) -> Array:
+    """The largest magnitude in the interval."""
+    return jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper))
+
+
+def unbounded(x: Interval) -> Array:
+    """Where an end is infinite and none is NaN."""
+    infinite = jnp.isinf(x.lower) | jnp.isinf(x.upper)
+    return infinite & ~jnp.isnan(x.lower) & ~jnp.isnan(x.upper)
+
+
+def corner_products(x: Interval, y: Interval) -> Interval:
+    """The range of ``x y`` over a box, elementwise: its least and largest corner.
+
+    ``0 * inf`` at a corner says nothing about the products near it, in floating point not even that
+    they are numbers: both ends are infinite then. NaN ends stay NaN.
+    """
+
+    def least(small: Array, large: Array, first: Array) -> Array:
+        # Signs decide, not min of the corners, whose derivative has to look at ties. On an interval
+        # without width ``first`` gives the end that leads outward.
+        at_lower = x.lower * jnp.where(x.lower >= 0, small, large)
+        at_upper = x.upper * jnp.where(x.upper >= 0, small, large)
+        choice = jnp.where(at_lower == at_upper, first, at_lower < at_upper)
+        return jnp.where(choice, at_lower, at_upper)
+
+    low = least(y.lower, y.upper, y.lower >= 0)
+    high = -least(-y.upper, -y.lower, y.upper <= 0)
+    nan = jnp.isnan(x.lower) | jnp.isnan(x.upper) | jnp.isnan(y.lower) | jnp.isnan(y.upper)
+    unknown = (_has_zero(x) & unbounded(y)) | (unbounded(x) & _has_zero(y))
+    low = jnp.where(nan, jnp.nan, jnp.where(unknown, -jnp.inf, low))
+    return Interval(low, jnp.where(nan, jnp.nan, jnp.where(unknown, jnp.inf, high)))
+
+
+def _has_zero(x: Interval) -> Array:
+    return (x.lower == 0) | (x.upper == 0)
+
+
+def weighted_sum(weights: tuple[Array, ...], *operands: Array) -> Array:
+    """``sum_i weights_i operands_i``; operands are broadcast to their weights (scalars)."""
+    terms = [w * jnp.broadcast_to(x, w.shape) for w, x in zip(weights, operands, strict=True)]
+    return sum(terms[1:], terms[0])
+
+
+def product_planes(x: Interval, y: Interval, position: Position) -> Planes:
+    """McCormick's planes of ``x y``, two intervals of one shape; see above.
+
+    Where an operand is unbounded the planes are constant, the ends of the product's interval.
+    """
+    open_ended = unbounded(x) | unbounded(y)
+    constant = corner_products(x, y)
+    # Double where: no infinite end reaches the planes, nor their derivatives.
+    x, y = (Interval(*(jnp.where(open_ended, 0.0, end) for end in factor)) for factor in (x, y))
+    cx, rx, cy, ry = center(x), radius(x), center(y), radius(y)
+    default = jnp.full_like(cx, 0.5)
+    above, below = position(x.lower, x.upper, default), position(x.lower, x.upper, default)
+    slack = rounding(largest(x) * largest(y))
+
+    if above is default and below is default:
+        weights = (cy, cx)
+        lower = (weights, -cx * cy - rx * ry - slack)
+        upper = (weights, -cx * cy + rx * ry + slack)
+    else:
+        s, t = below - 0.5, above - 0.5
+        ax, bx = cx + 2.0 * s * rx, cx - 2.0 * t * rx
+        lower = ((cy + 2.0 * s * ry, ax), -ax * cy - (rx + 2.0 * s * cx) * ry - slack)
+        upper = ((cy + 2.0 * t * ry, bx), -bx * cy + (rx - 2.0 * t * cx) * ry + slack)
+    return Planes(
+        weighted_sum,
+        lower[0],
+        jnp.where(open_ended, constant.lower, lower[1]),
+        upper[0],
+        jnp.where(open_ended, constant.upper, upper[1]),
+    )
+
+
+# --- elementwise ----------------------------------------------------------------------------------
+
+
+def _factors(node: Node, *operands: Interval) -> list[Interval]:
+    """Both factors in the product's shape: one of them may be a scalar."""
+    return [Interval(*(jnp.broadcast_to(end, node.shape) for end in x)) for x in operands]
+
+
+def _mul_image(node: Node, *operands: Interval) -> Interval:
+    return corner_products(*_factors(node, *operands))
+
+
+def _mul_planes(node: Node, *operands: Interval, position: Position) -> Planes:
+    return product_planes(*_factors(node, *operands), position)
+
+
+# --- matrix products ------------------------------------------------------------------------------
+
+
+def _dot(node: Node, x: Array, y: Array) -> Array:
+    # Full precision: bounds in TF32 or bfloat16 are wrong in the third digit.
+    numbers = node.params["dimension_numbers"]
+    return lax.dot_general(x, y, numbers, precision=lax.Precision.HIGHEST)
+
+
+def _rows(value: Array, contract: tuple[int, ...], batch: tuple[int, ...]) -> Array:
+    """``[batch, free, contracted]``, each of the three flattened."""
+    free = [a for a in range(value.ndim) if a not in (*contract, *batch)]
+    groups = (tuple(batch), tuple(free), tuple(contract))
+    sizes = [math.prod(value.shape[a] for a in group) for group in groups]
+    return jnp.transpose(value, [a for group in groups for a in group]).reshape(sizes)
+
+
+# Its derivative is computed again from the operands: no array of all terms is kept for it.
+@jax.checkpoint
+def _summed_corners(x: Interval, y: Interval) -> Interval:
+    """``[B, I, K]`` and ``[B, J, K]`` -> the ranges of the terms, summed over K: ``[B, I, J]``.
+
+    One fused reduction; XLA does not write the array of all terms.
+    """
+    left = Interval(*(end[:, :, None, :] for end in x))
+    right = Interval(*(end[:, None, :, :] for end in y))
+    terms = corner_products(left, right)
+    return Interval(terms.lower.sum(-1), terms.upper.sum(-1))
+
+
+def _dot_image(node: Node, x: Interval, y: Interval) -> Interval:
+    """The sum of the exact ranges of all terms.
+
+    Past ``2^26`` terms matrix products take over: ``cx cy -+ (|cx| ry + rx |cy| + rx ry)`` contains
+    the corners of every term, and is at most 1.5 times as wide.
+    """
+    (x_contract, y_contract), (x_batch, y_batch) = node.params["dimension_numbers"]
+    left = Interval(*(_rows(end, x_contract, x_batch) for end in x))
+    right = Interval(*(_rows(end, y_contract, y_batch) for end in y))
+    if left.lower.size * right.lower.shape[1] <= _EXACT_TERMS:
+        found = _summed_corners(left, right)
+        return Interval(*(end.reshape(node.shape) for end in found))
+    cx, rx, cy, ry = center(x), radius(x), center(y), radius(y)
+    middle = _dot(node, cx, cy)
+    spread = _dot(node, jnp.abs(cx) + rx, ry) + _dot(node, rx, jnp.abs(cy))
+    spread = spread + rounding(_dot(node, largest(x), largest(y)))
+    return Interval(middle - spread, middle + spread)
+
+
+def _dot_planes(node: Node, x: Interval, y: Interval, *, position: Position) -> Planes:
+    """The planes of all terms ``x_ik y_kj``, summed over k, a position per element of ``x``.
+
+    The weights are ``cy``, those of ``y``, and ``s``: the part ``2 s_ik ry_kj`` of the weight of
+    ``x_ik`` in element ``ij`` is never written out. ``2 ry >= 0`` is no weight, so that the product
+    is linear in the weights, and grows with the operands where the weights are positive.
+    An unbounded operand gives NaN: no bound.
+    """
+    cx, rx, cy, ry = center(x), radius(x), center(y), radius(y)
+    default = jnp.full_like(cx, 0.5)
+    above, below = position(x.lower, x.upper, default), position(x.lower, x.upper, default)
+    slack = rounding(_dot(node, largest(x), largest(y)))
+
+    if above is default and below is default:
+
+        def parallel(weights: tuple[Array, ...], left: Array, right: Array) -> Array:
+            return _dot(node, left, weights[0]) + _dot(node, weights[1], right)
+
+        weights = (cy, cx)
+        middle, spread = _dot(node, cx, cy), _dot(node, rx, ry) + slack
+        return Planes(parallel, weights, -middle - spread, weights, -middle + spread)
+
+    width = 2.0 * ry
+
+    def product(weights: tuple[Array, ...], left: Array, right: Array) -> Array:
+        of_x, of_y, s = weights
+        return _dot(node, left, of_x) + _dot(node, of_y, right) + _dot(node, left * s, width)
+
+    s, t = below - 0.5, above - 0.5
+    ax, bx = cx + 2.0 * s * rx, cx - 2.0 * t * rx
+    lower_offset = -_dot(node, ax, cy) - _dot(node, rx + 2.0 * s * cx, ry) - slack
+    upper_offset = -_dot(node, bx, cy) + _dot(node, rx - 2.0 * t * cx, ry) + slack
+    return Planes(product, (cy, ax, s), lower_offset, (cy, bx, t), upper_offset)
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def _both(node: Node) -> bool:
+    return all(node.perturbed) and jnp.issubdtype(node.dtype, jnp.floating)
+
+
+def _same(node: Node) -> bool:
+    return _both(node) and node.inputs[0] == node.inputs[1]
+
+
+register(
+    Expansion(
+        name="mul",
+        note="a perturbed value by itself: square",
+        accepts=_same,
+        expand=lambda node: lambda x, _: lax.square(x),
+    )
+)
+register(
+    Joint(
+        name="mul",
+        note="of two perturbed values",
+        accepts=_both,
+        image=_mul_image,
+        planes=_mul_planes,
+    )
+)
+register(
+    Joint(
+        name="dot_general",
+        note="of two perturbed values; attention",
+        accepts=_both,
+        image=_dot_image,
+        planes=_dot_planes,
+    )
+)

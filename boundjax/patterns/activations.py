@@ -1,0 +1,139 @@
+"""Elementwise functions of one value: gelu, silu, hinges."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from boundjax import jaxprs
+from boundjax.matching import COMMUTATIVE, View, times_constant
+from boundjax.ops.composite import composite
+from boundjax.ops.hinge import hinge
+from boundjax.ops.registry import Perturbed
+from boundjax.patterns.rule import Rewrite
+
+if TYPE_CHECKING:
+    from boundjax.graph import Node
+
+
+# Functions of one value that JAX traces without a name of their own.
+_TEMPLATES: Mapping[str, Callable[..., Any]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+    "silu": lambda x: x * jax.nn.sigmoid(x),
+}
+
+
+@functools.cache
+def _template(name: str, dtype: np.dtype) -> tuple[View, Any]:
+    """The graph of a function in the table, and its output."""
+    from boundjax import graph  # traces with the patterns of this file
+
+    closed = jax.make_jaxpr(_TEMPLATES[name])(jax.ShapeDtypeStruct((2,), dtype))
+    shape = jax.ShapeDtypeStruct((2,), dtype)
+    nodes, (output,) = graph.trace_body(jaxprs.body_of(closed), [shape], rewrite=False)
+    view = View(nodes)
+    return view, view.plain(output)
+
+
+def univariate(view: View, node: Node) -> Rewrite | None:
+    """A function of ``_TEMPLATES``, equation by equation."""
+    if not jnp.issubdtype(node.dtype, jnp.floating):
+        return None
+    for name, function in _TEMPLATES.items():
+        operand = next((o for o in node.operands if isinstance(o, Perturbed)), None)
+        if not view.covers(name, node, operand):
+            continue
+        template, output = _template(name, np.dtype(node.dtype))
+        leaves = list(_unified(view, node, template, template.node(output), None))
+        if leaves and view.shape(leaves[0]) == node.shape:
+            return Rewrite(lambda x, n=name, f=function: composite(n, f, x), [leaves[0]])
+    return None
+
+
+def _unified(
+    view: View, node: Node, template: View, pattern: Node, leaf: Perturbed | None
+) -> Iterator[Perturbed]:
+    """What the template's input stands for, if the node computes the same."""
+    if node.primitive != pattern.primitive or len(node.operands) != len(pattern.operands):
+        return
+    if node.params.get("y") != pattern.params.get("y"):
+        return
+    orders = [node.operands]
+    if node.primitive in COMMUTATIVE:
+        orders.append(node.operands[::-1])
+    for operands in orders:
+        yield from _all_unified(view, list(operands), template, list(pattern.operands), leaf)
+
+
+def _all_unified(
+    view: View, operands: list[Any], template: View, patterns: list[Any], leaf: Perturbed | None
+) -> Iterator[Perturbed]:
+    if not operands:
+        if leaf is not None:
+            yield leaf
+        return
+    operand, pattern = view.plain(operands[0]), patterns[0]
+    inner = template.node(pattern)
+    if inner is None:
+        number = template.number(pattern)
+        if number is not None and view.number(operand) == number:
+            yield from _all_unified(view, operands[1:], template, patterns[1:], leaf)
+    elif inner.index == 0:
+        if isinstance(operand, Perturbed) and leaf in (None, operand):
+            yield from _all_unified(view, operands[1:], template, patterns[1:], operand)
+    elif isinstance(operand, Perturbed):
+        for bound in _unified(view, view.node(operand), template, inner, leaf):
+            yield from _all_unified(view, operands[1:], template, patterns[1:], bound)
+
+
+def hinges(view: View, node: Node) -> Rewrite | None:
+    """``where(x > 0, right * x, left * x)``; at 0 both are 0, so that ``>=`` is the same."""
+    if len(node.operands) != 3:
+        return None
+    predicate, otherwise, where = node.operands
+    compared = view.made_by(view.plain(predicate), "gt", "ge", "lt", "le")
+    if compared is None:
+        return None
+    x, zero = compared.operands
+    above = compared.primitive in ("gt", "ge")
+    if view.node(x) is None:
+        x, zero, above = zero, x, not above
+    if view.number(zero) != 0.0 or view.shape(x) != node.shape:
+        return None
+    slopes = [_multiple(view, case, view.plain(x)) for case in (otherwise, where)]
+    if any(slope is None for slope in slopes) or not view.covers("hinge", node, x, 0.0, 0.0):
+        return None
+    left, right = slopes if above else slopes[::-1]
+
+    def wide(slope: Any) -> Any:
+        return slope if np.ndim(slope) == 0 else jnp.broadcast_to(slope, node.shape)
+
+    def function(x: Any, left: Any, right: Any) -> Any:
+        return composite("hinge", hinge, x, wide(left), wide(right))
+
+    return Rewrite(function, [x, left, right])
+
+
+def _multiple(view: View, operand: Any, x: Any) -> Any | None:
+    """The constant ``c`` for which an operand is ``c x``, else None."""
+    operand = view.plain(operand)
+    if operand == x:
+        return np.ones((), view.node(x).dtype)
+    node = view.node(operand)
+    if node is None:
+        return np.zeros((), view.node(x).dtype) if view.number(operand) == 0.0 else None
+    if node.primitive == "neg" and view.plain(node.operands[0]) == x:
+        return -np.ones((), node.dtype)
+    inner = times_constant(node)
+    if inner is None or view.plain(inner) != x or node.shape != view.shape(x):
+        return None
+    if node.primitive == "mul":
+        return node.constants[0]
+    number = view.number(node.constants[0])
+    return None if not number else np.asarray(1.0 / number, node.dtype)

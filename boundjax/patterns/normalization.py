@@ -1,0 +1,251 @@
+"""The variance, and what is divided by its root."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from boundjax.matching import MOVES, View, Walked, count, groups_of, times_constant
+from boundjax.ops import normalization
+from boundjax.ops.composite import composite
+from boundjax.ops.registry import Perturbed
+from boundjax.patterns.rule import Rewrite
+
+if TYPE_CHECKING:
+    from boundjax.graph import Node
+
+
+class _Mean(NamedTuple):
+    """A mean: the node of the sum, the path from it to the mean, and the path to what was asked."""
+
+    total: Node
+    inner: tuple[Node, ...]
+    mean: Perturbed
+    outer: tuple[Node, ...]
+
+    @property
+    def operand(self) -> Any:
+        """What the mean is of."""
+        return self.total.operands[0]
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return tuple(self.total.params["axes"])
+
+
+def _mean(view: View, operand: Any) -> _Mean | None:
+    """A sum over axes that is divided by its number of terms, or multiplied by the inverse."""
+    outer = view.walk(operand)
+    scaled = view.made_by(outer.operand, "div", "mul")
+    if scaled is None:
+        return None
+    first, second = scaled.operands
+    if scaled.primitive == "mul" and view.node(first) is None:
+        first, second = second, first
+    number = view.number(second)
+    inner = view.walk(first)
+    total = view.made_by(inner.operand, "reduce_sum")
+    if number is None or total is None:
+        return None
+    terms = math.prod(view.shape(total.operands[0])) // max(1, math.prod(total.shape))
+    dtype = np.dtype(total.dtype).type
+    expected = dtype(terms) if scaled.primitive == "div" else dtype(1) / dtype(terms)
+    if terms == 0 or number != float(expected):
+        return None
+    return _Mean(total, (*inner.path, scaled), outer.operand, outer.path)
+
+
+def _squared(view: View, operand: Any) -> Any | None:
+    """The operand of a square."""
+    node = view.made_by(view.plain(operand), "square", "integer_pow", "mul")
+    if node is None or (node.primitive == "integer_pow" and node.params["y"] != 2):
+        return None
+    if node.primitive == "mul" and node.operands[0] != node.operands[1]:
+        return None
+    return node.operands[0]
+
+
+def variance(view: View, node: Node) -> Rewrite | None:
+    """``mean(x^2) - mean(x)^2`` over the same axes."""
+    of_squares = _mean(view, node.operands[0])
+    if of_squares is None or math.prod(node.shape) != math.prod(of_squares.total.shape):
+        return None
+    x = _squared(view, of_squares.operand)
+    squared = view.walk(node.operands[1])
+    root = _squared(view, squared.operand)
+    mean = None if x is None or root is None else _mean(view, root)
+    if mean is None or mean.axes != of_squares.axes:
+        return None
+    shape = view.shape(x)
+    if view.shape(mean.operand) != shape or view.shape(of_squares.operand) != shape:
+        return None
+    everything = count(shape).reshape(-1)
+    reduced = count(mean.total.shape).reshape(-1)
+
+    def in_order(start: Node, path: tuple[Node, ...], end: tuple[int, ...]) -> bool:
+        # From the reduced value on, elements may be shaped anew but not moved.
+        walked = Walked(Perturbed(start.index), path)
+        return (view.places(walked, end).reshape(-1) == reduced).all()
+
+    square = view.node(squared.operand)
+    second = (*mean.inner, *mean.outer, square, *squared.path)
+    middle = view.node(mean.mean)
+    if (
+        math.prod(middle.shape) != reduced.size
+        or not in_order(mean.total, mean.inner, middle.shape)
+        or not in_order(mean.total, second, node.shape)
+        or not in_order(of_squares.total, (*of_squares.inner, *of_squares.outer), node.shape)
+        or not view.equal(x, everything, mean.operand, everything)
+    ):
+        return None
+    axes = mean.axes
+    kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
+    terms = np.asarray(everything.size // reduced.size, node.dtype)
+
+    def function(x: Any, middle: Any) -> Any:
+        centred = x - jnp.broadcast_to(middle.reshape(kept), shape)
+        return (jnp.sum(lax.square(centred), axes) / terms).reshape(node.shape)
+
+    return Rewrite(function, [mean.operand, mean.mean])
+
+
+class _InverseRms(NamedTuple):
+    """``1 / sqrt(mean(v^2) + eps)`` times constants.
+
+    Attributes:
+      v: what is squared.
+      mean: of the squares.
+      eps: ``>= 0``.
+      base: an operand; the inverse root itself, or what is under the root.
+      under: whether it is what is under the root.
+      path: the nodes after the root: moves, and products with constants.
+      groups: for every element of the result, which mean it is made of.
+    """
+
+    v: Any
+    mean: _Mean
+    eps: float
+    base: Any
+    under: bool
+    path: tuple[Node, ...]
+    groups: np.ndarray
+
+
+def _inverse_rms(
+    view: View, operand: Any, shape: tuple[int, ...], quotient: bool
+) -> _InverseRms | None:
+    def scales(node: Node) -> Any:
+        source = view.passed(node)
+        return times_constant(node) if source is None and not quotient else source
+
+    def positive(node: Node) -> Any:
+        # A mean of squares is not changed by max(0, .).
+        if node.primitive == "max":
+            for kept, other in (node.operands, node.operands[::-1]):
+                number = view.number(other)
+                if number is not None and number <= 0 and view.shape(kept) == node.shape:
+                    return kept
+        return view.passed(node)
+
+    walked = view.walk(operand, scales)
+    root = view.made_by(walked.operand, "sqrt" if quotient else "rsqrt", "integer_pow")
+    if root is None:
+        return None
+    roots = [root]
+    if root.primitive == "integer_pow":  # 1 / sqrt(.)
+        inner = None if quotient or root.params["y"] != -1 else root.operands[0]
+        root = view.made_by(inner, "sqrt")
+        if root is None:
+            return None
+        roots.insert(0, root)
+    radicand = root.operands[0]
+    before = view.walk(radicand)
+    added = view.made_by(before.operand, "add")
+    if added is None:
+        return None
+    for variance, other in (added.operands, added.operands[::-1]):
+        eps = view.number(other)
+        if eps is None or not 0 <= eps < math.inf:
+            continue
+        clipped = view.walk(variance, positive)
+        mean = _mean(view, clipped.operand)
+        v = None if mean is None else _squared(view, mean.operand)
+        if v is None or view.shape(v) != view.shape(mean.operand):
+            continue
+        path = (*mean.inner, *mean.outer, *clipped.path, added, *before.path, *roots, *walked.path)
+        groups = view.places(Walked(Perturbed(mean.total.index), path), shape)
+        under = root.primitive == "sqrt"
+        base = radicand if under else walked.operand
+        return _InverseRms(v, mean, eps, base, under, walked.path, groups)
+    return None
+
+
+def normalized(view: View, node: Node) -> Rewrite | None:
+    """``d / sqrt(mean(d^2) + eps)``, with constant factors anywhere."""
+    quotient = node.primitive == "div"
+    orders = (node.operands,) if quotient else (node.operands, node.operands[::-1])
+    for scaled, inverse in orders:
+        if view.node(scaled) is None or view.node(inverse) is None:
+            continue
+        if view.shape(scaled) != node.shape:
+            continue
+        found = _inverse_rms(view, inverse, node.shape, quotient)
+        if found is None or math.prod(view.shape(found.v)) != math.prod(node.shape):
+            continue
+        shape = view.shape(found.v)
+        if (found.groups.reshape(-1) != groups_of(shape, found.mean.axes).reshape(-1)).any():
+            continue
+        everything = count(shape).reshape(-1)
+        for d, factor in _factored(view, scaled, node.shape):
+            if view.equal(d, everything, found.v, everything):
+                return _rewritten(view, node, d, factor, found, shape)
+    return None
+
+
+def _factored(view: View, operand: Any, shape: tuple[int, ...]) -> Iterator[tuple[Any, Any]]:
+    """The operand as it is, and as a product with a constant: the product's node."""
+    yield operand, None
+    node = view.node(view.plain(operand))
+    inner = times_constant(node)
+    if inner is not None and view.shape(inner) == shape:
+        yield inner, node
+
+
+def _rewritten(
+    view: View, node: Node, d: Any, factor: Node | None, found: _InverseRms, shape: tuple[int, ...]
+) -> Rewrite | None:
+    axes, eps = found.mean.axes, found.eps
+    if not view.covers("normalize", node, d, d, axes=axes, eps=eps):
+        return None
+
+    def constant(scaled: Node) -> Any:
+        """The factor of a product or quotient with a constant, in the node's shape."""
+        (source,) = scaled.input_shapes
+        return scaled.apply(jnp.ones(source.shape, source.dtype))
+
+    def function(d: Any, base: Any) -> Any:
+        inverse = lax.rsqrt(base) if found.under else base
+        scale = None
+        for step in found.path:
+            if step.primitive in MOVES:
+                inverse = step.apply(inverse)
+                scale = None if scale is None else step.apply(scale)
+            else:
+                inverse = jnp.broadcast_to(inverse, step.shape)
+                scale = None if scale is None else jnp.broadcast_to(scale, step.shape)
+                if view.passed(step) is None:
+                    scale = constant(step) if scale is None else scale * constant(step)
+        inverse = jnp.broadcast_to(inverse, node.shape).reshape(shape)
+        function = normalization.normalize
+        value = composite("normalize", function, d.reshape(shape), inverse, axes=axes, eps=eps)
+        value = value.reshape(node.shape)
+        if scale is not None:
+            value = value * jnp.broadcast_to(scale, node.shape)
+        return value if factor is None else value * constant(factor)
+
+    return Rewrite(function, [d, found.base])

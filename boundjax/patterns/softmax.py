@@ -1,0 +1,160 @@
+"""``softmax``, ``logsumexp`` and ``log_softmax``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from boundjax.matching import View, Walked, count, groups_of
+from boundjax.ops import normalization
+from boundjax.ops.composite import composite
+from boundjax.patterns.rule import Rewrite, replayed
+
+if TYPE_CHECKING:
+    from boundjax.graph import Node
+
+
+def _exponential_sum(view: View, operand: Any) -> tuple[Node, Any] | None:
+    """``sum(exp(a))``: the node of the sum, and the operand ``exp(a)``."""
+    total = view.made_by(operand, "reduce_sum")
+    if total is None:
+        return None
+    terms = view.plain(total.operands[0])
+    return (total, terms) if view.made_by(terms, "exp") is not None else None
+
+
+def _same(view: View, one: Any, other: Any) -> bool:
+    """Whether two operands of one shape are the same function of the input."""
+    if view.plain(one) == view.plain(other):
+        return True
+    everything = count(view.shape(one)).reshape(-1)
+    return view.shape(one) == view.shape(other) and view.equal(one, everything, other, everything)
+
+
+def _spread(view: View, walked: Walked, operand: Any, groups: np.ndarray) -> bool:
+    """Whether an operand is the walk's end, a reduction, broadcast back over its groups."""
+    shape = view.shape(operand)
+    if len(shape) == groups.ndim and math.prod(shape) == math.prod(view.shape(walked.operand)):
+        kept = count(shape)
+        spread = np.broadcast_shapes(shape, groups.shape) == groups.shape
+        if spread and (np.broadcast_to(kept, groups.shape) == groups).all():
+            return bool((view.places(walked, shape) == kept).all())
+    return bool((view.places(walked, groups.shape) == groups).all())
+
+
+def _unshifted(view: View, operand: Any, axes: Sequence[int]) -> Any:
+    """An operand without what was added to it that is constant along the axes."""
+    shape = view.shape(operand)
+    groups = groups_of(shape, axes)
+    while True:
+        operand = view.plain(operand)
+        node = view.made_by(operand, "add", "sub")
+        if node is None:
+            return operand
+        orders = [node.operands]
+        if node.primitive == "add":
+            orders.append(node.operands[::-1])
+        for kept, added in orders:
+            if view.node(kept) is None or view.shape(kept) != shape:
+                continue
+            places = np.broadcast_to(count(view.shape(added)), shape)
+            if view.constant_in(added, places, groups):
+                operand = kept
+                break
+        else:
+            return operand
+
+
+def softmax(view: View, node: Node) -> Rewrite | None:
+    """``exp(a) / sum(exp(a))``."""
+    numerator, denominator = node.operands
+    walked = view.walk(denominator)
+    found = _exponential_sum(view, walked.operand)
+    if found is None:
+        return None
+    total, terms = found
+    if view.shape(numerator) != node.shape or not _same(view, numerator, terms):
+        return None
+    axes = tuple(total.params["axes"])
+    if not _spread(view, walked, denominator, groups_of(node.shape, axes)):
+        return None
+    operand = _unshifted(view, view.node(terms).operands[0], axes)
+    if not view.covers("log_softmax", node, operand, axes=axes):
+        return None
+    return Rewrite(lambda a: jnp.exp(_log_softmax_of(a, axes)), [operand])
+
+
+def _log_softmax_of(a: Any, axes: tuple[int, ...]) -> Any:
+    return composite("log_softmax", normalization.log_softmax, a, axes=axes)
+
+
+def _logsumexp_of(a: Any, axes: tuple[int, ...]) -> Any:
+    return composite("logsumexp", normalization.logsumexp, a, axes=axes)
+
+
+def logarithm(view: View, node: Node) -> Rewrite | None:
+    """``log(sum(exp(a)))``, or of the sum's absolute value: it is positive."""
+
+    def through(passed: Node) -> Any:
+        return passed.operands[0] if passed.primitive == "abs" else view.passed(passed)
+
+    walked = view.walk(node.operands[0], through)
+    found = _exponential_sum(view, walked.operand)
+    if found is None:
+        return None
+    total, terms = found
+    axes = tuple(total.params["axes"])
+    operand = view.node(terms).operands[0]
+    if not view.covers("logsumexp", node, operand, axes=axes):
+        return None
+    return Rewrite(lambda a: replayed(walked.path, _logsumexp_of(a, axes)), [operand])
+
+
+def shifted_back(view: View, node: Node) -> Rewrite | None:
+    """``logsumexp(x - c) + c`` for a finite ``c`` that is constant along the axes."""
+    for reduced, back in (node.operands, node.operands[::-1]):
+        walked = view.walk(reduced)
+        inner = view.made_by(walked.operand, "logsumexp")
+        shifted = inner and view.made_by(view.plain(inner.operands[0]), "sub")
+        if not shifted:
+            continue
+        x, shift = shifted.operands
+        if view.node(x) is None or view.shape(x) != shifted.shape:
+            continue
+        axes = inner.params["axes"]
+        groups = groups_of(shifted.shape, axes)
+        places = np.broadcast_to(count(view.shape(shift)), shifted.shape)
+        if not view.constant_in(shift, places, groups):
+            continue
+        # Of every group one element stands for all.
+        one_of = np.zeros(math.prod(inner.shape), np.int32)
+        one_of[groups.reshape(-1)] = count(shifted.shape).reshape(-1)
+        there = places.reshape(-1)[one_of[view.places(walked, node.shape)]]
+        here = np.broadcast_to(count(view.shape(back)), node.shape)
+        if view.equal(back, here, shift, there):
+
+            def function(a: Any, path: Any = walked.path, axes: Any = axes) -> Any:
+                return jnp.broadcast_to(replayed(path, _logsumexp_of(a, axes)), node.shape)
+
+            return Rewrite(function, [x])
+    return None
+
+
+def log_softmax(view: View, node: Node) -> Rewrite | None:
+    """``a - logsumexp(a)``."""
+    a, reduced = node.operands
+    walked = view.walk(reduced)
+    inner = view.made_by(walked.operand, "logsumexp")
+    if inner is None or view.shape(a) != node.shape or not _same(view, a, inner.operands[0]):
+        return None
+    axes = inner.params["axes"]
+    if not _spread(view, walked, reduced, groups_of(node.shape, axes)):
+        return None
+    operand = _unshifted(view, a, axes)
+    if not view.covers("log_softmax", node, operand, axes=axes):
+        return None
+    return Rewrite(lambda a: _log_softmax_of(a, axes), [operand])

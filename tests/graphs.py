@@ -1,0 +1,23 @@
+"""Graphs read by tests: the names of their ops, and what they compute."""
+
+import jax
+
+from boundjax import graph
+from boundjax.ops.registry import Perturbed
+
+
+def primitives(function, x):
+    """The perturbed ops of a function, in order, without the input."""
+    return [node.primitive for node in graph.trace(function, x).nodes[1:]]
+
+
+def graph_values(function, x):
+    """What the graph of a function computes, node by node."""
+    traced = graph.trace(function, x)
+    values = [x]
+    for node in traced.nodes[1:]:
+        values.append(node.apply(*(values[i] for i in node.inputs)))
+        assert values[-1].shape == node.shape
+        assert values[-1].dtype == node.dtype
+    outputs = [values[o.index] if isinstance(o, Perturbed) else o for o in traced.outputs]
+    return jax.tree.unflatten(traced.output_tree, outputs)

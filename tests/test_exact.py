@@ -1,0 +1,111 @@
+"""Every method against the exact optimum of a MILP, and against the linear relaxation's optimum."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from compiled import on_host
+from milp import exact_minimum
+
+import boundjax as bj
+
+SIZES = (6, 12, 12, 4)
+EPS = 0.2
+ADAM = optax.adam(optax.exponential_decay(0.5, 1, 0.9))
+METHODS = {
+    "interval": bj.interval,
+    "random": functools.partial(bj.linear, slopes=bj.slopes.uniform(jax.random.key(0))),
+    "parallel": functools.partial(bj.linear, slopes="parallel"),
+    "adaptive": bj.linear,
+    "one-step": functools.partial(bj.linear, slopes=bj.optimized()),
+    "20 steps": functools.partial(bj.linear, slopes=bj.optimized(20, ADAM, per_spec=True)),
+    "80 steps": functools.partial(bj.linear, slopes=bj.optimized(80, ADAM, per_spec=True)),
+    "crown": functools.partial(bj.linear, intermediate="linear"),
+    "fast-lin": functools.partial(bj.linear, slopes="parallel", intermediate="linear"),
+    "forward": functools.partial(bj.linear, intermediate="forward"),
+    "alpha-crown": functools.partial(
+        bj.linear,
+        slopes=bj.optimized(20, ADAM, per_spec=True, optimize_intermediate=True),
+        intermediate="linear",
+    ),
+}
+NETS = 24
+
+
+def draw(seed):
+    """Layers as drawn by PyTorch (uniform in 1/sqrt(fan-in)) and an input, float64."""
+    rng = np.random.default_rng(seed)
+    layers = [
+        (
+            rng.uniform(-1, 1, size=(m, n)) * np.sqrt(3.0 / m),
+            rng.uniform(-1, 1, size=n) / np.sqrt(m),
+        )
+        for m, n in itertools.pairwise(SIZES)
+    ]
+    return layers, rng.normal(size=SIZES[0])
+
+
+def margins_of(method):
+    @on_host
+    def run(layers, x):
+        def network(x):
+            for kernel, bias in layers[:-1]:
+                x = jax.nn.relu(x @ kernel + bias)
+            return x @ layers[-1][0] + layers[-1][1]
+
+        rows = bj.margin_specification(jnp.argmax(network(x)), SIZES[-1], dtype=x.dtype)
+        return METHODS[method](network)(bj.LpBall(x, EPS), rows).lower, rows
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def bounds():
+    """Lower bounds on the margins `[nets, 3]` by method, and what is exact."""
+    with jax.enable_x64(True):
+        found = {}
+        for method in METHODS:
+            run = margins_of(method)
+            results = [run(*draw(seed)) for seed in range(NETS)]
+            found[method] = np.array([lower for lower, _ in results])
+            rows = [r for _, r in results]
+    for name, binary in (("exact", True), ("linear program", False)):
+        found[name] = np.array(
+            [
+                [exact_minimum(draw(k)[0], x - EPS, x + EPS, row, binary) for row in rows[k]]
+                for k, x in ((k, draw(k)[1]) for k in range(NETS))
+            ]
+        )
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_bound_exceeds_the_exact_optimum(method, bounds):
+    assert (bounds[method] <= bounds["exact"] + 1e-7).all()
+
+
+@pytest.mark.parametrize(
+    "method", ["interval", "random", "parallel", "adaptive", "one-step", "20 steps", "80 steps"]
+)
+def test_the_linear_program_is_the_limit_of_single_neuron_relaxations(method, bounds):
+    # With the same (interval) pre-activation bounds no choice of slopes can do better.
+    assert (bounds[method] <= bounds["linear program"] + 1e-7).all()
+
+
+def test_many_steps_come_close_to_the_linear_program(bounds):
+    gap = (bounds["linear program"] - bounds["80 steps"]).mean()
+    start = (bounds["linear program"] - bounds["adaptive"]).mean()
+    assert gap < 0.1 * start
+
+
+def test_mean_margins_are_ordered(bounds):
+    names = ("interval", "random", "parallel", "adaptive", "one-step", "20 steps", "80 steps")
+    means = [bounds[name].mean() for name in (*names, "linear program", "exact")]
+    assert means == sorted(means), dict(zip(names, means, strict=False))
+    deeper = [bounds[m].mean() for m in ("adaptive", "fast-lin", "crown", "alpha-crown", "exact")]
+    assert deeper == sorted(deeper)
+    assert bounds["adaptive"].mean() <= bounds["forward"].mean() <= bounds["crown"].mean()

@@ -1,0 +1,187 @@
+"""Joint ops in whole functions: an attention block, positions, gradients, transforms of JAX."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compiled import on_host
+from joint_nodes import linear_alone, log_softmax, logsumexp, normalize, reciprocal
+from networks import points
+
+import boundjax as bj
+from boundjax.ops import normalization
+
+
+def attention(weights, x, softmax):
+    """Two heads over four tokens `[4, 3]`."""
+    query, key, value = (jnp.einsum("td,dhk->thk", x, w, precision="highest") for w in weights)
+    scores = jnp.einsum("qhd,khd->hqk", query, key, precision="highest")
+    shares = softmax(scores)
+    return jnp.einsum("hqk,khd->qhd", shares, value, precision="highest").sum((0, 1))
+
+
+def attention_weights(dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=(3, 2, 2)), dtype) for _ in range(3)]
+
+
+def shares(scores):
+    # Not exp, which other tests cover: the log-softmax squashed.
+    return jax.nn.sigmoid(log_softmax(scores))
+
+
+def sampled_shares(scores):
+    return jax.nn.sigmoid(normalization.log_softmax(scores, (-1,)))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_an_attention_block(dtype):
+    rng = np.random.default_rng(5)
+    with jax.enable_x64(dtype == np.float64):
+        weights = attention_weights(dtype)
+        x = rng.normal(size=(4, 3))
+
+        @on_host
+        def run(lower, upper):
+            function = functools.partial(attention, weights, softmax=shares)
+            box = bj.Box(lower, upper)
+            found = [
+                bj.interval(function)(box),
+                linear_alone(function)(box),
+                linear_alone(function, intermediate="linear")(box),
+            ]
+            if dtype == np.float64:
+                for per_spec in (False, True):
+                    slopes = bj.slopes.optimized(1, per_spec=per_spec)
+                    found.append(bj.linear(function, slopes=slopes)(box))
+            return found
+
+        values = jax.jit(jax.vmap(lambda x: attention(weights, x, sampled_shares)))
+        for eps in (0.0, 1e-3, 0.1, 1.0, 30.0):
+            lower, upper = (x - eps).astype(dtype), (x + eps).astype(dtype)
+            outputs = np.asarray(values(jnp.asarray(points(rng, lower, upper))))
+            found = run(lower, upper)
+            for bounds in found:
+                slack = (1e-5 if dtype == np.float32 else 1e-11) * (
+                    1 + np.abs(found[0]).max() + eps**2 * 100
+                )
+                assert np.isfinite(bounds.lower).all()
+                assert (outputs >= np.asarray(bounds.lower) - slack).all(), eps
+                assert (outputs <= np.asarray(bounds.upper) + slack).all(), eps
+            if eps == 1e-3:
+                interval, crown = found[0], found[2]
+                assert crown.width.mean() < 0.8 * interval.width.mean()
+
+
+def test_positions_given_by_label_are_sound_and_move_the_planes():
+    with jax.enable_x64(True):
+        weights = attention_weights(np.float64)
+        rng = np.random.default_rng(6)
+        x = rng.normal(size=(4, 3))
+        lower, upper = x - 0.2, x + 0.2
+        function = functools.partial(attention, weights, softmax=shares)
+        _, aux = jax.jit(bj.linear(function, has_aux=True))(bj.Box(lower, upper))
+        # Two matrix products and a log-softmax: of each a plane above and one below.
+        names = sorted(label.split("/")[-1] for label in aux.slopes if "logistic" not in label)
+        products = ["dot_general", "dot_general:below", "dot_general_1", "dot_general_1:below"]
+        assert names == [*products, "log_softmax", "log_softmax:below"]
+        values = jax.vmap(lambda x: attention(weights, x, sampled_shares))
+        outputs = np.asarray(values(jnp.asarray(points(rng, lower, upper))))
+
+        @on_host
+        def run(slopes):
+            return linear_alone(function, slopes=slopes)(bj.Box(lower, upper))
+
+        again = run(aux.slopes)
+        for ours, theirs in zip(again, aux.linear, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+        for _ in range(5):
+            bounds = run(jax.tree.map(lambda a: jnp.asarray(rng.uniform(size=a.shape)), aux.slopes))
+            assert (outputs >= bounds.lower - 1e-11).all()
+            assert (outputs <= bounds.upper + 1e-11).all()
+            assert np.abs(bounds.lower - aux.linear.lower).max() > 1e-6
+
+
+FUNCTIONS = {
+    "mul": lambda x: jnp.tanh(x) * x[::-1] - x,
+    "matmul": lambda x: jnp.outer(x, x) @ x,
+    "log_softmax": lambda x: log_softmax(2 * x) - x,
+    "logsumexp": lambda x: logsumexp(x)[None] * x,
+    "normalize": lambda x: normalize(x, reciprocal(x, (0,), 1e-2), (0,), 1e-2),
+    "select": lambda x: jnp.where(x > 0.1, x * x[::-1], jnp.tanh(x)) - x,
+    "attention": lambda x: attention(
+        attention_weights(x.dtype), jnp.outer(x, x[:3]), softmax=shares
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients_equal_finite_differences(name):
+    function = FUNCTIONS[name]
+    rng = np.random.default_rng(7)
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.normal(size=4))
+        size = jax.eval_shape(lambda x: bj.interval(function)(bj.Box(x, x)).lower, x).shape
+        weight = jnp.asarray(rng.normal(size=(4, *size)))
+
+        def objective(scale, eps):
+            box = bj.LpBall(scale * x, eps)
+            ends = (*bj.interval(function)(box), *linear_alone(function)(box))
+            return sum(jnp.sum(w * end) for w, end in zip(weight, ends, strict=True))
+
+        run = jax.jit(jax.value_and_grad(objective, argnums=(0, 1)))
+        for at in ((1.0, 0.3), (1.0, 0.01)):
+            for k, ours in enumerate(run(*at)[1]):
+                h = 1e-6 * np.eye(2)[k]
+                ahead, behind = run(*(at + h))[0], run(*(at - h))[0]
+                np.testing.assert_allclose(ours, (ahead - behind) / 2e-6, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients_are_finite_at_every_radius(name, dtype):
+    function = FUNCTIONS[name]
+    with jax.enable_x64(dtype == np.float64):
+        x = jnp.asarray(np.random.default_rng(8).normal(size=4), dtype)
+
+        @jax.jit
+        def gradient(x, eps):
+            def objective(x, eps):
+                box = bj.LpBall(x, eps)
+                ends = (*bj.interval(function)(box), *linear_alone(function)(box))
+                return sum(end.sum() for end in ends)
+
+            return jax.grad(objective, argnums=(0, 1))(x, eps)
+
+        for eps in (0.0, 1e-12, 1e-6, 1e-2, 1.0, 30.0):
+            found = gradient(x, jnp.asarray(eps, dtype))
+            size = max(float(jnp.abs(g).max()) for g in found)
+            assert np.isfinite(size)
+            # On a narrow box nothing may be a quotient of roundings.
+            assert size < 1e3 * (1 + eps) ** 3, (eps, size)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_joint_ops_under_vmap_and_jit(name):
+    function = FUNCTIONS[name]
+    rng = np.random.default_rng(9)
+    x = jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)
+
+    def bounds(x):
+        return bj.linear(function, intermediate="linear")(bj.LpBall(x, 0.1))
+
+    batched = jax.jit(jax.vmap(bounds))(x)
+    for k in range(3):
+        for ours, expected in zip(batched, bounds(x[k]), strict=True):
+            np.testing.assert_allclose(ours[k], expected, rtol=2e-4, atol=2e-4)
+
+
+def test_a_value_times_itself_is_its_square():
+    try:
+        bounds = bj.interval(lambda x: x * x)(bj.Box(-jnp.ones(2), 2 * jnp.ones(2)))
+    except bj.UnsupportedOpError as error:
+        pytest.skip(f"square is not there yet: {error}")
+    np.testing.assert_allclose(bounds.lower, 0.0, atol=1e-6)
+    np.testing.assert_allclose(bounds.upper, 4.0, rtol=1e-5)

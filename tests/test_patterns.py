@@ -1,0 +1,298 @@
+"""Patterns: which functions are recognised by their equations, which are not, and the values."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from graphs import graph_values
+from graphs import primitives as primitives_at
+
+import boundjax as bj
+
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32)
+POINTS = jnp.asarray(RNG.normal(size=(5, 3, 4)) * np.array([0.1, 1, 3, 10, 30])[:, None, None])
+
+
+def primitives(function, x=X):
+    return primitives_at(function, x)
+
+
+def linen(module):
+    shapes = jax.eval_shape(module.init, jax.random.key(0), X[None])
+    leaves, tree = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(1)
+    drawn = [jnp.asarray(rng.uniform(0.5, 2.0, size=leaf.shape), leaf.dtype) for leaf in leaves]
+    variables = jax.tree.unflatten(tree, drawn)
+    return lambda x: module.apply(variables, x[None])[0]
+
+
+def train_mode_batch_norm(x):
+    module = nn.BatchNorm(use_running_average=False)
+    variables = module.init(jax.random.key(0), X)
+    return module.apply(variables, x, mutable=["batch_stats"])[0]
+
+
+def centred(x, axis=-1):
+    return x - x.mean(axis, keepdims=True)
+
+
+def by_hand(x):
+    return 2.0 * centred(x) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def by_reciprocal(x):
+    variance = jnp.mean(centred(x) ** 2, -1, keepdims=True)
+    return 3.0 * centred(x) * jnp.reciprocal(jnp.sqrt(1e-3 + variance)) * 0.5
+
+
+def fast_variance(x):
+    mean = x.mean(-1, keepdims=True)
+    variance = jnp.mean(x * x, -1, keepdims=True) - mean**2
+    return (x - mean) * jax.lax.rsqrt(variance + 1e-3)
+
+
+def inverse_count(x):
+    mean = x.sum(-1, keepdims=True) * 0.25
+    variance = jnp.square(x - mean).sum(-1, keepdims=True) * 0.25
+    return (x - mean) * jax.lax.rsqrt(variance + 1e-3)
+
+
+def flax_attention(x):
+    heads = x[None, :, None, :]
+    return nn.dot_product_attention(heads, heads, heads)[0, :, 0]
+
+
+def shared_exponential(x):
+    weights = jnp.exp(x - jax.lax.stop_gradient(x.max(0, keepdims=True)))
+    return weights / weights.sum(0, keepdims=True)
+
+
+NAMED = {
+    "softmax": (jax.nn.softmax, ["log_softmax", "exp"]),
+    "softmax of axis 0": (lambda x: jax.nn.softmax(x, axis=0), ["log_softmax", "exp"]),
+    "softmax of two axes": (lambda x: jax.nn.softmax(x, axis=(0, 1)), ["log_softmax", "exp"]),
+    "softmax by hand": (shared_exponential, ["log_softmax", "exp"]),
+    "softmax of two exponentials": (
+        lambda x: jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True),
+        ["log_softmax", "exp"],
+    ),
+    "softmax, shifted twice": (
+        lambda x: jax.nn.softmax(x + jnp.arange(3.0)[:, None] - x[:, :1]),
+        ["log_softmax", "exp"],
+    ),
+    "log_softmax": (jax.nn.log_softmax, ["log_softmax"]),
+    "log_softmax of axis 0": (lambda x: jax.nn.log_softmax(x, axis=0), ["log_softmax"]),
+    "log_softmax by hand": (
+        lambda x: x - jax.nn.logsumexp(x, axis=1, keepdims=True),
+        ["log_softmax"],
+    ),
+    "logsumexp": (lambda x: jax.nn.logsumexp(x, axis=0), ["logsumexp"]),
+    "logsumexp of all": (jax.nn.logsumexp, ["logsumexp"]),
+    "logsumexp by hand": (lambda x: jnp.log(jnp.exp(x).sum(1)), ["logsumexp"]),
+    "gelu": (jax.nn.gelu, ["gelu"]),
+    "gelu, exact": (lambda x: jax.nn.gelu(x, approximate=False), ["gelu_exact", "copy"]),
+    "silu by hand": (lambda x: jax.nn.sigmoid(x) * x, ["silu"]),
+    "where": (lambda x: jnp.where(x > 0, x, 0.3 * x), ["hinge"]),
+    "where, turned over": (lambda x: jnp.where(jnp.less(0.0, x), -x, x / 4.0), ["hinge"]),
+    "where and 0": (lambda x: jnp.where(x < 0, 0.0, x), ["hinge"]),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_functions_are_named_by_their_equations(case):
+    function, expected = NAMED[case]
+    found = primitives(function)
+    assert [name for name in found if name in expected] == expected
+    assert not {"reduce_sum", "div", "sub", "tanh", "erfc", "logistic", "select_n"} & set(found)
+    same_values(function)
+
+
+NORMALIZED = {
+    "layer": linen(nn.LayerNorm()),
+    "layer, two passes": linen(nn.LayerNorm(use_fast_variance=False)),
+    "layer, plain": linen(nn.LayerNorm(use_scale=False, use_bias=False)),
+    "RMS": linen(nn.RMSNorm()),
+    "group": linen(nn.GroupNorm(2)),
+    "instance": linen(nn.InstanceNorm()),
+    "batch, training": train_mode_batch_norm,
+    "nnx layer": nnx.LayerNorm(4, rngs=nnx.Rngs(0)),
+    "nnx RMS": nnx.RMSNorm(4, rngs=nnx.Rngs(0)),
+    "nnx group": lambda x: nnx.GroupNorm(4, 2, rngs=nnx.Rngs(0))(x[None])[0],
+    "var": by_hand,
+    "reciprocal": by_reciprocal,
+    "fast variance": fast_variance,
+    "inverse count": inverse_count,
+}
+
+
+@pytest.mark.parametrize("case", NORMALIZED)
+def test_normalisation_is_one_op(case):
+    function = NORMALIZED[case]
+    found = primitives(function)
+    assert found.count("normalize") == 1
+    # The fast variance's difference of two means of squares is gone: sums of squares are of d.
+    assert found.count("reduce_sum") <= 3
+    assert found.count("square") + found.count("integer_pow") == 1
+    # The parameters of Flax's modules are float32.
+    own = case in ("var", "reciprocal", "fast variance", "inverse count")
+    same_values(function, (np.float64, np.float32) if own else (np.float32,))
+
+
+def same_values(function, dtypes=(np.float64, np.float32)):
+    for dtype in dtypes:
+        slack = 1e-9 if dtype == np.float64 else 2e-3
+        with jax.enable_x64(dtype == np.float64):
+            for x in np.asarray(POINTS, dtype):
+                # What the function itself computes loses digits where the pattern does not.
+                ours, theirs = graph_values(function, jnp.asarray(x)), function(jnp.asarray(x))
+                assert ours.dtype == dtype
+                np.testing.assert_allclose(ours, theirs, rtol=slack, atol=slack)
+
+
+def test_patterns_are_found_under_jit():
+    seen = []
+
+    def look(x):
+        for function, _ in NAMED.values():
+            seen.append(primitives(function, x))
+        for function in (linen(nn.LayerNorm()), linen(nn.RMSNorm()), by_hand, by_reciprocal):
+            assert "normalize" in primitives(function, x)
+        return x
+
+    jax.jit(look)(X)
+    assert seen == [primitives(function) for function, _ in NAMED.values()]
+
+
+def test_weights_of_a_norm_may_be_traced():
+    module = nn.LayerNorm()
+    variables = module.init(jax.random.key(0), X)
+
+    @jax.jit
+    def found(variables):
+        assert "normalize" in primitives(lambda x: module.apply(variables, x))
+        return variables
+
+    found(variables)
+
+
+def test_prelu_with_a_traced_slope():
+    def widths(slope):
+        def function(x):
+            return jnp.where(x >= 0, x, slope * x)
+
+        assert primitives(function) == ["hinge"]
+        return bj.linear(function)(bj.Box(-jnp.ones(2), 2.0 * jnp.ones(2))).width.sum()
+
+    np.testing.assert_allclose(jax.jit(widths)(-0.5), 4.0, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(widths)(0.5), 2.0, rtol=1e-6)
+
+
+# What differs from a pattern in one place, and the op that must not occur in it.
+NEAR_MISSES = {
+    "sum over another axis": (
+        lambda x: jnp.exp(x[:, :3]) / jnp.exp(x[:, :3]).sum(0)[:, None],
+        "log_softmax",
+    ),
+    "sum of another exponential": (
+        lambda x: jnp.exp(x) / jnp.exp(2.0 * x).sum(-1, keepdims=True),
+        "log_softmax",
+    ),
+    "sum of a part": (
+        lambda x: jnp.exp(x) / jnp.exp(x[:, :2]).sum(-1, keepdims=True),
+        "log_softmax",
+    ),
+    "sums of other rows": (
+        lambda x: jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True)[::-1],
+        "log_softmax",
+    ),
+    "logarithm of a sum and one": (lambda x: jnp.log(1.0 + jnp.exp(x).sum(-1)), "logsumexp"),
+    "wrong count": (
+        lambda x: centred(x) * jax.lax.rsqrt(jnp.square(centred(x)).sum(-1)[:, None] / 3 + 1e-3),
+        "normalize",
+    ),
+    "mean over another axis": (
+        lambda x: centred(x) * jax.lax.rsqrt(jnp.square(centred(x, 0)).mean(0)[None] + 1e-3),
+        "normalize",
+    ),
+    "another numerator": (
+        lambda x: x * jax.lax.rsqrt(jnp.square(centred(x)).mean(-1)[:, None] + 1e-3),
+        "normalize",
+    ),
+    "means of other rows": (
+        lambda x: x * jax.lax.rsqrt(jnp.square(x).mean(-1)[::-1, None] + 1e-3),
+        "normalize",
+    ),
+    "negative eps": (
+        lambda x: x * jax.lax.rsqrt(jnp.square(x).mean(-1)[:, None] - 1e-3),
+        "normalize",
+    ),
+    "quotient turned over": (
+        lambda x: jnp.sqrt(jnp.square(x).mean(-1)[:, None] + 1e-3) / x,
+        "normalize",
+    ),
+    "another constant in gelu": (
+        lambda x: 0.5 * x * (1.0 + jnp.tanh(0.79 * (x + 0.044715 * x**3))),
+        "gelu",
+    ),
+    "two leaves in silu": (lambda x: x[:, 0] * jax.nn.sigmoid(x[:, 1]), "silu"),
+    "another threshold": (lambda x: jnp.where(x > 1.0, x, 0.3 * x), "hinge"),
+    "a branch of another value": (lambda x: jnp.where(x > 0, x, 0.3 * x[::-1]), "hinge"),
+    "a branch that is a constant": (lambda x: jnp.where(x > 0, x, 1.0), "hinge"),
+}
+
+
+@pytest.mark.parametrize("case", NEAR_MISSES)
+def test_near_misses_are_left_alone(case):
+    function, name = NEAR_MISSES[case]
+    try:
+        assert name not in primitives(function)
+    except bj.UnsupportedOpError:
+        return
+    ours, theirs = graph_values(function, X), function(X)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_variance_needs_one_value_and_one_set_of_axes():
+    def squares(function):
+        return graph_values(function, X), function(X)
+
+    for function in (
+        lambda x: jnp.mean(x**2, -1) - jnp.mean(2.0 * x, -1) ** 2,
+        lambda x: jnp.mean(x[:, :3] ** 2, 0) - jnp.mean(x[:, :3], 1) ** 2,
+        lambda x: jnp.mean(x**2, -1) - jnp.mean(x, -1)[::-1] ** 2,
+        lambda x: jnp.sum(x**2, -1) / 3.0 - jnp.mean(x, -1) ** 2,
+    ):
+        assert primitives(function)[-1] == "sub"
+        np.testing.assert_allclose(*squares(function), rtol=1e-5)
+
+
+def test_fast_variance_does_not_explode():
+    """The difference of two intervals of squares would be wide; a sum of squares is not."""
+    x = 100.0 + X
+    box = bj.Box(x - 0.01, x + 0.01)
+    fast = bj.interval(lambda x: jnp.mean(x**2, -1) - jnp.mean(x, -1) ** 2)(box)
+    slow = bj.interval(lambda x: jnp.mean(centred(x) ** 2, -1))(box)
+    np.testing.assert_allclose(fast, slow, rtol=1e-4)
+
+
+def test_softmax_forgets_what_was_subtracted():
+    """The maximum is no part of the graph, so a shift of the logits costs nothing."""
+    box = bj.Box(X - 0.3, X + 0.3)
+    plain = bj.linear(jax.nn.softmax)(box)
+    shifted = bj.linear(lambda x: jax.nn.softmax(x - 3.0 * jnp.sum(x, -1, keepdims=True)))(box)
+    np.testing.assert_allclose(plain, shifted, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_and_its_softmax():
+    assert {"log_softmax", "exp"} <= set(primitives(flax_attention))
+    same_values(flax_attention)
+
+
+def test_an_op_that_is_missing_from_the_table_is_not_named(monkeypatch):
+    monkeypatch.setitem(bj.ops.registry._TABLE, "gelu", [])
+    monkeypatch.setitem(bj.ops.registry._TABLE, "normalize", [])
+    assert "tanh" in primitives(jax.nn.gelu)
+    assert "normalize" not in primitives(by_hand)

@@ -1,0 +1,499 @@
+"""The solver of smooth functions' lines, and what each function's entry states."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compiled import on_host
+from test_relaxations import SCALARS, SMOOTH, scalar_intervals
+
+import boundjax as bj
+from boundjax import graph
+from boundjax.ops import domain, envelope, registry, smooth
+
+# Steps have no derivative; the others are not one op.
+COMPOSED = ("sign", "floor", "ceil", "round", "predicate", "hard_sigmoid", "power_of_a_base")
+FUNCTIONS = {
+    **{name: (SCALARS[name], (-2e3, 2e3)) for name in ("sigmoid", "tanh", "softplus")},
+    **{name: entry for name, entry in SMOOTH.items() if name not in COMPOSED},
+}
+# Around every inflection and kink of the table, on either side of them, narrow and wide.
+INTERVALS = np.array(
+    [
+        *[(-1, 1), (-3, 1), (-1, 4), (-6, 6), (-2.5, -2.3), (-1.5, -1.3), (1.3, 1.5), (-5, 0.5)],
+        *[(0.2, 5), (-3, -1), (-0.5, 3), (2, 9), (-9, -2), (-4, 2), (-1.2, 2.9), (-8, 8), (1, 1.1)],
+        *[(-3.2, -2.8), (2.8, 3.1), (-0.01, 0.01), (-20, 30), (-3.5, 4.1), (-6.9, 0.1), (0.3, 6)],
+        *[(-12, -1.4), (-1.6, 9), (-2.2, 12), (-7, 2.4), (0.05, 0.2), (0.5, 70), (-0.9, -0.2)],
+    ]
+)
+
+
+def scalar_node(function, example):
+    nodes = graph.trace(function, example).nodes
+    return next(node for node in nodes if isinstance(node.op, registry.Scalar))
+
+
+def in_domain(intervals, low, high):
+    """The intervals' parts inside a domain that are not points."""
+    ends = np.clip(intervals, low, high)
+    return ends[ends[:, 0] < ends[:, 1]].T
+
+
+class Given:
+    """Positions for the lines in the order in which they ask."""
+
+    def __init__(self, *positions):
+        self.positions = list(positions)
+
+    def __call__(self, lower, upper, default):
+        assert default.shape == lower.shape
+        return self.positions.pop(0) if self.positions else default
+
+
+@functools.cache
+def compiled_lines(name):
+    """`(lower, upper, first, second) -> Lines`, with the positions of both lines."""
+    function, _ = FUNCTIONS[name]
+
+    @on_host
+    def run(lower, upper, first, second):
+        node = scalar_node(function, lower)
+        return node.op.lines(node, lower, upper, Given(first, second))
+
+    return run
+
+
+def grid_and_values(name, lower, upper, count=2001):
+    """Points of the intervals `[count, n]` and the function there, in float64."""
+    share = np.linspace(0, 1, count)[:, None]
+    grid = np.clip(lower + share * (upper - lower), lower, upper)
+    with jax.enable_x64(True):
+        node = scalar_node(FUNCTIONS[name][0], jnp.asarray(grid[0]))
+        return grid, np.asarray(jax.vmap(node.apply)(jnp.asarray(grid)))
+
+
+def least_gaps(lines, grid, values):
+    """How far the values stay from the lower and the upper line, in float64."""
+    lower_slope, lower_intercept, upper_slope, upper_intercept = (
+        np.asarray(a, np.float64) for a in lines
+    )
+    below = values - (lower_slope * grid + lower_intercept)
+    above = upper_slope * grid + upper_intercept - values
+    return np.minimum(below.min(0), above.min(0))
+
+
+def concave_envelope(grid, values, at):
+    """The least concave function above the points `[count]`, at a point: by its convex hull."""
+    hull = []
+    for x, y in zip(grid, values, strict=True):
+        while len(hull) > 1:
+            (x0, y0), (x1, y1) = hull[-2:]
+            if (y1 - y0) * (x - x1) > (y - y1) * (x1 - x0):
+                break
+            hull.pop()
+        hull.append((x, y))
+    return np.interp(at, *np.transpose(hull))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_lines_are_as_tight_as_the_best_pair(name):
+    """The mean width, which is the width at the middle, against the concave envelopes there."""
+    with jax.enable_x64(True):
+        lower, upper = in_domain(INTERVALS, *FUNCTIONS[name][1])
+        half = np.full_like(lower, 0.5)
+        lines = compiled_lines(name)(*map(jnp.asarray, (lower, upper, half, half)))
+    grid, values = grid_and_values(name, lower, upper)
+    assert (least_gaps(lines, grid, values) >= 0).all()
+    middle = 0.5 * (lower + upper)
+    width = (lines.upper_slope - lines.lower_slope) * middle
+    width = width + lines.upper_intercept - lines.lower_intercept
+    best = [
+        concave_envelope(x, y, m) + concave_envelope(x, -y, m)
+        for x, y, m in zip(grid.T, values.T, middle, strict=True)
+    ]
+    rounding = 1e-13 * (1 + np.abs(values).max(0) + np.abs(grid).max(0))
+    # Promised are 10 %; the grid of the brute force accounts for what is allowed here.
+    excess = (width - rounding) / np.maximum(best, 1e-300)
+    worst = np.argmax(excess)
+    assert excess[worst] <= 1.005, f"[{lower[worst]}, {upper[worst]}]: {excess[worst]}"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_any_position_gives_lines_that_hold_exactly(name, dtype):
+    """No slack: the lines are moved outward by the rounding of what they are computed from."""
+    rng = np.random.default_rng(0)
+    low, high = FUNCTIONS[name][1]
+    centre, radius = 4 * rng.normal(size=300), 10 ** rng.uniform(-5, 1.5, size=300)
+    drawn = np.stack([centre - radius, centre + radius], axis=1)
+    drawn = np.clip(np.concatenate([drawn, scalar_intervals().T, INTERVALS]), low, high)
+    lower, upper = drawn.astype(dtype).T
+    positions = rng.uniform(size=(2, lower.size))
+    positions[:, :100] = rng.integers(0, 2, size=(2, 100))
+    with jax.enable_x64(dtype == np.float64):
+        arrays = (jnp.asarray(a, dtype) for a in (lower, upper, *positions))
+        lines = compiled_lines(name)(*arrays)
+    assert all(line.dtype == dtype for line in lines)
+    assert all(np.isfinite(line).all() for line in lines)
+    grid, values = grid_and_values(name, lower.astype(np.float64), upper.astype(np.float64), 401)
+    gaps = least_gaps(lines, grid, values)
+    # float64 has no reference to be exact against: the values themselves are rounded.
+    rounding = 0.0 if dtype == np.float32 else 1e-15 * (np.abs(values).max(0) + np.abs(grid).max(0))
+    worst = np.argmin(gaps + rounding)
+    assert (gaps >= -rounding).all(), f"[{lower[worst]}, {upper[worst]}]: {gaps[worst]}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sigmoid", "exp", "log", "sqrt", "cube", "fourth_power", "reciprocal_of_negative"),
+        *("power_concave", "sin", "erfc", "silu", "gelu", "elu_concave_kink", "hard_silu"),
+    ],
+)
+def test_gradients_of_lines_equal_finite_differences(name):
+    """In both ends and both positions."""
+    with jax.enable_x64(True):
+        low, high = FUNCTIONS[name][1]
+        # Not with an end on a kink.
+        lower, upper = in_domain(INTERVALS + 1e-3, low + 0.01, high - 0.01)
+        rng = np.random.default_rng(0)
+        arguments = np.stack([lower, upper, *rng.uniform(0.1, 0.9, size=(2, lower.size))])
+        node = scalar_node(FUNCTIONS[name][0], jnp.asarray(lower))
+
+        def flat(arguments):
+            lower, upper, *positions = arguments
+            lines = node.op.lines(node, lower, upper, Given(*positions))
+            image = node.op.image(node, lower, upper)
+            return jnp.stack([*lines, *image])
+
+        run = jax.jit(flat)
+        weights = rng.normal(size=run(arguments).shape)
+        found = jax.jit(jax.grad(lambda a: (weights * flat(a)).sum()))(jnp.asarray(arguments))
+        for k in range(4):
+            step = np.zeros_like(arguments)
+            step[k] = 1e-5
+            change = np.asarray(run(arguments + step)) - np.asarray(run(arguments - step))
+            expected = (weights * change).sum(0) / 2e-5
+            scale = 1 + np.abs(expected)
+            wrong = np.abs(np.asarray(found[k]) - expected) > 1e-4 * scale
+            assert not wrong.any(), (k, lower[wrong], upper[wrong])
+
+
+@pytest.mark.parametrize(
+    ("activation", "operand"),
+    [(jax.nn.elu, 0.7), (jax.nn.elu, 2.5), (jax.nn.celu, 1.3), (jax.nn.squareplus, 2.0)],
+)
+def test_gradients_in_an_operand_equal_finite_differences(activation, operand):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        lower, upper = (jnp.asarray(end) for end in INTERVALS.T)
+        weights = rng.normal(size=(4, lower.size))
+
+        @jax.jit
+        @jax.value_and_grad
+        def total(operand):
+            node = scalar_node(lambda x: activation(x, operand), lower)
+            lines = node.op.lines(node, lower, upper, Given())
+            return (weights * jnp.stack(lines)).sum()
+
+        gradient = total(operand)[1]
+        change = total(operand + 1e-6)[0] - total(operand - 1e-6)[0]
+        np.testing.assert_allclose(gradient, change / 2e-6, rtol=1e-5)
+
+
+# --- the solver itself ----------------------------------------------------------------------------
+
+
+def random_piecewise(rng, pieces):
+    """A continuous function of random parabolas and lines, with kinks, and its curve."""
+    bends = np.sort(rng.uniform(-3, 3, size=pieces - 1))
+    curvatures = rng.integers(-1, 2, size=pieces)
+    slopes = rng.normal(size=pieces)
+    strengths = rng.uniform(0.1, 2, size=pieces) * curvatures
+    # Every piece is a parabola around its left bend; the constants make the function continuous.
+    centres = np.concatenate([bends[:1], bends])
+    offsets = [0.0, 0.0]
+    for k in range(1, pieces - 1):
+        step = bends[k] - bends[k - 1]
+        offsets.append(offsets[-1] + slopes[k] * step + strengths[k] * step**2)
+
+    def function(x):
+        index = jnp.searchsorted(jnp.asarray(bends), x)
+        centre, offset, slope, strength = (
+            jnp.asarray(np.asarray(a))[index] for a in (centres, offsets, slopes, strengths)
+        )
+        t = x - centre
+        return offset + slope * t + strength * t**2
+
+    curve = smooth.Curve(
+        breakpoints=tuple(bends), curvatures=tuple(int(c) for c in curvatures), monotone=0
+    )
+    return function, curve
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_solver_on_random_piecewise_functions(seed):
+    rng = np.random.default_rng(seed)
+    function, curve = random_piecewise(rng, int(rng.integers(2, 6)))
+    with jax.enable_x64(True):
+        ends = np.sort(rng.uniform(-5, 5, size=(2, 200)), axis=0)
+        share = rng.uniform(size=(2, 200))
+        lower, upper = map(jnp.asarray, ends)
+        # The image plays no part where it is finite.
+        image = (lower * 0.0, lower * 0.0)
+        run = jax.jit(lambda *a: smooth.lines(function, curve, lower, upper, Given(*a), image))
+        lines = jax.device_get(run(*map(jnp.asarray, share)))
+        grid = ends[0] + np.linspace(0, 1, 2001)[:, None] * (ends[1] - ends[0])
+        values = np.asarray(function(jnp.asarray(grid)))
+    assert (least_gaps(lines, grid, values) >= -1e-14).all()
+    # A line that only the lower one has a choice of is the first to ask.
+    asked = [c > 0 for c in curve.curvatures]
+    first = share[0] if len(asked) > 1 or not all(asked) else None
+    at = ends[0] + first * (ends[1] - ends[0])
+    found = lines.upper_slope * at + lines.upper_intercept
+    best = [concave_envelope(x, y, m) for x, y, m in zip(grid.T, values.T, at, strict=True)]
+    spread = values.max(0) - values.min(0)
+    assert (found - best <= 2e-3 * spread).all()
+
+
+@pytest.mark.parametrize("name", ["gelu", "sin", "tanh", "elu_concave_kink", "cube", "hard_silu"])
+def test_no_slope_makes_a_wrong_line(name, monkeypatch):
+    """The intercept is a bound for whatever slope the search returns."""
+    rng = np.random.default_rng(0)
+    lower, upper = in_domain(INTERVALS, *FUNCTIONS[name][1])
+    wild = jnp.asarray(rng.normal(size=lower.size))[upper - lower < 4 * np.pi]
+    monkeypatch.setattr(envelope, "_secant", lambda *_: wild.astype(jnp.float64))
+    lower, upper = (end[upper - lower < 4 * np.pi] for end in (lower, upper))  # a longer sine is 1
+    with jax.enable_x64(True):
+        node = scalar_node(FUNCTIONS[name][0], jnp.asarray(lower))
+        lines = jax.device_get(node.op.lines(node, jnp.asarray(lower), jnp.asarray(upper), Given()))
+    grid, values = grid_and_values(name, lower, upper)
+    np.testing.assert_allclose(np.abs(lines.upper_slope), np.abs(wild), rtol=1e-6)
+    assert (least_gaps(lines, grid, values) >= 0).all()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_lipschitz_constants_bound_the_slope(name):
+    with jax.enable_x64(True):
+        lower, upper = in_domain(INTERVALS, *FUNCTIONS[name][1])
+        node = scalar_node(FUNCTIONS[name][0], jnp.asarray(lower))
+        constant = np.asarray(node.op.lipschitz(node, jnp.asarray(lower), jnp.asarray(upper)))
+        grid, values = grid_and_values(name, lower, upper)
+        derivative = jax.vmap(lambda x: jax.jvp(node.apply, (x,), (jnp.ones_like(x),))[1])
+        slopes = np.abs(derivative(jnp.asarray(grid)))
+    quotients = np.abs(np.diff(values, axis=0) / np.diff(grid, axis=0)).max(0)
+    assert (quotients <= constant * (1 + 1e-9) + 1e-9).all()
+    # And no larger than that; beside the kinks of hard_silu the derivative is one side's.
+    largest = np.maximum(slopes.max(0), quotients)
+    assert ((constant <= 1.01 * largest) | (np.isinf(largest) & np.isinf(constant))).all()
+
+
+def test_curves_are_checked():
+    with pytest.raises(ValueError, match="1 breakpoints separate 2 pieces, got 3 curvatures"):
+        smooth.Curve(breakpoints=(0.0,), curvatures=(1, 0, -1))
+
+
+# --- wrong answers of other libraries -------------------------------------------------------------
+
+
+def lines_alone(function, low, high):
+    """The linear bounds before interval bounds tighten them."""
+    ball = bj.Box(jnp.full(1, low), jnp.full(1, high))
+    return jax.device_get(bj.linear(function, has_aux=True)(ball)[1].linear)
+
+
+def test_chord_of_exp_far_from_zero():
+    found = lines_alone(jnp.exp, 13.0, 15.0)
+    assert np.exp(15.0) <= found.upper <= np.exp(15.0) * (1 + 1e-4)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 3.0), (-3.0, -1.0)])
+def test_even_powers_on_one_sign(low, high):
+    found = lines_alone(lambda x: x**4, low, high)
+    assert 81.0 <= found.upper <= 81.0 * (1 + 1e-5)
+    interval = bj.interval(lambda x: x**4)(bj.Box(jnp.full(1, low), jnp.full(1, high)))
+    np.testing.assert_allclose(interval, [[1.0], [81.0]], rtol=1e-5)
+
+
+def test_sigmoid_stays_in_the_unit_interval():
+    found = bj.linear(jax.nn.sigmoid)(bj.Box(jnp.full(1, -8.0), jnp.full(1, 8.0)))
+    assert found.lower >= 0
+    assert found.upper <= 1
+
+
+@pytest.mark.parametrize("slope", [1.5, 3.0, -2.0])
+def test_leaky_relu_with_a_steep_negative_side(slope):
+    lower, upper, grid = -2.0, 3.0, np.linspace(-2.0, 3.0, 101)
+    found = lines_alone(lambda x: jax.nn.leaky_relu(x, slope) - x, lower, upper)
+    values = np.where(grid > 0, 0.0, (slope - 1) * grid)
+    assert found.lower <= values.min()
+    assert values.max() <= found.upper
+
+
+# --- the edges of domains, overflow, NaN ----------------------------------------------------------
+
+
+def bounds_of(function, method=bj.interval):
+    return lambda low, high: method(function)(bj.Box(low, high))
+
+
+def test_a_logarithm_that_reaches_zero_is_infinite_and_says_where():
+    def function(x):
+        return jnp.log(x)  # this line
+
+    low, high = jnp.array([0.0, -1.0, 0.5]), jnp.array([2.0, 2.0, 2.0])
+    with pytest.warns(domain.DomainWarning, match=r"'log' at .*test_smooth.py:\d+ \(.*function\)"):
+        found = bounds_of(function)(low, high)
+    np.testing.assert_allclose(found.lower, [-np.inf, -np.inf, np.log(0.5)], rtol=1e-5)
+    np.testing.assert_allclose(found.upper, [np.log(2.0), np.inf, np.log(2.0)], rtol=1e-5)
+    with pytest.warns(domain.DomainWarning):
+        found = bounds_of(function, bj.linear)(low, high)
+    assert (np.isneginf(found.lower) == [True, True, False]).all()
+    with pytest.warns(domain.DomainWarning):
+        found = bounds_of(function)(-high, -low)
+    assert np.isnan(np.asarray(found)[:, [0, 2]]).all()
+
+
+@pytest.mark.parametrize("method", [bj.interval, bj.linear])
+@pytest.mark.parametrize(
+    ("function", "low", "high"),
+    [
+        (jnp.sqrt, -0.1, 2.0),
+        (jax.lax.rsqrt, -0.1, 2.0),
+        (jnp.log1p, -1.5, 2.0),
+        (lambda x: x**0.5, -0.1, 2.0),
+        (lambda x: x**-0.5, -0.1, 2.0),
+        (lambda x: x**-1, -0.1, 2.0),
+        (lambda x: x**-2, -2.0, 0.0),
+        (lambda x: 1.0 / x, -0.1, 2.0),
+    ],
+)
+def test_outside_a_domain_there_is_no_bound(function, low, high, method):
+    with pytest.warns(domain.DomainWarning):
+        found = bounds_of(function, method)(jnp.full(1, low), jnp.full(1, high))
+    assert not np.isfinite(found).any()
+
+
+@pytest.mark.parametrize("function", [jnp.sqrt, lambda x: x**0.5, lambda x: x**1.5])
+def test_the_edge_of_a_closed_domain_is_inside(function):
+    low, high = jnp.zeros(1), jnp.full(1, 4.0)
+
+    def total(high):
+        found = bounds_of(lambda x: function(x) - 0.1 * x, bj.linear)(low, high)
+        return found.upper.sum() - found.lower.sum()
+
+    assert np.isfinite(total(high))
+    assert np.isfinite(jax.grad(total)(high)).all()
+
+
+def finished(run, *arguments):
+    """The result, after everything that the run has to say."""
+    result = jax.block_until_ready(run(*arguments))
+    jax.effects_barrier()
+    return result
+
+
+def test_domain_warnings_under_transformations():
+    """From compiled code too; and they leave values and derivatives alone."""
+
+    def total(low):
+        found = bounds_of(lambda x: jnp.log(x) * 0.5)(low, jnp.full(2, 2.0))
+        return found.upper.sum() + jnp.maximum(found.lower, -5.0).sum()
+
+    inside, outside = jnp.array([0.5, 1.0]), jnp.array([0.0, 1.0])
+    runs = {
+        "jit": jax.jit(total),
+        "grad": jax.grad(total),
+        "jit of grad": jax.jit(jax.grad(total)),
+        "vmap": lambda low: jax.jit(jax.vmap(total))(jnp.stack([low, inside])),
+        "map": lambda low: jax.lax.map(jax.checkpoint(total), jnp.stack([low, inside])),
+        "grad of map": jax.grad(
+            lambda low: jax.lax.map(jax.checkpoint(total), jnp.stack([low, inside])).sum()
+        ),
+        "pmap": lambda low: jax.pmap(total)(jnp.stack([low, inside])),
+    }
+    for name, run in runs.items():
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            result = finished(run, inside)
+        assert not seen, name
+        assert np.isfinite(result).all(), name
+        with pytest.warns(domain.DomainWarning, match="'log'"):
+            result = finished(run, outside)
+        assert np.isfinite(result).all(), name
+
+
+@pytest.mark.parametrize("function", [jnp.exp, jnp.sinh, lambda x: x**8, lambda x: 3.0**x])
+@pytest.mark.parametrize("method", [bj.interval, bj.linear])
+def test_overflow_is_infinite_and_leaves_other_units_alone(function, method):
+    def ends(high):
+        found = bounds_of(lambda x: jnp.tanh(function(x)), method)(jnp.ones(2), high)
+        return jnp.stack(found).sum(), found
+
+    high = jnp.array([3e5, 1.5])
+    raw = bounds_of(function, method)(jnp.ones(2), high)
+    assert np.isposinf(raw.upper[0])
+    assert np.isfinite(raw.lower).all()
+    assert np.isfinite(raw.upper[1])
+    gradient, found = jax.grad(ends, has_aux=True)(high)
+    assert np.isfinite(found).all()
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_nan_and_infinite_ends(name):
+    node = scalar_node(FUNCTIONS[name][0], jnp.ones(3))
+    low, high = jnp.array([jnp.nan, 0.5, jnp.nan]), jnp.array([0.75, jnp.nan, jnp.nan])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        both = jnp.full(3, jnp.nan)
+        lines = node.op.lines(node, both, both, Given())
+        image = node.op.image(node, low, high)
+        assert np.isnan(lines[1]).all()
+        assert np.isnan(lines[3]).all()
+        assert np.isnan(np.asarray(image)[:, 2]).all()
+        assert np.isnan(np.asarray(image)[:, :2]).any(0).all()
+        # On infinite intervals a line may be anything that holds: check it far outside.
+        low, high = jnp.array([0.5, -jnp.inf, -jnp.inf]), jnp.array([jnp.inf, -0.5, jnp.inf])
+        lines = [np.asarray(line, np.float64) for line in node.op.lines(node, low, high, Given())]
+        for k, points in enumerate([(0.6, 9.0, 80.0), (-80.0, -9.0, -0.6), (-80.0, 0.6, 80.0)]):
+            x = jnp.broadcast_to(jnp.asarray(points)[:, None], (3, 3))
+            values = np.asarray(jax.vmap(node.apply)(x), np.float64)[:, k]
+            with np.errstate(invalid="ignore"):
+                below = lines[0][k] * np.asarray(points) + lines[1][k]
+                above = lines[2][k] * np.asarray(points) + lines[3][k]
+            assert not (below > values).any()
+            assert not (above < values).any()
+
+
+def test_sines_far_from_zero_and_over_many_periods():
+    for method in (bj.interval, bj.linear):
+        found = bounds_of(jnp.sin, method)(
+            jnp.array([-50.0, 1e6, 1e30]), jnp.array([50.0, 1e6 + 1, 1e30])
+        )
+        np.testing.assert_array_equal(found, [[-1.0] * 3, [1.0] * 3])
+
+
+def test_known_values_of_the_table():
+    """Extrema and curvature: the constants of the table are zeros of the derivatives."""
+    with jax.enable_x64(True):
+        for name in ("silu", "gelu", "gelu_exact", "mish"):
+            function = FUNCTIONS[name][0]
+            curve = smooth_curve(name)
+            first = jax.vmap(jax.grad(function))
+            second = jax.vmap(jax.grad(jax.grad(function)))
+            np.testing.assert_allclose(first(jnp.asarray(curve.stationary)), 0.0, atol=1e-7)
+            np.testing.assert_allclose(second(jnp.asarray(curve.breakpoints)), 0.0, atol=1e-7)
+            grid = jnp.linspace(-12.0, 12.0, 4001)
+            piece = np.searchsorted(curve.breakpoints, np.asarray(grid))
+            signs = np.asarray(curve.curvatures)[piece] * np.asarray(second(grid))
+            assert (signs >= -1e-7).all()
+
+
+def smooth_curve(name):
+    from boundjax.ops import activations
+
+    return activations._CURVES[name]
