@@ -129,7 +129,8 @@ def test_bounds_contain_samples_and_attacks(family, method):
         assert (logits <= bounds.upper + slack).all(), eps
         if eps == 0 and bounds.lower.dtype == np.float64:
             assert (bounds.width <= 1e-5 + 10 * slack).all()
-        if method != "interval" and eps == 1e-3:
+        # Interval pre-activations of a layer norm can be too wide for any line to help.
+        if method not in ("interval", "crown-ibp") and eps == 1e-3:
             assert bounds.width.sum() < interval.width.sum()
 
 
