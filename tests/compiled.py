@@ -15,23 +15,24 @@ SEEDS = st.integers(0, 2**32 - 1)
 BY_NAME = {network.name: network for network in NETWORKS}
 RELATIVE_SLACK = {np.float32: 1e-5, np.float64: 1e-12}
 
-# One worker compiles all of a network's functions and shares them.
-each_network = pytest.mark.parametrize(
-    "network",
-    [pytest.param(n, marks=pytest.mark.xdist_group(n.name)) for n in NETWORKS],
-    ids=lambda network: network.name,
-)
 
+def each_pair(*methods: str, but: tuple[str, ...] = ()):
+    """Networks with the methods each is bounded with, of those named or of all.
 
-def each_pair(*methods: str):
-    """The same for networks with the methods each is bounded with, of those named or of all."""
+    One worker compiles all of a network's functions and shares them.
+    """
     return pytest.mark.parametrize(
         ("network", "method"),
         [
             pytest.param(n, m, marks=pytest.mark.xdist_group(n.name), id=f"{n.name}-{m}")
             for n, m in pairs(*methods)
+            if n.name not in but
         ],
     )
+
+
+# Networks whose relaxations take long to compile: one precision and one walk have to do.
+SLOW = ("lstm", "cosine", "quotients", "saturating", "soft", "growing", "powers", "roots", "waves")
 
 
 def flat_interval(tree) -> bj.Interval:

@@ -21,7 +21,7 @@ hypothesis.settings.register_profile(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=5,
+    max_examples=3,
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 # `pytest --hypothesis-profile=thorough`: other seeds every time, many more of them.

@@ -10,9 +10,9 @@ from compiled import (
     BY_NAME,
     RELATIVE_SLACK,
     SEEDS,
+    SLOW,
     attack_function,
     bounds_function,
-    each_network,
     flat_interval,
     on_host,
     radii,
@@ -21,7 +21,7 @@ from compiled import (
 )
 from hypothesis import given
 from network import affine, dense
-from networks import Network, ball_points, points
+from networks import NETWORKS, Network, ball_points, points
 
 import boundjax as bj
 
@@ -70,7 +70,14 @@ def check_network(network: Network, name: str, seed: int, dtype) -> None:
             assert (bounds.width <= 4 * slack).all()  # smooth lines are moved outward
 
 
-@each_network
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(n, marks=pytest.mark.xdist_group(n.name), id=n.name)
+        for n in NETWORKS
+        if n.name not in SLOW
+    ],
+)
 @given(seed=SEEDS)
 def test_bounds_contain_samples_and_attacks(network, seed):
     with jax.enable_x64(True):

@@ -13,6 +13,7 @@ from compiled import (
     BY_NAME,
     RELATIVE_SLACK,
     SEEDS,
+    SLOW,
     attack_function,
     bounds_function,
     each_pair,
@@ -66,7 +67,7 @@ def test_bounds_contain_samples_and_attacks(network, method, seed):
         check_network(network, method, seed, np.float64)
 
 
-@each_pair("crown")
+@each_pair("crown", but=SLOW)
 @given(seed=SEEDS)
 def test_bounds_contain_samples_and_attacks_in_float32(network, method, seed):
     check_network(network, method, seed, np.float32)
@@ -290,7 +291,7 @@ def ball_bounds(p: float, method: str):
 
 
 @pytest.mark.filterwarnings("ignore::boundjax.ops.domain.DomainWarning")
-@each_pair("interval", "crown-ibp", "crown")
+@each_pair("interval", "crown")
 def test_nan_inputs_give_no_bound(network, method):
     # Under jit nothing raises; then no output that depends on the input may have a finite bound.
     with jax.enable_x64(True):
