@@ -36,7 +36,8 @@ def sampled_shares(scores):
     return jax.nn.sigmoid(normalization.log_softmax(scores, (-1,)))
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+# In float32 the network "attention" runs through test_soundness.py.
+@pytest.mark.parametrize("dtype", [np.float64])
 def test_an_attention_block(dtype):
     rng = np.random.default_rng(5)
     with jax.enable_x64(dtype == np.float64):

@@ -291,7 +291,7 @@ def ball_bounds(p: float, method: str):
 
 
 @pytest.mark.filterwarnings("ignore::boundjax.ops.domain.DomainWarning")
-@each_pair("interval", "crown")
+@each_pair("interval", "crown", but=SLOW)
 def test_nan_inputs_give_no_bound(network, method):
     # Under jit nothing raises; then no output that depends on the input may have a finite bound.
     with jax.enable_x64(True):
