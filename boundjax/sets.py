@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array, Numeric
 
+from boundjax.numerics import smaller
+
 
 class Interval(NamedTuple):
     """Elementwise bounds: ``lower <= value <= upper``, two arrays of one shape."""
@@ -237,7 +239,7 @@ class LpBall:
         if self.clip is None:
             return ball
         shift = jnp.sum(coefficients * (_float(self.center) - interval.middle))
-        return jnp.minimum(ball + shift, box)
+        return smaller(ball + shift, box)
 
 
 def require_clip(clip: tuple[Numeric, Numeric] | None) -> None:

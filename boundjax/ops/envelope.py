@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 from chex import Array, Numeric
 
+from boundjax.numerics import with_derivative_of
+
 Function = Callable[[Array], Array]
 
 # Rounding of XLA's transcendental functions: up to 4.3 ulp seen for tanh, and not monotone. Images
@@ -107,15 +109,6 @@ class Pieces(NamedTuple):
         return self.start + margin(self.start), self.end - margin(self.end)
 
 
-def larger(first: Array, second: Array) -> Array:
-    """The larger of two arrays of one shape; NaN where either is.
-
-    Its derivative is that of the operand chosen. ``jnp.maximum``'s compares the operands with the
-    result, and XLA may have computed that one with another rounding: no derivative is left then.
-    """
-    return jnp.where((second > first) | jnp.isnan(second), second, first)
-
-
 def value_and_slope(function: Function, x: Array) -> tuple[Array, Array]:
     """``f(x)`` and ``f'(x)``, elementwise."""
     return jax.jvp(function, (x,), (jnp.ones_like(x),))
@@ -150,27 +143,32 @@ def line_above(
     rounding: Array,
 ) -> tuple[Array, Array]:
     """Slope and intercept of the line above a function, optimal at ``at`` (None: a chord)."""
-    at_lower, at_upper = function(lower), function(upper)
-    largest = jnp.maximum(jnp.abs(at_lower), jnp.abs(at_upper))
-    if pieces.convex:
-        middle = 0.5 * (lower + upper)
-        slope = _secant(function, lower, upper, middle, lower, upper, largest)
-        intercept = larger(at_lower - slope * lower, at_upper - slope * upper)
-    elif pieces.shape == "concave":
+    ends = jax.lax.stop_gradient((lower, upper))
+    at_ends = [detached(end) for end in ends]
+    largest = jnp.maximum(*(jnp.abs(value) for value in at_ends))
+    if pieces.shape == "concave":
         value, slope = value_and_slope(function, at)
         intercept, largest = value - slope * at, jnp.abs(value)
     else:
-        ends = jax.lax.stop_gradient((lower, upper))
-        fixed = jnp.clip(jax.lax.stop_gradient(at), *ends)
-        left, right, touching = _supports(detached, pieces, *ends, fixed)
-        # The ends of the interval move, points of tangency and kinks do not.
-        p = jnp.where(left == ends[0], lower, left)
-        q = jnp.where(right == ends[1], upper, right)
-        slope = _secant(function, p, q, at, lower, upper, largest)
-        intercept, inside = _intercept(function, detached, pieces, lower, upper, slope, touching)
-        at_ends = larger(at_lower - slope * lower, at_upper - slope * upper)
-        intercept = larger(intercept, at_ends)
-        largest = jnp.maximum(largest, inside)
+        p, q, middle = lower, upper, 0.5 * (lower + upper)
+        if not pieces.convex:
+            fixed, middle = jnp.clip(jax.lax.stop_gradient(at), *ends), at
+            left, right, touching = _supports(detached, pieces, *ends, fixed)
+            # The ends of the interval move, points of tangency and kinks do not.
+            p, q = (
+                jnp.where(left == ends[0], lower, left),
+                jnp.where(right == ends[1], upper, right),
+            )
+        slope = _secant(function, p, q, middle, lower, upper, largest)
+        fixed = jax.lax.stop_gradient(slope)
+        bounds = [value - fixed * end for value, end in zip(at_ends, ends, strict=True)]
+        if not pieces.convex:
+            inside, sizes = _above_inside(detached, pieces, *ends, fixed, touching)
+            bounds, largest = bounds + inside, functools.reduce(jnp.maximum, sizes, largest)
+        # The line touches at p, at q and between them: which of these values is the largest is a
+        # matter of rounding, their derivatives are the same.
+        intercept = functools.reduce(jnp.maximum, bounds)
+        intercept = with_derivative_of(intercept, function(p) - slope * p)
     info, distance = jnp.finfo(lower.dtype), jnp.abs(lower) + jnp.abs(upper)
     size = largest + jnp.abs(slope) * distance + rounding
     # Values and slopes below the smallest normal number may come out as 0.
@@ -270,63 +268,48 @@ def _steepest(
     return jnp.take_along_axis(points, best[None], axis=0)[0], bracket
 
 
-def _intercept(
+def _above_inside(
     function: Function,
-    detached: Function,
     pieces: Pieces,
     lower: Array,
     upper: Array,
     slope: Array,
     touching: tuple[Array, Array] | None,
-) -> tuple[Array, Array]:
-    """A bound on ``f(x) - slope x`` inside the interval, and the largest ``|f|`` it looked at.
+) -> tuple[list[Array], list[Array]]:
+    """Bounds on ``f(x) - slope x`` between the ends, and the values ``|f|`` they come from.
 
     At every bend inside the value itself; in a concave piece ``[c, d]`` with tangents at ``a`` and
     ``b >= a`` beside the maximum: the first bounds ``[c, b]``, the second ``[b, d]``, each by its
     values at the ends. That holds wherever ``a`` and ``b`` lie. ``touching`` is the bracket of the
     maximum, where it is known.
     """
-    fixed = jax.lax.stop_gradient(slope)[None]
-    ends = jax.lax.stop_gradient((lower[None], upper[None]))
-    each = jax.vmap(lambda x: value_and_slope(detached, x))
+    each = jax.vmap(lambda x: value_and_slope(function, x))
     found, sizes = [], []
 
     if len(pieces.bends):
         values = jax.vmap(function)(pieces.bends)
-        inside = (pieces.bends > ends[0]) & (pieces.bends < ends[1])
+        inside = (pieces.bends > lower[None]) & (pieces.bends < upper[None])
         found.append(jnp.where(inside, values - slope[None] * pieces.bends, -jnp.inf))
         sizes.append(jnp.where(inside, jnp.abs(values), 0.0))
     if len(pieces.start):
         start, end = pieces.interior()
-        c, d = jnp.maximum(pieces.start, ends[0]), jnp.minimum(pieces.end, ends[1])
+        c, d = jnp.maximum(pieces.start, lower[None]), jnp.minimum(pieces.end, upper[None])
         exists = pieces.concave & (c <= d)
-        c, d = jnp.where(exists, c, ends[0]), jnp.where(exists, d, ends[1])
+        c, d = jnp.where(exists, c, lower[None]), jnp.where(exists, d, upper[None])
         if touching is None:
-            lows, highs = jnp.clip(ends[0], start, end), jnp.clip(ends[1], start, end)
-            a, b = _bisect(lambda x: each(x)[1] > fixed, lows, highs, _HALVINGS)
+            lows, highs = jnp.clip(lower[None], start, end), jnp.clip(upper[None], start, end)
+            a, b = _bisect(lambda x: each(x)[1] > slope[None], lows, highs, _HALVINGS)
         else:
             a, b = (jnp.clip(point, start, end) for point in touching)
 
-        def tangent(x: Array) -> tuple[Array, Callable[[Array], Array]]:
+        def tangent(x: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
             value, rise = each(x)
-            value, rise = value - fixed * x, rise - fixed
-            return value, lambda y: value + rise * (y - x)
+            at_x, rise = value - slope[None] * x, rise - slope[None]
+            return jnp.abs(value), at_x, lambda y: at_x + rise * (y - x)
 
-        at_a, from_a = tangent(a)
-        at_b, from_b = tangent(b)
-        bound = larger(larger(from_a(c), at_a), larger(from_b(d), at_b))
-        bound = larger(bound, from_a(b))
-        # The maximum's derivative in the slope is minus the place where it is attained, which moves
-        # only where it is an end of the interval.
-        place = jnp.where(a <= ends[0], lower[None], 0.5 * (a + b))
-        place = jnp.where(b >= ends[1], upper[None], place)
-        value = jax.vmap(function)(place)
-        moving = value - slope[None] * place
-        bound = moving + jax.lax.stop_gradient(bound - moving)
-        found.append(jnp.where(exists, bound, -jnp.inf))
-        sizes.append(jnp.where(exists, jnp.abs(value), 0.0))
-    # Not jnp.max: its derivative divides by how many values equal the maximum, which may be none
-    # of them where XLA computes a value twice.
-    rows = [row for part in found for row in part]
-    largest = [row for part in sizes for row in part]
-    return functools.reduce(larger, rows), functools.reduce(jnp.maximum, largest)
+        size_at_a, at_a, from_a = tangent(a)
+        size_at_b, at_b, from_b = tangent(b)
+        values = (from_a(c), at_a, from_a(b), at_b, from_b(d))
+        found.append(jnp.where(exists, functools.reduce(jnp.maximum, values), -jnp.inf))
+        sizes.append(jnp.where(exists, jnp.maximum(size_at_a, size_at_b), 0.0))
+    return [row for part in found for row in part], [row for part in sizes for row in part]

@@ -40,7 +40,8 @@ def window_lines(op: Extremum, lower: Array, upper: Array, valid: Array | None) 
     best_lower = _one_hot(jnp.argmax(lower, axis=-1), count, lower.dtype)
     largest = jnp.argmax(upper, axis=-1)
     chosen = _one_hot(largest, count, upper.dtype)
-    others = jnp.max(jnp.where(chosen > 0, -jnp.inf, upper), axis=-1)
+    rest = jnp.where(chosen > 0, -jnp.inf, upper)
+    others = jnp.take_along_axis(rest, jnp.argmax(rest, axis=-1)[..., None], axis=-1)[..., 0]
     lower_m = jnp.take_along_axis(lower, largest[..., None], axis=-1)[..., 0]
     upper_m = jnp.take_along_axis(upper, largest[..., None], axis=-1)[..., 0]
     dominates = lower_m >= others

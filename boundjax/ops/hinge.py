@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 from chex import Array
 
+from boundjax.numerics import larger, signed_parts, smaller
 from boundjax.ops import piecewise
 from boundjax.ops.registry import Lines, Position, Scalar, register
 
@@ -22,11 +23,11 @@ def hinge(x: Array, left: Array, right: Array) -> Array:
 def _image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
     # Slopes of two signs put the least or the largest value at 0.
     at_lower, at_upper = node.apply(lower), node.apply(upper)
-    low, high = jnp.minimum(at_lower, at_upper), jnp.maximum(at_lower, at_upper)
+    low, high = smaller(at_lower, at_upper), larger(at_lower, at_upper)
     around = (lower < 0) & (upper > 0)
     return (
-        jnp.where(around, jnp.minimum(low, 0.0), low),
-        jnp.where(around, jnp.maximum(high, 0.0), high),
+        jnp.where(around, signed_parts(low)[0], low),
+        jnp.where(around, signed_parts(high)[1], high),
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from chex import Array
 from jax import lax
 
+from boundjax.numerics import larger, signed_parts, smaller
 from boundjax.ops.product import (
     center,
     corner_products,
@@ -115,7 +116,7 @@ def _total_of_others(values: Array) -> Array:
     # The largest term is 1, and in the sum of the others of every entry but its own.
     others = jnp.sum(terms, -1, keepdims=True) - terms
     largest_term = jnp.sum(jnp.where(first, jnp.exp(values - shift), 0.0), -1, keepdims=True)
-    total = jnp.where(first, 1.0, largest_term + jnp.maximum(others, 0.0))
+    total = jnp.where(first, 1.0, largest_term + signed_parts(others)[1])
     return jnp.where(first, _total(jnp.where(first, -jnp.inf, values)), shift + jnp.log(total))
 
 
@@ -168,8 +169,8 @@ def _normalize_image(node: Node, d: Interval, r: Interval) -> Interval:
     scale = lax.stop_gradient(jnp.max(largest(rows), -1, keepdims=True))
     scale = jnp.where(scale > 1.0, scale, 1.0)
     lower, upper = rows.lower / scale, rows.upper / scale
-    least = jnp.maximum(jnp.maximum(lower, -upper), 0.0)  # the distance of the interval from 0
-    greatest = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
+    least = signed_parts(larger(lower, -upper))[1]  # the distance of the interval from 0
+    greatest = larger(jnp.abs(lower), jnp.abs(upper))
     fewest, most = (_sum_of_others(jnp.square(end)) / count for end in (least, greatest))
     bound = float(np.sqrt(count)) * (1.0 + 8.0 * float(jnp.finfo(lower.dtype).eps))
 
@@ -189,11 +190,11 @@ def _normalize_image(node: Node, d: Interval, r: Interval) -> Interval:
         return _from_rows(value, axes, node.shape)
 
     product = corner_products(d, r)
-    low = jnp.maximum(product.lower, known(quotient(lower, -1.0), -jnp.inf))
-    high = jnp.minimum(product.upper, known(quotient(upper, 1.0), jnp.inf))
+    low = larger(product.lower, known(quotient(lower, -1.0), -jnp.inf))
+    high = smaller(product.upper, known(quotient(upper, 1.0), jnp.inf))
     # Ends that cross do so by rounding, or because r is not what it should be: no bound then.
     wrong = low - high > 1e-3 * (1.0 + jnp.abs(low) + jnp.abs(high))
-    ends = jnp.minimum(low, high), jnp.maximum(low, high)
+    ends = smaller(low, high), larger(low, high)
     return Interval(*(jnp.where(wrong, jnp.nan, end) for end in ends))
 
 

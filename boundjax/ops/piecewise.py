@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array, Numeric
 
+from boundjax.numerics import larger, signed_parts, smaller
 from boundjax.ops.registry import Lines, Position
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def abs_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
     """Image of ``|t|``."""
     return (
         jax.nn.relu(lower) + jax.nn.relu(-upper),
-        jnp.maximum(jnp.abs(lower), jnp.abs(upper)),
+        larger(jnp.abs(lower), jnp.abs(upper)),
     )
 
 
@@ -124,8 +125,9 @@ def leaky_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
     # A negative slope makes the function fall left of 0: its least value is then at 0 or at an end.
     at_lower, at_upper = node.apply(lower), node.apply(upper)
     around = (lower < 0) & (upper > 0)
-    low = jnp.minimum(at_lower, at_upper)
-    return jnp.where(around, jnp.minimum(low, 0.0), low), jnp.maximum(at_lower, at_upper)
+    low = smaller(at_lower, at_upper)
+    low = jnp.where(around, signed_parts(low)[0], low)
+    return low, larger(at_lower, at_upper)
 
 
 def leaky_lipschitz(node: Node, lower: Array, upper: Array) -> Array:

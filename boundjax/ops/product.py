@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from chex import Array
 from jax import lax
 
+from boundjax.numerics import larger
 from boundjax.ops.registry import Expansion, Joint, Planes, Position, register
 from boundjax.sets import Interval
 
@@ -58,7 +59,7 @@ def radius(x: Interval) -> Array:
 
 def largest(x: Interval) -> Array:
     """The largest magnitude in the interval."""
-    return jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper))
+    return larger(jnp.abs(x.lower), jnp.abs(x.upper))
 
 
 def unbounded(x: Interval) -> Array:

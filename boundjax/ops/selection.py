@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 from chex import Array
 
+from boundjax.numerics import larger, signed_parts, smaller
 from boundjax.ops.product import center, weighted_sum
 from boundjax.ops.registry import Joint, Perturbed, Planes, Position, register
 from boundjax.sets import Interval
@@ -113,8 +114,8 @@ def _xor(node: Node, *intervals: Interval) -> Interval:
 def _select_image(node: Node, *intervals: Interval) -> Interval:
     """The chosen case where the predicate is decided, the hull of both cases where it is not."""
     predicate, first, second = _operands(node, intervals)
-    low = jnp.minimum(first.lower, second.lower)
-    high = jnp.maximum(first.upper, second.upper)
+    low = smaller(first.lower, second.lower)
+    high = larger(first.upper, second.upper)
 
     def chosen(of_first: Array, hull: Array, of_second: Array) -> Array:
         undecided = jnp.where(predicate.upper, hull, of_first)
@@ -132,9 +133,9 @@ def _plane_below(
     end; and either case, lowered so far that it lies below the other one: for ``a`` in ``[la, ua]``
     and ``b >= lb``, ``a - max(ua - lb, 0)`` is at most both ``a`` and ``lb``.
     """
-    constant = jnp.minimum(first.lower, second.lower)
-    below_first = -jnp.maximum(first.upper - second.lower, 0.0)
-    below_second = -jnp.maximum(second.upper - first.lower, 0.0)
+    constant = smaller(first.lower, second.lower)
+    below_first = -signed_parts(first.upper - second.lower)[1]
+    below_second = -signed_parts(second.upper - first.lower)[1]
     at_first, at_second = center(first) + below_first, center(second) + below_second
     # NaN and infinite values are never better than the constant.
     use_first = (at_first > constant) & ~(at_second > at_first)

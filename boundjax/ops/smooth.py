@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from chex import Array, Numeric
 
+from boundjax.numerics import larger, smaller
 from boundjax.ops import domain
-from boundjax.ops.envelope import ULPS, Function, Pieces, larger, line_above, slope_of
+from boundjax.ops.envelope import ULPS, Function, Pieces, line_above, slope_of
 from boundjax.ops.registry import Lines, Position, Scalar
 
 if TYPE_CHECKING:
@@ -87,12 +88,12 @@ def image(function: Function, curve: Curve, lower: Array, upper: Array) -> tuple
     elif curve.monotone < 0:
         low = low_at_upper
     else:
-        low, up = -larger(-low, -low_at_upper), larger(up, up_at_upper)
+        low, up = smaller(low, low_at_upper), larger(up, up_at_upper)
         for point in curve.stationary:
             point = jnp.full_like(lower, point)
             inside = (lower < point) & (point < upper)
             below, above = moved(point)
-            low = jnp.where(inside, -larger(-low, -below), low)
+            low = jnp.where(inside, smaller(low, below), low)
             up = jnp.where(inside, larger(up, above), up)
     # Not jnp.clip, whose derivative at the ends is one half.
     low = jnp.where(low < curve.low, curve.low, low)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from boundjax.numerics import with_derivative_of
 from boundjax.sets import Interval
 
 
@@ -78,7 +79,8 @@ def fused_robust_cross_entropy(
     narrow = width < 1e-4
     # Any slope serves with the larger of the two ends' intercepts; rounding can only loosen it.
     slopes = jnp.where(narrow, at_high, (at_high - at_low) / jnp.where(narrow, 1.0, width))
-    intercepts = jnp.maximum(at_low - slopes * low, at_high - slopes * high)
+    at_ends = at_low - slopes * low, at_high - slopes * high
+    intercepts = with_derivative_of(jnp.maximum(*at_ends), at_ends[1])
     total = jnp.exp(-shift) + jnp.sum(intercepts) - lower_bound(slopes)
     return shift + jnp.log(total)
 

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from chex import Array, ArrayTree
 
 from boundjax.graph import Graph, Node
+from boundjax.numerics import larger, signed_parts, smaller
 from boundjax.ops import affine
-from boundjax.ops.envelope import larger
 from boundjax.ops.registry import LINEAR, Extremum, Lines, Planes
 from boundjax.sets import InputSet, Interval
 
@@ -228,7 +228,7 @@ def _relax_planes(
         leaves = [leaf if len(leaf) > 1 else leaf[0] for leaf in leaves]
         return jax.vmap(one, in_axes=(*axes, 0))(*jax.tree.unflatten(tree, leaves), part)
 
-    below, above = jnp.maximum(rows, 0.0), jnp.minimum(rows, 0.0)
+    above, below = signed_parts(rows)
     if planes.lower_weights is planes.upper_weights:
         none = jnp.zeros((1, *node.shape), rows.dtype)
         operands, constant = through(planes.lower_weights, none, rows)
@@ -251,10 +251,10 @@ def intersect(first: Interval, second: Interval) -> Interval:
     of a wrong bound; both ends are NaN then, which never certifies.
     """
     lower = larger(first.lower, second.lower)
-    upper = -larger(-first.upper, -second.upper)
+    upper = smaller(first.upper, second.upper)
     size = functools.reduce(jnp.maximum, [jnp.abs(end) for end in (*first, *second)])
     contradiction = lower - upper > 1e-3 * (1.0 + size)
     return Interval(
-        jnp.where(contradiction, jnp.nan, jnp.minimum(lower, upper)),
-        jnp.where(contradiction, jnp.nan, jnp.maximum(lower, upper)),
+        jnp.where(contradiction, jnp.nan, smaller(lower, upper)),
+        jnp.where(contradiction, jnp.nan, larger(lower, upper)),
     )

@@ -21,6 +21,7 @@ from chex import Array, ArrayTree
 from boundjax import graph as graphs
 from boundjax import slopes as slope_policies
 from boundjax.graph import Graph, Node
+from boundjax.numerics import signed_parts
 from boundjax.ops import affine
 from boundjax.ops.registry import (
     LINEAR,
@@ -255,10 +256,8 @@ def _relaxed(
         if not operands:  # a selection of constants
             rows = jnp.zeros((inputs, *node.shape), node.dtype)
             return Linear(rows, planes.product(weights) + offset)
-        # Not jnp.maximum: its derivative compares with the result, and is 0 where XLA computes a
-        # weight twice, with different rounding. NaN is positive.
-        positive = jax.tree.map(lambda w: jnp.where(w < 0, 0.0, w), weights)
-        negative = jax.tree.map(lambda w: jnp.where(w < 0, w, 0.0), weights)
+        negative = jax.tree.map(lambda w: signed_parts(w)[0], weights)
+        positive = jax.tree.map(lambda w: signed_parts(w)[1], weights)
         parts = []
         for k in range(2):  # coefficients, value
             part = apply_planes(planes, positive, [f[k] for f in own], k == 0)

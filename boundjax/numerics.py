@@ -1,0 +1,64 @@
+"""Choices between computed values whose derivatives survive rounding.
+
+XLA may compute one value several times, in fusions that round it differently. A derivative that
+compares with the result (``jnp.maximum``) may then find no operand equal to it, and one that
+repeats the comparison may choose both operands or neither: gradients vanish or double, in
+particular where both operands bound the same thing and are equal but for rounding.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from chex import Array
+
+# Values that differ by less than this many roundings of their size share the derivative.
+_NEAR = 1e3
+
+
+@jax.custom_jvp
+def larger(first: Array, second: Array) -> Array:
+    """The larger of two arrays of one shape, elementwise; NaN where either is.
+
+    Its derivative passes from one operand to the other continuously, over a distance that rounding
+    does not matter to; equal operands share it.
+    """
+    return jnp.where((second > first) | jnp.isnan(second), second, first)
+
+
+@larger.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    first, second = primals
+    near = _NEAR * jnp.finfo(first.dtype).eps * (jnp.abs(first) + jnp.abs(second))
+    comparable = jnp.isfinite(near) & (near > 0)
+    difference = jnp.where(comparable, second - first, 0.0) / jnp.where(comparable, near, 1.0)
+    # Infinite values are never equal but for rounding; zeros are equal.
+    otherwise = jnp.where(second > first, 1.0, jnp.where(second < first, 0.0, 0.5))
+    share = jnp.where(comparable, jnp.clip(0.5 + 0.5 * difference, 0.0, 1.0), otherwise)
+    share = jax.lax.stop_gradient(share)
+    of_first, of_second = tangents
+    # The derivative of what was not chosen may be infinite.
+    of_first = jnp.where(share < 1.0, of_first, 0.0) * (1.0 - share)
+    of_second = jnp.where(share > 0.0, of_second, 0.0) * share
+    return larger(first, second), of_first + of_second
+
+
+def smaller(first: Array, second: Array) -> Array:
+    """The smaller of two arrays of one shape, elementwise, see ``larger``."""
+    return -larger(-first, -second)
+
+
+def signed_parts(x: Array) -> tuple[Array, Array]:
+    """``min(x, 0)`` and ``max(x, 0)``; NaN only in the second."""
+    return jnp.where(x < 0, x, 0.0), jnp.where(x < 0, 0.0, x)
+
+
+@jax.custom_jvp
+def with_derivative_of(value: Array, formula: Array) -> Array:
+    """``value``, differentiated as if it were ``formula``, which equals it but for rounding."""
+    return value
+
+
+@with_derivative_of.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return primals[0], tangents[1]
