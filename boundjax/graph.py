@@ -317,9 +317,8 @@ class _Builder:
         aval: Any,
     ) -> Perturbed:
         """Appends one node; it may have no entry in the table."""
-        node = self._node(name, params, operands, place, evaluate, aval)
-        self.nodes.append(dataclasses.replace(node, op=registry.resolve(node)))
-        return Perturbed(node.index)
+        self.nodes.append(self._node(name, params, operands, place, evaluate, aval))
+        return Perturbed(len(self.nodes) - 1)
 
     def _composite(self, eqn: Any, operands: list[Any], place: Place) -> Perturbed | None:
         """A named activation, where the call is really JAX's own and the table covers it."""
@@ -328,10 +327,9 @@ class _Builder:
         if function is None or not jaxprs.calls_the_same(eqn, name, function):
             return None
         node = self._node(name, eqn.params, operands, place, function, eqn.outvars[0].aval)
-        op = registry.resolve(node)
-        if op is None:
+        if node.op is None:
             return None
-        self.nodes.append(dataclasses.replace(node, op=op))
+        self.nodes.append(node)
         return Perturbed(node.index)
 
     def _node(
@@ -343,7 +341,7 @@ class _Builder:
         evaluate: Callable[..., Array],
         aval: Any,
     ) -> Node:
-        return Node(
+        node = Node(
             index=len(self.nodes),
             primitive=name,
             operands=tuple(operands),
@@ -355,6 +353,7 @@ class _Builder:
             scope=place.scope,
             location=place.location,
         )
+        return dataclasses.replace(node, op=registry.resolve(node))
 
 
 def _unsupported(node: Node) -> str:

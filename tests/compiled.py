@@ -87,3 +87,39 @@ def random_box(network: Network, seed: int, scale: float):
     centre = rng.normal(size=network.input_shape)
     radius = scale * rng.uniform(size=network.input_shape)
     return network.weights(seed, np.float64), centre - radius, centre + radius
+
+
+def gradients_equal_finite_differences(network: Network, transform) -> None:
+    """Of the bounds in the weights, the radius and the centre."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(1)
+        weights = network.weights(1, np.float64)
+        x = jnp.asarray(rng.normal(size=network.input_shape))
+        direction = jax.tree.map(lambda w: jnp.asarray(rng.normal(size=w.shape)), weights)
+        weight = jnp.asarray(rng.normal(size=2 * network.flat(weights, x).size))
+
+        def objective(t, eps, shift):
+            moved = jax.tree.map(lambda w, d: w + t * d, weights, direction)
+            bounds = transform(functools.partial(network.apply, moved))(
+                bj.LpBall(x + shift, eps, clip=(-2.0, 2.0))
+            )
+            return weight @ jnp.concatenate(flat_interval(bounds))
+
+        at = (0.0, 0.1, 0.0)
+        run = jax.jit(jax.value_and_grad(objective, argnums=(0, 1, 2)))
+        for k, ours in enumerate(run(*at)[1]):
+            h = 1e-6 * np.eye(3)[k]
+            ahead, behind = run(*(at + h))[0], run(*(at - h))[0]
+            np.testing.assert_allclose(ours, (ahead - behind) / 2e-6, rtol=1e-5, atol=1e-6)
+
+
+def bad_weights_certify_nothing(network: Network, run, layer: int, bad: float) -> None:
+    """Where the network's own output is no finite number no bound may claim that it is one."""
+    with jax.enable_x64(True):
+        weights, lower, upper = random_box(network, 0, 0.1)
+        weights[layer]["kernel"] = weights[layer]["kernel"].at[0].set(bad)
+        bounds = run(weights, lower, upper)
+        outputs = network.flat(weights, (lower + upper) / 2)
+    assert not np.isfinite(outputs).all()
+    assert not np.isfinite(bounds.lower[np.isnan(outputs) | np.isneginf(outputs)]).any()
+    assert not np.isfinite(bounds.upper[np.isnan(outputs) | np.isposinf(outputs)]).any()

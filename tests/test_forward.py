@@ -12,8 +12,10 @@ from compiled import (
     SEEDS,
     SLOW,
     attack_function,
+    bad_weights_certify_nothing,
     bounds_function,
     flat_interval,
+    gradients_equal_finite_differences,
     on_host,
     radii,
     random_box,
@@ -337,38 +339,12 @@ def test_nan_inputs_give_no_bound(name):
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_weights_that_are_not_finite_certify_nothing(layer, bad, name):
     network = BY_NAME["mlp"]
-    with jax.enable_x64(True):
-        weights, lower, upper = random_box(network, 0, 0.1)
-        weights[layer]["kernel"] = weights[layer]["kernel"].at[0].set(bad)
-        bounds = transformed(network, name)(weights, lower, upper)
-        outputs = network.flat(weights, (lower + upper) / 2)
-    wild = np.isnan(outputs)
-    assert not np.isfinite(bounds.lower[wild]).any()
-    assert not np.isfinite(bounds.upper[wild]).any()
+    bad_weights_certify_nothing(network, transformed(network, name), layer, bad)
 
 
 @pytest.mark.parametrize("name", ["mlp", "leaky", "clipped", "smooth", "cnn"])
 def test_gradients_equal_finite_differences(name):
-    network = BY_NAME[name]
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(1)
-        weights = network.weights(1, np.float64)
-        x = jnp.asarray(rng.normal(size=network.input_shape))
-        direction = jax.tree.map(lambda w: jnp.asarray(rng.normal(size=w.shape)), weights)
-        weight = jnp.asarray(rng.normal(size=2 * network.flat(weights, x).size))
-
-        def objective(t, eps, shift):
-            moved = jax.tree.map(lambda w, d: w + t * d, weights, direction)
-            transform = bj.forward_linear(functools.partial(network.apply, moved))
-            bounds = flat_interval(transform(bj.LpBall(x + shift, eps, clip=(-2.0, 2.0))))
-            return weight @ jnp.concatenate(bounds)
-
-        at = (0.0, 0.1, 0.0)
-        run = jax.jit(jax.value_and_grad(objective, argnums=(0, 1, 2)))
-        for k, ours in enumerate(run(*at)[1]):
-            h = 1e-6 * np.eye(3)[k]
-            ahead, behind = run(*(at + h))[0], run(*(at - h))[0]
-            np.testing.assert_allclose(ours, (ahead - behind) / 2e-6, rtol=1e-5, atol=1e-6)
+    gradients_equal_finite_differences(BY_NAME[name], bj.forward_linear)
 
 
 def test_bounds_agree_under_jit_and_vmap():

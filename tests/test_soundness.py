@@ -15,9 +15,11 @@ from compiled import (
     SEEDS,
     SLOW,
     attack_function,
+    bad_weights_certify_nothing,
     bounds_function,
     each_pair,
     flat_interval,
+    gradients_equal_finite_differences,
     on_host,
     radii,
     random_box,
@@ -127,28 +129,7 @@ def test_bounds_agree_under_jit_vmap_and_pmap(name, method):
     ],
 )
 def test_gradients_equal_finite_differences(name, method):
-    network = BY_NAME[name]
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(1)
-        weights, x = (
-            network.weights(1, np.float64),
-            jnp.asarray(rng.normal(size=network.input_shape)),
-        )
-        direction = jax.tree.map(lambda w: jnp.asarray(rng.normal(size=w.shape)), weights)
-        weight = jnp.asarray(rng.normal(size=2 * network.flat(weights, x).size))
-
-        def objective(t, eps, shift):
-            moved = jax.tree.map(lambda w, d: w + t * d, weights, direction)
-            transform = METHODS[method](functools.partial(network.apply, moved))
-            bounds = flat_interval(transform(bj.LpBall(x + shift, eps, clip=(-2.0, 2.0))))
-            return weight @ jnp.concatenate(bounds)
-
-        at = (0.0, 0.1, 0.0)
-        run = jax.jit(jax.value_and_grad(objective, argnums=(0, 1, 2)))
-        for k, ours in enumerate(run(*at)[1]):
-            h = 1e-6 * np.eye(3)[k]
-            ahead, behind = run(*(at + h))[0], run(*(at - h))[0]
-            np.testing.assert_allclose(ours, (ahead - behind) / 2e-6, rtol=1e-5, atol=1e-6)
+    gradients_equal_finite_differences(BY_NAME[name], METHODS[method])
 
 
 def test_gradient_of_relu_at_zero_is_zero():
@@ -310,12 +291,4 @@ def test_nan_inputs_give_no_bound(network, method):
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_weights_that_are_not_finite_certify_nothing(layer, bad, method):
     network = BY_NAME["mlp"]
-    with jax.enable_x64(True):
-        weights, lower, upper = random_box(network, 0, 0.1)
-        weights[layer]["kernel"] = weights[layer]["kernel"].at[0].set(bad)
-        bounds = bounds_function(network, method)(weights, lower, upper)
-        outputs = network.flat(weights, (lower + upper) / 2)
-    # Where the network's own output is not a number no bound may claim that it is one.
-    wild = np.isnan(outputs)
-    assert not np.isfinite(bounds.lower[wild]).any()
-    assert not np.isfinite(bounds.upper[wild]).any()
+    bad_weights_certify_nothing(network, bounds_function(network, method), layer, bad)

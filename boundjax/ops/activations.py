@@ -128,6 +128,8 @@ def _of_square(function: Function) -> Function:
 
 
 _S_SHAPED = {"breakpoints": (0.0,), "curvatures": (1, -1)}
+# x times a gate that opens around 0.
+_GATED = {"curvatures": (-1, 1, -1), "monotone": 0, "rounding": jnp.abs}
 _CONCAVE_CONVEX = {"breakpoints": (0.0,), "curvatures": (-1, 1)}
 
 # Inflection points and minima to the last digit: x tanh(x / 2) = 2 for silu, sqrt(2) for the exact
@@ -147,31 +149,23 @@ _CURVES: dict[str, Curve] = {
     "sparse_plus": Curve(curvatures=(1,), low=0.0),
     "silu": Curve(
         breakpoints=(-2.3993572805154675, 2.3993572805154675),
-        curvatures=(-1, 1, -1),
         stationary=(-1.278464542761074,),
-        monotone=0,
-        rounding=jnp.abs,
+        **_GATED,
     ),
     "gelu": Curve(
         breakpoints=(-1.4185040087908283, 1.4185040087908283),
-        curvatures=(-1, 1, -1),
         stationary=(-0.7524614220710162,),
-        monotone=0,
-        rounding=jnp.abs,
+        **_GATED,
     ),
     "gelu_exact": Curve(
         breakpoints=(-math.sqrt(2.0), math.sqrt(2.0)),
-        curvatures=(-1, 1, -1),
         stationary=(-0.7517915246935644,),
-        monotone=0,
-        rounding=jnp.abs,
+        **_GATED,
     ),
     "mish": Curve(
         breakpoints=(-2.2563763963607926, 1.4905711794854284),
-        curvatures=(-1, 1, -1),
         stationary=(-1.1924312145154952,),
-        monotone=0,
-        rounding=jnp.abs,
+        **_GATED,
     ),
     "hard_silu": Curve(
         breakpoints=(-3.0, 3.0),

@@ -62,11 +62,9 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=["interval", "crown-ibp", "crown"]
     )
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs (default: 5)")
+    timing.add_repeats(parser, 5)
     parser.add_argument("--eps", type=float, default=0.01, help="radius (default: 0.01)")
     flags = parser.parse_args()
-    if flags.repeats < 1:
-        parser.error(f"--repeats must be >= 1, got {flags.repeats}")
     print(timing.machine())
     for name in flags.families:
         family = FAMILIES[name]

@@ -92,11 +92,9 @@ def main() -> None:
     """Reads the flags, prints one table per net."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nets", nargs="+", choices=NETS, default=["mlp_2x100", "small_star"])
-    parser.add_argument("--repeats", type=int, default=20, help="timed runs (default: 20)")
+    timing.add_repeats(parser, 20)
     parser.add_argument("--eps", type=float, default=0.02, help="pixel radius (default: 0.02)")
     flags = parser.parse_args()
-    if flags.repeats < 1:
-        parser.error(f"--repeats must be >= 1, got {flags.repeats}")
     if not flags.eps >= 0:
         parser.error(f"--eps must be >= 0, got {flags.eps}")
 

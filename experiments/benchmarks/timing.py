@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import platform
 import resource
@@ -34,6 +35,18 @@ def compiled(name: str, function: Callable[..., Any], *arguments: Any) -> Measur
     start = time.perf_counter()
     executable = jax.jit(function).lower(*arguments).compile()
     return Measured(name, lambda: executable(*arguments), time.perf_counter() - start)
+
+
+def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:
+    """Adds the flag ``--repeats``, how often `interleave` runs every candidate."""
+
+    def count(text: str) -> int:
+        if not text.isdigit() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"expected a number >= 1, got {text!r}")
+        return int(text)
+
+    help = f"timed runs of every candidate (default: {default})"
+    parser.add_argument("--repeats", type=count, default=default, help=help)
 
 
 def interleave(candidates: Sequence[Measured], repeats: int) -> None:

@@ -56,15 +56,13 @@ def main() -> None:
     """Reads the flags, prints one table per net."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nets", nargs="+", choices=BATCH_SIZES, default=list(BATCH_SIZES))
-    parser.add_argument("--repeats", type=int, default=20, help="timed steps (default: 20)")
+    timing.add_repeats(parser, 20)
     parser.add_argument(
         "--full",
         action="store_true",
         help="CROWN-IBP on CNN-7 too (minutes per step on 2 CPU cores)",
     )
     flags = parser.parse_args()
-    if flags.repeats < 1:
-        parser.error(f"--repeats must be >= 1, got {flags.repeats}")
 
     print(timing.machine())
     for net in flags.nets:
