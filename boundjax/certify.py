@@ -311,8 +311,9 @@ class _Request:
         # fmax: a method that failed numerically (NaN) does not spoil the others' sound bounds.
         margins = functools.reduce(np.fmax, bounds)
         others = np.arange(self.num_classes)[None] != self.labels[:, None]
-        # With one class nothing can change, but a NaN logit still must not certify.
-        verified = np.where(others, margins > 0, np.isfinite(margins)).all(axis=-1)
+        # With one class nothing can change, but a NaN logit still must not certify; nor do logits
+        # that overflow, whatever side they are on.
+        verified = (np.where(others, margins > 0, True) & np.isfinite(margins)).all(axis=-1)
         return verified, margins
 
     def _map(self, function: Callable[..., Array], others: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -276,12 +276,11 @@ class _Builder:
                 params = dict(eqn.params["items"])
                 function = functools.partial(eqn.params["function"], **params)
                 name = eqn.params["name"]
-                node = dataclasses.replace(node, primitive=name, params=params, evaluate=function)
+                node = self._node(name, params, operands, place, function, variable.aval)
             elif self.view is not None:
                 found = patterns.rewrite(self.view, node)
                 if found is not None:
                     return self.inline(found.function, found.operands, place)
-            node = dataclasses.replace(node, op=registry.resolve(node))
             if isinstance(node.op, registry.Expansion):
                 return self.inline(node.op.expand(node), operands, place)
             # An op without an entry is an error only if an output depends on it, see `trace_body`.

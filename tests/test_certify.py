@@ -272,6 +272,28 @@ def test_one_nan_weight_is_never_verified(method, images):
     assert not certificate.verified.any()
 
 
+OVERFLOWING = {
+    "within the ball": lambda x: 10 + jnp.exp(100 * x) - jnp.exp(100 * x),
+    "everywhere": lambda x: 1e30 * (1 + x) * 1e30,
+    "through a relu": lambda x: 10 + 0 * jax.nn.relu(1e30 * x * 1e30),
+}
+
+
+@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("kind", OVERFLOWING)
+def test_logits_that_overflow_are_never_verified(kind, method):
+    x = jnp.full((2, 1), 0.7)
+
+    def apply(x):
+        return jnp.concatenate([OVERFLOWING[kind](x), x], axis=1)
+
+    # The network itself gives inf or NaN within the ball.
+    assert not jnp.isfinite(apply(x + 0.3)).all()
+    labels = jnp.zeros(2, jnp.int32)
+    certificate = bj.certify(apply, x, 0.3, labels=labels, method=method)
+    assert not certificate.verified.any()
+
+
 @pytest.mark.parametrize("method", ["interval", "crown-ibp"])
 @pytest.mark.parametrize("norm", [2, jnp.inf])
 def test_certified_radius_is_certified_and_nearly_the_largest(method, norm, model, images):

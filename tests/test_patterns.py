@@ -296,3 +296,19 @@ def test_an_op_that_is_missing_from_the_table_is_not_named(monkeypatch):
     monkeypatch.setitem(bj.ops.registry._TABLE, "normalize", [])
     assert "tanh" in primitives(jax.nn.gelu)
     assert "normalize" not in primitives(by_hand)
+
+
+@pytest.mark.parametrize("function", [jax.nn.softmax, jax.nn.log_softmax, jax.nn.logsumexp])
+def test_rows_that_an_added_mask_removes_have_no_finite_bounds(function):
+    """They are NaN or infinite, whatever the subtracted maximum would cancel."""
+    mask = jnp.asarray([[0.0, 0.0, 0.0], [-jnp.inf] * 3])
+
+    def masked(x):
+        return function(x + mask, axis=-1)
+
+    wild = ~np.isfinite(masked(jnp.ones((2, 3))))
+    assert wild.any()
+    for transform in (bj.interval, bj.linear, bj.forward_linear):
+        bounds = jax.device_get(transform(masked)(bj.LpBall(jnp.ones((2, 3)), 0.1)))
+        assert not np.isfinite(bounds.lower[wild]).any()
+        assert not np.isfinite(bounds.upper[wild]).any()

@@ -47,7 +47,11 @@ def _spread(view: View, walked: Walked, operand: Any, groups: np.ndarray) -> boo
 
 
 def _unshifted(view: View, operand: Any, axes: Sequence[int]) -> Any:
-    """An operand without what was added to it that is constant along the axes."""
+    """An operand without what was added to it that is constant along the axes.
+
+    Only what is computed from the input, as its maximum is, and so is finite where the input is: an
+    infinite constant (a mask of whole rows) would make the function NaN, which must not be lost.
+    """
     shape = view.shape(operand)
     groups = groups_of(shape, axes)
     while True:
@@ -59,7 +63,7 @@ def _unshifted(view: View, operand: Any, axes: Sequence[int]) -> Any:
         if node.primitive == "add":
             orders.append(node.operands[::-1])
         for kept, added in orders:
-            if view.node(kept) is None or view.shape(kept) != shape:
+            if view.node(kept) is None or view.shape(kept) != shape or view.node(added) is None:
                 continue
             places = np.broadcast_to(count(view.shape(added)), shape)
             if view.constant_in(added, places, groups):
@@ -115,7 +119,7 @@ def logarithm(view: View, node: Node) -> Rewrite | None:
 
 
 def shifted_back(view: View, node: Node) -> Rewrite | None:
-    """``logsumexp(x - c) + c`` for a finite ``c`` that is constant along the axes."""
+    """``logsumexp(x - c) + c`` for a ``c`` as in ``_unshifted``."""
     for reduced, back in (node.operands, node.operands[::-1]):
         walked = view.walk(reduced)
         inner = view.made_by(walked.operand, "logsumexp")
@@ -123,7 +127,7 @@ def shifted_back(view: View, node: Node) -> Rewrite | None:
         if not shifted:
             continue
         x, shift = shifted.operands
-        if view.node(x) is None or view.shape(x) != shifted.shape:
+        if view.node(x) is None or view.shape(x) != shifted.shape or view.node(shift) is None:
             continue
         axes = inner.params["axes"]
         groups = groups_of(shifted.shape, axes)

@@ -254,7 +254,13 @@ def intersect(first: Interval, second: Interval) -> Interval:
     upper = smaller(first.upper, second.upper)
     size = functools.reduce(jnp.maximum, [jnp.abs(end) for end in (*first, *second)])
     contradiction = lower - upper > 1e-3 * (1.0 + size)
-    return Interval(
-        jnp.where(contradiction, jnp.nan, smaller(lower, upper)),
-        jnp.where(contradiction, jnp.nan, larger(lower, upper)),
-    )
+    lower, upper = smaller(lower, upper), larger(lower, upper)
+    return poisoned(Interval(jnp.where(contradiction, jnp.nan, lower), upper))
+
+
+def poisoned(bounds: Interval) -> Interval:
+    """Both ends NaN where either is: an unknown end must pass neither for a bound nor a sign."""
+    if not jnp.issubdtype(bounds.lower.dtype, jnp.floating):
+        return bounds
+    bad = jnp.isnan(bounds.lower) | jnp.isnan(bounds.upper)
+    return Interval(jnp.where(bad, jnp.nan, bounds.lower), jnp.where(bad, jnp.nan, bounds.upper))

@@ -129,7 +129,7 @@ def references_of(graph: Graph, intervals: list[Interval]) -> list[Array]:
 
 def constant_lines(node: Node, intervals: list[Interval]) -> Lines:
     """Interval bounds as a relaxation: both lines constant, the ends of the node's interval."""
-    image = intervals[node.index]
+    image = backward.poisoned(intervals[node.index])
     return Lines(None, image.lower[None], None, image.upper[None])
 
 
@@ -213,7 +213,9 @@ def interval(
         intervals = forward(graph, input_set)
         if specification is None:
             leaves = [
-                intervals[o.index] if isinstance(o, Perturbed) else Interval(o, o)
+                backward.poisoned(intervals[o.index])
+                if isinstance(o, Perturbed)
+                else Interval(o, o)
                 for o in graph.outputs
             ]
             result = jax.tree.unflatten(graph.output_tree, leaves)

@@ -236,7 +236,7 @@ class Walk:
         return Planes(product, *arrays)
 
     def _relaxation(self, node: Node, position: Callable[..., Array]) -> Lines | Planes:
-        operands = [_poisoned(self.intervals[i]) for i in node.inputs]
+        operands = [backward.poisoned(self.intervals[i]) for i in node.inputs]
         match node.op:
             case Extremum():
                 lower = node.op.windows(node, *(o.lower for o in operands))
@@ -280,14 +280,6 @@ def _with_axis(made: Lines | Planes) -> Lines | Planes:
     lower = lead(made.lower_weights)
     upper = lower if made.upper_weights is made.lower_weights else lead(made.upper_weights)
     return Planes(made.product, lower, lead(made.lower_offset), upper, lead(made.upper_offset))
-
-
-def _poisoned(bounds: Interval) -> Interval:
-    """Both ends NaN where either is: an unknown end must not pass for a stable unit's."""
-    if not jnp.issubdtype(bounds.lower.dtype, jnp.floating):
-        return bounds
-    bad = jnp.isnan(bounds.lower) | jnp.isnan(bounds.upper)
-    return Interval(jnp.where(bad, jnp.nan, bounds.lower), jnp.where(bad, jnp.nan, bounds.upper))
 
 
 def _ancestors(graph: Graph, starts: Iterable[int]) -> set[int]:
