@@ -92,9 +92,7 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
     total_steps = config.train.epochs * steps_per_epoch
 
     # ------------------------------------------------------------------ model and train step
-    model = models.create(
-        config.model.name, mean=config.model.mean or None, std=config.model.std or None
-    )
+    model = models.from_config(config.model)
     image_shape = splits.train.images.shape[1:]
     clip = PIXEL_RANGE if config.robust.clip else None
     schedule = create_schedule(config.robust, steps_per_epoch)
@@ -117,7 +115,7 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
     state = jax.jit(
         lambda key: create_state(model, optimizer, image_shape, key), out_shardings=replicated
     )(jax.random.key(config.seed))
-    selected = _nothing_selected(state, selecting=len(splits.validation) > 0)
+    selected = nothing_selected(state, selecting=len(splits.validation) > 0)
 
     report = Report(total_steps)
     report.line(
@@ -190,7 +188,7 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
             continue
         evaluation = evaluate(
             model,
-            _variables(candidate),
+            variables_of(candidate),
             splits.test,
             config.robust.eps_test,
             clip=clip,
@@ -224,7 +222,7 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
         "method": config.robust.method,
         "model": config.model.name,
         "parameters": models.count_parameters(model, image_shape),
-        "parameters_sha256": parameters_sha256(_variables(state)),
+        "parameters_sha256": parameters_sha256(variables_of(state)),
         "train_images": len(splits.train),
         "validation_images": len(splits.validation),
         "test_images": len(splits.test),
@@ -266,7 +264,7 @@ def parameters_sha256(variables: Any) -> str:
     return digest.hexdigest()
 
 
-def _variables(state: dict[str, Any]) -> dict[str, Any]:
+def variables_of(state: dict[str, Any]) -> dict[str, Any]:
     """What the eval-mode model needs of a state, on the host."""
     variables = {"params": state["params"]}
     if state["batch_stats"]:
@@ -274,7 +272,7 @@ def _variables(state: dict[str, Any]) -> dict[str, Any]:
     return jax.device_get(variables)
 
 
-def _nothing_selected(state: dict[str, Any], selecting: bool) -> dict[str, Any]:
+def nothing_selected(state: dict[str, Any], selecting: bool) -> dict[str, Any]:
     """Same layout as a selection, so that both restore alike."""
     selected = {
         "epoch": jnp.int32(0),
@@ -306,7 +304,7 @@ def _select(
 
 def _validate(config: Config, model, state, validation, clip) -> dict[str, float]:
     """Standard and verified error at eps_test on the validation images."""
-    variables = _variables(state)
+    variables = variables_of(state)
     size = min(config.evaluation.batch_size, len(validation))
     flags = {
         key: verified(

@@ -75,6 +75,18 @@ class RunFolder:
             stream.write(json.dumps(record) + "\n")
 
 
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The stored configuration of the run in a folder.
+
+    Raises:
+      ExperimentError: if there is none.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise ExperimentError(f"{workdir} holds no run: expected {path.name} in it")
+    return _read_json(path)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import loop, models
+from experiments import loop, models, trained
 from experiments.config import from_config_dict
 from experiments.data import Images
 from experiments.errors import ExperimentError
@@ -71,6 +71,25 @@ def finished(tmp_path_factory):
         for name, fields in NETWORKS.items():
             patch.setitem(models.MODELS, name, fields)
         return config, workdir, loop.run(config, workdir, "test")
+
+
+def test_the_network_of_a_run_can_be_read_again(finished):
+    config, workdir, summary = finished
+    found = trained.load(workdir)
+    assert loop.parameters_sha256(found.variables) == summary["parameters_sha256"]
+    assert found.config == config
+    logits = found.model.apply(found.variables, found.test.images)
+    wrong = float(np.mean(np.argmax(logits, axis=-1) != found.test.labels))
+    (last,) = (v for k, v in summary["results"].items() if k.startswith("last"))
+    np.testing.assert_allclose(wrong, last["standard_error"], atol=1e-6)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, finished):
+    with pytest.raises(ExperimentError, match="holds no run"):
+        trained.load(tmp_path)
+    shutil.copy(finished[1] / "config.json", tmp_path)
+    with pytest.raises(ExperimentError, match="has no checkpoint yet"):
+        trained.load(tmp_path)
 
 
 def test_a_run_leaves_its_results(finished):

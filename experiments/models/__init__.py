@@ -5,3 +5,4 @@ from experiments.models.convnet import ConvolutionalClassifier as ConvolutionalC
 from experiments.models.table import MODELS as MODELS
 from experiments.models.table import count_parameters as count_parameters
 from experiments.models.table import create as create
+from experiments.models.table import from_config as from_config

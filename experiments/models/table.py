@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.config import ModelConfig
 from experiments.errors import ExperimentError
 from experiments.models.convnet import Convolution as C
 from experiments.models.convnet import ConvolutionalClassifier
@@ -55,6 +56,15 @@ def create(name: str, **overrides: Any) -> ConvolutionalClassifier:
     if name not in MODELS:
         raise ExperimentError(f"unknown model {name!r}: use one of {', '.join(sorted(MODELS))}")
     return ConvolutionalClassifier(**{**MODELS[name], **overrides})
+
+
+def from_config(config: ModelConfig) -> ConvolutionalClassifier:
+    """The unbound module of a run's configuration.
+
+    Raises:
+      ExperimentError: for an unknown name.
+    """
+    return create(config.name, mean=config.mean or None, std=config.std or None)
 
 
 def count_parameters(model: ConvolutionalClassifier, image_shape: Sequence[int]) -> int:
