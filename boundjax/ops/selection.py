@@ -114,8 +114,9 @@ def _xor(node: Node, *intervals: Interval) -> Interval:
 def _select_image(node: Node, *intervals: Interval) -> Interval:
     """The chosen case where the predicate is decided, the hull of both cases where it is not."""
     predicate, first, second = _operands(node, intervals)
-    low = smaller(first.lower, second.lower)
-    high = larger(first.upper, second.upper)
+    number = jnp.issubdtype(node.dtype, jnp.floating)
+    low = (smaller if number else jnp.logical_and)(first.lower, second.lower)
+    high = (larger if number else jnp.logical_or)(first.upper, second.upper)
 
     def chosen(of_first: Array, hull: Array, of_second: Array) -> Array:
         undecided = jnp.where(predicate.upper, hull, of_first)
