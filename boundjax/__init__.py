@@ -9,10 +9,12 @@ from boundjax import attacks as attacks
 from boundjax import ops as ops
 from boundjax import slopes as slopes
 from boundjax import training as training
+from boundjax import vnnlib as vnnlib
 from boundjax.certify import Certificate as Certificate
 from boundjax.certify import certified_radius as certified_radius
 from boundjax.certify import certify as certify
 from boundjax.graph import unroll_limit as unroll_limit
+from boundjax.onnx import from_onnx as from_onnx
 from boundjax.ops import UnsupportedOpError as UnsupportedOpError
 from boundjax.ops import supported_ops as supported_ops
 from boundjax.sets import Box as Box

@@ -1,0 +1,285 @@
+"""Operators of layers: products, convolutions, pooling, normalisation.
+
+Products run at full precision: an accelerator's default would lose the digits in which a
+counterexample differs from a safe output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from boundjax.onnx.node import Node
+
+Value = Any  # np.ndarray while constants are folded, else a JAX array
+_EXACT = lax.Precision.HIGHEST
+
+
+def matmul(node: Node, x: Value, y: Value) -> Value:
+    """MatMul, as numpy's."""
+    if x.ndim and y.ndim and x.ndim != y.ndim and min(x.ndim, y.ndim) > 2:
+        rank = max(x.ndim, y.ndim)
+        x, y = (jnp.reshape(v, (1,) * (rank - v.ndim) + v.shape) for v in (x, y))
+    return jnp.matmul(x, y, precision=_EXACT)
+
+
+def gemm(node: Node, x: Value, y: Value, z: Value | None = None) -> Value:
+    """Gemm: ``alpha x y + beta z``, where x and y may be transposed."""
+    alpha, beta = node.number("alpha", 1.0), node.number("beta", 1.0)
+    turn_x, turn_y = node.flag("transA", False), node.flag("transB", False)
+    if x.ndim != 2 or y.ndim != 2:
+        raise node.error(f"expected two matrices, got shapes {x.shape} and {y.shape}")
+    x, y = (x.T if turn_x else x), (y.T if turn_y else y)
+    if alpha != 1.0:
+        y = y * np.float32(alpha)
+    result = jnp.matmul(x, y, precision=_EXACT)
+    if z is None or beta == 0.0:
+        return result
+    if np.broadcast_shapes(z.shape, result.shape) != result.shape:
+        raise node.error(f"expected a C that broadcasts to {result.shape}, got {z.shape}")
+    z = z.reshape((1,) * (2 - z.ndim) + z.shape)
+    return result + (z if beta == 1.0 else z * np.float32(beta))
+
+
+class _Window:
+    """What convolutions and pooling share: strides, dilations and pads of a window.
+
+    Attributes:
+      size, strides, dilations: of every spatial axis.
+      pads: before and after, of every spatial axis.
+    """
+
+    def __init__(self, node: Node, x: Value, size: Sequence[int], pads: bool = True) -> None:
+        rank = len(size)
+        if rank < 1 or x.ndim != rank + 2:
+            raise node.error(
+                f"expected an operand [batch, channels, {rank} spatial axes], got shape {x.shape}"
+            )
+        self.size = tuple(size)
+        self.strides = node.integers("strides") or (1,) * rank
+        self.dilations = node.integers("dilations") or (1,) * rank
+        for values in (self.size, self.strides, self.dilations):
+            if len(values) != rank or min(values) < 1:
+                raise node.error(f"expected {rank} positive sizes, strides, dilations: {values}")
+        given = node.integers("pads")
+        auto = node.text("auto_pad", "NOTSET")
+        if given is not None and (len(given) != 2 * rank or min(given) < 0):
+            raise node.error(f"expected {2 * rank} pads of at least 0, got {given}")
+        if auto == "NOTSET":
+            flat = given or (0,) * (2 * rank)
+            self.pads = tuple(zip(flat[:rank], flat[rank:], strict=True))
+        elif given is not None and any(given):
+            raise node.error(f"has pads and auto_pad {auto!r}, expected one of them")
+        elif auto == "VALID":
+            self.pads = ((0, 0),) * rank
+        elif auto in ("SAME_UPPER", "SAME_LOWER") and pads:
+            self.pads = tuple(self._same(length, k, auto) for k, length in enumerate(x.shape[2:]))
+        else:
+            raise node.error(f"attribute auto_pad: {auto!r} is not supported")
+
+    def _same(self, length: int, k: int, auto: str) -> tuple[int, int]:
+        outputs = -(-length // self.strides[k])
+        total = max(0, (outputs - 1) * self.strides[k] + self.extents[k] - length)
+        small, large = total // 2, total - total // 2
+        return (small, large) if auto == "SAME_UPPER" else (large, small)
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """Length of the dilated window in every axis."""
+        return tuple((n - 1) * d + 1 for n, d in zip(self.size, self.dilations, strict=True))
+
+
+def _kernel(node: Node, x: Value, weights: Value, channels: int) -> int:
+    """Checks a kernel whose axis ``channels`` has all channels of x; returns the groups."""
+    groups = node.integer("group", 1)
+    declared = node.integers("kernel_shape")
+    if weights.ndim < 3 or weights.ndim != x.ndim:
+        raise node.error(f"expected a kernel of rank {x.ndim}, got shape {weights.shape}")
+    if declared is not None and declared != weights.shape[2:]:
+        raise node.error(f"kernel_shape is {declared}, the kernel has shape {weights.shape}")
+    if groups < 1 or x.shape[1] % groups or weights.shape[0] % groups:
+        raise node.error(f"{groups} groups do not divide the channels")
+    if weights.shape[channels] * (groups if channels == 1 else 1) != x.shape[1]:
+        raise node.error(
+            f"expected a kernel for {x.shape[1]} channels, got shape {weights.shape} "
+            f"and {groups} groups"
+        )
+    return groups
+
+
+def _with_bias(node: Node, y: Value, bias: Value | None) -> Value:
+    if bias is None:
+        return y
+    if bias.shape != (y.shape[1],):
+        raise node.error(f"expected a bias of shape {(y.shape[1],)}, got {bias.shape}")
+    return y + bias.reshape((1, -1) + (1,) * (y.ndim - 2))
+
+
+def conv(node: Node, x: Value, weights: Value, bias: Value | None = None) -> Value:
+    """Conv: kernel ``[outputs, channels / groups, *size]``."""
+    groups = _kernel(node, x, weights, channels=1)
+    window = _Window(node, x, weights.shape[2:])
+    y = lax.conv_general_dilated(
+        x,
+        weights,
+        window.strides,
+        window.pads,
+        rhs_dilation=window.dilations,
+        feature_group_count=groups,
+        precision=_EXACT,
+    )
+    return _with_bias(node, y, bias)
+
+
+def conv_transpose(node: Node, x: Value, weights: Value, bias: Value | None = None) -> Value:
+    """ConvTranspose: kernel ``[channels, outputs / groups, *size]``."""
+    groups = _kernel(node, x, weights, channels=0)
+    window = _Window(node, x, weights.shape[2:], pads=False)
+    extra = node.integers("output_padding") or (0,) * len(window.size)
+    if len(extra) != len(window.size) or min(extra) < 0:
+        raise node.error(f"expected {len(window.size)} output_padding of at least 0, got {extra}")
+    inputs, outputs = weights.shape[:2]
+    kernel = weights.reshape(groups, inputs // groups, outputs, *window.size)
+    kernel = kernel.swapaxes(1, 2).reshape(groups * outputs, inputs // groups, *window.size)
+    pads = [
+        (extent - 1 - low, extent - 1 - high + more)
+        for extent, (low, high), more in zip(window.extents, window.pads, extra, strict=True)
+    ]
+    y = lax.conv_general_dilated(
+        x,
+        (np if isinstance(kernel, np.ndarray) else jnp).flip(kernel, range(2, kernel.ndim)),
+        (1,) * len(window.size),
+        # Crops are separate: XLA's CPU backend reads foreign memory at pads of both signs.
+        [(max(low, 0), max(high, 0)) for low, high in pads],
+        lhs_dilation=window.strides,
+        rhs_dilation=window.dilations,
+        feature_group_count=groups,
+        precision=_EXACT,
+    )
+    starts = [0, 0, *(max(-low, 0) for low, _ in pads)]
+    ends = [
+        *y.shape[:2],
+        *(n - max(-high, 0) for n, (_, high) in zip(y.shape[2:], pads, strict=True)),
+    ]
+    if starts != [0] * y.ndim or ends != list(y.shape):
+        y = lax.slice(y, starts, ends)
+    return _with_bias(node, y, bias)
+
+
+def _pooling_window(node: Node, x: Value) -> tuple[_Window, tuple[tuple[int, int], ...]]:
+    """The window of a pooling and its pads, with those that ``ceil_mode`` adds at the end."""
+    size = node.integers("kernel_shape")
+    if not size:
+        raise node.error("expected an attribute kernel_shape, got none")
+    window = _Window(node, x, size)
+    up = node.flag("ceil_mode", False)
+    pads = []
+    for k, (low, high) in enumerate(window.pads):
+        length, extent, stride = x.shape[2 + k], window.extents[k], window.strides[k]
+        if max(low, high) >= extent or length + low + high < extent:
+            raise node.error(
+                f"expected pads shorter than the window and a window inside the padded image, "
+                f"got window {extent}, pads {(low, high)}, length {length}"
+            )
+        steps = length + low + high - extent
+        outputs = (-(-steps // stride) if up else steps // stride) + 1
+        # A window that starts behind the image is dropped.
+        if up and (outputs - 1) * stride >= length + low:
+            outputs -= 1
+        pads.append((low, max(high, (outputs - 1) * stride + extent - length - low)))
+    return window, tuple(pads)
+
+
+def _reduce_window(
+    x: Value, start: float, function: Callable[..., Value], window: _Window, pads: Any
+) -> Value:
+    return lax.reduce_window(
+        x,
+        np.float32(start),
+        function,
+        (1, 1, *window.size),
+        (1, 1, *window.strides),
+        ((0, 0), (0, 0), *pads),
+        window_dilation=(1, 1, *window.dilations),
+    )
+
+
+def max_pool(node: Node, x: Value) -> Value:
+    """MaxPool; the indices, its second value, are not given."""
+    window, pads = _pooling_window(node, x)
+    node.read.add("storage_order")  # of the indices only
+    return _reduce_window(x, -np.inf, lax.max, window, pads)
+
+
+def average_pool(node: Node, x: Value) -> Value:
+    """AveragePool: a mean over the pixels that exist, or with the declared pads."""
+    window, pads = _pooling_window(node, x)
+    whole = node.flag("count_include_pad", False)
+    counts = np.ones((1, 1), np.float32)
+    for k, (low, high) in enumerate(pads):
+        length = x.shape[2 + k]
+        first, last = (-low, length + window.pads[k][1]) if whole else (0, length)
+        stride, extent = window.strides[k], window.extents[k]
+        outputs = (length + low + high - extent) // stride + 1
+        node.check_size((*counts.shape, outputs, window.size[k]))
+        taps = (np.arange(outputs) * stride - low)[:, None] + (
+            np.arange(window.size[k]) * window.dilations[k]
+        )
+        inside = ((taps >= first) & (taps < last)).sum(axis=1)
+        counts = counts[..., None] * inside.astype(np.float32)
+    total = _reduce_window(x, 0.0, lax.add, window, pads)
+    if (counts == math.prod(window.size)).all():
+        return total / np.float32(math.prod(window.size))
+    return total / counts
+
+
+def global_average_pool(node: Node, x: Value) -> Value:
+    """GlobalAveragePool: the mean of every channel."""
+    return jnp.mean(x, axis=tuple(range(2, x.ndim)), keepdims=True)
+
+
+def global_max_pool(node: Node, x: Value) -> Value:
+    """GlobalMaxPool: the maximum of every channel."""
+    return jnp.max(x, axis=tuple(range(2, x.ndim)), keepdims=True)
+
+
+def batch_normalization(
+    node: Node,
+    x: Value,
+    scale: np.ndarray,
+    bias: np.ndarray,
+    mean: np.ndarray,
+    variance: np.ndarray,
+) -> Value:
+    """BatchNormalization at inference, as one scale and one shift per channel."""
+    node.number("momentum", 0.9)  # of training only
+    node.only("training_mode", 0)
+    node.only("spatial", 1)
+    epsilon = np.float32(node.number("epsilon", 1e-5))
+    if x.ndim < 2 or any(v.shape != (x.shape[1],) for v in (scale, bias, mean, variance)):
+        raise node.error(f"expected four arrays of one number per channel of {x.shape}")
+    with np.errstate(all="ignore"):  # NaN and infinite weights certify nothing, and say so there
+        factor = scale / np.sqrt(variance + epsilon)
+        shift = bias - mean * factor
+    per_channel = (1, -1) + (1,) * (x.ndim - 2)
+    return x * factor.reshape(per_channel) + shift.reshape(per_channel)
+
+
+def softmax(function: Callable[..., Value]) -> Callable[[Node, Value], Value]:
+    """Softmax and LogSoftmax: of one axis, before opset 13 of all axes from ``axis`` on."""
+
+    def apply(node: Node, x: Value) -> Value:
+        if node.opset >= 13:
+            return function(x, axis=node.axis(node.integer("axis", -1), x.ndim))
+        axis = node.axis(node.integer("axis", 1), x.ndim)
+        if axis == x.ndim - 1:
+            return function(x, axis=axis)
+        rows = jnp.reshape(x, (*x.shape[:axis], math.prod(x.shape[axis:])))
+        return jnp.reshape(function(rows, axis=axis), x.shape)
+
+    return apply

@@ -1,0 +1,198 @@
+"""The table of operators: what computes each, which operands must be known, and its types."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from boundjax.onnx import elementwise, layers, shaping
+from boundjax.onnx.node import Node
+
+# Kinds of values: "f" float32, "i" integer, "b" bool.
+Kinds = Callable[[Node, Sequence[str]], str]
+
+
+def _floats(node: Node, kinds: Sequence[str]) -> str:
+    return _one_of(node, kinds, "f")
+
+
+def _numbers(node: Node, kinds: Sequence[str]) -> str:
+    return _one_of(node, kinds, "fi")
+
+
+def _any(node: Node, kinds: Sequence[str]) -> str:
+    return _one_of(node, kinds, "fib")
+
+
+def _logical(node: Node, kinds: Sequence[str]) -> str:
+    return _one_of(node, kinds, "b")
+
+
+def _one_of(node: Node, kinds: Sequence[str], allowed: str) -> str:
+    if len(set(kinds)) != 1 or kinds[0] not in allowed:
+        names = {"f": "float32", "i": "integer", "b": "bool"}
+        raise node.error(
+            f"expected operands of one type ({' or '.join(names[k] for k in allowed)}), "
+            f"got {', '.join(names[k] for k in kinds)}"
+        )
+    return kinds[0]
+
+
+def _comparison(node: Node, kinds: Sequence[str]) -> str:
+    _numbers(node, kinds)
+    return "b"
+
+
+def _equality(node: Node, kinds: Sequence[str]) -> str:
+    _any(node, kinds)
+    return "b"
+
+
+def _index(node: Node, kinds: Sequence[str]) -> str:
+    _floats(node, kinds)
+    return "i"
+
+
+def _cast(node: Node, kinds: Sequence[str]) -> str:
+    return shaping.cast_kind(node)
+
+
+def _selection(node: Node, kinds: Sequence[str]) -> str:
+    _logical(node, kinds[:1])
+    return _any(node, kinds[1:])
+
+
+def _one_hot(node: Node, kinds: Sequence[str]) -> str:
+    _numbers(node, kinds[:1])
+    return _any(node, kinds[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """One entry.
+
+    Attributes:
+      function: a node and its operands (None for one left out) -> its value or values. Operands
+        are arrays of ``node.xp``; those in ``known`` and all constants are numpy's.
+      kinds: the kinds of the operands that are not in ``known`` -> the kind of the values.
+      known: places of operands that must not depend on the network's input.
+      operands: fewest and most operands.
+      shape_only: the function takes the operand's shape, which is always known.
+      constant_integers: integers must not depend on the input, as they would be treated as
+        floating-point numbers.
+    """
+
+    function: Callable[..., Any]
+    kinds: Kinds = _floats
+    known: tuple[int, ...] = ()
+    operands: tuple[int, int] = (1, 1)
+    shape_only: bool = False
+    constant_integers: bool = False
+
+
+_MANY = 2**31
+_PAIR = (2, 2)
+
+
+def _unary(function: Callable[[Any], Any]) -> Operator:
+    return Operator(lambda node, x: function(x))
+
+
+OPERATORS: Mapping[str, Operator] = {
+    # Values from nowhere, and shapes.
+    "Constant": Operator(shaping.constant, operands=(0, 0)),
+    "ConstantOfShape": Operator(shaping.constant_of_shape, known=(0,)),
+    "Range": Operator(shaping.arange, known=(0, 1, 2), operands=(3, 3)),
+    "Shape": Operator(shaping.shape, shape_only=True),
+    "Size": Operator(shaping.size, shape_only=True),
+    # Moves.
+    "Identity": Operator(shaping.identity, _any),
+    "Dropout": Operator(shaping.dropout, _floats, (1, 2), (1, 3)),
+    "Cast": Operator(shaping.cast, _cast),
+    "Concat": Operator(shaping.concat, _any, operands=(1, _MANY)),
+    "Expand": Operator(shaping.expand, _any, (1,), _PAIR),
+    "Flatten": Operator(shaping.flatten, _any),
+    "Gather": Operator(shaping.gather, _any, (1,), _PAIR),
+    "OneHot": Operator(shaping.one_hot, _one_hot, (1,), (3, 3)),
+    "Pad": Operator(shaping.pad, _numbers, (1, 2, 3), (1, 4)),
+    "Reshape": Operator(shaping.reshape, _any, (1,), _PAIR),
+    "Resize": Operator(shaping.resize, _floats, (1, 2, 3), (1, 4)),
+    "Slice": Operator(shaping.slice_, _any, (1, 2, 3, 4), (1, 5)),
+    "Split": Operator(shaping.split, _any, (1,), (1, 2)),
+    "Squeeze": Operator(shaping.squeeze, _any, (1,), (1, 2)),
+    "Tile": Operator(shaping.tile, _any, (1,), _PAIR),
+    "Transpose": Operator(shaping.transpose, _any),
+    "Upsample": Operator(shaping.resize, _floats, (1,), _PAIR),
+    "Unsqueeze": Operator(shaping.unsqueeze, _any, (1,), (1, 2)),
+    # Arithmetic.
+    "Add": Operator(elementwise.binary("add"), _numbers, operands=_PAIR),
+    "Sub": Operator(elementwise.binary("subtract"), _numbers, operands=_PAIR),
+    "Mul": Operator(elementwise.binary("multiply"), _numbers, operands=_PAIR),
+    "Div": Operator(elementwise.divide, _numbers, operands=_PAIR, constant_integers=True),
+    "Pow": Operator(elementwise.power, operands=_PAIR),
+    "Sum": Operator(elementwise.variadic("add"), _numbers, operands=(1, _MANY)),
+    "Max": Operator(elementwise.variadic("maximum"), _numbers, operands=(1, _MANY)),
+    "Min": Operator(elementwise.variadic("minimum"), _numbers, operands=(1, _MANY)),
+    "Abs": Operator(elementwise.unary("abs"), _numbers),
+    "Neg": Operator(elementwise.unary("negative"), _numbers),
+    "Sign": Operator(elementwise.unary("sign"), _numbers),
+    # Predicates.
+    "Equal": Operator(elementwise.binary("equal"), _equality, operands=_PAIR),
+    "Greater": Operator(elementwise.binary("greater"), _comparison, operands=_PAIR),
+    "GreaterOrEqual": Operator(elementwise.binary("greater_equal"), _comparison, operands=_PAIR),
+    "Less": Operator(elementwise.binary("less"), _comparison, operands=_PAIR),
+    "LessOrEqual": Operator(elementwise.binary("less_equal"), _comparison, operands=_PAIR),
+    "And": Operator(elementwise.binary("logical_and"), _logical, operands=_PAIR),
+    "Or": Operator(elementwise.binary("logical_or"), _logical, operands=_PAIR),
+    "Not": Operator(elementwise.unary("logical_not"), _logical),
+    "Where": Operator(elementwise.where, _selection, operands=(3, 3)),
+    # Reductions.
+    "ReduceSum": Operator(elementwise.reduction("sum"), _numbers, (1,), (1, 2)),
+    "ReduceMean": Operator(elementwise.reduction("mean"), _floats, (1,), (1, 2)),
+    "ReduceMax": Operator(elementwise.reduction("max"), _numbers, (1,), (1, 2)),
+    "ReduceMin": Operator(elementwise.reduction("min"), _numbers, (1,), (1, 2)),
+    "ReduceProd": Operator(elementwise.reduction("prod"), _numbers, (1,), (1, 2)),
+    "ArgMax": Operator(elementwise.argmax, _index),
+    # Smooth functions and activations.
+    "Atan": _unary(jnp.arctan),
+    "Ceil": _unary(jnp.ceil),
+    "Cos": _unary(jnp.cos),
+    "Erf": _unary(jax.scipy.special.erf),
+    "Exp": _unary(jnp.exp),
+    "Floor": _unary(jnp.floor),
+    "Log": _unary(jnp.log),
+    "Mish": _unary(jax.nn.mish),
+    "Reciprocal": _unary(lambda x: 1.0 / x),
+    "Relu": _unary(jax.nn.relu),
+    "Round": _unary(jnp.round),
+    "Sigmoid": _unary(jax.nn.sigmoid),
+    "Sin": _unary(jnp.sin),
+    "Softplus": _unary(jax.nn.softplus),
+    "Softsign": _unary(jax.nn.soft_sign),
+    "Sqrt": _unary(jnp.sqrt),
+    "Tanh": _unary(jnp.tanh),
+    "Clip": Operator(elementwise.clip, _floats, (1, 2), (1, 3)),
+    "Elu": Operator(elementwise.elu),
+    "Gelu": Operator(elementwise.gelu),
+    "HardSigmoid": Operator(elementwise.hard_sigmoid),
+    "HardSwish": _unary(jax.nn.hard_swish),
+    "LeakyRelu": Operator(elementwise.leaky_relu),
+    "PRelu": Operator(elementwise.prelu, _floats, (1,), _PAIR),
+    "Selu": Operator(elementwise.selu),
+    # Layers.
+    "AveragePool": Operator(layers.average_pool),
+    "BatchNormalization": Operator(layers.batch_normalization, _floats, (1, 2, 3, 4), (5, 5)),
+    "Conv": Operator(layers.conv, operands=(2, 3)),
+    "ConvTranspose": Operator(layers.conv_transpose, operands=(2, 3)),
+    "Gemm": Operator(layers.gemm, operands=(2, 3)),
+    "GlobalAveragePool": Operator(layers.global_average_pool),
+    "GlobalMaxPool": Operator(layers.global_max_pool),
+    "LogSoftmax": Operator(layers.softmax(jax.nn.log_softmax)),
+    "MatMul": Operator(layers.matmul, operands=_PAIR),
+    "MaxPool": Operator(layers.max_pool),
+    "Softmax": Operator(layers.softmax(jax.nn.softmax)),
+}
