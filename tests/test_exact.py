@@ -34,6 +34,8 @@ METHODS = {
     ),
 }
 NETS = 24
+# One worker computes the bounds for all tests.
+pytestmark = pytest.mark.xdist_group("exact")
 
 
 def draw(seed):

@@ -25,6 +25,10 @@ NETWORKS = {
 }
 
 
+# The finished run is made once.
+one_worker = pytest.mark.xdist_group("finished")
+
+
 @pytest.fixture(autouse=True)
 def _tiny_networks(monkeypatch):
     for name, fields in NETWORKS.items():
@@ -73,6 +77,7 @@ def finished(tmp_path_factory):
         return config, workdir, loop.run(config, workdir, "test")
 
 
+@one_worker
 def test_the_network_of_a_run_can_be_read_again(finished):
     config, workdir, summary = finished
     found = trained.load(workdir)
@@ -84,6 +89,7 @@ def test_the_network_of_a_run_can_be_read_again(finished):
     np.testing.assert_allclose(wrong, last["standard_error"], atol=1e-6)
 
 
+@one_worker
 def test_a_folder_without_a_run_is_refused(tmp_path, finished):
     with pytest.raises(ExperimentError, match="holds no run"):
         trained.load(tmp_path)
@@ -92,6 +98,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path, finished):
         trained.load(tmp_path)
 
 
+@one_worker
 def test_a_run_leaves_its_results(finished):
     config, workdir, summary = finished
     assert json.loads((workdir / "summary.json").read_text()) == summary
@@ -109,6 +116,7 @@ def test_a_run_leaves_its_results(finished):
     assert summary["train_images"] == 1293
 
 
+@one_worker
 def test_errors_are_ordered(finished):
     _, _, summary = finished
     assert [name.split(" ")[0] for name in summary["results"]] == ["selected", "last"]
@@ -118,6 +126,7 @@ def test_errors_are_ordered(finished):
         assert errors["verified_error"] <= min(errors["verified_error_by"].values())
 
 
+@one_worker
 def test_selection_is_by_validation(finished):
     _, workdir, summary = finished
     scores = {
@@ -130,6 +139,7 @@ def test_selection_is_by_validation(finished):
     assert scores[epoch] == min(scores.values())
 
 
+@one_worker
 def test_a_finished_run_repeats_its_summary(finished, capsys):
     config, workdir, summary = finished
     before = (workdir / "metrics.jsonl").read_bytes()
@@ -141,6 +151,7 @@ def test_a_finished_run_repeats_its_summary(finished, capsys):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+@one_worker
 def test_another_config_is_refused(finished, tmp_path):
     _, workdir, _ = finished
     other = _config("test_bn", "crown_ibp", seed=1, optim={"lr": 1e-4})
@@ -152,6 +163,7 @@ def test_another_config_is_refused(finished, tmp_path):
         loop.run(other, tmp_path, "test")
 
 
+@one_worker
 def test_data_may_move(finished):
     config, workdir, summary = finished
     moved = _config("test_bn", "crown_ibp", data=config.to_dict()["data"] | {"dir": "elsewhere"})

@@ -91,6 +91,33 @@ def test_with_derivative_of_keeps_the_value_and_takes_the_derivative():
     assert (value, slope) == (4.0, 3.0)
 
 
+def test_materialized_is_the_identity_and_so_is_its_derivative():
+    def function(x):
+        tree = numerics.materialized((jnp.sin(x), None, x > 0, jnp.zeros((0,))))
+        assert tree[1] is None
+        return tree[0] * jnp.where(tree[2], 2.0, 1.0)
+
+    # The improbable value makes two rounds instead of one.
+    x = jnp.asarray([-1.0, 0.5, NAN, INF, 1.2345e30], jnp.float32)
+    for run in (function, jax.jit(function), jax.vmap(function), jax.jit(jax.vmap(function))):
+        expected = jnp.sin(x) * jnp.where(x > 0, 2.0, 1.0)
+        np.testing.assert_allclose(np.asarray(run(x)), np.asarray(expected), rtol=1e-6)
+    slopes = jax.jit(jax.grad(lambda x: function(x).sum()))(x[:2])
+    np.testing.assert_allclose(np.asarray(slopes), np.cos([-1.0, 0.5]) * [1, 2], rtol=1e-5)
+
+
+def test_materialized_values_survive_optimisation_once(optimized):
+    """The compiled program holds the loop, and the sine once for its two consumers."""
+
+    def function(x, y):
+        kept = numerics.materialized(jnp.sin(x))
+        return jnp.outer(kept, y).sum(0), jnp.outer(kept, 2.0 * y).sum(0)
+
+    compiled = jax.jit(function).lower(jnp.ones(4), jnp.ones(3)).compile().as_text()
+    assert "while(" in compiled
+    assert compiled.count(" sine(") == 1
+
+
 def test_signed_parts_add_up():
     x = np.array([-2.0, -0.0, 0.0, 3.0, INF, -INF, NAN], np.float32)
     negative, positive = map(np.asarray, numerics.signed_parts(x))

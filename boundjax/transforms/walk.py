@@ -12,6 +12,7 @@ from chex import Array
 
 from boundjax import slopes as slope_policies
 from boundjax.graph import Graph, Node
+from boundjax.numerics import materialized
 from boundjax.ops import extremum
 from boundjax.ops.registry import (
     LINEAR,
@@ -71,6 +72,7 @@ class Walk:
         self.input_set = input_set
         self.policy_of = policy_of
         self.optimized = optimized
+        self.refine = refine
         self.max_bytes = max_bytes
         self.slopes: Positions = {}
         self.keys: dict[int, list[str]] = {}
@@ -91,7 +93,8 @@ class Walk:
         exact = exact_intervals(graph, input_set) if refine else set()
         for node in graph.nodes[1:]:
             operands = tuple(self.intervals[i] for i in node.inputs)
-            self.intervals.append(intervals_of.propagate(node, operands))
+            found = intervals_of.propagate(node, operands)
+            self.intervals.append(self.kept(found) if isinstance(node.op, NONLINEAR) else found)
             backward.extend_references(self.references, node, self.intervals[-1])
             if not jnp.issubdtype(node.dtype, jnp.floating):
                 continue
@@ -202,6 +205,20 @@ class Walk:
         ends = jax.lax.map(jax.checkpoint(block_bounds), indices)
         return jax.tree.map(lambda end: end.reshape(-1)[: node.size], ends)
 
+    def kept(self, tree: Any) -> Any:
+        """Arrays that are used once more for every later node, if pre-activations are walked."""
+        return materialized(tree) if self.refine else tree
+
+    def _kept_relaxation(self, made: Lines | Planes) -> Lines | Planes:
+        if isinstance(made, Lines):
+            return Lines(*self.kept(tuple(made)))
+        parallel = made.lower_weights is made.upper_weights
+        upper = None if parallel else made.upper_weights
+        below, lower, upper, above = self.kept(
+            (made.lower_weights, made.lower_offset, upper, made.upper_offset)
+        )
+        return Planes(made.product, below, lower, below if parallel else upper, above)
+
     def relaxation(self, node: Node, positions: Positions | None = None) -> Lines | Planes:
         """A nonlinear node's lines or planes; arrays have a leading axis, 1 or one per row."""
         if self.policy_of(node.label) is slope_policies.CONSTANT or isinstance(node.op, Loop):
@@ -210,7 +227,7 @@ class Walk:
             if node.index not in self.relaxations:
                 record = _Recorder(self.policy_of, node.label)
                 made = self._relaxation(node, record)
-                self.relaxations[node.index] = _with_axis(made)
+                self.relaxations[node.index] = self._kept_relaxation(_with_axis(made))
                 self.keys[node.index] = list(record.used)
                 self.slopes.update(record.used)
             return self.relaxations[node.index]
