@@ -1,4 +1,4 @@
-"""Choices between computed values whose derivatives survive rounding.
+"""What has to be said about how XLA computes: maxima of computed values, and work to be done once.
 
 XLA may compute one value several times, in fusions that round it differently. A derivative that
 compares with the result (``jnp.maximum``) may then find no operand equal to it, and one that
