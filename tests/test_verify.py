@@ -344,3 +344,23 @@ def test_the_command_on_a_benchmark(shared, capsys, tmp_path):
     printed = capsys.readouterr().out
     assert printed.startswith("sat\n((X_0 ")
     assert (tmp_path / "result.txt").read_text() == printed
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rounding_of_values_that_cancel_is_no_proof(seed):
+    """Hidden values near 1e4 cancel in the output, whose true minimum is just below 0."""
+    rng = np.random.default_rng(seed)
+    first = rng.uniform(0.1, 1.0, size=(30, 64)).astype(np.float32)
+    second = rng.normal(size=64)
+    second = (second - second.mean()).astype(np.float32)
+    lower, upper = (float(np.float32(end)) for end in (0.4, 0.6))
+    # All units are active: a linear function, whose minimum is known.
+    slopes = first.astype(np.float64) @ second.astype(np.float64)
+    least = 1e4 * second.astype(np.float64).sum()
+    least += np.where(slopes > 0, slopes * lower, slopes * upper).sum()
+
+    def model(x):
+        return (nn.relu(x @ first + np.float32(1e4)) @ second)[None]
+
+    asked = box([(lower, upper)] * 30, 1, f"(<= Y_0 {least + 1e-6:.12f})")
+    assert verify.verify(model, asked, method="crown", timeout=60).verdict != "unsat"

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from chex import Array
 
+from boundjax import graph
 from boundjax.certify import METHODS
 from boundjax.sets import Box
 from boundjax.transforms.linear import linear
@@ -105,18 +106,28 @@ class Programs:
 
         return jax.jit(attack)
 
-    def bounds(self, method: str) -> Callable[[Array, Array, Array], tuple[Array, Array]]:
-        """``(lower [n], upper [n], rows [R, m])`` -> bounds ``[R]`` and the centre's outputs.
+    def _largest(self, x: Array) -> Array:
+        """The largest magnitude of a value inside the network at ``x``, a scalar."""
+        values, found = [x], [jnp.max(jnp.abs(x))]
+        for node in graph.trace(self.flat, x).nodes[1:]:
+            values.append(node.apply(*(values[i] for i in node.inputs)))
+            if jnp.issubdtype(node.dtype, jnp.floating) and node.size:
+                found.append(jnp.max(jnp.abs(values[-1])))
+        return jnp.max(jnp.stack(found))
 
-        The bounds are lower bounds of ``rows @ y`` over the box.
+    def bounds(self, method: str) -> Callable[[Array, Array, Array], tuple[Array, ...]]:
+        """``(lower [n], upper [n], rows [R, m])`` -> lower bounds ``[R]`` of ``rows @ y``.
+
+        With them the outputs at the centre and the largest value inside the network there, by which
+        rounding is judged: large values may cancel in the outputs.
         """
         if ("bounds", method) in self._compiled:
             return self._compiled["bounds", method]
         transformed = METHODS[method](self.flat, self._max_bytes)
 
-        def bounds(lower: Array, upper: Array, rows: Array) -> tuple[Array, Array]:
-            found = transformed(Box(lower, upper), rows).lower
-            return found, self.flat(_middle(lower, upper))
+        def bounds(lower: Array, upper: Array, rows: Array) -> tuple[Array, ...]:
+            found, middle = transformed(Box(lower, upper), rows).lower, _middle(lower, upper)
+            return found, self.flat(middle), self._largest(middle)
 
         return self._compiled.setdefault(("bounds", method), jax.jit(bounds))
 

@@ -72,7 +72,8 @@ def verify(
 
     A proof holds for the network in real arithmetic up to the rounding of the bounds, which are
     computed in float32: a lower bound must exceed ``1e-6 + 1e-5 * (|offset| + |weights| |y|)``
-    with ``y`` the outputs at the centre (for a part of a box, also ``1e-6`` of the relaxation's
+    with ``y`` the outputs at the centre, and also ``1e-5`` of the row's largest weight times the
+    largest value inside the network (for a part of a box ``1e-6`` of the relaxation's
     ``|coefficients| |x|``), and must not lie above the row's value there. Bounds that are NaN or
     infinite prove nothing. An input is a counterexample only if ``evaluate`` says so.
 
@@ -153,7 +154,7 @@ def _positive(
       weights: ``[..., R, m]``.
       offset: ``[..., R]``.
       outputs: ``[..., m]`` at a point of the box.
-      sizes: ``[..., R]``, of the bounds' terms in the input where these are known.
+      sizes: ``[..., R]``, of the bounds' terms in the input, or inside the network.
     """
     lower, outputs = lower.astype(np.float64), outputs.astype(np.float64)
     value = lower + offset
@@ -223,8 +224,10 @@ class _Search:
             self.check_time()
             specification = jnp.asarray(rows.weights.astype(np.float32))
             found = function(jnp.asarray(case.lower), jnp.asarray(case.upper), specification)
-            lower, outputs = map(np.asarray, found)
-            positive = _positive(lower, rows.weights, rows.offset, outputs)
+            lower, outputs, largest = map(np.asarray, found)
+            inside = np.abs(rows.weights).max(axis=1, initial=0.0) * float(largest)
+            sizes = inside * (RELATIVE_SLACK / INPUT_SLACK)
+            positive = _positive(lower, rows.weights, rows.offset, outputs, sizes)
             still_open[rows.member[positive]] = False
         if not any(still_open.any() for still_open in self.open):
             raise _Found("unsat")
