@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import platform
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,12 +60,6 @@ def interleave(candidates: Sequence[Measured], repeats: int) -> None:
             start = time.perf_counter()
             jax.block_until_ready(candidate.run())
             candidate.seconds.append(time.perf_counter() - start)
-
-
-def peak_memory_mib() -> float:
-    """The largest resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def machine() -> str:

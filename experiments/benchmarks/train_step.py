@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from experiments import methods, models
-from experiments.benchmarks import timing
+from experiments.benchmarks import process, timing
 from experiments.config import OptimConfig, RobustConfig
 from experiments.train_step import (
     create_optimizer,
@@ -73,7 +73,7 @@ def main() -> None:
         steps = [measure(net, name, batch_size) for name in names]
         timing.interleave(steps, flags.repeats)
         timing.report(steps, steps[0], {})
-    print(f"peak memory {timing.peak_memory_mib():.0f} MiB")
+    print(f"peak memory {process.peak_memory_mib():.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+import argparse
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.benchmarks import auto_lirpa, cases, process, side_by_side
+from experiments.errors import ExperimentError
+
+
+def test_compared_methods_exist_on_both_sides():
+    for net, methods in side_by_side.COMPARED.items():
+        assert set(methods) - {"forward"} <= set(cases.METHODS) & set(auto_lirpa.METHODS)
+        assert max(methods.values()) <= cases.NETS[net].examples
+
+
+def test_a_case_survives_its_file(tmp_path):
+    case = cases.case("mlp_2x100", 0.1)
+    case.first(3).save(tmp_path / "case.npz")
+    read = process.Case.load(tmp_path / "case.npz")
+    assert (read.net, read.eps, read.steps) == ("mlp_2x100", 0.1, 20)
+    assert read.architecture["hidden"] == [100, 100]
+    for name in ("images", "rows", "logits"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(case, name)[:3])
+    jax.tree.map(np.testing.assert_array_equal, read.variables, case.variables)
+
+
+def test_our_side_bounds_the_clean_margins():
+    case = cases.case("mlp_2x100", 0.01).first(2)
+    clean = cases.prepare(case, "forward").run()
+    np.testing.assert_allclose(clean, np.einsum("bmc,bc->bm", case.rows, case.logits), atol=1e-5)
+    assert (cases.prepare(case, "interval").run() < clean).all()
+
+
+def test_dense_layers_behind_images_are_reordered():
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    kernel = rng.normal(size=(60, 7)).astype(np.float32)
+    matrix = auto_lirpa.rows_first(kernel, (3, 4, 5))
+    np.testing.assert_allclose(
+        auto_lirpa.channels_first(images).reshape(2, -1) @ matrix.T,
+        images.reshape(2, -1) @ kernel,
+        atol=1e-5,
+    )
+
+
+def test_a_missing_peer_is_one_line(monkeypatch):
+    def missing(name):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ExperimentError, match=r"No module named 'torch'.*source checkout") as error:
+        auto_lirpa.library()
+    assert "\n" not in str(error.value)
+
+
+def test_methods_that_are_not_compared_are_errors():
+    flags = argparse.Namespace(
+        peer="auto_LiRPA", nets=["mlp_2x100"], methods=["random"],
+        eps=0.1, repeats=1, limit=1.0, max_gib=1.0,
+    )  # fmt: skip
+    with pytest.raises(
+        ExperimentError, match=r"compared by \['interval', .*\], got --methods \['random'\]"
+    ):
+        side_by_side.compare(flags)
+
+
+def test_a_measurement_warms_up_and_repeats():
+    calls = []
+
+    def run():
+        calls.append(None)
+        return np.array([[1.0, 3.0]])
+
+    row = process.measure(process.Prepared(run, 2.5, "this"), repeats=3)
+    assert len(calls) == 4
+    assert (row.first, row.margins) == (2.5, [1.0, 3.0])
+    assert side_by_side.difference(row, row) == 0.0
