@@ -253,7 +253,7 @@ class _Builder:
             else:
                 results = jaxprs.evaluate(eqn, operands)
                 if self.view is not None:
-                    self.view.note(eqn.primitive.name, operands, results)
+                    self.view.note(eqn.primitive.name, eqn.params, operands, results)
             environment.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 

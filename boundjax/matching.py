@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -38,9 +38,15 @@ class View:
     def __init__(self, nodes: list[Node]) -> None:
         self.nodes = nodes
         self._numbers: dict[int, tuple[Any, float]] = {}
+        self._broadcasts: dict[int, tuple[Any, Any, tuple[int, ...]]] = {}
 
-    def note(self, name: str, operands: Sequence[Any], results: Sequence[Any]) -> None:
-        """Remembers what number fills a constant that was made while tracing, if it is one."""
+    def note(
+        self, name: str, params: Mapping[str, Any], operands: Sequence[Any], results: Sequence[Any]
+    ) -> None:
+        """Remembers how a constant was made while tracing: of one number, of fewer elements."""
+        if name == "broadcast_in_dim" and len(operands) == 1 and np.ndim(operands[0]):
+            axes = tuple(params["broadcast_dimensions"])
+            self._broadcasts[id(results[0])] = (results[0], operands[0], axes)
         if name not in (*MOVES, "convert_element_type") or len(operands) != 1:
             return
         (result,) = results
@@ -62,6 +68,20 @@ class View:
             return None
         values = np.asarray(operand).reshape(-1)
         return float(values[0]) if (values == values[0]).all() else None
+
+    def along(self, operand: Any, axis: int) -> Any | None:
+        """A constant's values ``[n]`` along an axis, where it is constant along all the others.
+
+        A scalar if it is one number; None where it changes along others, or nobody knows.
+        """
+        number = self.number(operand)
+        if number is not None:
+            return jnp.asarray(number, operand.dtype)
+        if np.ndim(operand) == 0:
+            return jnp.asarray(operand)
+        _, source, axes = self._broadcasts.get(id(operand), (None, operand, range(operand.ndim)))
+        long = [k for k, n in zip(axes, source.shape, strict=True) if n > 1]
+        return source.reshape(-1) if long == [axis] else None
 
     def node(self, operand: Any) -> Node | None:
         """The node that makes an operand; None for a constant."""

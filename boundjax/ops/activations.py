@@ -33,13 +33,14 @@ def _first_perturbed(node: Node) -> bool:
 
 # --- piecewise linear -----------------------------------------------------------------------------
 
+_pieces = functools.partial(Scalar, pieces=True)
 _increasing = functools.partial(
-    Scalar, image=piecewise.monotone_image, lipschitz=piecewise.constant_slope(1.0)
+    _pieces, image=piecewise.monotone_image, lipschitz=piecewise.constant_slope(1.0)
 )
 
 register(_increasing(name="relu", note="gradient 0 at 0", lines=piecewise.relu_lines))
 register(
-    Scalar(
+    _pieces(
         name="leaky_relu",
         note="any slope, also above 1 and negative",
         accepts=_first_perturbed,
@@ -49,7 +50,7 @@ register(
     )
 )
 register(
-    Scalar(
+    _pieces(
         name="abs",
         image=piecewise.abs_image,
         lines=piecewise.abs_lines,
@@ -94,7 +95,7 @@ def _predicate(node: Node) -> bool:
 
 
 _step = functools.partial(
-    Scalar, image=piecewise.monotone_image, lipschitz=piecewise.step_lipschitz
+    _pieces, image=piecewise.monotone_image, lipschitz=piecewise.step_lipschitz
 )
 
 register(_step(name="sign", lines=piecewise.sign_lines))

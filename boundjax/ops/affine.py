@@ -11,23 +11,30 @@ from typing import TYPE_CHECKING
 import jax
 from chex import Array
 
-from boundjax.ops import convolution, matmul
+from boundjax.ops import convolution, local, matmul
 from boundjax.ops.registry import Op, Structural, Weighted, register
+from boundjax.windows import Rows, Windowed, dense
 
 if TYPE_CHECKING:
     from boundjax.graph import Node
 
 
-def pull_back(node: Node, rows: Array) -> tuple[Array, ...]:
+def pull_back(node: Node, rows: Rows) -> tuple[Rows, ...]:
     """Coefficients on a linear op's output -> coefficients on its perturbed operands.
 
     Args:
       node: an equation of a ``Structural`` or ``Weighted`` op.
-      rows: coefficients ``[m, *node.shape]``.
+      rows: coefficients ``[m, *node.shape]``, complete or in windows.
 
     Returns:
-      One array ``[m, *input.shape]`` per perturbed operand.
+      One array ``[m, *input.shape]`` per perturbed operand; in windows if the rows are, and the op
+      can keep them there.
     """
+    if isinstance(rows, Windowed):
+        found = local.pull_back(node, rows)
+        if found is not None:
+            return found
+        rows = dense(rows)
     if node.op.transpose is not None:
         return node.op.transpose(node, rows)
     return tuple(jax.vmap(jax.linear_transpose(node.apply, *node.input_shapes))(rows))
@@ -73,35 +80,37 @@ def _difference_signs(node: Node) -> tuple[int, ...]:
 
 
 def _table() -> tuple[Op, ...]:
+    operands = "any operands may be constant"
     mixing = (
-        ("concatenate", "any operands may be constant"),
-        ("stack", "any operands may be constant"),
-        ("pad", "interior and negative padding too"),
+        ("stack", operands),
         ("tile", ""),
-        ("add_any", ""),
         ("reduce_sum", "also mean, with a division"),
         ("cumsum", ""),
-        ("reduce_window_sum", "average pooling, with a division"),
     )
-    moving = ["broadcast_in_dim", "transpose", "slice", "rev", "split", "unstack", "add"]
-    moving_transposed = (
-        ("reshape", _reshape),
-        ("squeeze", _reshape),
-        ("copy", _identity),
-        ("stop_gradient", _identity),
-    )
+    same = {"moves": True, "local": local.ELEMENTWISE}
+    units = {"moves": True, "local": local.UNIT_AXES}
     return (
         *(Structural(name=name, note=note) for name, note in mixing),
-        *(Structural(name=name, moves=True) for name in moving),
-        *(Structural(name=name, moves=True, transpose=rule) for name, rule in moving_transposed),
-        Structural(name="sub", moves=True, sign=_difference_signs),
-        Structural(name="neg", moves=True, sign=lambda node: (-1,)),
+        *(Structural(name=name, moves=True) for name in ("slice", "rev", "split", "unstack")),
+        Structural(name="concatenate", note=operands, local=local.CONCATENATED),
+        Structural(name="pad", note="interior and negative padding too", local=local.PADDED),
+        Structural(
+            name="reduce_window_sum", note="average pooling, with a division", local=local.POOLED
+        ),
+        Structural(name="transpose", moves=True, local=local.PERMUTED),
+        Structural(name="broadcast_in_dim", **units),
+        *(Structural(name=n, transpose=_reshape, **units) for n in ("reshape", "squeeze")),
+        *(Structural(name=n, transpose=_identity, **same) for n in ("copy", "stop_gradient")),
+        Structural(name="add_any", local=local.ELEMENTWISE),
+        Structural(name="add", **same),
+        Structural(name="sub", sign=_difference_signs, **same),
+        Structural(name="neg", sign=lambda node: (-1,), **same),
         Structural(
             name="convert_element_type",
             note="to the same dtype",
-            moves=True,
             accepts=_same_dtype,
             transpose=_identity,
+            **same,
         ),
         Structural(
             name="select_n",
@@ -115,8 +124,20 @@ def _table() -> tuple[Op, ...]:
             note="with constant indices",
             accepts=lambda node: not any(node.perturbed[2:]),
         ),
-        Weighted(name="mul", note="by a constant; BatchNorm", accepts=_exactly_one, diagonal=True),
-        Weighted(name="div", note="by a constant", accepts=_only_first, diagonal=True),
+        Weighted(
+            name="mul",
+            note="by a constant; BatchNorm",
+            accepts=_exactly_one,
+            diagonal=True,
+            local=local.SCALED,
+        ),
+        Weighted(
+            name="div",
+            note="by a constant",
+            accepts=_only_first,
+            diagonal=True,
+            local=local.SCALED,
+        ),
         Weighted(
             name="dot_general",
             note="one constant factor; dense",
@@ -128,6 +149,7 @@ def _table() -> tuple[Op, ...]:
             note="constant kernel; stride, padding, groups, dilation",
             accepts=_only_first,
             transpose=convolution.pull_back,
+            local=convolution.LOCAL,
         ),
     )
 

@@ -15,7 +15,7 @@ import contextlib
 import contextvars
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -23,7 +23,10 @@ import jax.numpy as jnp
 from chex import Array
 from jax import lax
 
-from boundjax.ops import matmul
+from boundjax.ops import channels_last, matmul
+from boundjax.ops.local import window_before
+from boundjax.ops.registry import Local
+from boundjax.windows import Frame, Windowed, whole
 
 if TYPE_CHECKING:
     from boundjax.graph import Node
@@ -39,8 +42,8 @@ def transposed_convolution(lowering: Literal["auto", "native", "subpixel"]) -> I
     """Chooses the form of pulled-back strided convolutions, for what is traced in this context.
 
     ``"native"``: XLA's transposed convolution. ``"subpixel"``: interleaved phases. ``"auto"``
-    (default): sub-pixel on CPU where the convolution has a stride or its input few channels, else
-    native.
+    (default): sub-pixel on CPU (without a stride one phase, in the only form that is fast inside of
+    loops), else native.
 
     Raises:
       ValueError: for another name.
@@ -62,18 +65,59 @@ def pull_back(node: Node, rows: Array) -> tuple[Array, ...]:
     params = node.params
     (example,) = node.input_shapes
     (kernel,) = node.constants
-    lhs_spec, _, out_spec = params["dimension_numbers"]
     if params["batch_group_count"] != 1:
         # The groups tie the batch dimension together, so rows cannot share it.
         return tuple(jax.vmap(jax.linear_transpose(node.apply, example))(rows))
+    return (_transposed(params, example.shape, rows, kernel),)
+
+
+def _transposed(
+    params: Mapping[str, Any], input_shape: Sequence[int], rows: Array, kernel: Array
+) -> Array:
+    lhs_spec, _, out_spec = params["dimension_numbers"]
     count, axis = rows.shape[0], lhs_spec[0]
-    shape = list(example.shape)
+    shape = list(input_shape)
     shape[axis] *= count
     merged = _merge_rows(rows, out_spec[0])
-    transposed = _subpixel if _use_subpixel(params, example.shape) else _native
+    transposed = _subpixel if _use_subpixel(params) else _native
     result = transposed(params, tuple(shape), merged, kernel)
     split = result.reshape(*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
-    return (jnp.moveaxis(split, axis, 0),)
+    return jnp.moveaxis(split, axis, 0)
+
+
+def _whole(node: Node) -> tuple[int, ...]:
+    return node.params["dimension_numbers"].out_spec[:2]
+
+
+def _operand_frames(node: Node, frame: Frame) -> tuple[Frame, ...] | None:
+    params = node.params
+    if params["batch_group_count"] != 1 or any(d != 1 for d in params["lhs_dilation"]):
+        return None
+    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+    (example,) = node.input_shapes
+    (kernel,) = node.constants
+    axes = list(whole(example.shape))
+    for k, (source, target) in enumerate(zip(lhs_spec[2:], out_spec[2:], strict=True)):
+        axes[source] = window_before(
+            frame[target],
+            example.shape[source],
+            params["window_strides"][k],
+            params["rhs_dilation"][k],
+            params["padding"][k][0],
+            kernel.shape[rhs_spec[2 + k]],
+        )
+    return (tuple(axes),)
+
+
+def _pull_back_windows(node: Node, rows: Windowed, frames: tuple[Frame, ...]) -> tuple[Array, ...]:
+    """Windows are inputs without padding, each of its own: all rows share the batch dimension."""
+    ((frame,), (kernel,)) = (frames, node.constants)
+    padding = ((0, 0),) * (len(frame) - 2)
+    shape = [axis.size for axis in frame]
+    return (_transposed({**node.params, "padding": padding}, shape, rows.values, kernel),)
+
+
+LOCAL = Local(frames=_operand_frames, transpose=_pull_back_windows, whole=_whole)
 
 
 def _merge_rows(rows: Array, axis: int) -> Array:
@@ -83,16 +127,14 @@ def _merge_rows(rows: Array, axis: int) -> Array:
     return moved.reshape(*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
 
 
-def _use_subpixel(params: Mapping[str, Any], input_shape: tuple[int, ...]) -> bool:
+def _use_subpixel(params: Mapping[str, Any]) -> bool:
     lowering = _LOWERING.get()
     # A dilated input (the model's own transposed convolution) keeps the native form.
     if any(d != 1 for d in params["lhs_dilation"]) or lowering == "native":
         return False
     if lowering == "subpixel":
         return True
-    strided = any(s > 1 for s in params["window_strides"])
-    channels = input_shape[params["dimension_numbers"].lhs_spec[1]]
-    return jax.default_backend() == "cpu" and (strided or channels <= _FEW_CHANNELS)
+    return jax.default_backend() == "cpu"
 
 
 def _native(params: Mapping[str, Any], shape: tuple[int, ...], rows: Array, kernel: Array) -> Array:
@@ -142,12 +184,8 @@ def _subpixel(
     rows = jnp.transpose(rows, (out_spec[0], *out_spec[2:], out_spec[1]))  # [N, *out, O]
     kernel = jnp.transpose(kernel, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))  # [*k, I / g, O]
     window = kernel.shape[:rank]
-    # Within each group the roles of input and output channels are exchanged: [*k, O / g, I].
-    kernel = jnp.swapaxes(kernel.reshape(*kernel.shape[:-1], groups, -1), -1, -3)
-    kernel = kernel.reshape(*kernel.shape[:-2], -1)
+    kernel = channels_last.exchanged(kernel, groups)  # [*k, O / g, I]
     sizes = [shape[axis] for axis in lhs_spec[2:]]
-    spatial = "XYZUVW"[:rank]
-    names = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
 
     few = groups == 1 and kernel.shape[-1] <= _FEW_CHANNELS
     if few:
@@ -175,15 +213,12 @@ def _subpixel(
         # Crops apart from the convolution: see _native on negative padding.
         paddings = [tap.padding(rows.shape[1 + axis]) for axis, tap in enumerate(taps)]
         crops = [(min(low, 0), min(high, 0), 0) for low, high in paddings]
-        return lax.conv_general_dilated(
+        return channels_last.convolution(
             lax.pad(rows, jnp.zeros((), rows.dtype), [(0, 0, 0), *crops, (0, 0, 0)]),
             part,
-            window_strides=(1,) * rank,
             padding=[(max(low, 0), max(high, 0)) for low, high in paddings],
-            rhs_dilation=[tap.dilation for tap in taps],
-            dimension_numbers=names,
-            feature_group_count=groups,
-            precision=lax.Precision.HIGHEST,
+            dilation=[tap.dilation for tap in taps],
+            groups=groups,
         )
 
     def interleave(axis: int, taps: list[_Taps]) -> Array:

@@ -49,5 +49,6 @@ register(
         image=_image,
         lines=_lines,
         lipschitz=_lipschitz,
+        pieces=True,
     )
 )

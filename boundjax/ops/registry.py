@@ -24,6 +24,7 @@ from chex import Array, ArrayTree
 if TYPE_CHECKING:
     from boundjax.graph import Node
     from boundjax.sets import Interval
+    from boundjax.windows import Frame, Windowed
 
 
 class UnsupportedOpError(NotImplementedError):
@@ -94,31 +95,52 @@ class Op:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Local:
+    """How rows in windows (``boundjax.windows``) pass a linear op.
+
+    Attributes:
+      frames: ``(node, frame) -> frames`` of the perturbed operands; None if the equation needs
+        complete rows.
+      transpose: ``(node, rows, frames) -> coefficients`` ``[m, *window]``, one per operand; what
+        reaches over the border of an operand is cut off afterwards.
+      whole: the axes of the op's value along which rows must be complete.
+    """
+
+    frames: Callable[[Node, Frame], tuple[Frame, ...] | None]
+    transpose: Callable[[Node, Windowed, tuple[Frame, ...]], tuple[Array, ...]]
+    whole: Callable[[Node], tuple[int, ...]] = lambda node: ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Structural(Op):
     """A 0/1 (or -1) matrix plus constants.
 
     ``sign(node)`` gives +1 or -1 per perturbed operand: how that operand enters the result.
     ``moves`` says that, with one perturbed operand, every element of it reaches at most one element
     of the result unless the result is larger: values are moved and shifted, not mixed.
-    ``transpose(node, rows)`` overrides ``jax.linear_transpose`` of the equation.
+    ``transpose(node, rows)`` overrides ``jax.linear_transpose`` of the equation; ``local`` says how
+    rows in windows pass it.
     """
 
     moves: bool = False
 
     sign: Callable[[Node], tuple[int, ...]] = lambda node: (1,) * len(node.inputs)
     transpose: Callable[[Node, Array], tuple[Array, ...]] | None = None
+    local: Local | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weighted(Op):
     """Linear in its one perturbed operand; its constant operands are the weights.
 
-    ``transpose(node, rows)`` overrides ``jax.linear_transpose`` of the equation.
+    ``transpose(node, rows)`` overrides ``jax.linear_transpose`` of the equation; ``local`` says how
+    rows in windows pass it.
     ``diagonal`` says that every output depends on one input only (a product with a constant).
     """
 
     diagonal: bool = False
     transpose: Callable[[Node, Array], tuple[Array, ...]] | None = None
+    local: Local | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +153,8 @@ class Scalar(Op):
       lipschitz: ``(node, lower, upper) -> L``, the largest absolute slope on the interval.
       monotone: whether the image of an exact interval is exact.
       partial: whether lines may be infinite, where the interval leaves the function's domain.
+      pieces: whether it is piecewise linear: where both lines coincide, a tighter interval could
+        not change them.
     """
 
     image: Callable[[Node, Array, Array], tuple[Array, Array]]
@@ -138,6 +162,7 @@ class Scalar(Op):
     lipschitz: Callable[[Node, Array, Array], Array]
     monotone: bool = True
     partial: bool = False
+    pieces: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

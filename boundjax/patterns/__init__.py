@@ -10,7 +10,8 @@ are dropped. Every rewrite is an identity of real numbers, whatever the values a
   ``a - logsumexp(a) = log_softmax(a)``;
 * "fast variance": ``mean(x^2) - mean(x)^2 = mean((x - mean(x))^2)``;
 * layer, group, batch and RMS norm: ``d * rsqrt(mean(d^2) + eps)`` is one op, ``normalize``;
-* gelu and silu; ``where(x > 0, a x, b x)``, a hinge.
+* gelu and silu; ``where(x > 0, a x, b x)``, a hinge;
+* ``(layer(x, K) + b) c = layer(x, K c) + b c``: batch normalisation after a convolution.
 
 A pattern whose op has no entry in the table is left as it is.
 """
@@ -21,7 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from boundjax.matching import View
-from boundjax.patterns import activations, normalization, softmax
+from boundjax.patterns import activations, folding, normalization, softmax
 from boundjax.patterns.rule import Rewrite
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ def rewrite(view: View, node: Node) -> Rewrite | None:
 
 _RULES: Mapping[str, tuple[Rule, ...]] = {
     "add": (softmax.shifted_back,),
-    "div": (softmax.softmax, normalization.normalized),
+    "div": (softmax.softmax, normalization.normalized, folding.folded),
     "log": (softmax.logarithm,),
-    "mul": (normalization.normalized, activations.univariate),
+    "mul": (normalization.normalized, activations.univariate, folding.folded),
     "select_n": (activations.hinges,),
     "sub": (normalization.variance, softmax.log_softmax),
 }

@@ -16,18 +16,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from chex import Array, ArrayTree
 
+from boundjax import windows
 from boundjax.graph import Graph, Node
 from boundjax.numerics import larger, signed_parts, smaller
-from boundjax.ops import affine
-from boundjax.ops.registry import LINEAR, Extremum, Lines, Planes
+from boundjax.ops import affine, local
+from boundjax.ops.registry import LINEAR, Extremum, Lines, Planes, Scalar
 from boundjax.sets import InputSet, Interval
+from boundjax.windows import Rows, Windowed
 
 Sides = Literal["lower", "upper", "both"]
 
@@ -44,21 +46,38 @@ class LinearBounds(NamedTuple):
     upper_bias: Array | None
 
 
+class PerRow(NamedTuple):
+    """Lines of every row of its own, where the row has coefficients: ``[m, *window]``."""
+
+    lines: Lines
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["coefficients", "constant"], meta_fields=[]
+)
 @dataclasses.dataclass(frozen=True)
 class Side:
     """A linear function per row that bounds from below: ``coefficients (x - x_ref) + constant``."""
 
-    coefficients: Array
+    coefficients: Rows
     constant: Array
 
     def least(self, input_set: InputSet) -> Array:
         """The least value ``[m]`` over the input set."""
-        return self.constant - jax.vmap(input_set.spread)(-self.coefficients)
+        rows = self.coefficients
+        if isinstance(rows, Windowed) and input_set.is_box:
+            return self.constant - _contract(
+                rows.with_values(jnp.abs(rows.values)), input_set.interval().radius
+            )
+        return self.constant - jax.vmap(input_set.spread)(-windows.dense(rows))
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Bounds of the rows from below, and of minus the rows from below; None where not asked for."""
+    """Bounds of the rows from below, and of minus the rows from below; None where not asked for.
+
+    Coefficients are complete where the rows that the walk started with are.
+    """
 
     below: Side | None
     above: Side | None
@@ -101,8 +120,8 @@ def extend_references(references: list[Array], node: Node, interval: Interval) -
 def pull_back(
     graph: Graph,
     references: list[Array],
-    starts: dict[int, Array],
-    lines_of: Callable[[Node], Lines | Planes],
+    starts: dict[int, Rows],
+    lines_of: Callable[[Node, Rows], Lines | Planes | PerRow],
     sides: Sides,
 ) -> Result:
     """Linear bounds in the input of ``sum_i <starts[i]_k, value of node i>``.
@@ -110,14 +129,18 @@ def pull_back(
     Args:
       graph: the traced function.
       references: one value per node, see above.
-      starts: node index -> coefficients ``[m, *shape]``; the specification.
-      lines_of: the relaxation of a nonlinear node, asked once for every such node on the way; its
-        arrays have a leading axis, 1 or one entry per row (after doubling, for both sides).
+      starts: node index -> coefficients ``[m, *shape]``, complete or in windows.
+      lines_of: the relaxation of a nonlinear node for the rows that meet it, asked once for every
+        such node on the way; its arrays have a leading axis, 1 or one entry per row (after
+        doubling, for both sides). ``PerRow`` if they are those of the rows' windows only.
       sides: which bounds are wanted.
     """
     sign = -1.0 if sides == "upper" else 1.0
-    pending = {index: sign * rows for index, rows in starts.items()}
-    constant = sum(_contract(rows, references[index][None]) for index, rows in pending.items())
+    pending = {
+        index: windows.with_values(rows, sign * windows.values_of(rows))
+        for index, rows in starts.items()
+    }
+    constant = sum(_contract(rows, references[index]) for index, rows in pending.items())
     count = constant.shape[0]
     doubled = False
     for node in reversed(graph.nodes[1:]):
@@ -128,16 +151,19 @@ def pull_back(
             operands = affine.pull_back(node, rows)
         else:
             if sides == "both" and not doubled:
-                rows, constant = _double(rows), _double(constant)
-                pending = {index: _double(value) for index, value in pending.items()}
+                rows, constant = windows.double(rows), windows.double(constant)
+                pending = {index: windows.double(value) for index, value in pending.items()}
                 doubled = True
-            relaxation = lines_of(node)
+            if not isinstance(node.op, Scalar):
+                rows = windows.dense(rows)
+            relaxation = lines_of(node, rows)
             relax = _relax_planes if isinstance(relaxation, Planes) else _relax
             operands, offset = relax(node, rows, relaxation, references)
             constant = constant + offset
         for index, operand in zip(node.inputs, operands, strict=True):
             if operand is not None:
-                pending[index] = pending[index] + operand if index in pending else operand
+                known = pending.get(index)
+                pending[index] = operand if known is None else windows.add(known, operand)
     coefficients = pending.get(0)
     if coefficients is None:
         coefficients = jnp.zeros((constant.shape[0], *graph.nodes[0].shape), constant.dtype)
@@ -146,33 +172,38 @@ def pull_back(
     if sides == "upper":
         return Result(None, Side(coefficients, constant))
     if not doubled:
-        return Result(Side(coefficients, constant), Side(-coefficients, -constant))
+        return Result(Side(coefficients, constant), Side(windows.negative(coefficients), -constant))
+    side = Side(coefficients, constant)
     return Result(
-        Side(coefficients[:count], constant[:count]), Side(coefficients[count:], constant[count:])
+        jax.tree.map(lambda array: array[:count], side),
+        jax.tree.map(lambda array: array[count:], side),
     )
 
 
-def _double(rows: Array) -> Array:
-    return jnp.concatenate([rows, -rows])
+def _contract(rows: Rows, value: Array) -> Array:
+    """``<rows_k, value>`` for every row, ``[m]``; ``value`` is ``[*shape]``."""
+    coefficients = windows.values_of(rows)
+    return _sum_per_row(coefficients * windows.crop(rows, value))
 
 
-def _contract(rows: Array, value: Array) -> Array:
-    """``<rows_k, value_k>`` for every row, ``[m]``; ``value`` is ``[1 or m, *shape]``."""
-    return jnp.sum(rows * value, axis=tuple(range(1, rows.ndim)))
+def _sum_per_row(terms: Array) -> Array:
+    return jnp.sum(terms, axis=tuple(range(1, terms.ndim)))
 
 
-def _around(node: Node, lines: Lines, references: list[Array]) -> Lines:
-    """The same lines between deviations from the references of the node and its operands."""
-    source = tuple(references[i] for i in node.inputs)
-    target = references[node.index][None]
+def _around(node: Node, lines: Lines, sources: Sequence[Array], target: Array) -> Lines:
+    """The same lines between deviations from the references of the node and its operands.
+
+    All arrays have a leading axis, 1 or one entry per row.
+    """
 
     def intercept(slope: Array | None, value: Array | None) -> Array:
         constant = -target if value is None else value - target
         if slope is None:
             return constant
         if isinstance(node.op, Extremum):
-            return constant + jnp.sum(slope * node.op.windows(node, *source)[None], axis=-1)
-        return constant + slope * source[0][None]
+            chosen = node.op.windows(node, *(source[0] for source in sources))[None]
+            return constant + jnp.sum(slope * chosen, axis=-1)
+        return constant + slope * sources[0]
 
     return Lines(
         lines.lower_slope,
@@ -183,26 +214,35 @@ def _around(node: Node, lines: Lines, references: list[Array]) -> Lines:
 
 
 def _relax(
-    node: Node, rows: Array, lines: Lines, references: list[Array]
-) -> tuple[tuple[Array | None, ...], Array]:
+    node: Node, rows: Rows, lines: Lines | PerRow, references: list[Array]
+) -> tuple[tuple[Rows | None, ...], Array]:
     """Pulls lower-bounding rows back through a nonlinear op: new coefficients and the constants."""
-    lines = _around(node, lines, references)
-    positive = rows > 0
+    values = windows.values_of(rows)
+    sources, target = [references[i] for i in node.inputs], references[node.index]
+    if isinstance(lines, PerRow):
+        (lines,) = lines
+        cropped = [windows.crop(rows, source) for source in sources]
+        lines = _around(node, lines, cropped, windows.crop(rows, target))
+    else:
+        lines = _around(node, lines, [source[None] for source in sources], target[None])
+        if isinstance(rows, Windowed):
+            lines = Lines(*(None if a is None else rows.crop(a[0]) for a in lines))
+    positive = values > 0
     intercepts = jnp.where(positive, lines.lower_intercept, lines.upper_intercept)
-    terms = rows * intercepts
+    terms = values * intercepts
     if getattr(node.op, "partial", False):
-        terms = jnp.where(rows == 0, 0.0, terms)  # not 0 times an infinite intercept
-    constant = jnp.sum(terms, axis=tuple(range(1, rows.ndim)))
+        terms = jnp.where(values == 0, 0.0, terms)  # not 0 times an infinite intercept
+    constant = _sum_per_row(terms)
     if lines.lower_slope is None and lines.upper_slope is None:
         return (None,) * len(node.inputs), constant
     if not isinstance(node.op, Extremum):
         slopes = jnp.where(positive, lines.lower_slope, lines.upper_slope)
-        return (rows * slopes,), constant
+        return (windows.with_values(rows, values * slopes),), constant
     slopes = jnp.where(positive[..., None], lines.lower_slope, lines.upper_slope)
-    windows = jax.linear_transpose(
+    pooled = jax.linear_transpose(
         lambda *values: node.op.windows(node, *values), *node.input_shapes
     )
-    return tuple(jax.vmap(windows)(rows[..., None] * slopes)), constant
+    return tuple(jax.vmap(pooled)(values[..., None] * slopes)), constant
 
 
 def _relax_planes(
@@ -234,7 +274,7 @@ def _relax_planes(
         operands, constant = through(planes.lower_weights, none, rows)
         for part, offset in ((below, planes.lower_offset), (above, planes.upper_offset)):
             terms = jnp.where(part == 0, 0.0, part * offset)
-            constant = constant + jnp.sum(terms, axis=tuple(range(1, rows.ndim)))
+            constant = constant + _sum_per_row(terms)
     else:
         operands, constant = through(planes.lower_weights, planes.lower_offset, below)
         others, offset = through(planes.upper_weights, planes.upper_offset, above)
@@ -264,3 +304,26 @@ def poisoned(bounds: Interval) -> Interval:
         return bounds
     bad = jnp.isnan(bounds.lower) | jnp.isnan(bounds.upper)
     return Interval(jnp.where(bad, jnp.nan, bounds.lower), jnp.where(bad, jnp.nan, bounds.upper))
+
+
+def frames_of(graph: Graph, index: int) -> dict[int, windows.Frame]:
+    """Where the rows of a node's units have coefficients, for every node that they meet."""
+    frames = {index: windows.unit_frame(graph.nodes[index].shape)}
+    for node in reversed(graph.nodes[1 : index + 1]):
+        frame = frames.get(node.index)
+        if frame is None:
+            continue
+        found = None
+        if isinstance(node.op, LINEAR):
+            found = local.operand_frames(node, frame)
+        elif isinstance(node.op, Scalar):
+            found = (frame,)
+        if found is None:
+            found = [windows.whole(shape.shape) for shape in node.input_shapes]
+        for operand, new in zip(node.inputs, found, strict=True):
+            known = frames.get(operand)
+            new = new if known is None else windows.united(known, new)
+            if new is None or not local.worthwhile(new):
+                new = windows.whole(graph.nodes[operand].shape)
+            frames[operand] = new
+    return frames

@@ -147,7 +147,7 @@ def merged(
     ops, whose intervals are known.
     """
     result = backward.pull_back(
-        graph, references, starts, lambda node: constant_lines(node, intervals), "both"
+        graph, references, starts, lambda node, rows: constant_lines(node, intervals), "both"
     )
     lower, upper = result.concretize(input_set)
     return Interval(lower + constant, upper + constant)

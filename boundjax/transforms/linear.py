@@ -63,6 +63,7 @@ def linear(
     intermediate: str = "interval",
     sides: Sides = "both",
     intersect: bool = True,
+    max_rows: int | None = None,
     max_bytes: int = 2**30,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
@@ -81,6 +82,9 @@ def linear(
         never loosens an intermediate bound, and nearly always tightens the result; parallel slopes
         are the exception, because theirs is not the best line. ``False`` is Fast-Lin / CAP to the
         letter; before ops with a domain and products, and in the result, they always are.
+      max_rows: at most so many units of a layer get linear bounds, those of the widest intervals;
+        the others keep their interval bounds. Under ``vmap`` and ``grad`` that is the way to spend
+        less: elsewhere the rows of units that matter to no relaxation (stable relus) are skipped.
       max_bytes: budget for the rows of one block of intermediate linear bounds, of one example.
       has_aux: also return ``Auxiliary``; needs a single output array.
 
@@ -102,6 +106,8 @@ def linear(
         raise ValueError(f"intermediate must be one of {', '.join(_SOURCES)}, got {intermediate!r}")
     if sides not in ("lower", "upper", "both"):
         raise ValueError(f"sides must be 'lower', 'upper' or 'both', got {sides!r}")
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows must be at least 1 or None, got {max_rows}")
     if max_bytes <= 0:
         raise ValueError(f"max_bytes must be positive, got {max_bytes}")
     if optimized is not None and optimized.optimize_intermediate and intermediate != "linear":
@@ -122,6 +128,7 @@ def linear(
             companion=_SOURCES[intermediate](),
             optimized=optimized,
             intersect=intersect,
+            max_rows=max_rows,
             max_bytes=max_bytes,
         )
         if specification is not None:

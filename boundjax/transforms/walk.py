@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from chex import Array
 
 from boundjax import slopes as slope_policies
+from boundjax import windows
 from boundjax.graph import Graph, Node
 from boundjax.numerics import materialized
 from boundjax.ops import extremum
@@ -32,12 +33,19 @@ from boundjax.transforms import backward, optimize
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.backward import Sides
 from boundjax.transforms.optimize import Positions
+from boundjax.windows import Rows, Windowed
 
 # Arrays of a block's rows that are alive at once in the backward walk: both sides of coefficients
 # before and after an op, and what their product with the lines needs.
 _LIVE_ARRAYS = 6
 # Arrays per free line of a row that is optimised: it, its gradient, the best, two moments.
 _LIVE_POSITIONS = 6
+# On CPU: larger blocks leave the caches, which costs twice the time.
+_CACHED_BYTES = 2**26
+# Units of a block where blocks without a unit that matters are skipped: neither so few that matrix
+# products become inefficient, nor so many that little is skipped.
+_SMALLEST_BLOCK = 256
+_MOST_SKIPPED = 64
 
 
 class Companion(Protocol):
@@ -66,6 +74,7 @@ class Walk:
         companion: Companion | None = None,
         optimized: Optimized | None = None,
         intersect: bool = True,
+        max_rows: int | None = None,
         max_bytes: int = 2**30,
     ) -> None:
         self.graph = graph
@@ -73,6 +82,7 @@ class Walk:
         self.policy_of = policy_of
         self.optimized = optimized
         self.refine = refine
+        self.max_rows = max_rows
         self.max_bytes = max_bytes
         self.slopes: Positions = {}
         self.keys: dict[int, list[str]] = {}
@@ -81,7 +91,7 @@ class Walk:
         self.references = [self.intervals[0].middle]
         if companion is not None:
             companion.advance(graph.nodes[0], self)
-        relaxed = {i for n in graph.nodes if isinstance(n.op, NONLINEAR) for i in n.inputs}
+        self.consumers = _nonlinear_consumers(graph)
         # An op with a domain, or with ends that it multiplies, needs the best interval there is.
         demanding = {
             i
@@ -89,7 +99,7 @@ class Walk:
             if isinstance(n.op, NONLINEAR) and (not isinstance(n.op, Scalar) or n.op.partial)
             for i in n.inputs
         }
-        apart = set() if intersect else relaxed - demanding
+        apart = set() if intersect else self.consumers.keys() - demanding
         exact = exact_intervals(graph, input_set) if refine else set()
         for node in graph.nodes[1:]:
             operands = tuple(self.intervals[i] for i in node.inputs)
@@ -101,23 +111,51 @@ class Walk:
             if companion is not None:
                 found = companion.advance(node, self)
                 self.intervals[-1] = found
-            elif refine and node.index in relaxed and node.index not in exact:
+            elif refine and node.index in self.consumers and node.index not in exact:
                 optimize_rows = optimized is not None and optimized.optimize_intermediate
-                self.intervals[-1] = self.node_bounds(
-                    node, "both", optimize_rows, node.index not in apart
-                )
+                together = node.index not in apart
+                wanted = self._bent(node) if together else None
+                self.intervals[-1] = self.node_bounds(node, "both", optimize_rows, together, wanted)
 
     def node_bounds(
-        self, node: Node, sides: Sides, optimize_rows: bool = False, intersect: bool = True
+        self,
+        node: Node,
+        sides: Sides,
+        optimize_rows: bool = False,
+        intersect: bool = True,
+        wanted: Array | None = None,
     ) -> Interval:
-        """Linear bounds on a node's value, in blocks of units, intersected with its interval."""
-        lower, upper = self._in_blocks(node, sides, optimize_rows)
+        """Linear bounds on a node's value, in blocks of units, intersected with its interval.
+
+        Only for the elements that are ``wanted``, ``[*shape]``, if not for all.
+        """
         known = self.intervals[node.index]
+        lower, upper = self._in_blocks(node, sides, optimize_rows, wanted)
         found = Interval(
-            known.lower if lower is None else lower.reshape(node.shape),
-            known.upper if upper is None else upper.reshape(node.shape),
+            known.lower if lower is None else lower, known.upper if upper is None else upper
         )
         return backward.intersect(known if intersect else found, found)
+
+    def _bent(self, node: Node) -> Array | None:
+        """Which elements' bounds the next relaxations depend on, ``[*shape]``; None for all.
+
+        Where the two lines of a piecewise linear function coincide it is one straight piece on the
+        whole interval (a stable relu), and a tighter interval would give the same lines.
+        """
+        bent = None
+        for consumer in self.consumers[node.index]:
+            if not (isinstance(consumer.op, Scalar) and consumer.op.pieces):
+                return None
+            lines = consumer.op.lines(
+                consumer, *self.intervals[node.index], lambda lower, *_: jnp.zeros_like(lower)
+            )
+            below, above = (
+                [jnp.zeros(()) if end is None else end for end in ends]
+                for ends in (lines[:2], lines[2:])
+            )
+            here = ~((below[0] == above[0]) & (below[1] == above[1]))
+            bent = here if bent is None else bent | here
+        return bent
 
     def merged(self, starts: dict[int, Array], constant: Array) -> Interval:
         """Interval bounds ``[m]`` of a specification, merged with the last affine layers."""
@@ -133,7 +171,7 @@ class Walk:
             self.graph,
             self.references,
             starts,
-            lambda node: self.relaxation(node, positions),
+            lambda node, rows: self.lines_of(node, rows, positions),
             sides,
         )
 
@@ -144,10 +182,10 @@ class Walk:
         ancestors = self._relaxed_ancestors(starts)
         walk = self._detached()
         starts, constant = jax.lax.stop_gradient((starts, constant))
-        start = {key: walk.slopes[key] for i in ancestors for key in walk.keys.get(i, ())}
         if per_row:
-            count = next(iter(starts.values())).shape[0] * (2 if sides == "both" else 1)
-            start = {k: jnp.broadcast_to(v[None], (count, *v.shape)) for k, v in start.items()}
+            start = walk._positions_per_row(starts, sides)
+        else:
+            start = {key: walk.slopes[key] for i in ancestors for key in walk.keys.get(i, ())}
 
         def bound(positions: Positions) -> Array:
             ends = walk.pull_back(starts, sides, positions).concretize(walk.input_set)
@@ -158,6 +196,20 @@ class Walk:
 
         found = optimize.best_positions(bound, start, per_row, self.optimized)
         return jax.lax.stop_gradient(found)
+
+    def _positions_per_row(self, starts: dict[int, Rows], sides: Sides) -> Positions:
+        """The shared positions for every row, ``[m, *shape]``, or of its windows only."""
+        found: Positions = {}
+
+        def note(node: Node, rows: Rows) -> Lines | Planes:
+            for key in self.keys.get(node.index, ()):
+                cropped = windows.crop(rows, self.slopes[key])
+                count = len(windows.values_of(rows))
+                found[key] = jnp.broadcast_to(cropped, (count, *cropped.shape[1:]))
+            return self.relaxation(node)
+
+        backward.pull_back(self.graph, self.references, starts, note, sides)
+        return found
 
     def _detached(self) -> Walk:
         """The same bounds as constants for differentiation: an outer gradient sees none of it."""
@@ -180,30 +232,62 @@ class Walk:
         return ancestors
 
     def _in_blocks(
-        self, node: Node, sides: Sides, optimize_rows: bool
+        self, node: Node, sides: Sides, optimize_rows: bool, wanted: Array | None
     ) -> tuple[Array | None, Array | None]:
+        """Lower and upper bounds ``[*shape]``; what is not wanted keeps its interval."""
         # Relaxations are made before the loop: inside it they would be tracers of its body.
         ancestors = self._relaxed_ancestors([node.index])
-        largest = max(self.graph.nodes[i].size for i in ancestors)
-        row = _LIVE_ARRAYS * largest
-        if optimize_rows:
-            keys = [key for i in ancestors for key in self.keys.get(i, ())]
-            row += _LIVE_POSITIONS * sum(self.slopes[key].size for key in keys)
-        row_bytes = row * jnp.dtype(node.dtype).itemsize
-        blocks = max(1, math.ceil(node.size / max(1, self.max_bytes // max(1, row_bytes))))
-        block = math.ceil(node.size / blocks)
 
         def block_bounds(indices: Array) -> tuple[Array | None, Array | None]:
-            rows = jax.nn.one_hot(indices, node.size, dtype=node.dtype)
-            starts = {node.index: rows.reshape(indices.shape[0], *node.shape)}
+            starts = {node.index: Windowed.of_units(indices, node.shape, node.dtype)}
             positions = self.best(starts, sides, True).positions if optimize_rows else None
             return self.pull_back(starts, sides, positions).concretize(self.input_set)
 
-        if blocks == 1:
-            return block_bounds(jnp.arange(node.size))
-        indices = jnp.arange(blocks * block).reshape(blocks, block)
-        ends = jax.lax.map(jax.checkpoint(block_bounds), indices)
-        return jax.tree.map(lambda end: end.reshape(-1)[: node.size], ends)
+        limit = self._block_size(node, ancestors if optimize_rows else [])
+        budget = node.size if self.max_rows is None else min(self.max_rows, node.size)
+        if budget < node.size:
+            indices = self._widest(node, wanted, budget)
+        elif wanted is None or node.size <= limit:
+            indices = jnp.arange(node.size)
+        else:
+            limit = min(limit, max(_SMALLEST_BLOCK, math.ceil(node.size / _MOST_SKIPPED)))
+            (indices,) = jnp.nonzero(wanted.reshape(-1), size=node.size, fill_value=node.size)
+        ends = _mapped(block_bounds, indices, limit, node.size)
+        known = self.intervals[node.index]
+
+        def placed(end: Array, old: Array) -> Array:
+            if budget == node.size and (wanted is None or node.size <= limit):
+                end = end.reshape(node.shape)
+                return end if wanted is None else jnp.where(wanted, end, old)
+            return old.reshape(-1).at[indices].set(end, mode="drop").reshape(node.shape)
+
+        return tuple(
+            None if end is None else placed(end, old) for end, old in zip(ends, known, strict=True)
+        )
+
+    def _block_size(self, node: Node, optimized: Iterable[int]) -> int:
+        """How many units of a node are walked at once."""
+        frames = backward.frames_of(self.graph, node.index)
+        row = _LIVE_ARRAYS * max(windows.elements(frame) for frame in frames.values())
+        for i in optimized:
+            for key in self.keys.get(i, ()):
+                windowed = isinstance(self.graph.nodes[i].op, Scalar)
+                frame = frames[self.graph.nodes[i].inputs[0]]
+                size = windows.elements(frame) if windowed else self.slopes[key].size
+                row += _LIVE_POSITIONS * size
+        budget = self.max_bytes
+        if jax.default_backend() == "cpu":
+            budget = min(budget, _CACHED_BYTES)
+        return max(1, budget // (row * jnp.dtype(node.dtype).itemsize))
+
+    def _widest(self, node: Node, wanted: Array | None, count: int) -> Array:
+        """The wanted units of the widest intervals, ``[count]``; ``node.size`` if too few."""
+        width = self.intervals[node.index].width
+        known = ~jnp.isnan(width)
+        wanted = known if wanted is None else wanted & known
+        width = jnp.where(wanted, width, -1.0).reshape(-1)
+        found, indices = jax.lax.top_k(jax.lax.stop_gradient(width), count)
+        return jnp.where(found >= 0, indices, node.size)
 
     def kept(self, tree: Any) -> Any:
         """Arrays that are used once more for every later node, if pre-activations are walked."""
@@ -218,6 +302,20 @@ class Walk:
             (made.lower_weights, made.lower_offset, upper, made.upper_offset)
         )
         return Planes(made.product, below, lower, below if parallel else upper, above)
+
+    def lines_of(
+        self, node: Node, rows: Rows, positions: Positions | None
+    ) -> Lines | Planes | backward.PerRow:
+        """What ``backward.pull_back`` asks for."""
+        keys = self.keys.get(node.index, ())
+        if positions is None or not keys or not isinstance(rows, Windowed):
+            return self.relaxation(node, positions)
+        given = {key: positions[key] for key in keys}
+        if all(given[key].ndim == self.slopes[key].ndim for key in keys):
+            return self.relaxation(node, positions)
+        (operand,) = (backward.poisoned(self.intervals[i]) for i in node.inputs)
+        ends = (rows.crop(operand.lower), rows.crop(operand.upper))
+        return backward.PerRow(node.op.lines(node, *ends, _replay(given, node.label)))
 
     def relaxation(self, node: Node, positions: Positions | None = None) -> Lines | Planes:
         """A nonlinear node's lines or planes; arrays have a leading axis, 1 or one per row."""
@@ -306,6 +404,42 @@ def _ancestors(graph: Graph, starts: Iterable[int]) -> set[int]:
         if index not in found:
             found.add(index)
             stack.extend(graph.nodes[index].inputs)
+    return found
+
+
+def _mapped(
+    bounds: Callable[[Array], tuple[Array | None, Array | None]],
+    indices: Array,
+    limit: int,
+    end: int,
+) -> tuple[Array | None, Array | None]:
+    """Bounds of the units ``[k]``, in blocks of at most ``limit``; ``end`` stands for none.
+
+    Blocks without a unit are skipped; under ``vmap`` they are computed.
+    """
+    count = len(indices)
+    if count <= limit:
+        return bounds(indices)
+    blocks = math.ceil(count / limit)
+    block = math.ceil(count / blocks)
+    indices = jnp.pad(indices, (0, blocks * block - count), constant_values=end)
+    shapes = jax.eval_shape(bounds, indices[:block])
+    none = jax.tree.map(lambda found: jnp.zeros(found.shape, found.dtype), shapes)
+
+    def if_any(indices: Array) -> tuple[Array | None, Array | None]:
+        some = (indices < end).any()
+        return jax.lax.cond(some, jax.checkpoint(bounds), lambda _: none, indices)
+
+    found = jax.lax.map(if_any, indices.reshape(blocks, block))
+    return jax.tree.map(lambda array: array.reshape(-1)[:count], found)
+
+
+def _nonlinear_consumers(graph: Graph) -> dict[int, list[Node]]:
+    found: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, NONLINEAR):
+            for index in node.inputs:
+                found.setdefault(index, []).append(node)
     return found
 
 

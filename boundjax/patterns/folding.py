@@ -1,0 +1,83 @@
+"""Batch normalisation and other per-channel factors, folded into the layer before them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+from chex import Array
+
+from boundjax.matching import View, times_constant
+from boundjax.ops.registry import Perturbed
+from boundjax.patterns.rule import Rewrite
+
+if TYPE_CHECKING:
+    from boundjax.graph import Node
+
+
+def folded(view: View, node: Node) -> Rewrite | None:
+    """``(layer(x, K) + b) c = layer(x, K c) + b c`` for a factor per output channel.
+
+    A walk then meets one op instead of two, and none whose factors have to be looked up.
+    """
+    operand = times_constant(node)
+    if operand is None:
+        return None
+    factor = next(o for o in node.operands if not isinstance(o, Perturbed))
+    walked = view.walk(operand, _shifts)
+    layer = view.node(walked.operand)
+    axes = None if layer is None else _channel_axes(layer)
+    if axes is None:
+        return None
+    channels, outputs = axes
+    factors = view.along(factor, channels)
+    if factors is None:
+        return None
+    shifts = [_shift(shift) for shift in walked.path]
+    scale = jnp.multiply if node.primitive == "mul" else jnp.divide
+
+    def function(
+        x: Array, kernel: Array, factors: Array, factor: Array, *constants: Array
+    ) -> Array:
+        shape = [1] * kernel.ndim
+        if factors.ndim:
+            shape[outputs] = -1
+        value = layer.evaluate(x, scale(kernel, factors.reshape(shape)))
+        if not shifts:
+            return value
+        offset = jnp.zeros((), node.dtype)
+        for move, constant in zip(shifts, constants, strict=True):
+            offset = move(offset, constant)
+        return value + scale(offset, factor)
+
+    constants = [o for shift in walked.path for o in shift.constants]
+    return Rewrite(function, [*layer.operands, factors, factor, *constants])
+
+
+def _shifts(node: Node) -> Any | None:
+    """The perturbed operand of a sum with a constant, or of a difference from one."""
+    if len(node.inputs) != 1 or node.input_shapes[0].shape != node.shape:
+        return None
+    if node.primitive == "add":
+        return node.operands[node.perturbed.index(True)]
+    return node.operands[0] if node.primitive == "sub" and node.perturbed[0] else None
+
+
+def _shift(node: Node) -> Callable[[Array, Array], Array]:
+    return jnp.add if node.primitive == "add" else jnp.subtract
+
+
+def _channel_axes(layer: Node) -> tuple[int, int] | None:
+    """The channels' axis in the value of a layer with a constant kernel, and that in the kernel."""
+    if layer.perturbed != (True, False):
+        return None
+    if layer.primitive == "conv_general_dilated":
+        numbers = layer.params["dimension_numbers"]
+        return numbers.out_spec[1], numbers.rhs_spec[0]
+    if layer.primitive == "dot_general":
+        contract, (batch, _) = layer.params["dimension_numbers"]
+        rank = len(layer.input_shapes[0].shape)
+        if contract == ((rank - 1,), (0,)) and not batch and layer.constants[0].ndim == 2:
+            return rank - 1, 1
+    return None

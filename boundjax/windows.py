@@ -1,0 +1,240 @@
+"""Rows of coefficients that vanish outside of a window, one window per row.
+
+A unit of a convolutional network depends on a patch of every layer before it. Its row in a backward
+walk starts as one number and grows with every convolution; what lies outside of that window is zero
+and need not be computed. A row follows the position of its unit: along an axis its window starts at
+``stride * position + offset``, so shapes are static and only the starts differ from row to row.
+Windows may reach over the border of a value into the padding of the convolution behind it; their
+coefficients there are zero.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import Array
+from jax import lax
+
+
+class Axis(NamedTuple):
+    """One axis of a value, and where a row's window lies on it.
+
+    Attributes:
+      full: length of the axis.
+      size: length of the window.
+      origin: which coordinate of a row's unit the window follows; None: it starts at ``offset``.
+      count: how many values that coordinate takes.
+      stride, offset: the window starts at ``stride * coordinate + offset``.
+    """
+
+    full: int
+    size: int
+    origin: int | None = None
+    count: int = 1
+    stride: int = 0
+    offset: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the window is the axis itself."""
+        return self.origin is None and self.offset == 0 and self.size == self.full
+
+    @property
+    def outside(self) -> tuple[int, int]:
+        """How far windows reach over the two ends of the axis."""
+        last = self.stride * (self.count - 1) + self.offset
+        return max(0, -self.offset), max(0, last + self.size - self.full)
+
+
+Frame = tuple[Axis, ...]
+
+
+def whole(shape: Sequence[int]) -> Frame:
+    """The frame of rows that are not windowed."""
+    return tuple(Axis(n, n) for n in shape)
+
+
+def unit_frame(shape: Sequence[int]) -> Frame:
+    """The frame of single elements of a value, which follow their own coordinates."""
+    return tuple(
+        Axis(n, 1, origin=k, count=n, stride=1) if n > 1 else Axis(1, 1)
+        for k, n in enumerate(shape)
+    )
+
+
+def elements(frame: Frame) -> int:
+    """Coefficients of one row."""
+    return math.prod(axis.size for axis in frame)
+
+
+def expanded(frame: Frame, axes: Sequence[int]) -> Frame:
+    """The frame with some axes made whole."""
+    return tuple(Axis(a.full, a.full) if k in axes else a for k, a in enumerate(frame))
+
+
+def united(first: Frame, second: Frame) -> Frame | None:
+    """The smallest frame that holds two of one value; None where they move differently."""
+    axes = []
+    for a, b in zip(first, second, strict=True):
+        if (a.origin, a.stride) != (b.origin, b.stride):
+            return None
+        start = min(a.offset, b.offset)
+        end = max(a.offset + a.size, b.offset + b.size)
+        axes.append(a._replace(offset=start, size=end - start))
+    return tuple(axes)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["values", "units"], meta_fields=["frame"]
+)
+@dataclasses.dataclass(frozen=True)
+class Windowed:
+    """Rows ``[m, *value]`` that are zero outside of their windows.
+
+    Attributes:
+      values: the coefficients inside, ``[m, *window]``.
+      units: coordinates of the rows' units, ``[m, k]``.
+      frame: where the windows lie.
+    """
+
+    values: Array
+    units: Array
+    frame: Frame
+
+    @classmethod
+    def of_units(cls, indices: Array, shape: Sequence[int], dtype: np.dtype) -> Windowed:
+        """One row per flat index, 1 at that element; ``[m]``."""
+        frame = unit_frame(shape)
+        # A scalar's one element has no coordinates.
+        coordinates = [jnp.zeros_like(indices), *jnp.unravel_index(indices, tuple(shape))]
+        units = jnp.stack(coordinates, axis=-1)[:, 1:].astype(jnp.int32)
+        return cls(jnp.ones((len(indices), *(a.size for a in frame)), dtype), units, frame)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The coefficients' type."""
+        return self.values.dtype
+
+    def with_values(self, values: Array) -> Windowed:
+        """The same windows with other coefficients."""
+        return dataclasses.replace(self, values=values)
+
+    def starts(self, axis: int) -> Array:
+        """Where the windows begin on an axis, ``[m]``."""
+        a = self.frame[axis]
+        if a.origin is None:
+            return jnp.full(self.units.shape[:1], a.offset, jnp.int32)
+        return a.stride * self.units[:, a.origin] + a.offset
+
+    def crop(self, value: Array) -> Array:
+        """``[*value]`` -> ``[m, *window]`` (``[1, *window]`` if all are the same), 0 outside."""
+        outside = [axis.outside for axis in self.frame]
+        config = [(low, high, 0) for low, high in outside]
+        if any(low or high for low, high in outside):
+            value = lax.pad(value, jnp.zeros((), value.dtype), config)
+        sizes = [axis.size for axis in self.frame]
+        if all(axis.origin is None for axis in self.frame):
+            offsets = [a.offset + low for a, (low, _) in zip(self.frame, outside, strict=True)]
+            return lax.dynamic_slice(value, offsets, sizes)[None]
+        starts = [self.starts(k) + low for k, (low, _) in enumerate(outside)]
+        return jax.vmap(lambda *s: lax.dynamic_slice(value, s, sizes))(*starts)
+
+    def masked(self) -> Windowed:
+        """With zeros where windows reach over the border."""
+        inside = None
+        for k, axis in enumerate(self.frame):
+            if axis.outside != (0, 0):
+                index = self.starts(k)[:, None] + jnp.arange(axis.size, dtype=jnp.int32)[None]
+                shape = [len(index), *(1,) * k, axis.size, *(1,) * (len(self.frame) - k - 1)]
+                valid = ((index >= 0) & (index < axis.full)).reshape(shape)
+                inside = valid if inside is None else inside & valid
+        return self if inside is None else self.with_values(jnp.where(inside, self.values, 0.0))
+
+    def expand(self, axes: Sequence[int]) -> Windowed:
+        """The same rows with some axes made whole."""
+        values = self.values
+        for k in axes:
+            axis = self.frame[k]
+            if axis.whole:
+                continue
+            index = self.starts(k)[:, None] + jnp.arange(axis.size, dtype=jnp.int32)[None]
+            selection = jax.nn.one_hot(index, axis.full, dtype=values.dtype)  # [m, size, full]
+            if axis.size == 1:
+                shape = [len(index), *(1,) * k, axis.full, *(1,) * (len(self.frame) - k - 1)]
+                values = values * selection.reshape(shape)
+                continue
+            # Products with zeros and ones: exact, and fast where a scatter is not.
+            product = lax.dot_general(
+                values,
+                selection,
+                (((1 + k,), (1,)), ((0,), (0,))),
+                precision=lax.Precision.HIGHEST,
+            )
+            values = jnp.moveaxis(product, -1, 1 + k)
+        return dataclasses.replace(self, values=values, frame=expanded(self.frame, axes))
+
+    def dense(self) -> Array:
+        """The rows ``[m, *value]``."""
+        return self.expand(range(len(self.frame))).values
+
+    def reframed(self, frame: Frame) -> Windowed:
+        """The same rows in a larger frame, see ``united``."""
+        config = [(0, 0, 0)]
+        for a, b in zip(self.frame, frame, strict=True):
+            low = a.offset - b.offset
+            config.append((low, b.size - a.size - low, 0))
+        values = lax.pad(self.values, jnp.zeros((), self.dtype), config)
+        return dataclasses.replace(self, values=values, frame=frame)
+
+
+Rows = Array | Windowed
+
+
+def dense(rows: Rows) -> Array:
+    """Rows as one array ``[m, *value]``."""
+    return rows.dense() if isinstance(rows, Windowed) else rows
+
+
+def values_of(rows: Rows) -> Array:
+    """The coefficients, of the windows or of all."""
+    return rows.values if isinstance(rows, Windowed) else rows
+
+
+def with_values(rows: Rows, values: Array) -> Rows:
+    """The same windows, or none, with other coefficients."""
+    return rows.with_values(values) if isinstance(rows, Windowed) else values
+
+
+def crop(rows: Rows, value: Array) -> Array:
+    """A value ``[*value]`` where the rows have coefficients, ``[1 or m, ...]``."""
+    return rows.crop(value) if isinstance(rows, Windowed) else value[None]
+
+
+def add(first: Rows, second: Rows) -> Rows:
+    """The sum of two sets of rows of the same units on the same value."""
+    if isinstance(first, Windowed) and isinstance(second, Windowed):
+        frame = united(first.frame, second.frame)
+        if frame is not None:
+            first, second = first.reframed(frame), second.reframed(frame)
+            return first.with_values(first.values + second.values)
+    return dense(first) + dense(second)
+
+
+def double(rows: Rows) -> Rows:
+    """``[rows; -rows]``."""
+    if isinstance(rows, Windowed):
+        values = jnp.concatenate([rows.values, -rows.values])
+        return Windowed(values, jnp.concatenate([rows.units] * 2), rows.frame)
+    return jnp.concatenate([rows, -rows])
+
+
+def negative(rows: Rows) -> Rows:
+    """``-rows``."""
+    return with_values(rows, -values_of(rows))
