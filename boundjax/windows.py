@@ -22,6 +22,8 @@ import numpy as np
 from chex import Array
 from jax import lax
 
+from boundjax.numerics import materialized
+
 
 class Axis(NamedTuple):
     """One axis of a value, and where a row's window lies on it.
@@ -92,7 +94,9 @@ def united(first: Frame, second: Frame) -> Frame | None:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["values", "units"], meta_fields=["frame"]
+    jax.tree_util.register_dataclass,
+    data_fields=["values", "units"],
+    meta_fields=["frame", "copies"],
 )
 @dataclasses.dataclass(frozen=True)
 class Windowed:
@@ -100,13 +104,15 @@ class Windowed:
 
     Attributes:
       values: the coefficients inside, ``[m, *window]``.
-      units: coordinates of the rows' units, ``[m, k]``.
+      units: coordinates of the rows' units, ``[m / copies, k]``.
       frame: where the windows lie.
+      copies: how many rows every unit has, ``[units; units; ...]``.
     """
 
     values: Array
     units: Array
     frame: Frame
+    copies: int = 1
 
     @classmethod
     def of_units(cls, indices: Array, shape: Sequence[int], dtype: np.dtype) -> Windowed:
@@ -126,8 +132,13 @@ class Windowed:
         """The same windows with other coefficients."""
         return dataclasses.replace(self, values=values)
 
+    def repeated(self, per_unit: Array) -> Array:
+        """``[m / copies, ...] -> [m, ...]``."""
+        many = jnp.broadcast_to(per_unit[None], (self.copies, *per_unit.shape))
+        return many.reshape(-1, *per_unit.shape[1:])
+
     def starts(self, axis: int) -> Array:
-        """Where the windows begin on an axis, ``[m]``."""
+        """Where the windows of the units begin on an axis, ``[m / copies]``."""
         a = self.frame[axis]
         if a.origin is None:
             return jnp.full(self.units.shape[:1], a.offset, jnp.int32)
@@ -137,14 +148,17 @@ class Windowed:
         """``[*value]`` -> ``[m, *window]`` (``[1, *window]`` if all are the same), 0 outside."""
         outside = [axis.outside for axis in self.frame]
         config = [(low, high, 0) for low, high in outside]
+        # Not a part of the gathers and products that follow, which would repeat it per element.
         if any(low or high for low, high in outside):
             value = lax.pad(value, jnp.zeros((), value.dtype), config)
+        value = materialized(value)
         sizes = [axis.size for axis in self.frame]
         if all(axis.origin is None for axis in self.frame):
             offsets = [a.offset + low for a, (low, _) in zip(self.frame, outside, strict=True)]
             return lax.dynamic_slice(value, offsets, sizes)[None]
         starts = [self.starts(k) + low for k, (low, _) in enumerate(outside)]
-        return jax.vmap(lambda *s: lax.dynamic_slice(value, s, sizes))(*starts)
+        found = jax.vmap(lambda *s: lax.dynamic_slice(value, s, sizes))(*starts)
+        return self.repeated(found)
 
     def masked(self) -> Windowed:
         """With zeros where windows reach over the border."""
@@ -155,7 +169,9 @@ class Windowed:
                 shape = [len(index), *(1,) * k, axis.size, *(1,) * (len(self.frame) - k - 1)]
                 valid = ((index >= 0) & (index < axis.full)).reshape(shape)
                 inside = valid if inside is None else inside & valid
-        return self if inside is None else self.with_values(jnp.where(inside, self.values, 0.0))
+        if inside is None:
+            return self
+        return self.with_values(jnp.where(self.repeated(inside), self.values, 0.0))
 
     def expand(self, axes: Sequence[int]) -> Windowed:
         """The same rows with some axes made whole."""
@@ -165,9 +181,10 @@ class Windowed:
             if axis.whole:
                 continue
             index = self.starts(k)[:, None] + jnp.arange(axis.size, dtype=jnp.int32)[None]
-            selection = jax.nn.one_hot(index, axis.full, dtype=values.dtype)  # [m, size, full]
+            selection = jax.nn.one_hot(index, axis.full, dtype=values.dtype)
+            selection = self.repeated(selection)  # [m, size, full]
             if axis.size == 1:
-                shape = [len(index), *(1,) * k, axis.full, *(1,) * (len(self.frame) - k - 1)]
+                shape = [len(selection), *(1,) * k, axis.full, *(1,) * (len(self.frame) - k - 1)]
                 values = values * selection.reshape(shape)
                 continue
             # Products with zeros and ones: exact, and fast where a scatter is not.
@@ -231,8 +248,18 @@ def double(rows: Rows) -> Rows:
     """``[rows; -rows]``."""
     if isinstance(rows, Windowed):
         values = jnp.concatenate([rows.values, -rows.values])
-        return Windowed(values, jnp.concatenate([rows.units] * 2), rows.frame)
+        return dataclasses.replace(rows, values=values, copies=2 * rows.copies)
     return jnp.concatenate([rows, -rows])
+
+
+def halves(rows: Rows) -> tuple[Rows, Rows]:
+    """``[a; b] -> a, b``, of rows that were doubled."""
+    values = values_of(rows)
+    parts = values[: len(values) // 2], values[len(values) // 2 :]
+    if isinstance(rows, Windowed):
+        half = dataclasses.replace(rows, copies=rows.copies // 2)
+        return half.with_values(parts[0]), half.with_values(parts[1])
+    return parts
 
 
 def negative(rows: Rows) -> Rows:

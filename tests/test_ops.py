@@ -280,7 +280,7 @@ def test_slopes_that_were_used_give_the_same_bounds_again():
     bounds, aux = bj.linear(function, has_aux=True)(ball)
     assert sorted(aux.slopes) == ["clip", "clip:below"]
     again = bj.linear(function, slopes=aux.slopes)(ball)
-    np.testing.assert_array_equal(again, bounds)
+    np.testing.assert_allclose(again, bounds, rtol=1e-6)
     with pytest.raises(KeyError, match=r"entry 'relu' for no op; known: clip"):
         bj.linear(function, slopes={**aux.slopes, "relu": 1.0})(ball)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 from chex import Array
 
 from boundjax.ops import convolution, local, matmul
@@ -62,12 +63,25 @@ def _reshape(node: Node, rows: Array) -> tuple[Array, ...]:
     return (rows.reshape(rows.shape[0], *node.input_shapes[0].shape),)
 
 
-def _dense(node: Node, rows: Array) -> tuple[Array, ...]:
+def _is_dense(node: Node) -> bool:
     """The usual ``x @ W``: last axis of the perturbed operand against the first of the weights."""
     (example,) = node.input_shapes
     contract, batch = node.params["dimension_numbers"]
     plain = node.perturbed[0] and contract == ((len(example.shape) - 1,), (0,)) and not any(batch)
-    if not plain or node.constants[0].ndim != 2:
+    return plain and node.constants[0].ndim == 2
+
+
+def _dense_magnitude(node: Node, radius: Array) -> Array:
+    if not _is_dense(node):
+        return node.apply(radius, constants=jnp.abs)
+    weights = node.constants[0].astype(radius.dtype)
+    product = matmul.absolute_product(radius.reshape(-1, radius.shape[-1]), weights)
+    return product.reshape(node.shape)
+
+
+def _dense(node: Node, rows: Array) -> tuple[Array, ...]:
+    (example,) = node.input_shapes
+    if not _is_dense(node):
         return tuple(jax.vmap(jax.linear_transpose(node.apply, example))(rows))
     weights = node.constants[0].astype(rows.dtype)
     product = matmul.rows_matmul(rows.reshape(-1, rows.shape[-1]), weights.T)
@@ -143,6 +157,7 @@ def _table() -> tuple[Op, ...]:
             note="one constant factor; dense",
             accepts=_exactly_one,
             transpose=_dense,
+            magnitude=_dense_magnitude,
         ),
         Weighted(
             name="conv_general_dilated",

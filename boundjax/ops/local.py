@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ def pull_back(node: Node, rows: Windowed) -> tuple[Windowed | Array, ...] | None
     rows = rows.expand(node.op.local.whole(node))
     values = node.op.local.transpose(node, rows, found)
     operands = [
-        Windowed(value, rows.units, frame).masked()
+        dataclasses.replace(rows, values=value, frame=frame).masked()
         for value, frame in zip(values, found, strict=True)
     ]
     return tuple(operand if worthwhile(operand.frame) else operand.dense() for operand in operands)

@@ -17,10 +17,44 @@ from jax.interpreters import ad, batching, mlir
 
 _primitive = Primitive("boundjax_rows_matmul")
 
+# Of weights whose absolute values are taken part by part: how large a part is about, and how many
+# there must be.
+_CACHED_BYTES = 2**21
+_WORTHWHILE_PARTS = 16
+
 
 def rows_matmul(rows: Array, weights: Array) -> Array:
     """``[m, K] @ [K, N] -> [m, N]`` at full precision; linear in each operand, differentiable."""
     return _primitive.bind(rows, weights)
+
+
+@jax.custom_jvp
+def absolute_product(values: Array, weights: Array) -> Array:
+    """``[m, K] @ |[K, N]| -> [m, N]``, without writing the absolute values of large weights.
+
+    Reading and writing them is what interval bounds of a large dense layer cost on CPU; parts of
+    them stay in the caches.
+    """
+    count, size = weights.shape
+    parts = size * count * weights.dtype.itemsize // _CACHED_BYTES
+    if jax.default_backend() != "cpu" or parts < _WORTHWHILE_PARTS or count % parts:
+        return rows_matmul(values, jnp.abs(weights))
+
+    def part(total: Array, operands: tuple[Array, Array]) -> tuple[Array, None]:
+        values, weights = operands
+        return total + rows_matmul(values, jnp.abs(weights)), None
+
+    cut = values.reshape(len(values), parts, -1).swapaxes(0, 1)
+    zero = jnp.zeros((len(values), size), values.dtype)
+    return lax.scan(part, zero, (cut, weights.reshape(parts, -1, size)))[0]
+
+
+@absolute_product.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    values, weights = primals
+    of_values, of_weights = tangents
+    change = rows_matmul(values, jnp.sign(weights) * of_weights)
+    return absolute_product(values, weights), rows_matmul(of_values, jnp.abs(weights)) + change
 
 
 def _product(rows: Array, weights: Array) -> Array:

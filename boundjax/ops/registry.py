@@ -19,6 +19,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import jax.numpy as jnp
 from chex import Array, ArrayTree
 
 if TYPE_CHECKING:
@@ -129,6 +130,10 @@ class Structural(Op):
     local: Local | None = None
 
 
+def _with_absolute_weights(node: Node, radius: Array) -> Array:
+    return node.apply(radius, constants=jnp.abs)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weighted(Op):
     """Linear in its one perturbed operand; its constant operands are the weights.
@@ -136,11 +141,13 @@ class Weighted(Op):
     ``transpose(node, rows)`` overrides ``jax.linear_transpose`` of the equation; ``local`` says how
     rows in windows pass it.
     ``diagonal`` says that every output depends on one input only (a product with a constant).
+    ``magnitude(node, radius)`` is the map whose weights are the absolute values of these.
     """
 
     diagonal: bool = False
     transpose: Callable[[Node, Array], tuple[Array, ...]] | None = None
     local: Local | None = None
+    magnitude: Callable[[Node, Array], Array] = _with_absolute_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

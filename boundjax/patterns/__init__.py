@@ -11,7 +11,7 @@ are dropped. Every rewrite is an identity of real numbers, whatever the values a
 * "fast variance": ``mean(x^2) - mean(x)^2 = mean((x - mean(x))^2)``;
 * layer, group, batch and RMS norm: ``d * rsqrt(mean(d^2) + eps)`` is one op, ``normalize``;
 * gelu and silu; ``where(x > 0, a x, b x)``, a hinge;
-* ``(layer(x, K) + b) c = layer(x, K c) + b c``: batch normalisation after a convolution.
+* ``(conv(x, K) + b) c = conv(x, K c) + b c``: batch normalisation.
 
 A pattern whose op has no entry in the table is left as it is.
 """

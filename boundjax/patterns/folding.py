@@ -1,4 +1,4 @@
-"""Batch normalisation and other per-channel factors, folded into the layer before them."""
+"""Batch normalisation and other per-channel factors, folded into the convolution before them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 def folded(view: View, node: Node) -> Rewrite | None:
-    """``(layer(x, K) + b) c = layer(x, K c) + b c`` for a factor per output channel.
+    """``(conv(x, K) + b) c = conv(x, K c) + b c`` for a factor per output channel.
 
-    A walk then meets one op instead of two, and none whose factors have to be looked up.
+    A walk then meets one op instead of two, and none whose factors have to be looked up. Not for
+    dense layers: their kernels are larger than their values.
     """
     operand = times_constant(node)
     if operand is None:
@@ -27,10 +28,10 @@ def folded(view: View, node: Node) -> Rewrite | None:
     factor = next(o for o in node.operands if not isinstance(o, Perturbed))
     walked = view.walk(operand, _shifts)
     layer = view.node(walked.operand)
-    axes = None if layer is None else _channel_axes(layer)
-    if axes is None:
+    if layer is None or layer.primitive != "conv_general_dilated" or not layer.perturbed[0]:
         return None
-    channels, outputs = axes
+    numbers = layer.params["dimension_numbers"]
+    channels, outputs = numbers.out_spec[1], numbers.rhs_spec[0]
     factors = view.along(factor, channels)
     if factors is None:
         return None
@@ -66,18 +67,3 @@ def _shifts(node: Node) -> Any | None:
 
 def _shift(node: Node) -> Callable[[Array, Array], Array]:
     return jnp.add if node.primitive == "add" else jnp.subtract
-
-
-def _channel_axes(layer: Node) -> tuple[int, int] | None:
-    """The channels' axis in the value of a layer with a constant kernel, and that in the kernel."""
-    if layer.perturbed != (True, False):
-        return None
-    if layer.primitive == "conv_general_dilated":
-        numbers = layer.params["dimension_numbers"]
-        return numbers.out_spec[1], numbers.rhs_spec[0]
-    if layer.primitive == "dot_general":
-        contract, (batch, _) = layer.params["dimension_numbers"]
-        rank = len(layer.input_shapes[0].shape)
-        if contract == ((rank - 1,), (0,)) and not batch and layer.constants[0].ndim == 2:
-            return rank - 1, 1
-    return None

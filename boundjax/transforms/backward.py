@@ -26,7 +26,7 @@ from chex import Array, ArrayTree
 from boundjax import windows
 from boundjax.graph import Graph, Node
 from boundjax.numerics import larger, signed_parts, smaller
-from boundjax.ops import affine, local
+from boundjax.ops import affine, local, matmul
 from boundjax.ops.registry import LINEAR, Extremum, Lines, Planes, Scalar
 from boundjax.sets import InputSet, Interval
 from boundjax.windows import Rows, Windowed
@@ -65,11 +65,10 @@ class Side:
     def least(self, input_set: InputSet) -> Array:
         """The least value ``[m]`` over the input set."""
         rows = self.coefficients
-        if isinstance(rows, Windowed) and input_set.is_box:
-            return self.constant - _contract(
-                rows.with_values(jnp.abs(rows.values)), input_set.interval().radius
-            )
-        return self.constant - jax.vmap(input_set.spread)(-windows.dense(rows))
+        if not input_set.is_box:
+            return self.constant - jax.vmap(input_set.spread)(-windows.dense(rows))
+        sizes = windows.with_values(rows, jnp.abs(windows.values_of(rows)))
+        return self.constant - _contract(sizes, input_set.interval().radius)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +130,9 @@ def pull_back(
       references: one value per node, see above.
       starts: node index -> coefficients ``[m, *shape]``, complete or in windows.
       lines_of: the relaxation of a nonlinear node for the rows that meet it, asked once for every
-        such node on the way; its arrays have a leading axis, 1 or one entry per row (after
-        doubling, for both sides). ``PerRow`` if they are those of the rows' windows only.
+        such node on the way: planes, or lines between deviations (``around``). Its arrays have a
+        leading axis, 1 or one entry per row (after doubling, for both sides). ``PerRow`` if they
+        are those of the rows' windows only.
       sides: which bounds are wanted.
     """
     sign = -1.0 if sides == "upper" else 1.0
@@ -141,7 +141,6 @@ def pull_back(
         for index, rows in starts.items()
     }
     constant = sum(_contract(rows, references[index]) for index, rows in pending.items())
-    count = constant.shape[0]
     doubled = False
     for node in reversed(graph.nodes[1:]):
         rows = pending.pop(node.index, None)
@@ -157,8 +156,10 @@ def pull_back(
             if not isinstance(node.op, Scalar):
                 rows = windows.dense(rows)
             relaxation = lines_of(node, rows)
-            relax = _relax_planes if isinstance(relaxation, Planes) else _relax
-            operands, offset = relax(node, rows, relaxation, references)
+            if isinstance(relaxation, Planes):
+                operands, offset = _relax_planes(node, rows, relaxation, references)
+            else:
+                operands, offset = _relax(node, rows, relaxation)
             constant = constant + offset
         for index, operand in zip(node.inputs, operands, strict=True):
             if operand is not None:
@@ -173,24 +174,24 @@ def pull_back(
         return Result(None, Side(coefficients, constant))
     if not doubled:
         return Result(Side(coefficients, constant), Side(windows.negative(coefficients), -constant))
-    side = Side(coefficients, constant)
-    return Result(
-        jax.tree.map(lambda array: array[:count], side),
-        jax.tree.map(lambda array: array[count:], side),
-    )
+    sides_of = zip(windows.halves(coefficients), windows.halves(constant), strict=True)
+    return Result(*(Side(*side) for side in sides_of))
 
 
 def _contract(rows: Rows, value: Array) -> Array:
     """``<rows_k, value>`` for every row, ``[m]``; ``value`` is ``[*shape]``."""
-    coefficients = windows.values_of(rows)
-    return _sum_per_row(coefficients * windows.crop(rows, value))
+    if isinstance(rows, Windowed):
+        return _sum_per_row(rows.values * rows.crop(value))
+    return matmul.rows_matmul(rows.reshape(len(rows), -1), value.reshape(-1, 1))[:, 0]
 
 
 def _sum_per_row(terms: Array) -> Array:
-    return jnp.sum(terms, axis=tuple(range(1, terms.ndim)))
+    """``[m, ...] -> [m]``, as a matrix product: XLA's CPU backend is far slower at sums."""
+    terms = terms.reshape(len(terms), -1)
+    return matmul.rows_matmul(terms, jnp.ones((terms.shape[1], 1), terms.dtype))[:, 0]
 
 
-def _around(node: Node, lines: Lines, sources: Sequence[Array], target: Array) -> Lines:
+def around(node: Node, lines: Lines, sources: Sequence[Array], target: Array) -> Lines:
     """The same lines between deviations from the references of the node and its operands.
 
     All arrays have a leading axis, 1 or one entry per row.
@@ -213,20 +214,13 @@ def _around(node: Node, lines: Lines, sources: Sequence[Array], target: Array) -
     )
 
 
-def _relax(
-    node: Node, rows: Rows, lines: Lines | PerRow, references: list[Array]
-) -> tuple[tuple[Rows | None, ...], Array]:
+def _relax(node: Node, rows: Rows, lines: Lines | PerRow) -> tuple[tuple[Rows | None, ...], Array]:
     """Pulls lower-bounding rows back through a nonlinear op: new coefficients and the constants."""
     values = windows.values_of(rows)
-    sources, target = [references[i] for i in node.inputs], references[node.index]
     if isinstance(lines, PerRow):
         (lines,) = lines
-        cropped = [windows.crop(rows, source) for source in sources]
-        lines = _around(node, lines, cropped, windows.crop(rows, target))
-    else:
-        lines = _around(node, lines, [source[None] for source in sources], target[None])
-        if isinstance(rows, Windowed):
-            lines = Lines(*(None if a is None else rows.crop(a[0]) for a in lines))
+    elif isinstance(rows, Windowed):
+        lines = Lines(*(None if a is None else rows.crop(a[0]) for a in lines))
     positive = values > 0
     intercepts = jnp.where(positive, lines.lower_intercept, lines.upper_intercept)
     terms = values * intercepts

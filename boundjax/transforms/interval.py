@@ -25,6 +25,7 @@ from boundjax.ops.registry import (
 )
 from boundjax.sets import InputSet, Interval
 from boundjax.transforms import backward
+from boundjax.windows import Rows
 
 
 def propagate(node: Node, operands: tuple[Interval, ...]) -> Interval:
@@ -44,7 +45,7 @@ def propagate(node: Node, operands: tuple[Interval, ...]) -> Interval:
             return Interval(jnp.where(positive, *ends), jnp.where(positive, *ends[::-1]))
         case Weighted():
             center = node.apply(operands[0].middle)
-            radius = node.apply(operands[0].radius, constants=jnp.abs)
+            radius = node.op.magnitude(node, operands[0].radius)
             return Interval(center - radius, center + radius)
         case Scalar():
             return Interval(*node.op.image(node, lower[0], upper[0]))
@@ -146,9 +147,12 @@ def merged(
     The elision of the last layer of Gowal et al. 2018: the walk goes back to the nearest nonlinear
     ops, whose intervals are known.
     """
-    result = backward.pull_back(
-        graph, references, starts, lambda node, rows: constant_lines(node, intervals), "both"
-    )
+
+    def lines_of(node: Node, rows: Rows) -> Lines:
+        sources, target = [references[i][None] for i in node.inputs], references[node.index][None]
+        return backward.around(node, constant_lines(node, intervals), sources, target)
+
+    result = backward.pull_back(graph, references, starts, lines_of, "both")
     lower, upper = result.concretize(input_set)
     return Interval(lower + constant, upper + constant)
 

@@ -87,6 +87,7 @@ class Walk:
         self.slopes: Positions = {}
         self.keys: dict[int, list[str]] = {}
         self.relaxations: dict[int, Lines | Planes] = {}
+        self.lines: dict[int, Lines] = {}
         self.intervals = [input_set.interval()]
         self.references = [self.intervals[0].middle]
         if companion is not None:
@@ -206,7 +207,7 @@ class Walk:
                 cropped = windows.crop(rows, self.slopes[key])
                 count = len(windows.values_of(rows))
                 found[key] = jnp.broadcast_to(cropped, (count, *cropped.shape[1:]))
-            return self.relaxation(node)
+            return self.lines_of(node, rows, None)
 
         backward.pull_back(self.graph, self.references, starts, note, sides)
         return found
@@ -218,7 +219,7 @@ class Walk:
         twin.graph = self.graph.detached()
         for name in ("input_set", "intervals", "references", "slopes"):
             setattr(twin, name, jax.tree.map(jax.lax.stop_gradient, getattr(self, name)))
-        twin.relaxations = {}
+        twin.relaxations, twin.lines = {}, {}
         return twin
 
     def _relaxed_ancestors(self, starts: Iterable[int]) -> list[int]:
@@ -228,7 +229,7 @@ class Walk:
             node = self.graph.nodes[index]
             # No coefficient ever reaches a predicate.
             if isinstance(node.op, NONLINEAR) and jnp.issubdtype(node.dtype, jnp.floating):
-                self.relaxation(node)
+                self.lines_of(node, None, None)
         return ancestors
 
     def _in_blocks(
@@ -304,18 +305,27 @@ class Walk:
         return Planes(made.product, below, lower, below if parallel else upper, above)
 
     def lines_of(
-        self, node: Node, rows: Rows, positions: Positions | None
+        self, node: Node, rows: Rows | None, positions: Positions | None
     ) -> Lines | Planes | backward.PerRow:
         """What ``backward.pull_back`` asks for."""
         keys = self.keys.get(node.index, ())
-        if positions is None or not keys or not isinstance(rows, Windowed):
-            return self.relaxation(node, positions)
-        given = {key: positions[key] for key in keys}
-        if all(given[key].ndim == self.slopes[key].ndim for key in keys):
-            return self.relaxation(node, positions)
-        (operand,) = (backward.poisoned(self.intervals[i]) for i in node.inputs)
-        ends = (rows.crop(operand.lower), rows.crop(operand.upper))
-        return backward.PerRow(node.op.lines(node, *ends, _replay(given, node.label)))
+        given = None if positions is None else {key: positions[key] for key in keys}
+        per_row = given and any(given[key].ndim > self.slopes[key].ndim for key in keys)
+        sources, target = [self.references[i] for i in node.inputs], self.references[node.index]
+        if per_row and isinstance(rows, Windowed):
+            (operand,) = (backward.poisoned(self.intervals[i]) for i in node.inputs)
+            ends = (rows.crop(operand.lower), rows.crop(operand.upper))
+            lines = node.op.lines(node, *ends, _replay(given, node.label))
+            sources = [rows.crop(source) for source in sources]
+            return backward.PerRow(backward.around(node, lines, sources, rows.crop(target)))
+        if not given and node.index in self.lines:
+            return self.lines[node.index]
+        made = self.relaxation(node, positions)
+        if not isinstance(made, Planes):
+            made = backward.around(node, made, [s[None] for s in sources], target[None])
+            if not given:
+                made = self.lines[node.index] = Lines(*self.kept(tuple(made)))
+        return made
 
     def relaxation(self, node: Node, positions: Positions | None = None) -> Lines | Planes:
         """A nonlinear node's lines or planes; arrays have a leading axis, 1 or one per row."""
