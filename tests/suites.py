@@ -101,15 +101,14 @@ class ReferenceWalk(Walk):
 
     An intermediate bound is the linear one alone, not intersected with the interval. Where at most
     nine tenths of a layer are unstable by their intervals, only those units are walked, and the
-    others keep the interval; of convolutions all units are walked unless all are stable.
+    others keep the interval.
     """
 
     def node_bounds(self, node, sides, optimize_rows=False, intersect=True):
         known = self.intervals[node.index]
         found = super().node_bounds(node, sides, optimize_rows, intersect=False)
         stable = (known.lower >= 0) | (known.upper <= 0)
-        share = 0.0 if len(node.shape) >= 4 else 0.9
-        kept = stable & (jnp.mean(~stable, dtype=known.lower.dtype) <= share)
+        kept = stable & (jnp.mean(~stable, dtype=known.lower.dtype) <= 0.9)
         ends = zip(known, found, strict=True)
         return Interval(*(jnp.where(kept, interval, walked) for interval, walked in ends))
 
