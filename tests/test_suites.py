@@ -91,8 +91,9 @@ INCOMPARABLE = {
     ("reach_prob", "robot.onnx"),
     ("sri_resnet_a", "sri_a.onnx"),
 }
-# These have units with `upper = -lower`, where rounding decides which of the two slopes they get.
-TIED = {"tll"}
+# These have units with `upper = -lower`, where rounding decides which of the two slopes they get:
+# relative tolerances of CROWN. Seen by breaking ties otherwise in tll; sri has one such row.
+TIED = {"tll": 0.1, "sri_resnet_a": 2e-3}
 
 BOUNDED = [(b, row) for b in suites.benchmarks("ref_bounds.csv") for row in suites.bounded(b)]
 ALL = params((b, row["onnx"], row["method"]) for b, row in BOUNDED)
@@ -114,7 +115,7 @@ def compared(benchmark, row, preset):
 def bounds_equal_the_reference(benchmark, row):
     found, reference, tolerance = compared(benchmark, row, preset=False)
     if benchmark in TIED and row["method"] == "CROWN":
-        tolerance = 0.1 * np.abs(reference)
+        tolerance = TIED[benchmark] * np.abs(reference)
     assert (np.abs(found - reference) <= tolerance).all(), (row, found)
 
 
