@@ -104,7 +104,7 @@ class ReferenceWalk(Walk):
     others keep the interval.
     """
 
-    def node_bounds(self, node, sides, optimize_rows=False, intersect=True):
+    def node_bounds(self, node, sides, optimize_rows=False, intersect=True, wanted=None):
         known = self.intervals[node.index]
         found = super().node_bounds(node, sides, optimize_rows, intersect=False)
         stable = (known.lower >= 0) | (known.upper <= 0)
