@@ -13,7 +13,9 @@ from boundjax import vnnlib as vnnlib
 from boundjax.certify import Certificate as Certificate
 from boundjax.certify import certified_radius as certified_radius
 from boundjax.certify import certify as certify
+from boundjax.certify import memory_estimate as memory_estimate
 from boundjax.graph import unroll_limit as unroll_limit
+from boundjax.memory import MemoryEstimate as MemoryEstimate
 from boundjax.onnx import from_onnx as from_onnx
 from boundjax.ops import UnsupportedOpError as UnsupportedOpError
 from boundjax.ops import supported_ops as supported_ops

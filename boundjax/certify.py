@@ -4,59 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from chex import Array, ArrayTree, Numeric
 
 from boundjax import graph, models
-from boundjax.sets import Interval, LpBall, require_clip, require_finite, require_radius
-from boundjax.slopes import optimized
-from boundjax.specification import margin_specification
-from boundjax.training.losses import robust_cross_entropy
-from boundjax.transforms.interval import interval
-from boundjax.transforms.linear import linear
+from boundjax.memory import MemoryEstimate, available_bytes, peak_of, readable
+from boundjax.methods import (
+    BEST,
+    IN_BEST,
+    METHODS,
+    ONE_BY_ONE,
+    Transform,
+    compiled_margins,
+    default_batch,
+    name_of,
+    single,
+)
+from boundjax.sets import require_clip, require_finite, require_radius
 
-
-def _preset(**options: Any) -> Callable[[Callable[[Array], Array], int], Callable[..., Any]]:
-    return lambda f, max_bytes: linear(f, sides="lower", max_bytes=max_bytes, **options)
-
-
-# Every sound method by name: (function of one example, byte budget) -> bounds function.
-METHODS: Mapping[str, Callable[[Callable[[Array], Array], int], Callable[..., Any]]] = {
-    "interval": lambda f, max_bytes: interval(f),
-    "crown-ibp": _preset(),
-    # From CROWN's slopes, not the papers' 0.5: the start counts too, so never worse than crown-ibp.
-    "one-step": _preset(slopes=optimized(objective=robust_cross_entropy, start="adaptive")),
-    "crown": _preset(intermediate="linear"),
-    # To the letter, so that published errors are reproduced: see `linear`'s `intersect`.
-    "fast-lin": _preset(slopes="parallel", intermediate="linear", intersect=False),
-    # 20 steps of Adam; the rate and its decay did best on the stored bounds of another library.
-    "alpha-crown": _preset(
-        slopes=optimized(
-            steps=20,
-            rule=optax.adam(optax.exponential_decay(0.5, transition_steps=1, decay_rate=0.9)),
-            per_spec=True,
-            optimize_intermediate=True,
-        ),
-        intermediate="linear",
-    ),
-}
-
-_BEST = "best"
-# Of its methods: alpha-CROWN costs tens of times as much as all the others together.
-_IN_BEST = ("interval", "crown-ibp", "one-step", "crown", "fast-lin")
-
-# Examples in one compiled call where the caller does not say.
-_DEFAULT_BATCH = {"interval": 512, "crown-ibp": 128, "one-step": 128, "alpha-crown": 4}
-_DEFAULT_BATCH_OTHERS = 16
-
-# A transform of the user's: function of one example -> function from an input set to an Interval.
-Transform = Callable[[Callable[[Array], Array]], Callable[..., Any]]
+# Of the free memory, what one call may take; and of that, what one block of rows may.
+_SHARE_OF_MEMORY = 0.75
+_BLOCK_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +63,7 @@ def certify(
     clip: tuple[Numeric, Numeric] | None = None,
     method: str | Transform = "crown-ibp",
     batch_size: int | None = None,
-    max_bytes: int = 2**30,
+    max_bytes: int | None = None,
 ) -> Certificate:
     """Certifies that a classifier's decision cannot change within a radius.
 
@@ -110,8 +83,10 @@ def certify(
         all these lower bounds; ``"alpha-crown"`` (20 steps, intermediate bounds too: much slower);
         or a transform, say ``functools.partial(boundjax.linear, slopes="parallel")``: a function of
         one example -> a function ``(input_set, specification) -> Interval``.
-      batch_size: examples per compiled call; results do not depend on it.
-      max_bytes: budget for the intermediate linear bounds of one call.
+      batch_size: examples per compiled call, as many as fit where not given; results do not depend
+        on it.
+      max_bytes: the most that one call may take at its peak (``memory_estimate``); three quarters
+        of what is free where not given.
 
     Returns:
       A ``Certificate``.
@@ -121,11 +96,42 @@ def certify(
         wrong shapes, an unknown method; the message says what was expected and what came.
       TypeError: for a model that cannot be called, inputs that are neither float32 nor float64, or
         a transform that returns no ``Interval`` (an ``Estimate`` is not a bound).
+      MemoryError: for a call that does not fit, before it starts; it says which batch size does.
       UnsupportedOpError: at an op that is not in ``supported_ops()``.
     """
     request = _Request.check(model, x, eps, labels, norm, clip, method, batch_size, max_bytes)
     verified, margins = request.run(request.eps)
-    return Certificate(verified, margins, request.labels, _name(method))
+    return Certificate(verified, margins, request.labels, name_of(method))
+
+
+def memory_estimate(
+    model: Any,
+    x: Array,
+    method: str | Transform = "crown-ibp",
+    *,
+    norm: float = jnp.inf,
+    clip: tuple[Numeric, Numeric] | None = None,
+    batch_size: int | None = None,
+    max_bytes: int | None = None,
+) -> MemoryEstimate:
+    """What ``certify`` with the same arguments will take at its peak; nothing is bounded.
+
+    The program is compiled, as ``certify`` will need it, and the compiler asked. Of ``"best"`` it
+    is the largest of its methods.
+
+    Args:
+      model, x, method, norm, clip, batch_size, max_bytes: as for ``certify``.
+
+    Returns:
+      A ``MemoryEstimate``, for the batch size that ``certify`` would choose.
+
+    Raises:
+      ValueError, TypeError, MemoryError, UnsupportedOpError: as ``certify``.
+    """
+    request = _Request.check(model, x, 0.0, None, norm, clip, method, batch_size, max_bytes)
+    plans = [request.plan(name) for name in request.methods]
+    largest = max(plans, key=lambda plan: plan.peak)
+    return MemoryEstimate(largest.peak, largest.batch_size, available_bytes())
 
 
 def certified_radius(
@@ -139,7 +145,7 @@ def certified_radius(
     eps_max: float = 1.0,
     steps: int = 12,
     batch_size: int | None = None,
-    max_bytes: int = 2**30,
+    max_bytes: int | None = None,
 ) -> np.ndarray:
     """The largest certified radius of every example, by bisection between 0 and ``eps_max``.
 
@@ -172,6 +178,14 @@ def certified_radius(
     return low
 
 
+class _Plan(NamedTuple):
+    """How a method is run: ``margins(variables, clip, xs, eps, labels)`` on so many examples."""
+
+    margins: Callable[..., Array]
+    batch_size: int
+    peak: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Request:
     """A checked question: everything but the radius is settled."""
@@ -185,10 +199,10 @@ class _Request:
     norm: float
     clip: tuple[Numeric, Numeric] | None
     method: str | Transform
-    batch_size: int
-    max_bytes: int
-    # Compiled margins by method: a bisection asks many times within one call.
-    compiled: dict[str | Transform, Callable[..., Array]] = dataclasses.field(default_factory=dict)
+    batch_size: int | None
+    max_bytes: int | None
+    # By method: a bisection asks many times within one call.
+    plans: dict[str | Transform, _Plan] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def check(
@@ -201,17 +215,17 @@ class _Request:
         clip: tuple[Numeric, Numeric] | None,
         method: str | Transform,
         batch_size: int | None,
-        max_bytes: int,
+        max_bytes: int | None,
     ) -> _Request:
-        if not callable(method) and method not in (*METHODS, _BEST):
+        if not callable(method) and method not in (*METHODS, BEST):
             raise ValueError(
-                f"method must be one of {', '.join((*METHODS, _BEST))} or a transform, "
+                f"method must be one of {', '.join((*METHODS, BEST))} or a transform, "
                 f"got {method!r}"
             )
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes must be >= 1, got {max_bytes}")
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes must be >= 1 or None, got {max_bytes}")
         if not norm >= 1:
             raise ValueError(f"norm must be 1, 2 or inf (any order >= 1), got {norm}")
         pure = models.as_pure(model)
@@ -232,8 +246,6 @@ class _Request:
                 f"x must lie in the clip range {clip}, got values from {x.min()} to {x.max()}"
             )
         num_classes, program = _traced(pure, x)
-        name = method if isinstance(method, str) else None
-        batch = batch_size or _DEFAULT_BATCH.get(name, _DEFAULT_BATCH_OTHERS)
         request = cls(
             model=pure,
             x=x,
@@ -244,7 +256,7 @@ class _Request:
             norm=float(norm),
             clip=clip,
             method=method,
-            batch_size=min(batch, x.shape[0]),
+            batch_size=batch_size,
             max_bytes=max_bytes,
         )
         return dataclasses.replace(request, labels=request._checked_labels(labels))
@@ -260,7 +272,7 @@ class _Request:
         """
         function = self._compile(_make_logits, self.model.apply)
         x = self.x if len(self.x) > 1 else np.concatenate([self.x, np.zeros_like(self.x)])
-        size = max(2, self.batch_size)
+        size = max(2, min(self._asked(self.method), len(self.x)))
         results = []
         for start in range(0, len(x), size):
             index = np.minimum(np.arange(start, start + size), len(x) - 1)
@@ -295,19 +307,70 @@ class _Request:
             )
         return labels.astype(np.int32)
 
+    @property
+    def methods(self) -> tuple[str | Transform, ...]:
+        """Which methods are run."""
+        return IN_BEST if self.method == BEST else (self.method,)
+
+    def _asked(self, name: str | Transform) -> int:
+        return self.batch_size or default_batch(name)
+
+    def plan(self, name: str | Transform) -> _Plan:
+        """The compiled margins of a method, for as many examples as asked, or as fit.
+
+        Raises:
+          MemoryError: if that many do not fit that were asked for, or not even one.
+        """
+        if name not in self.plans:
+            self.plans[name] = self._plan(name)
+        return self.plans[name]
+
+    def _plan(self, name: str | Transform) -> _Plan:
+        free = available_bytes()
+        budget = self.max_bytes
+        if budget is None and free is not None:
+            budget = int(_SHARE_OF_MEMORY * free)
+        asked = size = min(self._asked(name), len(self.x))
+        while True:
+            plan = self._planned(name, size)
+            if budget is None or plan.peak <= budget:
+                break
+            if size == 1:
+                raise MemoryError(
+                    f"method {name_of(name)!r} needs about {readable(plan.peak)} for one example, "
+                    f"but {readable(budget)} may be used; take a cheaper method (crown-ibp, "
+                    "interval) or, if there is more memory, a larger max_bytes"
+                )
+            if size == asked:
+                wanted = plan.peak
+            size = max(1, min(size // 2, int(size * budget / plan.peak)))
+        if self.batch_size is not None and size < asked:
+            raise MemoryError(
+                f"batch_size {asked} with method {name_of(name)!r} needs about {readable(wanted)}, "
+                f"but {readable(budget)} may be used; batch_size={size} fits"
+            )
+        return plan
+
+    def _planned(self, name: str | Transform, size: int) -> _Plan:
+        """The margins of a method, compiled for so many examples."""
+        one_by_one = name in ONE_BY_ONE and jax.default_backend() == "cpu"
+        block = _BLOCK_BYTES if self.max_bytes is None else min(_BLOCK_BYTES, self.max_bytes)
+        if not one_by_one:
+            block = max(1, block // size)
+        key = (self.model.apply, name, self.num_classes, self.norm, block, one_by_one)
+        # A transform hides its options from the cache, whose keys must tell all.
+        make = self._compile if isinstance(name, str) else lambda make, *key: make(*key)
+        margins = make(compiled_margins, *key)
+        batch = [jnp.zeros((size, *a.shape[1:]), a.dtype) for a in (self.x, self.eps, self.labels)]
+        lowered = margins.lower(self.model.variables, self.clip, *batch)
+        weights = () if name == "interval" else self.model.variables
+        return _Plan(margins, size, peak_of(lowered.compile(), weights))
+
     def run(self, eps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``verified [B]`` and ``margins [B, C]`` for a radius that broadcasts to ``x``."""
-        methods = _IN_BEST if self.method == _BEST else (self.method,)
-        bounds = []
-        for name in methods:
-            eps = np.broadcast_to(eps, (self.x.shape[0], *eps.shape[1:]))
-            if name not in self.compiled:
-                max_bytes = max(1, self.max_bytes // self.batch_size)
-                key = (self.model.apply, name, self.num_classes, self.norm, max_bytes)
-                # A transform hides its options from the cache, whose keys must tell all.
-                make = self._compile if isinstance(name, str) else lambda make, *key: make(*key)
-                self.compiled[name] = make(_make_margins, *key)
-            bounds.append(self._map(self.compiled[name], (eps, self.labels)))
+        eps = np.broadcast_to(eps, (self.x.shape[0], *eps.shape[1:]))
+        plans = [self.plan(name) for name in self.methods]
+        bounds = [self._map(plan, (eps, self.labels)) for plan in plans]
         # fmax: a method that failed numerically (NaN) does not spoil the others' sound bounds.
         margins = functools.reduce(np.fmax, bounds)
         others = np.arange(self.num_classes)[None] != self.labels[:, None]
@@ -316,14 +379,14 @@ class _Request:
         verified = (np.where(others, margins > 0, True) & np.isfinite(margins)).all(axis=-1)
         return verified, margins
 
-    def _map(self, function: Callable[..., Array], others: tuple[np.ndarray, ...]) -> np.ndarray:
-        """Applies a compiled function to batches of equal size; the last one is filled up."""
-        size, total = self.batch_size, self.x.shape[0]
+    def _map(self, plan: _Plan, others: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Applies a plan to batches of equal size; the last one is filled up."""
+        size, total = plan.batch_size, self.x.shape[0]
         results = []
         for start in range(0, total, size):
             index = np.minimum(np.arange(start, start + size), total - 1)
             batch = [jnp.asarray(a[index]) for a in (self.x, *others)]
-            results.append(np.asarray(function(self.model.variables, self.clip, *batch)))
+            results.append(np.asarray(plan.margins(self.model.variables, self.clip, *batch)))
         return np.concatenate(results)[:total]
 
 
@@ -359,62 +422,13 @@ def _per_example(eps: Numeric, x: np.ndarray) -> np.ndarray:
     return eps
 
 
-def _single(apply: Callable[[ArrayTree, Array], Array], variables: ArrayTree) -> Callable:
-    """The model as a function of one example."""
-    return lambda x: apply(variables, x[None])[0]
-
-
 def _make_logits(apply: Callable) -> Callable[..., Array]:
     """Compiles ``(variables, xs) -> [2, B, C]``: the logits of the batch, and one by one."""
 
     def logits(variables: ArrayTree, xs: Array) -> Array:
-        return jnp.stack([apply(variables, xs), jax.vmap(_single(apply, variables))(xs)])
+        return jnp.stack([apply(variables, xs), jax.vmap(single(apply, variables))(xs)])
 
     return jax.jit(logits)
-
-
-def _name(method: str | Transform) -> str:
-    """A method's name for the certificate: ``linear(slopes='parallel')`` for a partial."""
-    if isinstance(method, str):
-        return method
-    if isinstance(method, functools.partial):
-        options = [*map(repr, method.args), *(f"{k}={v!r}" for k, v in method.keywords.items())]
-        return f"{_name(method.func)}({', '.join(options)})"
-    return getattr(method, "__name__", type(method).__name__)
-
-
-def _make_margins(
-    apply: Callable, method: str | Transform, num_classes: int, norm: float, max_bytes: int
-) -> Callable[..., Array]:
-    """Compiles ``(variables, clip, xs, eps, labels) -> margins [B, C]`` for one method."""
-
-    def margins(variables: ArrayTree, clip: Any, xs: Array, eps: Array, labels: Array) -> Array:
-        single = _single(apply, variables)
-        transformed = (
-            METHODS[method](single, max_bytes) if isinstance(method, str) else method(single)
-        )
-
-        def bounds(ball: LpBall, specification: Array) -> Interval:
-            found = transformed(ball, specification)
-            if not isinstance(found, Interval):
-                raise TypeError(
-                    f"method must give bounds, an Interval, but {_name(method)} returned "
-                    f"{type(found).__name__}; an estimate or a pair with aux certifies nothing"
-                )
-            return found
-
-        def one(x: Array, radius: Array, label: Array) -> Array:
-            if num_classes == 1:  # no margin to bound; pass a NaN logit on
-                return 0.0 * bounds(LpBall(x, radius, norm, clip), jnp.ones((1, 1), x.dtype)).lower
-            specification = margin_specification(label, num_classes, dtype=x.dtype)
-            lower = bounds(LpBall(x, radius, norm, clip), specification).lower
-            steps = jnp.arange(1, num_classes, dtype=label.dtype)
-            others = (label + steps) % num_classes
-            return jnp.zeros((num_classes,), lower.dtype).at[others].set(lower)
-
-        return jax.vmap(one)(xs, eps, labels)
-
-    return jax.jit(margins)
 
 
 @functools.lru_cache(maxsize=32)

@@ -11,7 +11,7 @@ import numpy as np
 import boundjax as bj
 from boundjax import graph as graphs
 from boundjax import slopes, verify, vnnlib
-from boundjax.certify import METHODS
+from boundjax.methods import METHODS
 from boundjax.sets import Interval
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.walk import Walk

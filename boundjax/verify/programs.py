@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from chex import Array
 
 from boundjax import graph
-from boundjax.certify import METHODS
+from boundjax.methods import METHODS
 from boundjax.sets import Box
 from boundjax.transforms.linear import linear
 
