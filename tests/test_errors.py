@@ -168,6 +168,7 @@ BAD_INPUT = {
     ),
     "linear: sides": (lambda: bj.linear(model, sides="left"), ValueError, "sides .*got 'left'"),
     "linear: bytes": (lambda: bj.linear(model, max_bytes=0), ValueError, "max_bytes .*got 0"),
+    "linear: rows": (lambda: bj.linear(model, max_rows=0), ValueError, "max_rows .*got 0"),
     "specification": (
         lambda: bj.linear(lambda x: 2.0 * x)(identity_box, jnp.ones((2, 4))),
         ValueError,

@@ -10,7 +10,7 @@ import pytest
 
 import boundjax as bj
 from boundjax import graph, windows
-from boundjax.ops import channels_last, local
+from boundjax.ops import channels_last, local, matmul
 from boundjax.transforms import backward
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -240,6 +240,31 @@ def test_channels_last_convolutions_and_their_derivatives(groups, padding):
 
         found, expected = (jax.jit(derivatives, static_argnums=0)(f) for f in (ours, plain))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), found, expected)
+
+
+def test_absolute_weights_in_parts(monkeypatch):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        values, weights = jnp.asarray(rng.normal(size=(3, 8))), jnp.asarray(rng.normal(size=(8, 5)))
+
+        def results(parts):
+            monkeypatch.setattr(matmul, "_CACHED_BYTES", weights.nbytes // parts)
+            monkeypatch.setattr(matmul, "_WORTHWHILE_PARTS", 2)
+
+            def total(values, weights):
+                return jnp.sum(jnp.sin(matmul.absolute_product(values, weights)))
+
+            text = str(jax.make_jaxpr(total)(values, weights))
+            assert ("scan" in text) == (parts in (2, 4))  # 8 is no multiple of 3
+            return jax.jit(jax.value_and_grad(total, (0, 1)))(values, weights)
+
+        whole = results(1)
+        expected = np.sin(values @ np.abs(weights)).sum()
+        np.testing.assert_allclose(whole[0], expected, rtol=1e-12)
+        for parts in (2, 3, 4):
+            jax.tree.map(
+                functools.partial(np.testing.assert_allclose, rtol=1e-9), results(parts), whole
+            )
 
 
 def test_batch_normalisation_is_folded():

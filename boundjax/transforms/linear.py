@@ -79,9 +79,10 @@ def linear(
       sides: ``"lower"``, ``"upper"`` or ``"both"``; the side not asked for holds the interval
         bound, and a walk for one side costs half.
       intersect: whether intermediate linear bounds are intersected with the interval bounds. That
-        never loosens an intermediate bound, and nearly always tightens the result; parallel slopes
-        are the exception, because theirs is not the best line. ``False`` is Fast-Lin / CAP to the
-        letter; before ops with a domain and products, and in the result, they always are.
+        never loosens an intermediate bound, and nearly always tightens the result; not always,
+        because slopes that are not optimised may get worse with it, parallel ones in particular.
+        ``False`` is Fast-Lin / CAP to the letter; before ops with a domain and products, and in the
+        result, they always are.
       max_rows: at most so many units of a layer get linear bounds, those of the widest intervals;
         the others keep their interval bounds. Under ``vmap`` and ``grad`` that is the way to spend
         less: elsewhere the rows of units that matter to no relaxation (stable relus) are skipped.
