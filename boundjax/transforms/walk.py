@@ -269,7 +269,10 @@ class Walk:
     def _block_size(self, node: Node, optimized: Iterable[int]) -> int:
         """How many units of a node are walked at once."""
         frames = backward.frames_of(self.graph, node.index)
-        row = _LIVE_ARRAYS * max(windows.elements(frame) for frame in frames.values())
+        largest = max(windows.elements(frame) for frame in frames.values())
+        if not self.input_set.is_box:  # its spread takes complete rows
+            largest = max(largest, self.graph.nodes[0].size)
+        row = _LIVE_ARRAYS * largest
         for i in optimized:
             for key in self.keys.get(i, ()):
                 windowed = isinstance(self.graph.nodes[i].op, Scalar)
