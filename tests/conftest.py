@@ -1,5 +1,6 @@
 """Strict numerics, several CPU devices and reproducible hypothesis examples for every test."""
 
+import itertools
 from pathlib import Path
 
 import hypothesis
@@ -35,6 +36,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("boundjax")
 
 PROJECT = Path(__file__).resolve().parent.parent
+MAPS = Path("/proc/self/maps")
+# Below half of Linux's limit of 65530 maps to a process, past which XLA's compiler crashes.
+MOST_MAPS = 30_000
+TORN_DOWN = itertools.count(1)
+
+
+def pytest_runtest_teardown() -> None:
+    """Every compiled program costs several memory maps: drops them before there are too many."""
+    if next(TORN_DOWN) % 20 == 0 and MAPS.is_file():
+        with MAPS.open() as maps:
+            count = sum(1 for _ in maps)
+        if count > MOST_MAPS:
+            jax.clear_caches()
 
 
 @pytest.fixture
