@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import on_host
 from graphs import graph_values
 from graphs import primitives as primitives_at
 from jax import lax
@@ -86,14 +87,19 @@ def leaves(tree):
     return jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, bj.Interval))
 
 
-def check_samples(function, transform, box=BOX):
-    rng = np.random.default_rng(1)
-    share = jnp.asarray(rng.uniform(size=(200, *X.shape)), jnp.float32)
-    inputs = box.lower[None] + share * (box.upper - box.lower)[None]
-    values = jax.tree.leaves(jax.vmap(function)(inputs))
-    for bounds, value in zip(leaves(transform(function)(box)), values, strict=True):
-        assert (value >= bounds.lower[None] - jnp.asarray(1e-5, value.dtype)).all()
-        assert (value <= bounds.upper[None] + jnp.asarray(1e-5, value.dtype)).all()
+def check_samples(function, *transforms, box=BOX):
+    share = np.random.default_rng(1).uniform(size=(200, *X.shape)).astype(np.float32)
+
+    @on_host
+    def run(box, share):
+        inputs = box.lower[None] + share * (box.upper - box.lower)[None]
+        return jax.vmap(function)(inputs), [transform(function)(box) for transform in transforms]
+
+    values, found = run(box, share)
+    for tree in found:
+        for bounds, value in zip(leaves(tree), jax.tree.leaves(values), strict=True):
+            assert (value >= bounds.lower - 1e-5).all()
+            assert (value <= bounds.upper + 1e-5).all()
 
 
 @pytest.mark.parametrize("name", LOOPS)
@@ -104,21 +110,19 @@ def test_loops_are_sound_and_compute_the_function(name, limit):
         # Two of the loops have one inside that stays below the limit.
         assert ("scan" in primitives(function)) == (limit == 2)
         assert "while" not in primitives(function)
-        for ours, theirs in zip(
-            *map(leaves, (graph_values(function, X), function(X))), strict=True
-        ):
+        found = jax.jit(lambda x: (graph_values(function, x), function(x)))(X)
+        for ours, theirs in zip(*map(leaves, found), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-        check_samples(function, bj.interval)
-        check_samples(function, bj.linear)
+        check_samples(function, bj.interval, bj.linear)
 
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_long_loop_has_the_interval_bounds_of_the_unrolled_one(name):
     function = LOOPS[name]
-    written_out = bj.interval(function)(BOX)
+    written_out = jax.jit(bj.interval(function))(BOX)
     with graph.unroll_limit(0):
         assert "scan" in primitives(function)
-        in_a_loop = bj.interval(function)(BOX)
+        in_a_loop = jax.jit(bj.interval(function))(BOX)
         compiled = jax.jit(jax.vmap(bj.interval(function)))(jax.tree.map(lambda a: a[None], BOX))
     for ours, loop, batch in zip(*map(leaves, (written_out, in_a_loop, compiled)), strict=True):
         np.testing.assert_allclose(loop, ours, rtol=1e-6, atol=1e-6)
@@ -127,7 +131,7 @@ def test_a_long_loop_has_the_interval_bounds_of_the_unrolled_one(name):
 
 def test_a_scan_is_the_loop_in_python():
     for transform in (bj.interval, bj.linear):
-        ours, expected = transform(scanned)(BOX), transform(in_python)(BOX)
+        ours, expected = (jax.jit(transform(f))(BOX) for f in (scanned, in_python))
         for one, other in zip(leaves(ours), leaves(expected), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
 
@@ -159,8 +163,8 @@ def test_labels_and_pre_activations_around_a_long_loop():
     with graph.unroll_limit(2):
         for intermediate in ("interval", "linear"):
             transform = bj.linear(function, intermediate=intermediate, has_aux=True)
-            _, aux = transform(BOX)
-            assert list(aux.pre_activations) == ["relu", "scan", "relu_1"]
+            _, aux = jax.eval_shape(transform, BOX)
+            assert sorted(aux.pre_activations) == ["relu", "relu_1", "scan"]
             # A loop's bounds are constants, so that nothing before it has a slope of its own.
             assert "relu_1" in aux.slopes
 
@@ -193,7 +197,7 @@ def test_a_loop_over_no_steps():
     def function(x):
         return lax.scan(step, x[0], x[:0])
 
-    state, outputs = bj.interval(function)(BOX)
+    state, outputs = jax.jit(bj.interval(function))(BOX)
     np.testing.assert_array_equal(state.lower, BOX.lower[0])
     assert outputs.lower.shape == (0, 4)
 
@@ -212,13 +216,9 @@ def test_a_while_loop_with_a_known_count_is_written_out():
         wrap(lambda x: found.append(primitives(lambda x: repeated(x, 3), x)) or x)(X)  # noqa: B023
         assert found[0].count("tanh") == 3
     check_samples(lambda x: repeated(x, 3), bj.linear)
-    for one, other in zip(
-        bj.interval(lambda x: repeated(x, 3))(BOX),
-        bj.interval(lambda x: lax.fori_loop(0, 3, lambda k, v: jnp.tanh(2.0 * v) + x[k], x[0]))(
-            BOX
-        ),
-        strict=True,
-    ):
+    plain = lambda x: lax.fori_loop(0, 3, lambda k, v: jnp.tanh(2.0 * v) + x[k], x[0])  # noqa: E731
+    found = [jax.jit(bj.interval(f))(BOX) for f in (lambda x: repeated(x, 3), plain)]
+    for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -234,9 +234,9 @@ def test_branches():
         assert primitives(function) == ["tanh", "neg", "select_n"]
         return bj.linear(function)(BOX)
 
+    alone = jax.jit(lambda box: [bj.linear(branch)(box) for branch in branches])(BOX)
     for which, branch in ((-3, 0), (0, 0), (1, 1), (2, 2), (9, 2)):
-        expected = bj.linear(branches[branch])(BOX)
-        for one, other in zip(bounds(which), expected, strict=True):
+        for one, other in zip(bounds(which), alone[branch], strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
@@ -245,11 +245,8 @@ def test_a_branch_on_a_perturbed_predicate_is_a_select():
         return lax.cond(x[0, 0] > 0.0, lambda v: v.sum(0), lambda v: 2.0 * v[0], x)
 
     assert primitives(function)[-1] == "select_n"
-    check_samples(function, bj.interval)
-    check_samples(function, bj.linear)
-    undecided = bj.Box(X - 2.0, X + 2.0)
-    check_samples(function, bj.interval, undecided)
-    check_samples(function, bj.linear, undecided)
+    for box in (BOX, bj.Box(X - 2.0, X + 2.0)):  # decided, undecided
+        check_samples(function, bj.interval, bj.linear, box=box)
 
 
 class Layer(nn.Module):
@@ -262,21 +259,22 @@ def test_flax_loops():
     layers = nn.scan(
         nn.remat(Layer), variable_axes={"params": 0}, split_rngs={"params": True}, length=3
     )()
-    variables = layers.init(jax.random.key(0), X[0], None)
+    variables = jax.jit(layers.init)(jax.random.key(0), X[0], None)
     assert primitives(lambda x: layers.apply(variables, x[0], None)[0]).count("relu") == 3
     for cell in (nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell, nn.SimpleCell):
         model = nn.RNN(cell(2))
-        weights = model.init(jax.random.key(0), X[None])
+        weights = jax.jit(model.init)(jax.random.key(0), X[None])
 
         def function(x, model=model, weights=weights):
             return model.apply(weights, x[None])[0]
 
-        np.testing.assert_allclose(graph_values(function, X), function(X), rtol=1e-6, atol=1e-6)
+        ours, theirs = jax.jit(lambda x, f=function: (graph_values(f, x), f(x)))(X)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
         check_samples(function, bj.interval)
-        written_out = bj.interval(function)(BOX)
+        written_out = jax.jit(bj.interval(function))(BOX)
         with graph.unroll_limit(2):
             assert "scan" in primitives(function)
-            in_a_loop = bj.interval(function)(BOX)
+            in_a_loop = jax.jit(bj.interval(function))(BOX)
         np.testing.assert_allclose(in_a_loop, written_out, rtol=1e-5, atol=1e-6)
 
 
@@ -304,14 +302,18 @@ INDEXING = {
 def test_constant_indices_are_linear(case):
     """Linear functions: both walks are exact, against the Jacobian."""
     function = INDEXING[case]
-    jacobian = jax.jacfwd(function)(X)
-    centre = function(X)
-    radius = jnp.sum(jnp.abs(jacobian), axis=(-2, -1)) * 0.2
-    for transform in (lambda f: bj.linear(f)(BOX), lambda f: jax.jit(bj.linear(f))(BOX)):
-        bounds = transform(function)
+
+    @on_host
+    def run(x, box):
+        both = bj.linear(function)(BOX), bj.linear(function)(box)
+        return function(x), jax.jacfwd(function)(x), graph_values(function, x), both
+
+    centre, jacobian, values, both = run(X, BOX)
+    radius = np.abs(jacobian).sum((-2, -1)) * 0.2
+    for bounds in both:
         np.testing.assert_allclose(bounds.lower, centre - radius, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(bounds.upper, centre + radius, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(graph_values(function, X), centre, rtol=1e-6)
+    np.testing.assert_allclose(values, centre, rtol=1e-6)
     check_samples(function, bj.interval)
 
 
