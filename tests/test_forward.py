@@ -185,15 +185,19 @@ def test_one_hidden_layer_equals_the_backward_walk(slopes):
         def apply(x):
             return affine(layers[1], jax.nn.relu(affine(layers[0], x)))
 
+        # Behind one affine layer intermediate linear bounds are the same, too.
+        transforms = (
+            bj.forward_linear(apply, slopes=slopes, has_aux=True),
+            bj.linear(apply, slopes=slopes, intermediate="linear", has_aux=True),
+        )
+
+        @on_host
+        def run(ball, rows):
+            return [[f(ball, chosen) for f in transforms] for chosen in (None, rows)]
+
         for p in (1, 2, np.inf):
             ball = bj.LpBall(jnp.asarray(rng.normal(size=4)), 0.7, p=p)
-            for rows in (None, specification):
-                forward, functions = bj.forward_linear(apply, slopes=slopes, has_aux=True)(
-                    ball, rows
-                )
-                # Behind one affine layer intermediate linear bounds are the same, too.
-                options = {"slopes": slopes, "intermediate": "linear", "has_aux": True}
-                backward, aux = bj.linear(apply, **options)(ball, rows)
+            for (forward, functions), (backward, aux) in run(ball, specification):
                 for ours, theirs in zip(forward, backward, strict=True):
                     np.testing.assert_allclose(ours, theirs, rtol=1e-10)
                 for ours, theirs in zip(functions, aux.coefficients, strict=True):
@@ -372,8 +376,9 @@ def test_bounds_agree_under_jit_and_vmap():
         return bj.forward_linear(functools.partial(network.apply, weights))(bj.LpBall(x, 0.1))
 
     batched = jax.jit(jax.vmap(bounds))(centres)
+    single = jax.jit(bounds)
     for k, centre in enumerate(centres):
-        for ours, theirs in zip(batched, bounds(centre), strict=True):
+        for ours, theirs in zip(batched, single(centre), strict=True):
             np.testing.assert_allclose(ours[k], theirs, rtol=1e-5, atol=1e-5)
 
 

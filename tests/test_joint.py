@@ -122,17 +122,22 @@ def test_the_image_of_a_matrix_product_is_attained(monkeypatch):
     with jax.enable_x64(True):
         node = joint_node(lambda x, y: x @ y, (1, 3), (3, 1))
         choices = np.array(list(itertools.product((0, 1), repeat=6)))
-        for kind, lower, upper in boxes(rng, 6, np.float64):
-            outputs = jax.vmap(node.apply)(*operands_of(node, np.where(choices, upper, lower)))
-            ends = operands_of(node, lower), operands_of(node, upper)
-            intervals = list(map(bj.Interval, *ends))
+
+        @on_host
+        def run(intervals, corners):
             image = node.op.image(node, *intervals)
-            tolerance = 1e-12 * max(1.0, np.abs(outputs).max())
-            np.testing.assert_allclose(image.lower, outputs.min(0), atol=tolerance, err_msg=kind)
-            np.testing.assert_allclose(image.upper, outputs.max(0), atol=tolerance, err_msg=kind)
             monkeypatch.setattr(product, "_EXACT_TERMS", 0)
             loose = node.op.image(node, *intervals)
             monkeypatch.undo()
+            return image, loose, jax.vmap(node.apply)(*corners)
+
+        for kind, lower, upper in boxes(rng, 6, np.float64):
+            corners = operands_of(node, np.where(choices, upper, lower))
+            ends = operands_of(node, lower), operands_of(node, upper)
+            image, loose, outputs = run(list(map(bj.Interval, *ends)), corners)
+            tolerance = 1e-12 * max(1.0, np.abs(outputs).max())
+            np.testing.assert_allclose(image.lower, outputs.min(0), atol=tolerance, err_msg=kind)
+            np.testing.assert_allclose(image.upper, outputs.max(0), atol=tolerance, err_msg=kind)
             assert (loose.lower <= image.lower + tolerance).all()
             assert (loose.upper >= image.upper - tolerance).all()
             assert (loose.width <= 1.5 * image.width + 20 * tolerance).all(), kind
@@ -155,26 +160,36 @@ def test_planes_of_the_default_are_parallel():
 
 def test_the_product_of_planes_is_linear_and_grows_with_the_operands():
     """What the forward walk relies on: it splits weights by their sign."""
-    rng = np.random.default_rng(10)
     with jax.enable_x64(True):
         for name, (function, *shapes) in JOINT.items():
-            node = joint_node(function, *shapes)
-            low = [jnp.asarray(rng.normal(size=s.shape)) for s in node.input_shapes]
-            high = [x + jnp.asarray(rng.uniform(size=x.shape)) for x in low]
-            intervals = list(map(bj.Interval, low, high))
-            planes = node.op.planes(
-                node, *intervals, position=lambda low, up, d: jnp.full_like(low, 0.3)
-            )
-            for weights in (planes.lower_weights, planes.upper_weights):
-                first = jax.tree.map(lambda w: jnp.asarray(rng.normal(size=w.shape)), weights)
-                both = jax.tree.map(lambda a, b: 2 * a - b, first, weights)
-                apart = 2 * planes.product(first, *low) - planes.product(weights, *low)
-                np.testing.assert_allclose(
-                    planes.product(both, *low), apart, atol=1e-9, err_msg=name
-                )
-                positive = jax.tree.map(jnp.abs, weights)
-                rise = planes.product(positive, *high) - planes.product(positive, *low)
+            for both, apart, rise in products_of_planes(joint_node(function, *shapes)):
+                np.testing.assert_allclose(both, apart, atol=1e-9, err_msg=name)
                 assert (rise >= -1e-12).all(), name
+
+
+def products_of_planes(node):
+    """Of `2 u - w` at once and in parts, and the rise of `|w|`; `w` of the planes, `u` random."""
+    rng = np.random.default_rng(10)
+    low = [rng.normal(size=s.shape) for s in node.input_shapes]
+    high = [x + rng.uniform(size=x.shape) for x in low]
+
+    @on_host
+    def run(low, high):
+        intervals = list(map(bj.Interval, low, high))
+        planes = node.op.planes(
+            node, *intervals, position=lambda low, up, d: jnp.full_like(low, 0.3)
+        )
+        for weights in (planes.lower_weights, planes.upper_weights):
+            first = jax.tree.map(lambda w: jnp.asarray(rng.normal(size=w.shape)), weights)
+            both = jax.tree.map(lambda a, b: 2 * a - b, first, weights)
+            apart = 2 * planes.product(first, *low) - planes.product(weights, *low)
+            positive = jax.tree.map(jnp.abs, weights)
+            rise = planes.product(positive, *high) - planes.product(positive, *low)
+            found.append((planes.product(both, *low), apart, rise))
+        return found
+
+    found = []
+    return run(low, high)
 
 
 # --- how tight the planes are ---------------------------------------------------------------------
@@ -257,16 +272,17 @@ def test_zero_times_infinity_is_unknown_and_nan_stays():
 def test_nan_ends_give_no_number(name):
     function, *shapes = JOINT[name]
     node = joint_node(function, *shapes, dtype=np.float32)
-    intervals = [
-        bj.Interval(jnp.full(s.shape, jnp.nan), jnp.ones(s.shape)) for s in node.input_shapes
-    ]
-    image = node.op.image(node, *intervals)
-    assert np.isnan(image.lower).all()
-    assert np.isnan(image.upper).all()
-    poisoned = [bj.Interval(x.lower, x.lower) for x in intervals]
-    planes = node.op.planes(node, *poisoned, position=default_position)
-    assert np.isnan(planes.lower_offset).all()
-    assert np.isnan(planes.upper_offset).all()
+    ends = [(jnp.full(s.shape, jnp.nan), jnp.ones(s.shape)) for s in node.input_shapes]
+
+    @on_host
+    def run(ends):
+        poisoned = [bj.Interval(lower, lower) for lower, _ in ends]
+        planes = node.op.planes(node, *poisoned, position=default_position)
+        offsets = planes.lower_offset, planes.upper_offset
+        return *node.op.image(node, *(bj.Interval(*pair) for pair in ends)), *offsets
+
+    for found in run(ends):
+        assert np.isnan(found).all()
 
 
 def test_masked_entries_of_a_softmax_do_not_matter():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import on_host
 
 import boundjax as bj
 from boundjax.training import (
@@ -108,21 +109,25 @@ def test_wrong_shapes_are_errors():
 # --- loss fusion ----------------------------------------------------------------------------------
 
 
-def _fusion(seed, eps):
-    """Robust cross-entropy of a random 6-12-12-4 net: fused, by rows, by intervals, attacked."""
+def _drawn(seed):
+    """A random 6-12-12-4 net, an input and 4096 corners of the unit box."""
     rng = np.random.default_rng(seed)
-    sizes = (6, 12, 12, 4)
     layers = [
-        (jnp.asarray(rng.normal(size=(m, n)) / np.sqrt(m)), jnp.asarray(0.1 * rng.normal(size=n)))
-        for m, n in itertools.pairwise(sizes)
+        (rng.normal(size=(m, n)) / np.sqrt(m), 0.1 * rng.normal(size=n))
+        for m, n in itertools.pairwise((6, 12, 12, 4))
     ]
+    return layers, rng.normal(size=6), rng.choice([-1.0, 1.0], size=(4096, 6))
+
+
+@on_host
+def _fusion(layers, x, corners, eps):
+    """Robust cross-entropy: fused, by rows, by intervals, attacked."""
 
     def network(x):
         for kernel, bias in layers[:-1]:
             x = jax.nn.relu(x @ kernel + bias)
         return x @ layers[-1][0] + layers[-1][1]
 
-    x = jnp.asarray(rng.normal(size=6))
     ball, label = bj.LpBall(x, eps), jnp.argmax(network(x))
     rows = bj.margin_specification(label, 4, dtype=x.dtype)
     intervals = bj.interval(network)(ball, rows)
@@ -131,8 +136,7 @@ def _fusion(seed, eps):
     def lower_bound(weights):
         return linear(ball, (weights @ rows)[None]).lower[0]
 
-    inputs = x[None] + eps * jnp.asarray(rng.choice([-1.0, 1.0], size=(4096, 6)))
-    logits = jax.vmap(network)(inputs)
+    logits = jax.vmap(network)(x[None] + eps * corners)
     return (
         fused_robust_cross_entropy(intervals, lower_bound),
         robust_cross_entropy(linear(ball, rows).lower),
@@ -143,8 +147,7 @@ def _fusion(seed, eps):
 
 def test_fused_loss_is_sound_and_no_looser_than_intervals():
     with jax.enable_x64(True):
-        run = jax.jit(_fusion, static_argnums=(0, 1))
-        results = np.array([run(seed, eps) for seed in range(6) for eps in (0.05, 0.3)])
+        results = np.array([_fusion(*_drawn(s), eps) for s in range(6) for eps in (0.05, 0.3)])
         fused, rows, intervals, attacked = results.T
         assert (fused >= attacked - 1e-12).all()
         assert (fused <= intervals + 1e-12).all()
@@ -154,7 +157,7 @@ def test_fused_loss_is_sound_and_no_looser_than_intervals():
 
 def test_fused_loss_of_points_is_the_cross_entropy():
     with jax.enable_x64(True):
-        fused, rows, _, _ = _fusion(0, 0.0)
+        fused, rows, _, _ = _fusion(*_drawn(0), 0.0)
         np.testing.assert_allclose(fused, rows, rtol=1e-12)
 
 

@@ -138,7 +138,7 @@ def test_other_ops_have_parallel_lines_too(name):
 
         found = run(jnp.asarray(centre))
         moves = rng.uniform(-0.3, 0.3, size=(500, *network.input_shape))
-        values = jax.vmap(flat)(jnp.asarray(centre[None] + moves))
+        values = jax.jit(jax.vmap(flat))(jnp.asarray(centre[None] + moves))
     assert (np.asarray(values) >= found.lower_estimate - 1e-10).all()
     assert (np.asarray(values) <= found.upper_estimate + 1e-10).all()
     assert np.isfinite(found.lower_estimate).all()
@@ -184,9 +184,8 @@ def test_estimates_scatter_around_the_bounds(large, p):
     layers, apply = large
     function, ball = functools.partial(apply, layers=layers), ball_of(p)
     rows = bj.margin_specification(jnp.array(2), 5)
-    _, aux = bj.linear(
-        function, slopes="parallel", intermediate="linear", intersect=False, has_aux=True
-    )(ball, rows)
+    options = {"slopes": "parallel", "intermediate": "linear", "intersect": False}
+    _, aux = jax.jit(bj.linear(function, has_aux=True, **options))(ball, rows)
 
     def lower(key):
         return bj.estimate(function, key)(ball, rows).lower_estimate
@@ -201,9 +200,8 @@ def test_estimates_scatter_around_the_bounds(large, p):
 def test_a_key_gives_the_same_estimates_and_another_key_others(large):
     layers, apply = large
     function = functools.partial(apply, layers=layers)
-    first, again, other = (
-        bj.estimate(function, jax.random.key(k))(ball_of()).lower_estimate for k in (0, 0, 1)
-    )
+    run = jax.jit(lambda key: bj.estimate(function, key)(ball_of()).lower_estimate)
+    first, again, other = (run(jax.random.key(k)) for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -265,7 +263,8 @@ def test_gradients_at_radius_zero_are_finite(large, p):
 
 def test_an_estimate_does_not_pass_for_bounds(large):
     layers, apply = large
-    found = bj.estimate(functools.partial(apply, layers=layers), jax.random.key(0))(ball_of())
+    estimates = bj.estimate(functools.partial(apply, layers=layers), jax.random.key(0))
+    found = jax.jit(estimates)(ball_of())
     assert isinstance(found, bj.Estimate)
     assert not isinstance(found, bj.Interval)
     for name in ("lower", "upper", "width", "middle"):
@@ -277,7 +276,8 @@ def test_nan_stays_nan(large):
     layers, apply = large
     layers = jax.tree.map(lambda w: w, layers)
     layers[0]["kernel"] = layers[0]["kernel"].at[:, 0].set(jnp.nan)
-    found = bj.estimate(functools.partial(apply, layers=layers), jax.random.key(0))(ball_of())
+    estimates = bj.estimate(functools.partial(apply, layers=layers), jax.random.key(0))
+    found = jax.jit(estimates)(ball_of())
     assert np.isnan(found.lower_estimate).all()
     assert np.isnan(found.upper_estimate).all()
 
