@@ -81,7 +81,7 @@ def test_positions_given_by_label_are_sound_and_move_the_planes():
         names = sorted(label.split("/")[-1] for label in aux.slopes if "logistic" not in label)
         products = ["dot_general", "dot_general:below", "dot_general_1", "dot_general_1:below"]
         assert names == [*products, "log_softmax", "log_softmax:below"]
-        values = jax.vmap(lambda x: attention(weights, x, sampled_shares))
+        values = jax.jit(jax.vmap(lambda x: attention(weights, x, sampled_shares)))
         outputs = np.asarray(values(jnp.asarray(points(rng, lower, upper))))
 
         @on_host
@@ -111,21 +111,39 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradients_equal_finite_differences(name):
+# One worker compiles a function's gradients and shares them.
+each_function = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.xdist_group(f"joint {n}")) for n in FUNCTIONS]
+)
+
+
+@functools.cache
+def gradients_function(name):
+    """`(x, eps, weights) -> value, gradients in x and eps` of the weighted ends of both bounds."""
     function = FUNCTIONS[name]
+
+    def objective(x, eps, weights):
+        box = bj.LpBall(x, eps)
+        ends = (*bj.interval(function)(box), *linear_alone(function)(box))
+        return sum(jnp.sum(w * end) for w, end in zip(weights, ends, strict=True))
+
+    return on_host(jax.value_and_grad(objective, argnums=(0, 1)))
+
+
+def output_shape(name):
+    return jax.eval_shape(FUNCTIONS[name], jnp.zeros(4)).shape
+
+
+@each_function
+def test_gradients_equal_finite_differences(name):
     rng = np.random.default_rng(7)
     with jax.enable_x64(True):
-        x = jnp.asarray(rng.normal(size=4))
-        size = jax.eval_shape(lambda x: bj.interval(function)(bj.Box(x, x)).lower, x).shape
-        weight = jnp.asarray(rng.normal(size=(4, *size)))
+        x, weights = rng.normal(size=4), rng.normal(size=(4, *output_shape(name)))
 
-        def objective(scale, eps):
-            box = bj.LpBall(scale * x, eps)
-            ends = (*bj.interval(function)(box), *linear_alone(function)(box))
-            return sum(jnp.sum(w * end) for w, end in zip(weight, ends, strict=True))
+        def run(scale, eps):
+            value, (in_x, in_eps) = gradients_function(name)(scale * x, eps, weights)
+            return value, (in_x @ x, in_eps)
 
-        run = jax.jit(jax.value_and_grad(objective, argnums=(0, 1)))
         for at in ((1.0, 0.3), (1.0, 0.01)):
             for k, ours in enumerate(run(*at)[1]):
                 h = 1e-6 * np.eye(2)[k]
@@ -134,24 +152,14 @@ def test_gradients_equal_finite_differences(name):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("name", FUNCTIONS)
+@each_function
 def test_gradients_are_finite_at_every_radius(name, dtype):
-    function = FUNCTIONS[name]
     with jax.enable_x64(dtype == np.float64):
-        x = jnp.asarray(np.random.default_rng(8).normal(size=4), dtype)
-
-        @jax.jit
-        def gradient(x, eps):
-            def objective(x, eps):
-                box = bj.LpBall(x, eps)
-                ends = (*bj.interval(function)(box), *linear_alone(function)(box))
-                return sum(end.sum() for end in ends)
-
-            return jax.grad(objective, argnums=(0, 1))(x, eps)
-
+        x = np.random.default_rng(8).normal(size=4).astype(dtype)
+        weights = np.ones((4, *output_shape(name)), dtype)
         for eps in (0.0, 1e-12, 1e-6, 1e-2, 1.0, 30.0):
-            found = gradient(x, jnp.asarray(eps, dtype))
-            size = max(float(jnp.abs(g).max()) for g in found)
+            _, found = gradients_function(name)(x, dtype(eps), weights)
+            size = max(np.abs(g).max() for g in found)
             assert np.isfinite(size)
             # On a narrow box nothing may be a quotient of roundings.
             assert size < 1e3 * (1 + eps) ** 3, (eps, size)
