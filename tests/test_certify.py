@@ -18,6 +18,8 @@ from boundjax.attacks import pgd
 CLASSES = 4
 EXAMPLES = 6
 NAMES = ("interval", "crown-ibp", "one-step", "crown", "fast-lin", "alpha-crown", "best")
+# One worker compiles the methods for all tests.
+pytestmark = pytest.mark.xdist_group("certify")
 
 
 class LinenNet(nn.Module):
@@ -49,7 +51,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def variables(images):
-    return LinenNet().init(jax.random.key(1), images)
+    return jax.jit(LinenNet().init)(jax.random.key(1), images)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def test_nnx_module_in_train_mode_is_bounded_in_eval_mode_and_left_alone(images)
 def test_margins_are_below_those_of_samples_and_attacks(method, seed):
     rng = np.random.default_rng(seed)
     certificate, x, eps, variables = random_certificate(rng, method)
-    apply = jax.jit(functools.partial(TwoLayers().apply, variables))
+    apply = functools.partial(two_layers, variables)
     labels = np.asarray(certificate.labels)
     margins = np.asarray(certificate.margins)
     for i in range(EXAMPLES):
@@ -145,6 +147,11 @@ class TwoLayers(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.Dense(CLASSES)(nn.relu(nn.Dense(12)(x)))
+
+
+@jax.jit
+def two_layers(variables, x):
+    return TwoLayers().apply(variables, x)
 
 
 def random_certificate(rng, method):
@@ -361,8 +368,9 @@ def test_a_model_that_mixes_examples_is_refused(count, images):
     """In train mode, batch normalisation of a batch of one is constant: all would be verified."""
     module = nn.Sequential([nn.Dense(8), nn.BatchNorm(use_running_average=False), nn.Dense(3)])
     x = images.reshape(len(images), -1)[:count]
-    weights = module.init(jax.random.key(0), x)
+    weights = jax.jit(module.init)(jax.random.key(0), x)
 
+    @jax.jit
     def mixing(x):
         return module.apply(weights, x, mutable=["batch_stats"])[0]
 
@@ -389,7 +397,7 @@ def test_what_a_module_reads_from_elsewhere_is_never_stale(images):
     settings = Settings()
     x = images.reshape(len(images), -1)
     module, labels = Reading(settings), np.zeros(len(x), int)
-    weights = module.init(jax.random.key(0), x)
+    weights = jax.jit(module.init)(jax.random.key(0), x)
 
     def check():
         certificate = bj.certify((module, weights), x, 0.0, labels=labels)
