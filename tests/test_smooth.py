@@ -72,7 +72,7 @@ def grid_and_values(name, lower, upper, count=2001):
     grid = np.clip(lower + share * (upper - lower), lower, upper)
     with jax.enable_x64(True):
         node = scalar_node(FUNCTIONS[name][0], jnp.asarray(grid[0]))
-        return grid, np.asarray(jax.vmap(node.apply)(jnp.asarray(grid)))
+        return grid, on_host(jax.vmap(node.apply))(grid)
 
 
 def least_gaps(lines, grid, values):
@@ -269,7 +269,7 @@ def test_no_slope_makes_a_wrong_line(name, monkeypatch):
     lower, upper = (end[upper - lower < 4 * np.pi] for end in (lower, upper))  # a longer sine is 1
     with jax.enable_x64(True):
         node = scalar_node(FUNCTIONS[name][0], jnp.asarray(lower))
-        lines = jax.device_get(node.op.lines(node, jnp.asarray(lower), jnp.asarray(upper), Given()))
+        lines = on_host(lambda *ends: node.op.lines(node, *ends, Given()))(lower, upper)
     grid, values = grid_and_values(name, lower, upper)
     np.testing.assert_allclose(np.abs(lines.upper_slope), np.abs(wild), rtol=1e-6)
     assert (least_gaps(lines, grid, values) >= 0).all()
@@ -283,7 +283,7 @@ def test_lipschitz_constants_bound_the_slope(name):
         constant = np.asarray(node.op.lipschitz(node, jnp.asarray(lower), jnp.asarray(upper)))
         grid, values = grid_and_values(name, lower, upper)
         derivative = jax.vmap(lambda x: jax.jvp(node.apply, (x,), (jnp.ones_like(x),))[1])
-        slopes = np.abs(derivative(jnp.asarray(grid)))
+        slopes = np.abs(on_host(derivative)(grid))
     quotients = np.abs(np.diff(values, axis=0) / np.diff(grid, axis=0)).max(0)
     assert (quotients <= constant * (1 + 1e-9) + 1e-9).all()
     # And no larger than that; beside the kinks of hard_silu the derivative is one side's.
@@ -449,16 +449,17 @@ def test_nan_and_infinite_ends(name):
     low, high = jnp.array([jnp.nan, 0.5, jnp.nan]), jnp.array([0.75, jnp.nan, jnp.nan])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        both = jnp.full(3, jnp.nan)
-        lines = node.op.lines(node, both, both, Given())
-        image = node.op.image(node, low, high)
+        lines_of = on_host(lambda *ends: node.op.lines(node, *ends, Given()))
+        lines = lines_of(*[jnp.full(3, jnp.nan)] * 2)
+        image = on_host(lambda *ends: node.op.image(node, *ends))(low, high)
         assert np.isnan(lines[1]).all()
         assert np.isnan(lines[3]).all()
         assert np.isnan(np.asarray(image)[:, 2]).all()
         assert np.isnan(np.asarray(image)[:, :2]).any(0).all()
         # On infinite intervals a line may be anything that holds: check it far outside.
         low, high = jnp.array([0.5, -jnp.inf, -jnp.inf]), jnp.array([jnp.inf, -0.5, jnp.inf])
-        lines = [np.asarray(line, np.float64) for line in node.op.lines(node, low, high, Given())]
+        lines = [np.asarray(line, np.float64) for line in lines_of(low, high)]
+        jax.effects_barrier()
         for k, points in enumerate([(0.6, 9.0, 80.0), (-80.0, -9.0, -0.6), (-80.0, 0.6, 80.0)]):
             x = jnp.broadcast_to(jnp.asarray(points)[:, None], (3, 3))
             values = np.asarray(jax.vmap(node.apply)(x), np.float64)[:, k]
