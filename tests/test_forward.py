@@ -224,7 +224,7 @@ def test_affine_functions_are_exact():
 # --- specifications, other sets -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mlp", "residual", "smooth", "clipped"])
+@pytest.mark.parametrize("name", [grouped(n) for n in ("mlp", "residual", "smooth", "clipped")])
 @given(seed=SEEDS)
 def test_linear_functions_and_specifications_contain_samples(name, seed):
     network = BY_NAME[name]
@@ -341,7 +341,8 @@ def test_infinite_lines_leave_interval_bounds():
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp", "cnn", "pooling", "clipped", "smooth", "structure", "rare"]
+    "name",
+    [grouped(n) for n in ("mlp", "cnn", "pooling", "clipped", "smooth", "structure", "rare")],
 )
 def test_nan_inputs_give_no_bound(name):
     network = BY_NAME[name]
@@ -352,6 +353,7 @@ def test_nan_inputs_give_no_bound(name):
     assert not np.isfinite(bounds.upper).any()
 
 
+@pytest.mark.xdist_group("mlp")
 @pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("layer", [0, 1, 2])

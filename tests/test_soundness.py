@@ -286,6 +286,7 @@ def test_nan_inputs_give_no_bound(network, method):
     assert not np.isfinite(bounds.upper[wild]).any()
 
 
+@pytest.mark.xdist_group("mlp")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("layer", [0, 1, 2])
