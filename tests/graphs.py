@@ -21,3 +21,10 @@ def graph_values(function, x):
         assert values[-1].dtype == node.dtype
     outputs = [values[o.index] if isinstance(o, Perturbed) else o for o in traced.outputs]
     return jax.tree.unflatten(traced.output_tree, outputs)
+
+
+def traced_aux(transform, input_set):
+    """What a transform gives beside the bounds, traced only: its labels in their order."""
+    found = []
+    jax.eval_shape(lambda abstract: found.append(transform(abstract)[1]), input_set)
+    return found[0]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from graphs import traced_aux
 
 import boundjax as bj
 from boundjax import graph
@@ -197,10 +198,9 @@ class Net(nn.Module):
 
 
 def test_names_come_from_flax_scopes():
-    variables = Net().init(jax.random.key(0), jnp.ones((1, 3)))
-    _, aux = bj.linear(lambda x: Net().apply(variables, x[None])[0], has_aux=True)(
-        bj.LpBall(jnp.zeros(3), 0.1)
-    )
+    variables = jax.jit(Net().init)(jax.random.key(0), jnp.ones((1, 3)))
+    transform = bj.linear(lambda x: Net().apply(variables, x[None])[0], has_aux=True)
+    aux = traced_aux(transform, bj.LpBall(jnp.zeros(3), 0.1))
     assert list(aux.pre_activations) == ["Dense_0/relu", "Dense_1/tanh", "block/Dense_0/relu"]
     relus = {"Dense_0/relu", "block/Dense_0/relu"}
     assert aux.slopes.keys() == relus | {"Dense_1/tanh", "Dense_1/tanh:below"}
@@ -212,16 +212,17 @@ def test_names_are_unique_without_scopes():
     def function(x):
         return jax.nn.relu(jax.nn.relu(x) - 1.0) + jax.nn.relu(x)
 
-    _, aux = bj.linear(function, has_aux=True)(bj.LpBall(jnp.zeros(3), 0.1))
+    aux = traced_aux(bj.linear(function, has_aux=True), bj.LpBall(jnp.zeros(3), 0.1))
     assert len(aux.pre_activations) == 3
 
 
 def test_one_operand_used_twice_is_one_value():
     box = bj.Box(-jnp.ones(2), jnp.ones(2))
     # Intervals forget that both operands are the same value, linear bounds do not.
-    np.testing.assert_allclose(bj.linear(lambda x: x - x)(box).upper, 0.0)
-    np.testing.assert_allclose(bj.linear(lambda x: jnp.maximum(x, x))(box).upper, 1.0)
-    np.testing.assert_allclose(bj.linear(lambda x: x + x)(box).upper, 2.0)
+    functions = (lambda x: x - x, lambda x: jnp.maximum(x, x), lambda x: x + x)
+    found = jax.jit(lambda box: [bj.linear(function)(box).upper for function in functions])(box)
+    for upper, expected in zip(found, (0.0, 1.0, 2.0), strict=True):
+        np.testing.assert_allclose(upper, expected)
 
 
 def test_outputs_that_do_not_depend_on_the_input():
