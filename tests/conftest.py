@@ -57,18 +57,6 @@ def pytest_runtest_teardown() -> None:
             jax.clear_caches()
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items) -> None:
-    """pytest-xdist 3.8 names groups in an attribute that pytest 9.2 does not read any more.
-
-    Without its groups every worker compiles what the tests of one could share.
-    """
-    for item in items:
-        named = getattr(item, "_nodeid", item.nodeid)
-        if named != item.nodeid:
-            item._id = type(item.id).parse(named)
-
-
 @pytest.fixture
 def optimized():
     """Compiles as users do, for tests whose functions run long or whose last digits matter."""
