@@ -206,7 +206,8 @@ Plane = tuple[Array, Array]
 
 def _tangent(x: Interval, position: Array) -> Plane:
     """A plane below log-sum-exp, which is convex: its tangent at ``position`` between the ends."""
-    point = (1.0 - position) * x.lower + position * x.upper
+    # Not a mean of the ends, whose sum overflows at a mask's -1e38 (see `product.center`).
+    point = x.lower + position * (x.upper - x.lower)
     total = _total(point)
     slopes = jnp.exp(point - total)
     offset = total - jnp.sum(slopes * point, -1, keepdims=True)

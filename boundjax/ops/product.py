@@ -48,8 +48,12 @@ def rounding(size: Array) -> Array:
 
 
 def center(x: Interval) -> Array:
-    """The middle; unlike ``Interval.middle`` it does not overflow at the ends of the range."""
-    return 0.5 * x.lower + 0.5 * x.upper
+    """The middle; unlike ``Interval.middle`` it does not overflow at the ends of the range.
+
+    Not the sum of halves, of which XLA makes half of the sum: a softmax's masked entries, the least
+    finite numbers, would overflow.
+    """
+    return x.lower + radius(x)
 
 
 def radius(x: Interval) -> Array:

@@ -110,9 +110,10 @@ def extend_references(references: list[Array], node: Node, interval: Interval) -
         references.append(interval.lower)  # a predicate; no coefficient ever reaches it
     else:
         # Any value serves; an infinite one would turn every coefficient of 0 into NaN. An unknown
-        # end is told from the ends: the middle of (-inf, inf) is NaN too.
+        # end is told from the ends: the middle of (-inf, inf) is NaN too, and that of two ends near
+        # the largest number is infinite.
         unknown = jnp.isnan(interval.lower) | jnp.isnan(interval.upper)
-        usable = jnp.isfinite(interval.width) | unknown
+        usable = jnp.isfinite(interval.middle) | unknown
         references.append(jnp.where(usable, interval.middle, 0.0))
 
 
