@@ -114,7 +114,7 @@ def test_optimised_bounds_are_ordered(name):
     """CROWN, fixed intermediate bounds with optimised slopes, optimised intermediate bounds."""
     network = BY_NAME[name]
     with jax.enable_x64(True):
-        weights, lower, upper = random_box(network, 5, 0.5)
+        weights, lower, upper = random_box(network, 5, 0.8)
         crown = bounds_function(network, "crown")(weights, lower, upper)
         fixed = optimised(name, "adam", 12, "linear", False)(weights, lower, upper)
         full = optimised(name, "adam", 12, "linear", True)(weights, lower, upper)
