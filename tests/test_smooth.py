@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import on_host
+from compiled import AS_USERS_HAVE_IT, on_host
 from test_relaxations import SCALARS, SMOOTH, scalar_intervals
 
 import boundjax as bj
@@ -58,12 +58,11 @@ def compiled_lines(name):
     """`(lower, upper, first, second) -> Lines`, with the positions of both lines."""
     function, _ = FUNCTIONS[name]
 
-    @on_host
     def run(lower, upper, first, second):
         node = scalar_node(function, lower)
         return node.op.lines(node, lower, upper, Given(first, second))
 
-    return run
+    return on_host(run, AS_USERS_HAVE_IT)
 
 
 def grid_and_values(name, lower, upper, count=2001):
