@@ -105,6 +105,7 @@ FUNCTIONS = (
     one_axis,
 )
 SHAPE = (6, 6, 2)
+X = np.ones(SHAPE, np.float32)
 named = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 
 
@@ -265,6 +266,16 @@ def test_absolute_weights_in_parts(monkeypatch):
             jax.tree.map(
                 functools.partial(np.testing.assert_allclose, rtol=1e-9), results(parts), whole
             )
+
+
+def test_values_without_elements():
+    def function(x):
+        y = jax.nn.relu(conv(x[None, :2], jnp.ones((3, 3, 2, 2), x.dtype), 1, "VALID"))
+        return y.sum() + x.sum(), y
+
+    ends, empty = jax.jit(bj.linear(function, intermediate="linear"))(bj.Box(-X, X))
+    np.testing.assert_allclose(ends, (-72.0, 72.0))
+    assert empty.lower.size == 0
 
 
 def test_batch_normalisation_is_folded():

@@ -81,7 +81,7 @@ def _transposed(
     merged = _merge_rows(rows, out_spec[0])
     transposed = _subpixel if _use_subpixel(params) else _native
     result = transposed(params, tuple(shape), merged, kernel)
-    split = result.reshape(*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
+    split = result.reshape(*shape[:axis], count, input_shape[axis], *shape[axis + 1 :])
     return jnp.moveaxis(split, axis, 0)
 
 

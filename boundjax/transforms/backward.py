@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -183,12 +184,12 @@ def _contract(rows: Rows, value: Array) -> Array:
     """``<rows_k, value>`` for every row, ``[m]``; ``value`` is ``[*shape]``."""
     if isinstance(rows, Windowed):
         return _sum_per_row(rows.values * rows.crop(value))
-    return matmul.rows_matmul(rows.reshape(len(rows), -1), value.reshape(-1, 1))[:, 0]
+    return matmul.rows_matmul(rows.reshape(len(rows), value.size), value.reshape(-1, 1))[:, 0]
 
 
 def _sum_per_row(terms: Array) -> Array:
     """``[m, ...] -> [m]``, as a matrix product: XLA's CPU backend is far slower at sums."""
-    terms = terms.reshape(len(terms), -1)
+    terms = terms.reshape(len(terms), math.prod(terms.shape[1:]))  # there may be none
     return matmul.rows_matmul(terms, jnp.ones((terms.shape[1], 1), terms.dtype))[:, 0]
 
 

@@ -131,6 +131,8 @@ class Walk:
         Only for the elements that are ``wanted``, ``[*shape]``, if not for all.
         """
         known = self.intervals[node.index]
+        if not node.size:
+            return known
         lower, upper = self._in_blocks(node, sides, optimize_rows, wanted)
         found = Interval(
             known.lower if lower is None else lower, known.upper if upper is None else upper
@@ -282,7 +284,7 @@ class Walk:
         budget = self.max_bytes
         if jax.default_backend() == "cpu":
             budget = min(budget, _CACHED_BYTES)
-        return max(1, budget // (row * jnp.dtype(node.dtype).itemsize))
+        return max(1, budget // max(1, row * jnp.dtype(node.dtype).itemsize))
 
     def _widest(self, node: Node, wanted: Array | None, count: int) -> Array:
         """The wanted units of the widest intervals, ``[count]``; ``node.size`` if too few."""
