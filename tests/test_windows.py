@@ -278,6 +278,21 @@ def test_values_without_elements():
     assert empty.lower.size == 0
 
 
+@pytest.mark.parametrize("operation", [jax.lax.mul, jax.lax.div])
+@pytest.mark.parametrize("channels", [np.arange(1.0, 5.0), np.full(4, 2.0)], ids=["each", "one"])
+def test_a_factor_that_repeats_the_value_is_not_folded(operation, channels):
+    (kernel,) = kernels((6, 6, 2, 4))
+    kernel, channels = np.float32(kernel), jnp.asarray(channels, jnp.float32)
+
+    def function(x):
+        y = conv(x[None], kernel, 1, "VALID")
+        return operation(y, jnp.broadcast_to(channels, (1, 3, 5, 4))).sum()
+
+    for transform in (bj.interval, bj.linear):
+        bounds = jax.jit(transform(function))(bj.Box(X, X))
+        np.testing.assert_allclose(bounds, [function(X)] * 2, rtol=1e-5)
+
+
 def test_batch_normalisation_is_folded():
     primitives = [node.primitive for node in graph.trace(normalised, jnp.zeros(SHAPE)).nodes]
     # The factor per row of the image is not one per channel, and stays.

@@ -30,6 +30,8 @@ def folded(view: View, node: Node) -> Rewrite | None:
     layer = view.node(walked.operand)
     if layer is None or layer.primitive != "conv_general_dilated" or not layer.perturbed[0]:
         return None
+    if layer.shape != node.shape:  # the factor also repeats the value
+        return None
     numbers = layer.params["dimension_numbers"]
     channels, outputs = numbers.out_spec[1], numbers.rhs_spec[0]
     factors = view.along(factor, channels)
