@@ -283,6 +283,8 @@ class _Builder:
                     return self.inline(found.function, found.operands, place)
             if isinstance(node.op, registry.Expansion):
                 return self.inline(node.op.expand(node), operands, place)
+            if _repeats(node):
+                return self.inline(_with_repetition(node), operands, place)
             # An op without an entry is an error only if an output depends on it, see `trace_body`.
             self.nodes.append(node)
             results.append(Perturbed(node.index))
@@ -328,6 +330,9 @@ class _Builder:
         node = self._node(name, eqn.params, operands, place, function, eqn.outvars[0].aval)
         if node.op is None:
             return None
+        if _repeats(node):
+            (result,) = self.inline(_with_repetition(node), operands, place)
+            return result
         self.nodes.append(node)
         return Perturbed(node.index)
 
@@ -353,6 +358,21 @@ class _Builder:
             location=place.location,
         )
         return dataclasses.replace(node, op=registry.resolve(node))
+
+
+def _repeats(node: Node) -> bool:
+    """Whether an elementwise function repeats its operand along axes of a larger constant."""
+    return isinstance(node.op, registry.Scalar) and node.input_shapes[0].shape != node.shape
+
+
+def _with_repetition(node: Node) -> Callable[..., Array]:
+    """The node's function, which repeats its operand first: elementwise ops keep its shape."""
+
+    def function(*operands: Array) -> Array:
+        pairs = zip(operands, node.perturbed, strict=True)
+        return node.evaluate(*(jnp.broadcast_to(o, node.shape) if p else o for o, p in pairs))
+
+    return function
 
 
 def _unsupported(node: Node) -> str:

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,11 @@ def unit_frame(shape: Sequence[int]) -> Frame:
 def elements(frame: Frame) -> int:
     """Coefficients of one row."""
     return math.prod(axis.size for axis in frame)
+
+
+def smaller(frame: Frame) -> bool:
+    """Whether windows hold fewer coefficients than complete rows."""
+    return elements(frame) < math.prod(axis.full for axis in frame)
 
 
 def expanded(frame: Frame, axes: Sequence[int]) -> Frame:
@@ -144,19 +149,18 @@ class Windowed:
             return jnp.full(self.units.shape[:1], a.offset, jnp.int32)
         return a.stride * self.units[:, a.origin] + a.offset
 
-    def crop(self, value: Array) -> Array:
-        """``[*value]`` -> ``[m, *window]`` (``[1, *window]`` if all are the same), 0 outside."""
-        outside = [axis.outside for axis in self.frame]
-        config = [(low, high, 0) for low, high in outside]
+    def crop(self, value: Array, outside: Literal["zero", "nearest"] = "zero") -> Array:
+        """``[*value]`` -> ``[m, *window]`` (``[1, *window]`` if all are the same)."""
+        border = [axis.outside for axis in self.frame]
+        if any(low or high for low, high in border):
+            value = jnp.pad(value, border, mode="constant" if outside == "zero" else "edge")
         # Not a part of the gathers and products that follow, which would repeat it per element.
-        if any(low or high for low, high in outside):
-            value = lax.pad(value, jnp.zeros((), value.dtype), config)
         value = materialized(value)
         sizes = [axis.size for axis in self.frame]
         if all(axis.origin is None for axis in self.frame):
-            offsets = [a.offset + low for a, (low, _) in zip(self.frame, outside, strict=True)]
+            offsets = [a.offset + low for a, (low, _) in zip(self.frame, border, strict=True)]
             return lax.dynamic_slice(value, offsets, sizes)[None]
-        starts = [self.starts(k) + low for k, (low, _) in enumerate(outside)]
+        starts = [self.starts(k) + low for k, (low, _) in enumerate(border)]
         found = jax.vmap(lambda *s: lax.dynamic_slice(value, s, sizes))(*starts)
         return self.repeated(found)
 

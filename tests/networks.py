@@ -182,6 +182,14 @@ def _thresholds(weights, x):
     return jax.lax.clamp(-0.3, x, 0.9)
 
 
+def _repeated(weights, x):
+    """Elementwise functions that repeat their operand along axes of a larger constant."""
+    level = weights[1]["kernel"]  # [3, 4]
+    x = jnp.maximum(affine(weights[0], x)[:, None], level).mean(1, keepdims=True)
+    x = jnp.minimum(x, 0.3 * level) - nn.leaky_relu(x, jnp.abs(level))
+    return jnp.maximum(x.sum(0, keepdims=True), level).sum(1)
+
+
 def _smooth(weights, x):
     x = jax.nn.sigmoid(2.0 * affine(weights[0], x))
     x = jnp.tanh(affine(weights[1], x))
@@ -253,6 +261,7 @@ NETWORKS = (
     Network("leaky", (3,), _layers(3, 5, 5, 5, 2), _leaky, sequential=True),
     Network("clipped", (3,), _layers(3, 5, 5, 5, 2), _clipped, sequential=True),
     Network("thresholds", (3,), _layers(3, 5, 5, 5, 2), _thresholds, sequential=True),
+    Network("repeated", (2,), _layers(2, 3, 4), _repeated),
     Network("smooth", (3,), _layers(3, 5, 5, 5, 2), _smooth, sequential=True),
     Network("structure", (3, 4), _structure_draw, _structure),
     Network("rare", (4, 3), _rare_draw, _rare),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from chex import Array
 from jax import lax
 
+from boundjax import windows
 from boundjax.ops.registry import Local
 from boundjax.windows import Axis, Frame, Windowed
 
@@ -43,23 +43,15 @@ def pull_back(node: Node, rows: Windowed) -> tuple[Windowed | Array, ...] | None
         dataclasses.replace(rows, values=value, frame=frame).masked()
         for value, frame in zip(values, found, strict=True)
     ]
-    return tuple(operand if worthwhile(operand.frame) else operand.dense() for operand in operands)
+    return tuple(
+        operand if windows.smaller(operand.frame) else operand.dense() for operand in operands
+    )
 
 
 def operand_frames(node: Node, frame: Frame) -> tuple[Frame, ...] | None:
     """The frames of the perturbed operands; None if the op needs complete rows."""
-    rule = getattr(node.op, "local", None)
-    if rule is None:
-        return None
-    needed = rule.whole(node)
-    return rule.frames(
-        node, tuple(Axis(a.full, a.full) if k in needed else a for k, a in enumerate(frame))
-    )
-
-
-def worthwhile(frame: Frame) -> bool:
-    """Whether windows hold fewer coefficients than complete rows."""
-    return math.prod(a.size for a in frame) < math.prod(a.full for a in frame)
+    rule = node.op.local
+    return rule and rule.frames(node, windows.expanded(frame, rule.whole(node)))
 
 
 def _same_shape(node: Node, frame: Frame) -> tuple[Frame, ...] | None:

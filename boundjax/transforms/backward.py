@@ -53,9 +53,6 @@ class PerRow(NamedTuple):
     lines: Lines
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["coefficients", "constant"], meta_fields=[]
-)
 @dataclasses.dataclass(frozen=True)
 class Side:
     """A linear function per row that bounds from below: ``coefficients (x - x_ref) + constant``."""
@@ -319,7 +316,7 @@ def frames_of(graph: Graph, index: int) -> dict[int, windows.Frame]:
         for operand, new in zip(node.inputs, found, strict=True):
             known = frames.get(operand)
             new = new if known is None else windows.united(known, new)
-            if new is None or not local.worthwhile(new):
+            if new is None or not windows.smaller(new):
                 new = windows.whole(graph.nodes[operand].shape)
             frames[operand] = new
     return frames

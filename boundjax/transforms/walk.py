@@ -247,22 +247,21 @@ class Walk:
             return self.pull_back(starts, sides, positions).concretize(self.input_set)
 
         limit = self._block_size(node, ancestors if optimize_rows else [])
-        budget = node.size if self.max_rows is None else min(self.max_rows, node.size)
-        if budget < node.size:
-            indices = self._widest(node, wanted, budget)
-        elif wanted is None or node.size <= limit:
-            indices = jnp.arange(node.size)
-        else:
+        chosen = None  # all units, in order
+        if self.max_rows is not None and self.max_rows < node.size:
+            chosen = self._widest(node, wanted, self.max_rows)
+        elif wanted is not None and node.size > limit:
             limit = min(limit, max(_SMALLEST_BLOCK, math.ceil(node.size / _MOST_SKIPPED)))
-            (indices,) = jnp.nonzero(wanted.reshape(-1), size=node.size, fill_value=node.size)
+            (chosen,) = jnp.nonzero(wanted.reshape(-1), size=node.size, fill_value=node.size)
+        indices = jnp.arange(node.size) if chosen is None else chosen
         ends = _mapped(block_bounds, indices, limit, node.size)
         known = self.intervals[node.index]
 
         def placed(end: Array, old: Array) -> Array:
-            if budget == node.size and (wanted is None or node.size <= limit):
-                end = end.reshape(node.shape)
-                return end if wanted is None else jnp.where(wanted, end, old)
-            return old.reshape(-1).at[indices].set(end, mode="drop").reshape(node.shape)
+            if chosen is not None:
+                return old.reshape(-1).at[chosen].set(end, mode="drop").reshape(node.shape)
+            end = end.reshape(node.shape)
+            return end if wanted is None else jnp.where(wanted, end, old)
 
         return tuple(
             None if end is None else placed(end, old) for end, old in zip(ends, known, strict=True)
@@ -301,7 +300,7 @@ class Walk:
 
     def _kept_relaxation(self, made: Lines | Planes) -> Lines | Planes:
         if isinstance(made, Lines):
-            return Lines(*self.kept(tuple(made)))
+            return made  # what is used again are lines around references, see `lines_of`
         parallel = made.lower_weights is made.upper_weights
         upper = None if parallel else made.upper_weights
         below, lower, upper, above = self.kept(
@@ -319,7 +318,8 @@ class Walk:
         sources, target = [self.references[i] for i in node.inputs], self.references[node.index]
         if per_row and isinstance(rows, Windowed):
             (operand,) = (backward.poisoned(self.intervals[i]) for i in node.inputs)
-            ends = (rows.crop(operand.lower), rows.crop(operand.upper))
+            # Over the border the coefficients are 0; the lines there must be numbers.
+            ends = (rows.crop(operand.lower, "nearest"), rows.crop(operand.upper, "nearest"))
             lines = node.op.lines(node, *ends, _replay(given, node.label))
             sources = [rows.crop(source) for source in sources]
             return backward.PerRow(backward.around(node, lines, sources, rows.crop(target)))
