@@ -19,6 +19,7 @@ from boundjax.memory import MemoryEstimate as MemoryEstimate
 from boundjax.onnx import from_onnx as from_onnx
 from boundjax.ops import UnsupportedOpError as UnsupportedOpError
 from boundjax.ops import supported_ops as supported_ops
+from boundjax.sets import BallBox as BallBox
 from boundjax.sets import Box as Box
 from boundjax.sets import InputSet as InputSet
 from boundjax.sets import Interval as Interval
@@ -28,6 +29,11 @@ from boundjax.specification import margin_specification as margin_specification
 from boundjax.transforms.forward import forward_linear as forward_linear
 from boundjax.transforms.interval import interval as interval
 from boundjax.transforms.linear import linear as linear
+from boundjax.transforms.lipschitz import global_lipschitz as global_lipschitz
+from boundjax.transforms.lipschitz import lipschitz as lipschitz
+from boundjax.transforms.lipschitz import power_iteration as power_iteration
+from boundjax.transforms.lipschitz import power_vectors as power_vectors
+from boundjax.transforms.lipschitz import spectral_norms as spectral_norms
 from boundjax.transforms.projection import Estimate as Estimate
 from boundjax.transforms.projection import estimate as estimate
 

@@ -17,6 +17,8 @@ from boundjax.memory import MemoryEstimate, available_bytes, peak_of, readable
 from boundjax.methods import (
     BEST,
     IN_BEST,
+    IN_BEST_OF_BALLS,
+    LIPSCHITZ,
     METHODS,
     ONE_BY_ONE,
     Transform,
@@ -81,6 +83,8 @@ def certify(
       method: ``"interval"``, ``"crown-ibp"``, ``"one-step"`` (one signed gradient step on the
         slopes), ``"crown"``, ``"fast-lin"`` (exact CAP), or ``"best"``: per margin the largest of
         all these lower bounds; ``"alpha-crown"`` (20 steps, intermediate bounds too: much slower);
+        ``"bcp"`` (l2 ball and box together, part of ``"best"`` for norms other than inf) or
+        ``"lmt"`` (Lipschitz constants alone), with provable bounds on spectral norms;
         or a transform, say ``functools.partial(boundjax.linear, slopes="parallel")``: a function of
         one example -> a function ``(input_set, specification) -> Interval``.
       batch_size: examples per compiled call, as many as fit where not given; results do not depend
@@ -93,7 +97,8 @@ def certify(
 
     Raises:
       ValueError: for an empty batch, NaN inputs, a negative or NaN radius, labels out of range,
-        wrong shapes, an unknown method; the message says what was expected and what came.
+        wrong shapes, an unknown method, weights without a spectral norm; the message says what was
+        expected and what came.
       TypeError: for a model that cannot be called, inputs that are neither float32 nor float64, or
         a transform that returns no ``Interval`` (an ``Estimate`` is not a bound).
       MemoryError: for a call that does not fit, before it starts; it says which batch size does.
@@ -229,6 +234,8 @@ class _Request:
         if not norm >= 1:
             raise ValueError(f"norm must be 1, 2 or inf (any order >= 1), got {norm}")
         pure = models.as_pure(model)
+        if method in LIPSCHITZ:
+            _require_finite_weights(pure.variables)
         x = np.asarray(x)
         if x.dtype not in (np.float32, np.float64):
             raise TypeError(f"x must be float32 or float64, got {x.dtype}; use x.astype('float32')")
@@ -310,7 +317,9 @@ class _Request:
     @property
     def methods(self) -> tuple[str | Transform, ...]:
         """Which methods are run."""
-        return IN_BEST if self.method == BEST else (self.method,)
+        if self.method != BEST:
+            return (self.method,)
+        return IN_BEST if self.norm == np.inf else IN_BEST_OF_BALLS
 
     def _asked(self, name: str | Transform) -> int:
         return self.batch_size or default_batch(name)
@@ -404,6 +413,12 @@ def _traced(model: models.PureModel, x: np.ndarray) -> tuple[int, Hashable]:
     if shape.shape[1] == 0:
         raise ValueError("model must return at least one logit per example, got 0")
     return shape.shape[1], program
+
+
+def _require_finite_weights(variables: ArrayTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            require_finite(f"the weights {jax.tree_util.keystr(path)}", leaf)
 
 
 def _per_example(eps: Numeric, x: np.ndarray) -> np.ndarray:

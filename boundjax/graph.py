@@ -60,7 +60,8 @@ class Node:
       shape, dtype: of the node's value.
       input_shapes: shape and dtype of every perturbed operand.
       scope: the Flax scope it stands in (``block1/Dense_2``), possibly empty.
-      label: a readable unique name for pre-activations and slopes (``block1/Dense_2/relu``).
+      label: a readable unique name, of layers (``block1/Dense_2``) and of nonlinear nodes for their
+        pre-activations and slopes (``block1/Dense_2/relu``); empty for other nodes.
       location: ``file:line (function)`` in the user's source.
       op: the entry of the op table; None at the input.
     """
@@ -120,6 +121,11 @@ class Graph:
     nodes: tuple[Node, ...]
     outputs: tuple[Perturbed | Array, ...]
     output_tree: Any
+
+    @property
+    def nonlinear_labels(self) -> set[str]:
+        """The names of the nonlinear nodes."""
+        return {node.label for node in self.nodes if isinstance(node.op, registry.NONLINEAR)}
 
     def detached(self) -> Graph:
         """The same graph; constants that are being differentiated are plain constants."""
@@ -393,17 +399,23 @@ def _unsupported(node: Node) -> str:
 
 
 def _label(nodes: list[Node]) -> tuple[Node, ...]:
-    """Names nonlinear nodes by the layer before them, ``Dense_0/relu``, without the root scope."""
+    """Names layers and nonlinear nodes, ``Dense_0`` and ``Dense_0/relu``, without the root scope.
+
+    A nonlinear node's name starts with that of the layer before it; a layer outside of any scope is
+    named by its primitive.
+    """
     scopes = [n.scope.split("/") for n in nodes if n.scope]
     root = scopes[0][0] if scopes and all(s[0] == scopes[0][0] for s in scopes) else None
     seen: dict[str, int] = {}
     labelled = []
     for node in nodes:
-        if isinstance(node.op, registry.NONLINEAR):
-            scope = _producing_scope(nodes, node).split("/")
+        nonlinear = isinstance(node.op, registry.NONLINEAR)
+        if nonlinear or (isinstance(node.op, registry.Weighted) and not node.op.diagonal):
+            scope = (_producing_scope(nodes, node) if nonlinear else node.scope).split("/")
             if root is not None and scope[:1] == [root]:
                 scope = scope[1:]
-            label = "/".join([*(p for p in scope if p), node.primitive])
+            label = "/".join([*(p for p in scope if p), *([node.primitive] if nonlinear else [])])
+            label = label or node.primitive
             count = seen[label] = seen.get(label, -1) + 1
             node = dataclasses.replace(node, label=f"{label}_{count}" if count else label)
         labelled.append(node)

@@ -17,6 +17,7 @@ from boundjax.specification import margin_specification
 from boundjax.training.losses import robust_cross_entropy
 from boundjax.transforms.interval import interval
 from boundjax.transforms.linear import linear
+from boundjax.transforms.lipschitz import lipschitz
 
 
 def _preset(**options: Any) -> Callable[[Callable[[Array], Array], int], Callable[..., Any]]:
@@ -42,13 +43,24 @@ METHODS: Mapping[str, Callable[[Callable[[Array], Array], int], Callable[..., An
         ),
         intermediate="linear",
     ),
+    "lmt": lambda f, max_bytes: lipschitz(f, box=False),
+    "bcp": lambda f, max_bytes: lipschitz(f),
 }
+
+# Those that rest on spectral norms.
+LIPSCHITZ = ("lmt", "bcp")
 
 BEST = "best"
 # Of its methods: alpha-CROWN costs tens of times as much as all the others together.
 IN_BEST = ("interval", "crown-ibp", "one-step", "crown", "fast-lin")
+# And of balls other than boxes; LMT is never better.
+IN_BEST_OF_BALLS = (*IN_BEST, "bcp")
 
-_DEFAULT_BATCH = {"interval": 512, "crown-ibp": 128, "one-step": 128, "alpha-crown": 4}
+_DEFAULT_BATCH = {
+    **dict.fromkeys(("interval", "lmt", "bcp"), 512),
+    **dict.fromkeys(("crown-ibp", "one-step"), 128),
+    "alpha-crown": 4,
+}
 
 # One example after the other on CPU: their rows fill the machine, and the rows that each of them
 # needs are known exactly, while examples that are mapped over together take the same.

@@ -53,6 +53,19 @@ def signed_parts(x: Array) -> tuple[Array, Array]:
     return jnp.where(x < 0, x, 0.0), jnp.where(x < 0, 0.0, x)
 
 
+def root(squares: Array) -> Array:
+    """The square root, with derivative 0 at 0."""
+    zero = squares == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squares)))
+
+
+def length(value: Array) -> Array:
+    """``||value||_2`` over all axes, without overflow, with derivative 0 at 0."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(value), initial=0.0))
+    scale = jnp.where(largest == 0, 1.0, largest)
+    return scale * root(jnp.sum(jnp.square(value / scale)))
+
+
 @jax.custom_jvp
 def with_derivative_of(value: Array, formula: Array) -> Array:
     """``value``, differentiated as if it were ``formula``, which equals it but for rounding."""

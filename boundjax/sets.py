@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array, Numeric
 
-from boundjax.numerics import smaller
+from boundjax import ball_box
+from boundjax.numerics import larger, length, smaller
 
 
 class Interval(NamedTuple):
@@ -151,6 +152,11 @@ class Box:
         empty = ~(lower <= upper)
         return Interval(jnp.where(empty, jnp.nan, lower), jnp.where(empty, jnp.nan, upper))
 
+    def ball(self) -> tuple[Array, Array]:
+        """The center and the radius of the smallest l2 ball that holds the set."""
+        interval = self.interval()
+        return interval.middle, length(interval.radius)
+
     def support(self, coefficients: Array) -> Array:
         """``max <c, x> = <c, middle> + <|c|, radius>``; ``c`` has the input's shape."""
         return jnp.sum(coefficients * self.interval().middle) + self.spread(coefficients)
@@ -175,9 +181,9 @@ class LpBall:
       p: order of the norm, 1, 2 or ``inf`` (any ``p >= 1`` works through its dual norm).
       clip: ``None`` or ``(low, high)``, the range of valid inputs, scalars or arrays.
 
-    ``support`` is exact for every ball without clip and for a clipped ``inf`` ball. For a clipped
-    ball with finite ``p`` it is the smaller of the ball's and the clipped box's support, an upper
-    bound.
+    ``support`` is exact for every ball without clip, and for a clipped one with ``p = inf`` or
+    ``p = 2`` whose center lies in the clip range. Else (other finite ``p``, a center outside) it is
+    an upper bound, no larger than the ball's and the clipped box's support.
 
     Raises:
       ValueError: for ``p < 1``, a radius that is negative or NaN, a center that is not finite, a
@@ -215,15 +221,33 @@ class LpBall:
         # Under jit a bad radius cannot raise; NaN bounds never certify.
         return jnp.where(eps >= 0, eps, jnp.nan)
 
+    def _clip(self) -> tuple[Array, Array]:
+        center = _float(self.center)
+        low, high = (jnp.broadcast_to(_float(end, center), center.shape) for end in self.clip)
+        return low, high
+
     def interval(self) -> Interval:
         """``[center - eps, center + eps]``, cut to the clip range."""
         center, radius = _float(self.center), self._radius()
         lower, upper = center - radius, center + radius
         if self.clip is not None:
-            low, high = (_float(end, center) for end in self.clip)
-            low, high = jnp.broadcast_to(low, center.shape), jnp.broadcast_to(high, center.shape)
+            low, high = self._clip()
             lower, upper = jnp.clip(lower, low, high), jnp.clip(upper, low, high)
         return Interval(lower, upper)
+
+    def ball(self) -> tuple[Array, Array]:
+        """``center`` and the radius of an l2 ball around it that holds the set.
+
+        With one eps for ``n`` features it is ``n ** (1 / 2 - 1 / max(p, 2)) eps``, or less where
+        the clip range does not reach as far.
+        """
+        center, radius, interval = _float(self.center), self._radius(), self.interval()
+        if self.p <= 2:
+            size = jnp.max(radius, initial=0.0)
+        else:  # Hoelder: ||eps u||_2 <= ||eps||_r ||u||_p with 1 / r = 1 / 2 - 1 / p
+            size = dual_norm(radius, 2.0 if self.p == jnp.inf else 2 * self.p / (self.p + 2))
+        corner = jnp.maximum(jnp.abs(interval.upper - center), jnp.abs(center - interval.lower))
+        return center, jnp.minimum(size, length(corner))
 
     def support(self, coefficients: Array) -> Array:
         """``max <c, x> = <c, center> + ||eps * c||_q`` with ``1 / p + 1 / q = 1``."""
@@ -235,11 +259,118 @@ class LpBall:
         box = jnp.sum(jnp.abs(coefficients) * interval.radius)
         if self.is_box:
             return box
-        ball = dual_norm(self._radius() * coefficients, self.p)
+        center, radius = _float(self.center), self._radius()
         if self.clip is None:
-            return ball
-        shift = jnp.sum(coefficients * (_float(self.center) - interval.middle))
-        return smaller(ball + shift, box)
+            return dual_norm(radius * coefficients, self.p)
+        shift = jnp.sum(coefficients * (center - interval.middle))
+        if self.p != 2:
+            return smaller(dual_norm(radius * coefficients, self.p) + shift, box)
+        # In u = (x - center) / eps the ball is round; a fixed feature's slope is 0 there.
+        low, high = self._clip()
+        unit = jnp.where(radius > 0, radius, 1.0)
+        below, above = (center - low) / unit, (high - center) / unit
+        found = ball_box.spread(radius * coefficients, 1.0, below, above) + shift
+        # With the center inside it is exact; a tie with the box would only blur its derivative.
+        inside = jnp.all((below >= 0) & (above >= 0))
+        return jnp.where(inside, found, smaller(found, box))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["center", "radius", "lower", "upper"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class BallBox:
+    """All ``x`` with ``||x - center||_2 <= radius`` and ``lower <= x <= upper``, elementwise.
+
+    What is known of a hidden layer when both its Lipschitz constant and its interval are.
+
+    Attributes:
+      center: the ball's center, any shape.
+      radius: scalar, in the units of ``x``, ``>= 0``; infinite where only the box is known.
+      lower: of the center's shape; may be ``-inf``.
+      upper: of the center's shape; may be ``inf``.
+
+    ``support`` is exact where the center lies in the box. Where it lies outside, the box counts as
+    extended to the center: an upper bound, no larger than the support of ``interval()``. A set that
+    is unbounded in some feature has no middle; its support is NaN.
+
+    Raises:
+      ValueError: for different shapes, a center that is not finite, a radius that is negative or
+        NaN, ``lower > upper``.
+
+    Source: Lee, Lee and Park 2020, "Lipschitz-Certifiable Training with a Tight Outer Bound".
+    """
+
+    center: Array
+    radius: Numeric
+    lower: Array
+    upper: Array
+
+    def __post_init__(self) -> None:
+        require_finite("BallBox.center", self.center)
+        radius = _concrete(self.radius)
+        if radius is not None and not (radius >= 0).all():
+            bad = ~(radius >= 0)
+            raise ValueError(f"BallBox.radius must be >= 0, got {radius[bad].flat[0]}{_first(bad)}")
+        center, lower, upper = map(_concrete, (self.center, self.lower, self.upper))
+        if center is None or lower is None or upper is None:
+            return
+        if not center.shape == lower.shape == upper.shape:
+            raise ValueError(
+                f"BallBox needs arrays of one shape, got center {center.shape}, "
+                f"lower {lower.shape} and upper {upper.shape}"
+            )
+        bad = ~(lower <= upper)
+        if bad.any():
+            raise ValueError(
+                f"BallBox needs lower <= upper, got {lower[bad].flat[0]} > {upper[bad].flat[0]}"
+                f"{_first(bad)}"
+            )
+
+    @property
+    def is_box(self) -> bool:
+        """False: the ball cuts the box's corners."""
+        return False
+
+    def _radius(self) -> Array:
+        radius = _float(self.radius, _float(self.center))
+        # Not in __post_init__: a batch of sets (vmap's result) has one radius per center.
+        if radius.ndim:
+            raise ValueError(f"BallBox.radius must be a scalar, got shape {radius.shape}")
+        return radius
+
+    def interval(self) -> Interval:
+        """``[center - radius, center + radius]``, cut to the box; NaN where that is empty."""
+        center, radius = _float(self.center), self._radius()
+        lower = larger(_float(self.lower, center), center - radius)
+        upper = smaller(_float(self.upper, center), center + radius)
+        empty = ~(lower <= upper)
+        return Interval(jnp.where(empty, jnp.nan, lower), jnp.where(empty, jnp.nan, upper))
+
+    def ball(self) -> tuple[Array, Array]:
+        """``center`` and ``radius``, or less where the box does not reach as far."""
+        center = _float(self.center)
+        lower, upper = _float(self.lower, center), _float(self.upper, center)
+        corner = jnp.maximum(jnp.abs(upper - center), jnp.abs(center - lower))
+        return center, jnp.minimum(self._radius(), length(corner))
+
+    def support(self, coefficients: Array) -> Array:
+        """``max <c, x>``; ``c`` has the input's shape."""
+        return jnp.sum(coefficients * self.interval().middle) + self.spread(coefficients)
+
+    def spread(self, coefficients: Array) -> Array:
+        """``max <c, x - middle>``, see ``ball_box.spread``."""
+        center, interval = _float(self.center), self.interval()
+        below = center - _float(self.lower, center)
+        above = _float(self.upper, center) - center
+        shift = jnp.sum(coefficients * (center - interval.middle))
+        found = ball_box.spread(coefficients, self._radius(), below, above) + shift
+        # With the center inside it is exact; a tie with the box would only blur its derivative.
+        inside = jnp.all((below >= 0) & (above >= 0))
+        box = jnp.sum(jnp.abs(coefficients) * interval.radius)
+        return jnp.where(inside, found, smaller(found, box))
 
 
 def require_clip(clip: tuple[Numeric, Numeric] | None) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from experiments.config import Config, differing_keys
+from experiments.config import Config, differing_keys, with_defaults
 from experiments.errors import ExperimentError
 
 # Where the data lies does not change the run, and folders move.
@@ -20,10 +20,13 @@ _FREE_KEYS = ("data.dir", "data.tfds_dir")
 def check_same_config(found: dict[str, Any], config: Config, where: Path) -> None:
     """Refuses a stored configuration that differs from this one, naming the keys.
 
+    A run that is older than a key was made with its default.
+
     Raises:
       ExperimentError: if the run in `where` was made with another configuration.
     """
-    keys = [key for key in differing_keys(found, config.to_dict()) if key not in _FREE_KEYS]
+    differing = differing_keys(with_defaults(found), config.to_dict())
+    keys = [key for key in differing if key not in _FREE_KEYS]
     if keys:
         raise ExperimentError(
             f"{where} holds a run of another config, which differs in {', '.join(keys)}; "

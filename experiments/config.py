@@ -8,18 +8,29 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
 from experiments.errors import ExperimentError
 
 
+class Norm(NamedTuple):
+    """A norm of the configuration: its order p, and how it is printed."""
+
+    order: float
+    label: str
+
+
+NORMS = {"inf": Norm(math.inf, "l-inf"), "2": Norm(2.0, "l2")}
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images.
 
-    `dir` is a folder of IDX files; `tfds_dir` is where TFDS keeps its data (empty: its default).
+    `dir` is a folder with the files of the data set; `tfds_dir` is where TFDS keeps its data
+    (empty: its default).
     """
 
     name: str = "digits"
@@ -30,19 +41,28 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A name of `experiments.models`, and the normalisation of its first layer (empty: none)."""
+    """A name of `experiments.models`, and the normalisation of its first layer (empty: none).
+
+    `init` is how k x k convolutions start: `"fan_in"`, uniform in `+-1/sqrt(k^2 in)`, or
+    `"fan_out"`, normal with variance `2 / (k^2 out)`.
+    """
 
     name: str = "tiny"
+    init: str = "fan_in"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, and in batches of how many images (over all devices)."""
+    """How long, in batches of how many images (over all devices), and how these are varied.
+
+    `augment` is `"none"` or `"flip_crop"`: mirrored at random, and moved by up to 4 pixels.
+    """
 
     epochs: int = 1
     batch_size: int = 128
+    augment: str = "none"
 
 
 @dataclass(frozen=True)
@@ -59,10 +79,12 @@ class OptimConfig:
 class RobustConfig:
     """The training method and its schedules.
 
-    Radii are l-infinity, in pixels of `[0, 1]`.
+    Radii are in pixels of `[0, 1]`, in the norm `norm`: `"inf"` or `"2"` (a name, because JSON has
+    no infinity). Everything is in that norm: training, certificates and attacks.
     """
 
     method: str = "crown_ibp"
+    norm: str = "inf"
     eps_train: float = 0.1
     eps_test: float = 0.1
     schedule: str = "linear"
@@ -74,6 +96,16 @@ class RobustConfig:
     )  # weight of the natural loss at radius 0 and at eps_train
     beta: tuple[float, float] = (1.0, 0.0)  # weight of the linear bounds, likewise
     clip: bool = True  # intersect the ball with the pixel range [0, 1]
+
+    @property
+    def order(self) -> float:
+        """The order p of the norm, 2 or infinity."""
+        return NORMS[self.norm].order
+
+    @property
+    def norm_label(self) -> str:
+        """How the norm is printed: `l2` or `l-inf`."""
+        return NORMS[self.norm].label
 
 
 @dataclass(frozen=True)
@@ -135,6 +167,15 @@ def from_config_dict(source: Mapping[str, Any]) -> Config:
     return config
 
 
+def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration, the keys that are newer than it at their defaults.
+
+    The default of a new key is what the code did before there was the key. Nothing else is changed:
+    unknown keys and bad values stay as they are.
+    """
+    return _filled(stored, Config().to_dict())
+
+
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted names of the keys on which two nested dictionaries differ, sorted."""
     names = []
@@ -145,6 +186,14 @@ def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str
         elif left != right:
             names.append(f"{prefix}{key}")
     return names
+
+
+def _filled(stored: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    filled = {**defaults, **stored}
+    for key, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(filled[key], Mapping):
+            filled[key] = _filled(filled[key], default)
+    return filled
 
 
 def _jsonable(value: Any) -> Any:
@@ -204,12 +253,15 @@ def _validate(config: Config) -> None:
     need(0 <= config.seed < 2**31, "seed", "in [0, 2**31)")
     need(config.data.validation >= 0, "data.validation", ">= 0")
     need(all(std > 0 for std in config.model.std), "model.std", "positive")
+    need(config.model.init in ("fan_in", "fan_out"), "model.init", "'fan_in' or 'fan_out'")
     need(train.epochs >= 1, "train.epochs", ">= 1")
     need(train.batch_size >= 1, "train.batch_size", ">= 1")
+    need(train.augment in ("none", "flip_crop"), "train.augment", "'none' or 'flip_crop'")
     need(0 < config.optim.lr < math.inf, "optim.lr", "positive")
     need(0 < config.optim.factor <= 1, "optim.factor", "in (0, 1]")
     need(all(m >= 0 for m in config.optim.milestones), "optim.milestones", "epochs >= 0")
     need(0 <= config.optim.clip_norm < math.inf, "optim.clip_norm", ">= 0 (0: not clipped)")
+    need(robust.norm in NORMS, "robust.norm", "'inf' or '2'")
     need(0 <= robust.eps_train < math.inf, "robust.eps_train", ">= 0")
     need(0 <= robust.eps_test < math.inf, "robust.eps_test", ">= 0")
     need(robust.schedule in ("linear", "smoothed"), "robust.schedule", "'linear' or 'smoothed'")

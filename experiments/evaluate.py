@@ -45,11 +45,12 @@ def evaluate(
     data: Images,
     eps: float,
     *,
+    norm: float = jnp.inf,
     clip: tuple[float, float] | None,
     config: EvaluationConfig,
     seed: int = 0,
 ) -> Evaluation:
-    """Evaluates the eval-mode `model` on all of `data` in the l-infinity ball of radius `eps`.
+    """Evaluates the eval-mode `model` on all of `data` in the ball of radius `eps` in `norm`.
 
     Raises:
       ExperimentError: for an empty data set or an unknown method.
@@ -73,6 +74,7 @@ def evaluate(
             labels,
             eps,
             key=key,
+            norm=norm,
             clip=clip,
             steps=config.pgd_steps,
             restarts=config.pgd_restarts,
@@ -92,7 +94,9 @@ def evaluate(
         correct=np.concatenate(correct)[: len(data)],
         resisted=np.concatenate(resisted)[: len(data)],
         verified_by={
-            name: verified(model, variables, data, eps, clip=clip, method=name, batch_size=size)
+            name: verified(
+                model, variables, data, eps, norm=norm, clip=clip, method=name, batch_size=size
+            )
             for name in config.methods
         },
     )
@@ -106,6 +110,7 @@ def verified(
     data: Images,
     eps: float,
     *,
+    norm: float = jnp.inf,
     clip: tuple[float, float] | None,
     method: str,
     batch_size: int,
@@ -116,6 +121,7 @@ def verified(
         jnp.asarray(data.images),
         eps,
         labels=jnp.asarray(data.labels),
+        norm=norm,
         clip=clip,
         method=method,
         batch_size=batch_size,

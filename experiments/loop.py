@@ -1,8 +1,9 @@
 """One run, from a configuration to `summary.json`. Reads from top to bottom.
 
 Everything that depends on chance or time is a pure function of (seed, step): the initial
-parameters, the order of the batches, the radius and the weights. The state holds everything else. A
-run that was killed therefore continues from its latest checkpoint to bit-identical parameters.
+parameters, the order of the batches, how their images are varied, the radius and the weights. The
+state holds everything else. A run that was killed therefore continues from its latest checkpoint to
+bit-identical parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import boundjax.methods
 from experiments import data, methods, models
+from experiments.augment import create_augmentation
 from experiments.checkpoints import Checkpoints
 from experiments.config import Config
 from experiments.errors import ExperimentError
@@ -38,7 +41,6 @@ from experiments.train_step import (
 )
 
 PIXEL_RANGE = (0.0, 1.0)
-CERTIFY_METHODS = ("interval", "crown-ibp", "crown", "fast-lin", "best")
 
 
 def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
@@ -63,10 +65,11 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
         print_summary(summary, workdir)
         return summary
 
+    certifying = (*boundjax.methods.METHODS, boundjax.methods.BEST)
     for method in (*config.evaluation.methods, config.evaluation.selection_method):
-        if method not in CERTIFY_METHODS:  # said now, not after the training
+        if method not in certifying:  # said now, not after the training
             raise ExperimentError(
-                f"config.evaluation: unknown method {method!r}: use {', '.join(CERTIFY_METHODS)}"
+                f"config.evaluation: unknown method {method!r}: use {', '.join(certifying)}"
             )
 
     # ------------------------------------------------------------------ devices
@@ -94,7 +97,8 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
     # ------------------------------------------------------------------ model and train step
     model = models.from_config(config.model)
     image_shape = splits.train.images.shape[1:]
-    clip = PIXEL_RANGE if config.robust.clip else None
+    threat = methods.Threat(config.robust.order, PIXEL_RANGE if config.robust.clip else None)
+    augment = create_augmentation(config.train.augment, config.seed)
     schedule = create_schedule(config.robust, steps_per_epoch)
     learning_rate = create_learning_rate(config.optim, steps_per_epoch)
     optimizer = create_optimizer(config.optim, steps_per_epoch)
@@ -102,7 +106,9 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
     # One step per phase of the method (natural, interval, linear bounds), compiled when first due.
     train_steps = [
         jax.jit(
-            create_train_step(model, objective, optimizer, schedule, steps_per_epoch, clip),
+            create_train_step(
+                model, objective, optimizer, schedule, steps_per_epoch, threat, augment
+            ),
             in_shardings=(replicated, sharded, sharded),
             out_shardings=replicated,
             donate_argnums=0,
@@ -113,7 +119,8 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
         jax.vmap(lambda step: method.phase(schedule(step)))(jnp.arange(total_steps))
     )
     state = jax.jit(
-        lambda key: create_state(model, optimizer, image_shape, key), out_shardings=replicated
+        lambda key: create_state(method, model, optimizer, image_shape, key),
+        out_shardings=replicated,
     )(jax.random.key(config.seed))
     selected = nothing_selected(state, selecting=len(splits.validation) > 0)
 
@@ -121,8 +128,8 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
     report.line(
         f"{name}: {config.robust.method} training of {config.model.name} "
         f"({models.count_parameters(model, image_shape):,} parameters) "
-        f"on {len(splits.train):,} images, {total_steps:,} steps of {batch_size}, "
-        f"on {device_name(devices)}; run folder {workdir}"
+        f"on {len(splits.train):,} images of {splits.title}, "
+        f"{total_steps:,} steps of {batch_size}, on {device_name(devices)}; run folder {workdir}"
     )
 
     # ------------------------------------------------------------------ loop
@@ -162,7 +169,7 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
                     )
                 last_epoch = epoch == config.train.epochs
                 if len(splits.validation) and (epoch % config.evaluation.every == 0 or last_epoch):
-                    errors = _validate(config, model, state, splits.validation, clip)
+                    errors = _validate(config, model, state, splits.validation, threat)
                     record |= {f"validation_{key}": value for key, value in errors.items()}
                     selected = _select(selected, state, epoch, errors)
                 record["seconds"] = round(seconds(), 2)
@@ -176,7 +183,10 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
         train_seconds = seconds()
 
     # ------------------------------------------------------------------ test images
-    print(f"evaluating on {len(splits.test):,} test images at eps {config.robust.eps_test:.6g}")
+    print(
+        f"evaluating on {len(splits.test):,} test images of {splits.title} "
+        f"at {config.robust.norm_label} eps {config.robust.eps_test:.6g}"
+    )
     began = time.monotonic()
     results: dict[str, dict[str, Any]] = {}
     candidates = {f"last epoch ({config.train.epochs})": state}
@@ -191,7 +201,8 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
             variables_of(candidate),
             splits.test,
             config.robust.eps_test,
-            clip=clip,
+            norm=threat.norm,
+            clip=threat.clip,
             config=config.evaluation,
             seed=config.seed,
         )
@@ -199,7 +210,8 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
 
     # ------------------------------------------------------------------ summary
     records = folder.records()
-    plot_curves(records, f"{name}: {config.robust.method}, {config.model.name}", folder.curves)
+    title = f"{name}: {config.robust.method}, {config.model.name}, {splits.title}"
+    plot_curves(records, title, folder.curves, config.robust.norm_label)
     attack = config.evaluation
     summary = {
         "experiment": name,
@@ -212,8 +224,8 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
         ),
         "eps_test": config.robust.eps_test,
         "eps_train": config.robust.eps_train,
-        "norm": "inf",
-        "clip": list(clip) if clip else None,
+        "norm": config.robust.norm,
+        "clip": list(threat.clip) if threat.clip else None,
         "bounds": list(attack.methods),
         "attack": (
             f"PGD-{attack.pgd_steps}, {attack.pgd_restarts} start(s), {attack.pgd_loss} loss, "
@@ -223,6 +235,7 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
         "model": config.model.name,
         "parameters": models.count_parameters(model, image_shape),
         "parameters_sha256": parameters_sha256(variables_of(state)),
+        "data": splits.title,
         "train_images": len(splits.train),
         "validation_images": len(splits.validation),
         "test_images": len(splits.test),
@@ -302,7 +315,7 @@ def _select(
     }
 
 
-def _validate(config: Config, model, state, validation, clip) -> dict[str, float]:
+def _validate(config: Config, model, state, validation, threat) -> dict[str, float]:
     """Standard and verified error at eps_test on the validation images."""
     variables = variables_of(state)
     size = min(config.evaluation.batch_size, len(validation))
@@ -312,7 +325,8 @@ def _validate(config: Config, model, state, validation, clip) -> dict[str, float
             variables,
             validation,
             eps,
-            clip=clip,
+            norm=threat.norm,
+            clip=threat.clip,
             method=config.evaluation.selection_method,
             batch_size=size,
         )

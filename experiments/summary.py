@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from experiments.config import NORMS
 from experiments.evaluate import table_rows
 from experiments.report import print_table
 
@@ -16,9 +17,11 @@ def print_summary(summary: dict[str, Any], workdir: Path) -> None:
     """Prints the errors on the test images, how they were measured, and the run folder."""
     header, rows = table_rows(summary["results"])
     clipped = "clipped to [0, 1]" if summary["clip"] else "not clipped"
+    data = f" of {summary['data']}" if "data" in summary else ""  # older runs do not say
     title = (
-        f"{summary['experiment']}: error on {summary['test_images']:,} test images, "
-        f"l-inf eps {summary['eps_test']:.6g}, {clipped}; {summary['attack']}"
+        f"{summary['experiment']}: error on {summary['test_images']:,} test images{data}, "
+        f"{NORMS[summary['norm']].label} eps {summary['eps_test']:.6g}, {clipped}; "
+        f"{summary['attack']}"
     )
     print_table(title, header, rows)
     print(f"selection: {summary['selection']}")

@@ -13,10 +13,18 @@ from flax import linen as nn
 
 from boundjax.training import eps_dependent, linear_schedule, smoothed_schedule
 from experiments.config import OptimConfig, RobustConfig
-from experiments.methods import Batch, Objective, Weights
+from experiments.methods import Batch, Method, Objective, Threat, Weights
+from experiments.methods.method import one_example
 
 State = dict[str, Any]
+# Called with the state's `step` and its images `[B, H, W, channels]`.
+Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 METRICS = ("loss", "natural_loss", "robust_loss", "standard_error", "verified_error")
+
+# What else is in a state are collections that the objectives read.
+_NO_COLLECTIONS = ("step", "params", "opt_state", "metrics")
+# Apart from the key of the parameters, which a method must not change.
+_OWN_KEY = 1
 
 _RAMPS = {"linear": linear_schedule, "smoothed": smoothed_schedule}
 
@@ -55,6 +63,7 @@ def create_optimizer(config: OptimConfig, steps_per_epoch: int) -> optax.Gradien
 
 
 def create_state(
+    method: Method,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     image_shape: Sequence[int],
@@ -63,15 +72,23 @@ def create_state(
     """The initial state for images `[H, W, channels]`: all that a step changes, nothing else.
 
     `metrics` holds the sums of the step metrics since the epoch began, so that a run resumed in the
-    middle of an epoch reports the same means.
+    middle of an epoch reports the same means. The collections that `method` owns lie beside the
+    others, by their names.
     """
     variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
+    statistics = variables.get("batch_stats", {})
+    own = method.init(
+        one_example(model, variables["params"], statistics),
+        jax.ShapeDtypeStruct(tuple(image_shape), jnp.float32),
+        jax.random.fold_in(key, _OWN_KEY),
+    )
     return {
         "step": jnp.zeros((), jnp.int32),
         "params": variables["params"],
-        "batch_stats": variables.get("batch_stats", {}),
+        "batch_stats": statistics,
         "opt_state": optimizer.init(variables["params"]),
         "metrics": {name: jnp.zeros((), jnp.float32) for name in METRICS},
+        **own,
     }
 
 
@@ -81,7 +98,8 @@ def create_train_step(
     optimizer: optax.GradientTransformation,
     schedule: Callable[[jax.Array], Weights],
     steps_per_epoch: int,
-    clip: tuple[float, float] | None,
+    threat: Threat,
+    augment: Augmentation | None = None,
 ) -> Callable[[State, jax.Array, jax.Array], State]:
     """One step, `(state, images [B, H, W, channels], labels [B]) -> state`, not yet compiled.
 
@@ -92,14 +110,18 @@ def create_train_step(
       optimizer: of the parameters.
       schedule: the radius and the weights at a step.
       steps_per_epoch: after how many steps the metric sums start again.
-      clip: the pixel range that the perturbed images stay in, or None.
+      threat: the norm of the ball, and the pixel range that the perturbed images stay in.
+      augment: what is done to the images first (`experiments.augment`), or None.
     """
-    loss_and_gradient = jax.value_and_grad(partial(objective, model, clip), has_aux=True)
+    loss_and_gradient = jax.value_and_grad(partial(objective, model, threat), has_aux=True)
 
     def train_step(state: State, images: jax.Array, labels: jax.Array) -> State:
         weights = schedule(state["step"])
+        if augment is not None:
+            images = augment(state["step"], images)
+        collections = {key: value for key, value in state.items() if key not in _NO_COLLECTIONS}
         (_, outcome), gradient = loss_and_gradient(
-            state["params"], state["batch_stats"], Batch(images, labels), weights
+            state["params"], collections, Batch(images, labels), weights
         )
         with jax.numpy_dtype_promotion(
             "standard"
@@ -107,6 +129,8 @@ def create_train_step(
             updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
         begins_epoch = state["step"] % steps_per_epoch == 0
         return {
+            **collections,
+            **outcome.own,
             "step": state["step"] + 1,
             "params": optax.apply_updates(state["params"], updates),
             "batch_stats": _running_average(model, state["batch_stats"], outcome.statistics),

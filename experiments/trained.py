@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from experiments import data, models
+from experiments import data, methods, models
 from experiments.checkpoints import Checkpoints
 from experiments.config import Config, from_config_dict
 from experiments.data import Images
@@ -25,12 +25,14 @@ class Trained(NamedTuple):
       config: of the run.
       model, variables: the unbound Linen module and its variables.
       test: the test images of the run's data set, pixels in [0, 1].
+      title: of that data set.
     """
 
     config: Config
     model: nn.Module
     variables: dict[str, Any]
     test: Images
+    title: str
 
 
 def load(workdir: Path) -> Trained:
@@ -43,10 +45,16 @@ def load(workdir: Path) -> Trained:
     splits = data.load(config.data)
     model = models.from_config(config.model)
     optimizer = create_optimizer(config.optim, len(splits.train) // config.train.batch_size)
-    state = create_state(model, optimizer, splits.train.images.shape[1:], jax.random.key(0))
+    state = create_state(
+        methods.get(config.robust.method),
+        model,
+        optimizer,
+        splits.train.images.shape[1:],
+        jax.random.key(0),
+    )
     selected = nothing_selected(state, selecting=len(splits.validation) > 0)
     with Checkpoints(workdir, config) as checkpoints:
         restored = checkpoints.restore(state, selected)
     if restored is None:
         raise ExperimentError(f"{workdir} has no checkpoint yet; let its run train for longer")
-    return Trained(config, model, variables_of(restored[0]), splits.test)
+    return Trained(config, model, variables_of(restored[0]), splits.test, splits.title)

@@ -284,6 +284,13 @@ METHODS: dict[str, Callable[[Callable], Callable]] = {
     "one": lambda f: bj.linear(f, slopes="one", intermediate="interval"),
     "constant": lambda f: bj.linear(f, slopes="constant", intermediate="interval"),
     "lower": lambda f: bj.linear(f, slopes="adaptive", intermediate="interval", sides="lower"),
+    "bcp": lambda f: (
+        lambda *given: jax.tree.map(
+            lambda found: found.interval() if isinstance(found, bj.BallBox) else found,
+            bj.lipschitz(f)(*given),
+            is_leaf=lambda found: isinstance(found, bj.BallBox),
+        )
+    ),
 }
 
 

@@ -7,15 +7,22 @@ import pytest
 from ml_collections import config_dict
 
 from experiments import methods, models
-from experiments.config import Config, differing_keys, from_config_dict, to_config_dict
+from experiments.config import (
+    Config,
+    differing_keys,
+    from_config_dict,
+    to_config_dict,
+    with_defaults,
+)
 from experiments.errors import ExperimentError
 from experiments.train_step import create_learning_rate, create_schedule
 
+LIPSCHITZ = ("mnist_bcp", "mnist_lmt", "cifar10_bcp", "cifar10_lmt")
 CONFIGS = [
     (name, variant)
-    for name in ("digits_crown", "mnist_crown", "mnist_ibp")
+    for name in ("digits_crown", "mnist_crown", "mnist_ibp", *LIPSCHITZ)
     for variant in ("", "cpu")
-]
+] + [(name, variant) for name in LIPSCHITZ[2:] for variant in ("4c3f", "wrn")]
 
 
 def _get_config(name, variant):
@@ -48,6 +55,42 @@ def test_the_paper_size_is_the_default():
     assert float(schedule(10 * 550).eps) == 0.0
     assert float(schedule(59 * 550 - 1).eps) < 0.2
     assert schedule(59 * 550).eps == jnp.float32(0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "eps", "start", "end"),
+    [("mnist_bcp", 1.58, 1, 21), ("cifar10_lmt", 36 / 255, 10, 131)],
+)
+def test_the_radius_ends_at_its_target(name, eps, start, end):
+    # The authors' code goes on beyond it, by a part of an epoch's increase, and with it kappa < 0.
+    config = from_config_dict(_get_config(name, ""))
+    steps = 55_000 // config.train.batch_size
+    schedule = create_schedule(config.robust, steps)
+    assert (config.robust.norm, config.robust.order) == ("2", 2.0)
+    assert float(schedule(start * steps).eps) == 0.0
+    assert 0.0 < float(schedule(start * steps + 1).eps) < 1e-3
+    assert float(schedule(end * steps - 1).eps) < np.float32(eps)
+    for step in (end * steps, end * steps + 1, end * steps + steps // 2, 10**7):
+        assert schedule(step).eps == jnp.float32(eps)
+        assert float(schedule(step).kappa) == 0.0
+
+
+def test_the_learning_rate_is_halved_every_ten_epochs_after_the_ramp():
+    config = from_config_dict(_get_config("cifar10_bcp", ""))
+    rate = create_learning_rate(config.optim, steps_per_epoch=10)
+    found = [float(rate(10 * epoch)) for epoch in (0, 130, 131, 141, 151, 191, 199)]
+    np.testing.assert_allclose(found, 1e-3 / 2.0 ** np.array([0, 0, 1, 2, 3, 7, 7]), rtol=1e-5)
+
+
+def test_keys_that_are_newer_than_a_run_have_their_defaults():
+    config = from_config_dict({"seed": 3, "robust": {"eps_test": 0.3}})
+    old = config.to_dict()
+    del old["robust"]["norm"], old["train"], old["data"]["validation"]
+    assert with_defaults(old) == config.to_dict()
+    assert from_config_dict(old) == config
+    # What is unknown stays, to be told of.
+    assert differing_keys(with_defaults(old | {"old": 1}), config.to_dict()) == ["old"]
+    assert with_defaults({"robust": 3})["robust"] == 3
 
 
 def test_round_trip():
@@ -85,6 +128,10 @@ def test_integers_serve_as_floats():
         ({"robust": {"eps_train": float("nan")}}, r"eps_train must be >= 0, got nan"),
         ({"robust": {"kappa": (2.0, 0.0)}}, r"config\.robust\.kappa must be two weights in"),
         ({"robust": {"schedule": "cosine"}}, r"'linear' or 'smoothed', got 'cosine'"),
+        ({"robust": {"norm": "1"}}, r"config\.robust\.norm must be 'inf' or '2', got '1'"),
+        ({"robust": {"norm": 2}}, r"config\.robust\.norm: expected str, got 2"),
+        ({"train": {"augment": "crop"}}, r"augment must be 'none' or 'flip_crop', got 'crop'"),
+        ({"model": {"init": "he"}}, r"config\.model\.init must be 'fan_in' or 'fan_out'"),
         ({"optim": {"lr": 0.0}}, r"config\.optim\.lr must be positive, got 0\.0"),
         ({"train": {"epochs": 0}}, r"config\.train\.epochs must be >= 1, got 0"),
         ({"checkpoint": {"every": 0}}, r"config\.checkpoint\.every must be >= 1, got 0"),

@@ -147,6 +147,7 @@ def test_a_finished_run_repeats_its_summary(finished, capsys):
     printed = capsys.readouterr().out
     assert "holds a finished run" in printed
     assert "verified" in printed
+    assert "360 test images of UCI digits, l-inf eps 0.02, clipped" in printed
     assert f"run folder: {workdir}" in printed
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
@@ -247,7 +248,7 @@ def test_damaged_checkpoints_are_one_line_errors(uninterrupted, tmp_path):
         ({"model": "resnet"}, r"unknown model 'resnet'"),
         (
             {"method": "mixup"},
-            r"unknown robust\.method 'mixup': use one of crown_ibp, ibp, natural",
+            r"unknown robust\.method 'mixup': use one of bcp, crown_ibp, ibp, lmt, natural",
         ),
         ({"data": {"name": "cifar"}}, r"unknown data\.name 'cifar'"),
     ],
@@ -313,6 +314,37 @@ def test_nan_weights_verify_nothing():
     assert errors["standard_error"] == errors["pgd_error"] == errors["verified_error"] == 1.0
     with pytest.raises(ExperimentError, match=r"cannot evaluate on no images"):
         evaluate(model, variables, images.take(slice(0)), 0.1, clip=None, config=config)
+
+
+@one_worker
+def test_errors_are_measured_in_the_norm_of_the_run(finished):
+    found = trained.load(finished[1])
+    config = _config(evaluation={"methods": ("crown-ibp",), "pgd_steps": 10}).evaluation
+    images = found.test.take(slice(100))
+    of = {
+        norm: evaluate(
+            found.model, found.variables, images, 0.15, norm=norm, clip=(0.0, 1.0), config=config
+        )
+        for norm in (2.0, np.inf)
+    }
+    # The l2 ball lies inside the box of the same radius.
+    assert of[2.0].verified.sum() > of[np.inf].verified.sum()
+    assert np.all(of[2.0].verified | ~of[np.inf].verified)
+    assert of[2.0].resisted.sum() > of[np.inf].resisted.sum()
+
+
+@one_worker
+def test_a_run_that_is_older_than_a_key_goes_on(finished, tmp_path):
+    config, workdir, summary = finished
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    old = config.to_dict()
+    del old["robust"]["norm"], old["train"]["augment"], old["model"]["init"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert loop.run(config, tmp_path, "test") == summary
+    assert trained.load(tmp_path).config == config
+    other = _config("test_bn", "crown_ibp", robust=config.to_dict()["robust"] | {"norm": "2"})
+    with pytest.raises(ExperimentError, match=r"another config, which differs in robust\.norm;"):
+        loop.run(other, tmp_path, "test")
 
 
 def test_the_union_of_the_bounds_is_reported():

@@ -95,7 +95,7 @@ def _predicate(node: Node) -> bool:
 
 
 _step = functools.partial(
-    _pieces, image=piecewise.monotone_image, lipschitz=piecewise.step_lipschitz
+    _pieces, image=piecewise.monotone_image, lipschitz=piecewise.step_lipschitz, jumps=True
 )
 
 register(_step(name="sign", lines=piecewise.sign_lines))

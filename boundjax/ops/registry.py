@@ -162,6 +162,7 @@ class Scalar(Op):
       partial: whether lines may be infinite, where the interval leaves the function's domain.
       pieces: whether it is piecewise linear: where both lines coincide, a tighter interval could
         not change them.
+      jumps: whether it has steps, so that its slope may be infinite.
     """
 
     image: Callable[[Node, Array, Array], tuple[Array, Array]]
@@ -170,6 +171,7 @@ class Scalar(Op):
     monotone: bool = True
     partial: bool = False
     pieces: bool = False
+    jumps: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

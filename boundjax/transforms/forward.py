@@ -374,7 +374,7 @@ def forward_linear(
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
         graph = graphs.trace(function, intervals_of.example_of(input_set))
         if isinstance(slopes, Mapping):
-            slope_policies.require_known(slopes, {node.label for node in graph.nodes if node.op})
+            slope_policies.require_known(slopes, graph.nonlinear_labels)
         forward = Forward()
         walk = Walk(graph, input_set, policy_of, companion=forward)
         if specification is not None:

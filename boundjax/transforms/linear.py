@@ -120,7 +120,7 @@ def linear(
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
         graph = graphs.trace(function, intervals_of.example_of(input_set))
         if isinstance(start, Mapping):
-            slope_policies.require_known(start, {node.label for node in graph.nodes if node.op})
+            slope_policies.require_known(start, graph.nonlinear_labels)
         walk = Walk(
             graph,
             input_set,

@@ -3,13 +3,15 @@
     python -m experiments.benchmarks.train_step
 
 The step is the loop's own (`experiments.train_step`), halfway up the ramp, where every term of the
-objective is computed. Nets: Small* at batch 128 and CNN-7 at batch 32 (`experiments.models`);
-CROWN-IBP bounds all 9 margins.
+objective is computed. Nets (`experiments.models`): Small* at batch 128 and CNN-7 at batch 32 for
+the l-infinity methods, 4C3F ("medium") at batch 128 for the l2 methods BCP and LMT, whose step
+includes one power iteration. All 9 margins are bounded.
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -25,37 +27,53 @@ from experiments.train_step import (
 )
 
 STEPS_PER_EPOCH = 100
-IMAGE_SHAPES = {"small_star": (28, 28, 1), "cnn7": (32, 32, 3)}
-BATCH_SIZES = {"small_star": 128, "cnn7": 32}
 
 
-def measure(net: str, method: str, batch_size: int) -> timing.Measured:
+class Case(NamedTuple):
+    """What a network is trained on, by which methods, and in which ball."""
+
+    image_shape: tuple[int, int, int]
+    batch_size: int
+    methods: tuple[str, ...]  # the first is what the others are compared with
+    norm: str = "inf"
+    eps: float = 0.1
+
+
+CASES = {
+    "small_star": Case((28, 28, 1), 128, ("natural", "ibp", "crown_ibp")),
+    "cnn7": Case((32, 32, 3), 32, ("natural", "ibp", "crown_ibp")),
+    "medium": Case((28, 28, 1), 128, ("natural", "bcp", "lmt"), norm="2", eps=1.58),
+}
+
+
+def measure(net: str, name: str) -> timing.Measured:
     """The compiled train step of a method, halfway up the ramp of the radius."""
     model = models.create(net)
-    image_shape = IMAGE_SHAPES[net]
-    robust = RobustConfig(method=method, ramp_epochs=1.0)
+    case = CASES[net]
+    method = methods.get(name)
+    robust = RobustConfig(method=name, norm=case.norm, eps_train=case.eps, ramp_epochs=1.0)
     schedule = create_schedule(robust, STEPS_PER_EPOCH)
     optimizer = create_optimizer(OptimConfig(), STEPS_PER_EPOCH)
-    state = create_state(model, optimizer, image_shape, jax.random.key(0))
+    state = create_state(method, model, optimizer, case.image_shape, jax.random.key(0))
     state["step"] = state["step"] + STEPS_PER_EPOCH // 2
     rng = np.random.default_rng(0)
-    images = rng.uniform(size=(batch_size, *image_shape)).astype(np.float32)
-    labels = rng.integers(0, 10, size=batch_size).astype(np.int32)
+    images = rng.uniform(size=(case.batch_size, *case.image_shape)).astype(np.float32)
+    labels = rng.integers(0, 10, size=case.batch_size).astype(np.int32)
     step = create_train_step(
         model,
-        methods.get(method).objectives[-1],
+        method.objectives[-1],
         optimizer,
         schedule,
         STEPS_PER_EPOCH,
-        clip=(0.0, 1.0),
+        methods.Threat(robust.order, clip=(0.0, 1.0)),
     )
-    return timing.compiled(method, step, state, images, labels)
+    return timing.compiled(name, step, state, images, labels)
 
 
 def main() -> None:
     """Reads the flags, prints one table per net."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nets", nargs="+", choices=BATCH_SIZES, default=list(BATCH_SIZES))
+    parser.add_argument("--nets", nargs="+", choices=CASES, default=list(CASES))
     timing.add_repeats(parser, 20)
     parser.add_argument(
         "--full",
@@ -66,11 +84,13 @@ def main() -> None:
 
     print(timing.machine())
     for net in flags.nets:
-        batch_size = BATCH_SIZES[net]
-        slow = net == "cnn7" and not flags.full
-        names = ["natural", "ibp"] if slow else ["natural", "ibp", "crown_ibp"]
-        print(f"{net}, batch {batch_size}: median of {flags.repeats} train steps", flush=True)
-        steps = [measure(net, name, batch_size) for name in names]
+        slow = ("crown_ibp",) if net == "cnn7" and not flags.full else ()
+        names = [name for name in CASES[net].methods if name not in slow]
+        print(
+            f"{net}, batch {CASES[net].batch_size}: median of {flags.repeats} train steps",
+            flush=True,
+        )
+        steps = [measure(net, name) for name in names]
         timing.interleave(steps, flags.repeats)
         timing.report(steps, steps[0], {})
     print(f"peak memory {process.peak_memory_mib():.0f} MiB")

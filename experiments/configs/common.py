@@ -62,3 +62,77 @@ def mnist_two_cores(config: config_dict.ConfigDict) -> None:
     config.robust.kappa = (1.0, 0.5)
     config.evaluation.every = 5
     config.checkpoint.every = 200
+
+
+def lipschitz(config: config_dict.ConfigDict, method: str) -> None:
+    """l2 training by BCP or LMT as in Lee, Lee & Park (2020): linear radius, kappa from 1 to 0.
+
+    The paper's balls are not cut to the pixel range; ours are (`robust.clip`).
+    """
+    config.robust.method = method
+    config.robust.norm = "2"
+    config.robust.schedule = "linear"
+    config.robust.kappa = (1.0, 0.0)
+    config.evaluation.methods = ("bcp", "lmt")
+    config.evaluation.selection_method = method
+
+
+def mnist_lipschitz(config: config_dict.ConfigDict, method: str, variant: str) -> None:
+    """MNIST at l2 radius 1.58: 4C3F for 60 epochs, or `:cpu`."""
+    lipschitz(config, method)
+    config.data.name = "mnist"
+    config.robust.eps_train = config.robust.eps_test = 1.58
+    config.robust.warmup_epochs = 1.0
+    if variant == "cpu":
+        config.model.name = "small_star"
+        config.train.epochs = 20
+        config.train.batch_size = 128
+        config.optim.lr = 1e-3
+        config.optim.milestones = (12.0, 17.0)
+        config.optim.factor = 0.2
+        config.robust.ramp_epochs = 8.0
+        config.evaluation.every = 5
+        config.checkpoint.every = 200
+    else:
+        config.data.validation = 5000
+        config.model.name = "medium"  # 4C3F
+        config.train.epochs = 60
+        config.train.batch_size = 50
+        config.optim.lr = 3e-4
+        config.optim.milestones = (21.0, 30.0, 40.0)
+        config.optim.factor = 0.1
+        config.robust.ramp_epochs = 20.0
+        config.evaluation.pgd_steps = 100
+        config.evaluation.batch_size = 200
+        config.checkpoint.every = 1000
+
+
+def cifar10_lipschitz(config: config_dict.ConfigDict, method: str, variant: str) -> None:
+    """CIFAR-10 at l2 radius 36/255: 6C2F (`:4c3f`, `:wrn`) for 200 epochs, or `:cpu`."""
+    lipschitz(config, method)
+    config.data.name = "cifar10"
+    config.model.init = "fan_out"
+    config.train.batch_size = 128
+    config.train.augment = "flip_crop"
+    config.optim.lr = 1e-3
+    config.optim.factor = 0.5
+    config.robust.eps_train = config.robust.eps_test = 36 / 255
+    if variant == "cpu":
+        config.model.name = "small_star"
+        config.train.epochs = 12
+        config.optim.milestones = (8.0, 10.0)
+        config.robust.warmup_epochs = 1.0
+        config.robust.ramp_epochs = 6.0
+        config.evaluation.every = 5
+        config.checkpoint.every = 200
+    else:
+        config.data.validation = 5000
+        config.model.name = {"": "6c2f", "4c3f": "medium", "wrn": "wrn"}[variant]
+        config.train.epochs = 200
+        config.robust.warmup_epochs = 10.0
+        config.robust.ramp_epochs = 121.0
+        # Halved every 10 epochs from the end of the ramp on.
+        config.optim.milestones = tuple(float(epoch) for epoch in range(131, 200, 10))
+        config.evaluation.pgd_steps = 100
+        config.evaluation.batch_size = 200
+        config.checkpoint.every = 1000

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from experiments.config import DataConfig
-from experiments.data import digits, mnist
+from experiments.data import cifar10, digits, mnist
 from experiments.data.images import Images as Images
 from experiments.data.images import Splits as Splits
 from experiments.data.images import hold_out
 from experiments.errors import ExperimentError
 
-DATASETS = {"digits": digits.load, "mnist": mnist.load}
+DATASETS = {"digits": digits.load, "mnist": mnist.load, "cifar10": cifar10.load}
 
 
 def load(config: DataConfig) -> Splits:
@@ -26,6 +26,6 @@ def load(config: DataConfig) -> Splits:
         raise ExperimentError(
             f"unknown data.name {config.name!r}: use one of {', '.join(sorted(DATASETS))}"
         )
-    train, test = DATASETS[config.name](config)
-    train, validation = hold_out(train, config.validation)
-    return Splits(train=train, validation=validation, test=test)
+    loaded = DATASETS[config.name](config)
+    train, validation = hold_out(loaded.train, config.validation)
+    return Splits(train=train, validation=validation, test=loaded.test, title=loaded.title)

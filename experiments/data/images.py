@@ -24,11 +24,20 @@ class Images(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """What an experiment reads; `validation` may be empty."""
+    """What an experiment reads; `validation` may be empty, `title` names the data in results."""
 
     train: Images
     validation: Images
     test: Images
+    title: str
+
+
+class Loaded(NamedTuple):
+    """What a reader of a data set returns: its two parts, and what results on them must say."""
+
+    train: Images
+    test: Images
+    title: str
 
 
 def from_bytes(images: np.ndarray, labels: np.ndarray, num_classes: int, source: str) -> Images:

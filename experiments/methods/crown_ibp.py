@@ -21,10 +21,10 @@ from experiments.methods.natural import natural_objective
 
 
 def crown_ibp_objective(
-    model, clip, params, batch_stats, batch, weights
+    model, threat, params, collections, batch, weights
 ) -> tuple[jax.Array, Outcome]:
     """Robust CE of `(1 - beta) interval + beta linear` margins, mixed with CE by kappa."""
-    logits, statistics = clean_pass(model, params, batch_stats, batch.images)
+    logits, statistics = clean_pass(model, params, collections["batch_stats"], batch.images)
     linear = bj.linear(
         one_example(model, params, statistics),
         slopes="adaptive",
@@ -34,7 +34,7 @@ def crown_ibp_objective(
     )
 
     def margins_of(image: jax.Array, specification: jax.Array) -> tuple[jax.Array, ...]:
-        bounds, aux = linear(bj.LpBall(image, weights.eps, clip=clip), specification)
+        bounds, aux = linear(threat.ball(image, weights.eps), specification)
         return bounds.lower, aux.interval.lower, aux.linear.lower
 
     best, interval_margins, linear_margins = jax.vmap(margins_of)(

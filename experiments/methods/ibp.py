@@ -19,13 +19,13 @@ from experiments.methods.method import (
 from experiments.methods.natural import natural_objective
 
 
-def ibp_objective(model, clip, params, batch_stats, batch, weights) -> tuple[jax.Array, Outcome]:
+def ibp_objective(model, threat, params, collections, batch, weights) -> tuple[jax.Array, Outcome]:
     """`kappa CE(z, y) + (1 - kappa) robust CE(interval margins)`."""
-    logits, statistics = clean_pass(model, params, batch_stats, batch.images)
+    logits, statistics = clean_pass(model, params, collections["batch_stats"], batch.images)
     interval = bj.interval(one_example(model, params, statistics))
 
     def margins_of(image: jax.Array, specification: jax.Array) -> jax.Array:
-        return interval(bj.LpBall(image, weights.eps, clip=clip), specification).lower
+        return interval(threat.ball(image, weights.eps), specification).lower
 
     margins = jax.vmap(margins_of)(batch.images, margin_rows(logits, batch.labels))
     loss = mixed_objective(logits, batch.labels, margins, margins, weights.kappa, 0.0)

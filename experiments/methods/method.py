@@ -30,19 +30,52 @@ class Weights(NamedTuple):
     beta: jax.Array
 
 
+class Threat(NamedTuple):
+    """What may be done to an image: an lp ball, cut to the pixel range `clip` where one is set."""
+
+    norm: float
+    clip: tuple[float, float] | None
+
+    def ball(self, image: jax.Array, eps: jax.Array) -> bj.LpBall:
+        """The perturbed images `[H, W, channels]` within radius `eps`, in pixels of `[0, 1]`."""
+        return bj.LpBall(image, eps, self.norm, self.clip)
+
+
 class Outcome(NamedTuple):
-    """What an objective returns beside the loss: scalars to log, statistics of the clean batch."""
+    """What an objective returns beside the loss.
+
+    Attributes:
+      metrics: scalars to log.
+      statistics: `batch_stats` of the clean batch, of which the state keeps a running average.
+      own: new values of collections that the method owns; those left out stay as they are.
+    """
 
     metrics: dict[str, jax.Array]
     statistics: PyTree
+    own: dict[str, PyTree] = {}  # noqa: RUF012
 
 
-# (model, clip, params, batch_stats, batch, weights) -> (loss, Outcome)
+# (model, threat, params, collections, batch, weights) -> (loss, Outcome). `collections` holds what
+# the state has beside the parameters: `batch_stats` (perhaps empty) and what the method owns.
 Objective = Callable[..., tuple[jax.Array, Outcome]]
+
+# (function of one example [H, W, channels], its shape and dtype, key) -> collections by name.
+Initializer = Callable[[Callable, jax.ShapeDtypeStruct, jax.Array], dict[str, PyTree]]
+
+
+def nothing_owned(
+    function: Callable, example: jax.ShapeDtypeStruct, key: jax.Array
+) -> dict[str, PyTree]:
+    """The `Initializer` of the methods that keep nothing from one step to the next."""
+    del function, example, key
+    return {}
 
 
 class Method(NamedTuple):
     """A training method: objectives for its phases, cheapest first, and when each is due.
+
+    What a method must remember from one step to the next, it owns as collections of the state:
+    `init` makes them, the objectives return them, and checkpoints carry them.
 
     The phases are steps of their own, compiled when first met, and the loop knows from the schedule
     which one is due. One step that switches on the device would be simpler, but XLA's CPU backend
@@ -51,6 +84,7 @@ class Method(NamedTuple):
 
     objectives: tuple[Objective, ...]
     phase: Callable[[Weights], jax.Array]  # scalar weights -> index into `objectives`
+    init: Initializer = nothing_owned
 
 
 def clean_pass(

@@ -9,11 +9,11 @@ from experiments.methods.method import Method, Outcome, clean_metrics, clean_pas
 
 
 def natural_objective(
-    model, clip, params, batch_stats, batch, weights
+    model, threat, params, collections, batch, weights
 ) -> tuple[jax.Array, Outcome]:
     """`CE(z, y)`; also the warm-up of the robust methods, where the radius is 0."""
-    del clip, weights
-    logits, statistics = clean_pass(model, params, batch_stats, batch.images)
+    del threat, weights
+    logits, statistics = clean_pass(model, params, collections["batch_stats"], batch.images)
     metrics = clean_metrics(logits, batch.labels)
     loss = metrics["natural_loss"]
     metrics["loss"] = metrics["robust_loss"] = loss

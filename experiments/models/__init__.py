@@ -1,5 +1,6 @@
 """The table of models by name."""
 
+from experiments.models.convnet import Block as Block
 from experiments.models.convnet import Convolution as Convolution
 from experiments.models.convnet import ConvolutionalClassifier as ConvolutionalClassifier
 from experiments.models.table import MODELS as MODELS

@@ -16,10 +16,19 @@ import jax.numpy as jnp
 
 from experiments.config import ModelConfig
 from experiments.errors import ExperimentError
+from experiments.models.convnet import Block, ConvolutionalClassifier
 from experiments.models.convnet import Convolution as C
-from experiments.models.convnet import ConvolutionalClassifier
 
 _MEDIUM = (C(32, 3, 1, 1), C(32, 4, 2, 1), C(64, 3, 1, 1), C(64, 4, 2, 1))
+_SIX = (
+    *(C(32, 3, 1, 1), C(32, 3, 1, 1), C(32, 4, 2, 1)),
+    *(C(64, 3, 1, 1), C(64, 3, 1, 1), C(64, 4, 2, 1)),
+)
+_EIGHT = (
+    *(C(64, 3, 1, 1), C(64, 3, 1, 1), C(64, 4, 2, 0)),
+    *(C(128, 3, 1, 1), C(128, 3, 1, 1), C(128, 4, 2, 0)),
+    *(C(256, 3, 1, 1), C(256, 4, 2, 0)),
+)
 _LARGE = (C(64, 3, 1, 1), C(64, 3, 1, 1), C(128, 3, 2, 1), C(128, 3, 1, 1), C(128, 3, 1, 1))
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -40,6 +49,16 @@ MODELS: dict[str, dict[str, Any]] = {
     # Families A and B of CROWN-IBP: 52,182 and 205,730
     "family_a": {"convolutions": (C(4, 4, 2, 1), C(8, 4, 2, 1)), "hidden": (128,)},
     "family_b": {"convolutions": (C(8, 4, 2, 1), C(16, 4, 2, 1)), "hidden": (256,)},
+    # 6C2F of BCP, for CIFAR-10: 2,250,378 parameters there
+    "6c2f": {"convolutions": _SIX, "hidden": (512,)},
+    # 8C2F of BCP, for 64x64x3 images of 200 classes: 4,342,984 there
+    "8c2f": {"convolutions": _EIGHT, "hidden": (256,), "num_classes": 200},
+    # "WRN" of BCP, the residual network of CAP, for CIFAR-10: 4,214,850 there
+    "wrn": {
+        "convolutions": (C(16, 3, 1, 1),),
+        "blocks": (Block(16), Block(16), Block(32, halve=True), Block(64, halve=True)),
+        "hidden": (1000,),
+    },
 }
 
 
@@ -64,7 +83,12 @@ def from_config(config: ModelConfig) -> ConvolutionalClassifier:
     Raises:
       ExperimentError: for an unknown name.
     """
-    return create(config.name, mean=config.mean or None, std=config.std or None)
+    return create(
+        config.name,
+        mean=config.mean or None,
+        std=config.std or None,
+        convolution_init=config.init,
+    )
 
 
 def count_parameters(model: ConvolutionalClassifier, image_shape: Sequence[int]) -> int:

@@ -23,8 +23,8 @@ _LOSSES = (
 _SCHEDULES = (("eps", "C2"), ("kappa", "C4"), ("beta", "C1"))
 
 
-def plot_curves(records: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Writes the figure of the records of `metrics.jsonl`, one per epoch."""
+def plot_curves(records: Sequence[dict[str, Any]], title: str, path: Path, norm: str) -> None:
+    """Writes the figure of the records of `metrics.jsonl`, one per epoch; radii are in `norm`."""
     figure = Figure(figsize=(11, 3.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display
     errors, losses, schedules = figure.subplots(1, 3)
@@ -38,7 +38,10 @@ def plot_curves(records: Sequence[dict[str, Any]], title: str, path: Path) -> No
     losses.set(xlabel="epoch", ylabel="loss (mean over the epoch)", yscale="log")
     for key, colour in _SCHEDULES:
         _draw(schedules, records, key, key, color=colour)
-    schedules.set(xlabel="epoch", ylabel="radius (pixels in [0, 1]); weights", ylim=(-0.05, 1.05))
+    top = 1.05 * max([1.0, *(record["eps"] for record in records)])  # l2 radii exceed 1
+    schedules.set(
+        xlabel="epoch", ylabel=f"{norm} radius (pixels in [0, 1]); weights", ylim=(-0.05 * top, top)
+    )
     for axes in (errors, losses, schedules):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, handlelength=3, loc="center right")

@@ -1,0 +1,113 @@
+"""The maximum of a linear function over an l2 ball around 0, cut by a box around 0.
+
+The last layer of Lee, Lee and Park 2020, "Lipschitz-Certifiable Training with a Tight Outer Bound"
+(box constraint propagation), and what a clip range leaves of an l2 ball.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from chex import Array, Numeric
+
+# Every round is sound; random problems need fewer than ten.
+_MOST_ROUNDS = 64
+
+
+def spread(coefficients: Array, radius: Numeric, below: Array, above: Array) -> Array:
+    """``max <c, d>`` over ``||d||_2 <= radius`` and ``-below <= d <= above``, a scalar.
+
+    With ``cap_i`` the room on the side to which ``c_i`` pulls and any ``lam >= 0``,
+    ``<c, d> <= sum_i max_(0 <= d_i <= cap_i) (|c_i| d_i - lam / 2 d_i^2) + lam / 2 radius^2``:
+    a bound whatever ``lam`` is, and the maximum itself for one of them. The paper's iteration
+    finds that one, so a stop too early costs tightness and never soundness. By the envelope
+    theorem the derivative is the formula's for a constant ``lam``: no solver is differentiated.
+    The gradient is exact where the maximum is differentiable; there are no second derivatives.
+
+    Args:
+      coefficients: ``c``, any shape.
+      radius: scalar ``>= 0``, may be infinite; NaN or negative gives NaN.
+      below: room towards smaller values, of ``c``'s shape, may be infinite. Negative room counts
+        as 0, which only enlarges the set.
+      above: the same towards larger values.
+
+    Returns:
+      The maximum; NaN where anything is NaN, infinite where neither ball nor box is bounded.
+    """
+    dtype = coefficients.dtype
+    radius = jnp.asarray(radius, dtype)
+    if radius.ndim or not coefficients.shape == jnp.shape(below) == jnp.shape(above):
+        raise ValueError(
+            "spread needs a scalar radius and arrays of one shape, got radius "
+            f"{radius.shape}, coefficients {coefficients.shape}, below {jnp.shape(below)} and "
+            f"above {jnp.shape(above)}"
+        )
+    slopes = jnp.abs(coefficients)
+    pulls = slopes > 0
+    room = jnp.where(coefficients > 0, above, below)
+    # Features behind which the box ends before the ball; others are free whatever `lam` is. Where
+    # c is 0 nothing is gained: no room stands for it. Hence every cap is finite.
+    boxed = (room < radius) | (room <= 0) | ~pulls
+    cap = jnp.where(boxed & pulls & (room > 0), room, 0.0)
+
+    # `lam * radius` in place of `lam`: the multiplier may leave the float's range, the price does
+    # not, nor do the lengths that are measured in radii.
+    fixed = jax.lax.stop_gradient(radius)
+    unit = jnp.where(fixed > 0, fixed, 1.0)
+    price = _price(*jax.lax.stop_gradient((slopes, cap / unit, boxed)))
+    clipped = jax.lax.stop_gradient(boxed & (slopes >= price * (cap / unit)))
+
+    finite = jnp.isfinite(fixed)
+    reach = jnp.where(finite, fixed, 0.0)
+    at_cap = cap * (slopes - 0.5 * price * (cap / unit))
+    # Zeroed before the quotient: what overflows makes gradients NaN even where it is not chosen.
+    free = jnp.where(clipped, 0.0, slopes)
+    inside = free * (0.5 * reach * (free / jnp.where(price > 0, price, 1.0)))
+    # Of value `price * radius / 2` and derivative `price`, also at radius 0.
+    ball = price * (jnp.where(finite, radius, 0.0) - 0.5 * reach)
+    value = jnp.sum(jnp.where(clipped, at_cap, inside)) + ball
+    value = jnp.where(finite | jnp.all(clipped), value, jnp.inf)
+
+    # Comparisons lose a NaN; one that is lost would certify.
+    lost = jnp.any(jnp.isnan(slopes) | jnp.isnan(below) | jnp.isnan(above)) | ~(radius >= 0)
+    return jnp.where(lost, jnp.nan, value)
+
+
+@jax.jit
+def _price(slopes: Array, share: Array, boxed: Array) -> Array:
+    """``lam * radius`` of the maximum: what one more unit of radius is worth.
+
+    The authors' iteration: what the ball's solution moves out of the box stays at its cap, the
+    rest is stretched to the sphere again, until nothing new leaves the box. The price falls, so
+    caps that bind once bind for good.
+
+    Args:
+      slopes: ``|c|``.
+      share: the caps in radii, where ``boxed``.
+      boxed: where a cap may bind.
+    """
+    resolution = jnp.finfo(slopes.dtype).eps
+
+    def price(clipped: Array) -> Array:
+        # Scaled by the largest: squares of small slopes would underflow to 0.
+        free = jnp.where(clipped, 0.0, slopes)
+        scale = jnp.max(free, initial=0.0)
+        squares = jnp.sum(jnp.square(free / jnp.where(scale > 0, scale, 1.0)))
+        # What is left of the sphere; less than its rounding cannot be told from nothing, and costs
+        # no more than that rounding.
+        left = 1.0 - jnp.sum(jnp.where(clipped, jnp.square(share), 0.0))
+        return scale * jnp.sqrt(squares / jnp.maximum(left, resolution))
+
+    def unfinished(state: tuple[Array, Array, Array]) -> Array:
+        _, grew, rounds = state
+        return grew & (rounds < _MOST_ROUNDS)
+
+    def clip(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        clipped, _, rounds = state
+        more = clipped | (boxed & (slopes >= price(clipped) * share))
+        return more, jnp.any(more != clipped), rounds + 1
+
+    # The box within the ball: every cap binds, at a price of 0.
+    within = jnp.all(boxed) & (jnp.sum(jnp.square(share)) <= 1.0)
+    first = (boxed & ((share == 0) | within), ~within, jnp.int32(0))
+    return price(jax.lax.while_loop(unfinished, clip, first)[0])

@@ -1,0 +1,155 @@
+"""l2 norms of linear ops: of every row of their matrix, and of the matrix itself.
+
+A spectral norm that a certificate rests on has to be an *upper* bound. Power iteration approaches
+the norm from below; it is for training only (``power_step``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from chex import Array
+
+from boundjax.numerics import length, root
+from boundjax.ops import affine, spectrum
+from boundjax.ops.registry import LINEAR, Op, Weighted
+
+if TYPE_CHECKING:
+    from boundjax.graph import Node
+
+# Up to so many elements a layer's matrix is written out, which is exact at padded borders.
+_UNROLLED = 2**20
+
+
+def has_spectrum(op: Op | None) -> bool:
+    """Whether the op's spectral norm takes more than looking at its factors."""
+    return isinstance(op, Weighted) and not op.diagonal
+
+
+def keeps_lengths(node: Node) -> bool:
+    """Whether a linear op only moves, negates or drops the elements of its one operand."""
+    op = node.op
+    moves = not isinstance(op, Weighted) and op.moves and len(node.inputs) == 1
+    return moves and node.size <= math.prod(node.input_shapes[0].shape)
+
+
+def row_norms(node: Node) -> tuple[Array, ...]:
+    """The l2 norms of the rows of a linear op's matrices, ``[*shape]`` per perturbed operand.
+
+    The op itself with squared weights is applied to ones, so borders of padded convolutions are
+    exact.
+    """
+    if isinstance(node.op, Weighted):
+        (shape,) = node.input_shapes
+        return (root(node.apply(jnp.ones(shape.shape, shape.dtype), constants=jnp.square)),)
+    return tuple(root(sums) for sums in _row_sums(node))
+
+
+def radius(node: Node, radii: Sequence[Array], norm: Array | None) -> Array:
+    """The radius of a linear op's image of balls, from the radii of its operands.
+
+    Args:
+      node: an equation of a ``Structural`` or ``Weighted`` op.
+      radii: scalars, one per perturbed operand.
+      norm: the spectral norm of an op that ``has_spectrum``.
+    """
+    if norm is not None:
+        return norm * radii[0]
+    if keeps_lengths(node):
+        return radii[0]
+    if isinstance(node.op, Weighted):
+        return _diagonal_norm(node) * radii[0]
+    # Schur's test on matrices of 0, 1 and -1: of every operand alone, and of all side by side.
+    rows, columns = _row_sums(node), _column_sums(node)
+    alone = [
+        jnp.sqrt(jnp.max(r) * jnp.max(c)) * radius
+        for r, c, radius in zip(rows, columns, radii, strict=True)
+    ]
+    if len(radii) == 1:
+        return alone[0]
+    most = jnp.max(jnp.stack([jnp.max(c) for c in columns]))
+    together = jnp.sqrt(jnp.max(sum(rows)) * most)
+    return jnp.minimum(sum(alone), together * root(sum(jnp.square(r) for r in radii)))
+
+
+def spectral_bound(node: Node) -> Array:
+    """A provable upper bound on the spectral norm of a layer, a scalar.
+
+    The least of Schur's ``sqrt(max row sum * max column sum)`` of the absolute weights and of Gram
+    iteration (``spectrum.largest_singular_value``) on what the layer's matrix consists of: the
+    weights of a dense layer; the matrix itself of a small layer; the frequencies of a convolution
+    on a torus that holds the padded image. NaN for weights that are not finite.
+    """
+    (shape,) = node.input_shapes
+    ones = jnp.ones(shape.shape, shape.dtype)
+    absolute = jax.linear_transpose(lambda v: node.apply(v, constants=jnp.abs), shape)
+    (columns,) = absolute(jnp.ones(node.shape, node.dtype))
+    bound = jnp.sqrt(jnp.max(node.op.magnitude(node, ones))) * jnp.sqrt(jnp.max(columns))
+    if node.size * ones.size <= _UNROLLED:
+        matrix = affine.pull_back(node, _unit_rows(node))[0].reshape(node.size, -1)
+        parts = spectrum.largest_singular_value(matrix)
+    elif node.primitive == "dot_general":
+        parts = spectrum.of_product(node)
+    elif node.primitive == "conv_general_dilated":
+        parts = spectrum.of_convolution(node)
+    else:  # an op of the user's
+        parts = None
+    return bound if parts is None else jnp.minimum(bound, jnp.max(parts))
+
+
+def power_step(node: Node, vector: Array) -> tuple[Array, Array]:
+    """One power iteration on a layer and its transpose.
+
+    Args:
+      node: an equation whose op ``has_spectrum``.
+      vector: of unit length, ``[*input]``.
+
+    Returns:
+      An estimate of the spectral norm from below, differentiable in the weights, and the next
+      vector (Lee et al. 2020; Miyato et al. 2018). No gradient flows through the vectors, which
+      is the same at convergence.
+    """
+    constant = jax.lax.stop_gradient
+    left = _unit(constant(node.apply(vector)), jnp.zeros(node.shape, node.dtype))
+    (back,) = affine.pull_back(node, left[None])
+    right = _unit(constant(back[0]), vector)
+    return jnp.vdot(constant(left), node.apply(right)), right
+
+
+def _unit(value: Array, otherwise: Array) -> Array:
+    size = length(value)
+    return jnp.where(size == 0, otherwise, value / jnp.where(size == 0, 1.0, size))
+
+
+def _unit_rows(node: Node) -> Array:
+    return jnp.eye(node.size, dtype=node.dtype).reshape(node.size, *node.shape)
+
+
+def _row_sums(node: Node) -> list[Array]:
+    """Per operand the row sums of the absolute values of a structural op's matrix."""
+    assert isinstance(node.op, LINEAR)
+    zeros = [jnp.zeros(s.shape, s.dtype) for s in node.input_shapes]
+    sums = []
+    for k, sign in enumerate(node.op.sign(node)):
+        tangents = [jnp.ones_like(z) if i == k else z for i, z in enumerate(zeros)]
+        sums.append(sign * jax.jvp(node.apply, tuple(zeros), tuple(tangents))[1])
+    return sums
+
+
+def _column_sums(node: Node) -> list[Array]:
+    operands = affine.pull_back(node, jnp.ones((1, *node.shape), node.dtype))
+    return [sign * o[0] for sign, o in zip(node.op.sign(node), operands, strict=True)]
+
+
+def _diagonal_norm(node: Node) -> Array:
+    """Every row has one entry: the matrix' columns are orthogonal, also where it repeats them."""
+    (shape,) = node.input_shapes
+    if node.size == math.prod(shape.shape):
+        return jnp.max(jnp.abs(node.apply(jnp.ones(shape.shape, shape.dtype))))
+    squares = jax.linear_transpose(lambda v: node.apply(v, constants=jnp.square), shape)
+    (columns,) = squares(jnp.ones(node.shape, node.dtype))
+    return root(jnp.max(columns))
