@@ -6,6 +6,7 @@ batch.
 """
 
 from boundjax import attacks as attacks
+from boundjax import diagnostics as diagnostics
 from boundjax import ops as ops
 from boundjax import slopes as slopes
 from boundjax import training as training

@@ -404,14 +404,14 @@ def _label(nodes: list[Node]) -> tuple[Node, ...]:
     A nonlinear node's name starts with that of the layer before it; a layer outside of any scope is
     named by its primitive.
     """
-    scopes = [n.scope.split("/") for n in nodes if n.scope]
+    scopes = [_modules(n.scope) for n in nodes if n.scope]
     root = scopes[0][0] if scopes and all(s[0] == scopes[0][0] for s in scopes) else None
     seen: dict[str, int] = {}
     labelled = []
     for node in nodes:
         nonlinear = isinstance(node.op, registry.NONLINEAR)
         if nonlinear or (isinstance(node.op, registry.Weighted) and not node.op.diagonal):
-            scope = (_producing_scope(nodes, node) if nonlinear else node.scope).split("/")
+            scope = _modules(_producing_scope(nodes, node) if nonlinear else node.scope)
             if root is not None and scope[:1] == [root]:
                 scope = scope[1:]
             label = "/".join([*(p for p in scope if p), *([node.primitive] if nonlinear else [])])
@@ -420,6 +420,12 @@ def _label(nodes: list[Node]) -> tuple[Node, ...]:
             node = dataclasses.replace(node, label=f"{label}_{count}" if count else label)
         labelled.append(node)
     return tuple(labelled)
+
+
+def _modules(scope: str) -> list[str]:
+    """The modules of a scope: Flax writes a method other than ``__call__`` as ``Module.method``."""
+    names = [part.split(".")[0] for part in scope.split("/")]
+    return [name for k, name in enumerate(names) if k == 0 or name != names[k - 1]]
 
 
 def _producing_scope(nodes: list[Node], node: Node) -> str:

@@ -273,25 +273,6 @@ def test_the_benchmark_times_what_exists(monkeypatch):
 # ------------------------------------------------------------------ the tightness of the bounds
 
 
-def test_all_ordered_pairs():
-    rows = tightness.pairs_specification(4)
-    assert rows.shape == (12, 4)
-    assert len(np.unique(rows, axis=0)) == 12
-    assert np.all(rows.sum(1) == 0)
-    assert np.all(np.abs(rows).sum(1) == 2)
-
-
-@pytest.mark.parametrize("box", [True, False])
-def test_tau_of_a_linear_function_is_known(box):
-    # Without a clip range the most that <w_i - w_j, x> can grow is eps ||w_i - w_j||.
-    matrix = jax.random.normal(jax.random.key(0), (3, 6))
-    ball = bj.LpBall(jax.random.normal(jax.random.key(1), (6,)), 0.7, 2.0)
-    found = tightness.mean_translation(lambda x: matrix @ x, ball, box=box)
-    lengths = [np.linalg.norm(matrix[i] - matrix[j]) for i in range(3) for j in range(3) if i != j]
-    # BCP also knows the box around the ball, which cuts nothing off here.
-    assert float(found) == pytest.approx(0.7 * np.mean(lengths), rel=1e-4)
-
-
 def test_tau_of_images_does_not_depend_on_the_batches():
     model = models.create("test_conv")
     images = np.random.default_rng(0).uniform(size=(5, *IMAGE)).astype(np.float32)

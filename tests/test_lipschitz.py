@@ -148,14 +148,20 @@ def test_without_a_box_it_is_the_margin_of_lipschitz_constants():
         )
 
 
-def test_first_layer_of_a_ball_is_exact():
+@pytest.mark.parametrize("transform", [bj.lipschitz, bj.interval, bj.linear])
+def test_first_layer_of_a_ball_is_exact(transform):
     with jax.enable_x64(True):
-        function, weights, x = dense_net(1, 5, 7)
+        function, weights, x = dense_net(1, 5, 7, 3)
         ball = bj.LpBall(x, 0.2, p=2)
-        found = bj.lipschitz(function)(ball).interval()
-        reach = 0.2 * np.linalg.norm(weights[0], axis=0)
-        np.testing.assert_allclose(found.lower, function(x) - reach, rtol=1e-12)
-        np.testing.assert_allclose(found.upper, function(x) + reach, rtol=1e-12)
+        # Behind a normalisation, too.
+        run = transform(lambda x: function((3.0 * x - 1.0) / 1.5), has_aux=True)
+        aux = run(ball, jnp.eye(3)[:1])[1]
+        (first,) = (aux if transform is bj.interval else aux.pre_activations).values()
+        if transform is bj.lipschitz:
+            first = first.interval()
+        reach = 0.2 * 2.0 * np.linalg.norm(weights[0], axis=0)
+        middle = 0.5 * (first.lower + first.upper)
+        np.testing.assert_allclose(first.upper - middle, reach, rtol=1e-12)
 
 
 def image_net(x):
@@ -285,3 +291,14 @@ def test_certify_in_l2(tiny_model):
     for method in ("lmt", "bcp", "crown"):
         assert (found["best"] >= found[method] - 1e-5).all()
     assert (found["bcp"] > -10).all()
+
+
+@pytest.mark.parametrize("box", [True, False])
+def test_tau_of_a_linear_function_is_known(box):
+    # Without a clip range the most that <w_i - w_j, x> can grow is eps ||w_i - w_j||.
+    matrix = jax.random.normal(jax.random.key(0), (3, 6))
+    ball = bj.LpBall(jax.random.normal(jax.random.key(1), (6,)), 0.7, 2.0)
+    found = bj.diagnostics.mean_translation(lambda x: matrix @ x, ball, box=box)
+    lengths = [np.linalg.norm(matrix[i] - matrix[j]) for i in range(3) for j in range(3) if i != j]
+    # BCP also knows the box around the ball, which cuts nothing off here.
+    assert float(found) == pytest.approx(0.7 * np.mean(lengths), rel=1e-4)

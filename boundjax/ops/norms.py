@@ -37,6 +37,12 @@ def keeps_lengths(node: Node) -> bool:
     return moves and node.size <= math.prod(node.input_shapes[0].shape)
 
 
+def mixes(node: Node) -> bool:
+    """Whether an element of a linear op's value may depend on several elements of its operands."""
+    op = node.op
+    return not op.diagonal if isinstance(op, Weighted) else not op.moves
+
+
 def row_norms(node: Node) -> tuple[Array, ...]:
     """The l2 norms of the rows of a linear op's matrices, ``[*shape]`` per perturbed operand.
 

@@ -25,6 +25,7 @@ from boundjax.ops.registry import (
 )
 from boundjax.sets import InputSet, Interval
 from boundjax.transforms import backward
+from boundjax.transforms.balls import FirstLayers
 from boundjax.windows import Rows
 
 
@@ -113,10 +114,12 @@ def _strong(carry: list[Any]) -> list[Any]:
 
 
 def forward(graph: Graph, input_set: InputSet) -> list[Interval]:
-    """Intervals of all nodes of a graph, in order."""
+    """Intervals of all nodes of a graph, in order; the first layers' over an l2 ball exactly."""
     intervals = [input_set.interval()]
+    first = FirstLayers(input_set)
     for node in graph.nodes[1:]:
-        intervals.append(propagate(node, tuple(intervals[i] for i in node.inputs)))
+        found = propagate(node, tuple(intervals[i] for i in node.inputs))
+        intervals.append(first.cut(node, found))
     return intervals
 
 

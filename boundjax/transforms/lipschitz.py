@@ -23,12 +23,12 @@ from boundjax import ball_box
 from boundjax import graph as graphs
 from boundjax.graph import Graph, Node
 from boundjax.numerics import length, root
-from boundjax.ops import matmul
 from boundjax.ops import norms as norms_of
 from boundjax.ops.registry import LINEAR, NONLINEAR, Extremum, Lines, Perturbed, Scalar
 from boundjax.sets import BallBox, InputSet, Interval
 from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
+from boundjax.transforms.balls import cut, enclosing_ball, largest, smallest
 from boundjax.windows import Rows, dense
 
 # Spectral norms by the label of their layer.
@@ -264,8 +264,8 @@ def _advance(node: Node, operands: tuple[Reached, ...], norms: Norms, box: bool)
         return Reached(center, jnp.full_like(radii[0], jnp.inf), found)
     if isinstance(node.op, (*LINEAR, Extremum)):
         radius = _radius(node, radii, norms)
-        if box and isinstance(node.op, LINEAR) and not norms_of.keeps_lengths(node):
-            found = _cut(node, found, center, radii)
+        if box and isinstance(node.op, LINEAR):
+            found = cut(node, found, center, radii)
         return Reached(center, radius, found)
     if isinstance(node.op, Scalar):
         slope = jnp.max(node.op.lipschitz(node, *intervals[0]))
@@ -283,26 +283,6 @@ def _advance(node: Node, operands: tuple[Reached, ...], norms: Norms, box: bool)
         corner = largest(jnp.abs(found.upper - center), jnp.abs(center - found.lower))
         radius = jnp.minimum(radius, length(corner))
     return Reached(center, radius, found)
-
-
-def _cut(node: Node, box: Interval, center: Array, radii: list[Array]) -> Interval:
-    """The box of a linear op, cut with the box around the image of the balls (BCP, eq. 5)."""
-    reach = jnp.zeros_like(center)
-    for radius, rows in zip(radii, norms_of.row_norms(node), strict=True):
-        # As a matrix product, whose gradient sums over a batch are matrix products too.
-        product = matmul.rows_matmul(radius.reshape(1, 1), rows.reshape(1, -1))
-        reach = reach + product.reshape(node.shape)
-    return Interval(largest(box.lower, center - reach), smallest(box.upper, center + reach))
-
-
-def largest(first: Array, second: Array) -> Array:
-    """The larger one, NaN where either is; its derivative costs two selections."""
-    return jnp.where((first > second) | jnp.isnan(first), first, second)
-
-
-def smallest(first: Array, second: Array) -> Array:
-    """The smaller one, see ``largest``."""
-    return jnp.where((first < second) | jnp.isnan(first), first, second)
 
 
 def _radius(node: Node, radii: list[Array], norms: Norms) -> Array:
@@ -344,19 +324,9 @@ def _specification(
         offset = (input_set.interval().middle - centers[0])[None]
         shift = jnp.sum(rows * offset, axis=tuple(range(1, rows.ndim)))
         ends.append(value + sign * (reach + jax.vmap(input_set.spread)(rows) + shift))
-    return backward.poisoned(Interval(*ends))
-
-
-def enclosing_ball(input_set: InputSet) -> tuple[Array, Array]:
-    """The centre and the radius of an l2 ball that holds an input set.
-
-    A set of the user's may have a method ``ball() -> (center, radius)``; otherwise it is the ball
-    around the middle of its interval.
-    """
-    if hasattr(input_set, "ball"):
-        return input_set.ball()
-    interval = input_set.interval()
-    return interval.middle, length(interval.radius)
+    # What is NaN on one side is NaN on the other as well: `spread` looks at all that it is given.
+    # So nothing of the upper end is computed where only the lower one is used.
+    return Interval(*ends)
 
 
 def _fixed(output: Array) -> BallBox:

@@ -32,6 +32,7 @@ from boundjax.slopes import Optimized
 from boundjax.transforms import backward, optimize
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.backward import Sides
+from boundjax.transforms.balls import FirstLayers
 from boundjax.transforms.optimize import Positions
 from boundjax.windows import Rows, Windowed
 
@@ -102,9 +103,10 @@ class Walk:
         }
         apart = set() if intersect else self.consumers.keys() - demanding
         exact = exact_intervals(graph, input_set) if refine else set()
+        first = FirstLayers(input_set)
         for node in graph.nodes[1:]:
             operands = tuple(self.intervals[i] for i in node.inputs)
-            found = intervals_of.propagate(node, operands)
+            found = first.cut(node, intervals_of.propagate(node, operands))
             self.intervals.append(self.kept(found) if isinstance(node.op, NONLINEAR) else found)
             backward.extend_references(self.references, node, self.intervals[-1])
             if not jnp.issubdtype(node.dtype, jnp.floating):

@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-import boundjax as bj
+from boundjax.diagnostics import mean_translation
 from experiments import trained
 from experiments.errors import ExperimentError
 from experiments.loop import PIXEL_RANGE
@@ -45,29 +44,6 @@ class Taus(NamedTuple):
         return float(np.mean(1.0 - share))
 
 
-def pairs_specification(num_classes: int) -> np.ndarray:
-    """The rows `z_j - z_i` of all ordered pairs `i != j`: float32 `[C (C - 1), C]`."""
-    identity = np.eye(num_classes, dtype=np.float32)
-    rows = identity[None, :, :] - identity[:, None, :]
-    return rows[~np.eye(num_classes, dtype=bool)]
-
-
-def mean_translation(
-    function: Callable[[jax.Array], jax.Array], ball: bj.LpBall, *, box: bool
-) -> jax.Array:
-    """`tau`, a scalar: the mean over all ordered pairs of the most that `z_i - z_j` can grow.
-
-    Args:
-      function: one input in, logits `[C]` out.
-      ball: the perturbed inputs around one input.
-      box: bounds by BCP, else by LMT.
-    """
-    logits = function(ball.center)
-    rows = jnp.asarray(pairs_specification(len(logits)), logits.dtype)
-    # z_i - z_j grows from minus the clean value of a row to minus its lower bound.
-    return jnp.mean(rows @ logits - bj.lipschitz(function, box=box)(ball, rows).lower)
-
-
 def taus(
     model, variables, images: np.ndarray, eps: float, threat: Threat, batch_size: int = BATCH_SIZE
 ) -> Taus:
@@ -88,9 +64,10 @@ def taus(
             def function(image):
                 return model.apply(variables, image[None])[0]
 
-            return jax.vmap(lambda x: mean_translation(function, threat.ball(x, eps), box=box))(
-                batch
-            )
+            def tau(image):
+                return mean_translation(function, threat.ball(image, eps), box=box)
+
+            return jax.vmap(tau)(batch)
 
         size = min(batch_size, len(images))
         found = [
