@@ -10,6 +10,7 @@ from jax import numpy as jnp
 from boundjax import UnsupportedOpError, verify, vnnlib
 from boundjax.verify import __main__ as command
 from boundjax.verify import search
+from boundjax.verify.programs import Programs
 
 
 def box(ends, outputs, unsafe):
@@ -194,6 +195,19 @@ def test_time_runs_out():
     property = box([(-1, 1)] * 6, 1, "(>= Y_0 0.0001)")
     function = lambda x: jnp.sum(jnp.tanh(x) - jnp.tanh(x + 0.0), keepdims=True)  # noqa: E731
     assert decide(function, property, timeout=0.5).verdict == "timeout"
+
+
+def test_what_will_not_compile_in_time_is_not_begun():
+    # Intervals of the two terms do not know of each other: only linear bounds prove their sum.
+    function = lambda x: 1.0 + nn.relu(x) - 0.5 * nn.relu(2.0 * x)  # noqa: E731
+    property = box([(0, 1)], 1, "(<= Y_0 0.5)")
+    programs = Programs(function, (1,))
+    programs.first_call["interval"] = 1e6
+    options = {"programs": programs, "max_split_inputs": 0}
+    assert decide(function, property, **options).verdict == "timeout"
+    programs.first_call["interval"] = 0.1
+    assert decide(function, property, **options).verdict == "unsat"
+    assert set(programs.first_call) >= {"interval", "crown-ibp"}
 
 
 @pytest.mark.parametrize(

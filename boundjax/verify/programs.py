@@ -40,6 +40,7 @@ class Programs:
       flat: the network as a function from ``[n]`` to ``[m]``.
       particles: points that one call of ``attack`` moves.
       boxes: sub-boxes that one call of ``split`` bounds at most.
+      first_call: seconds that the first bounds of a method took, compilation included.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Programs:
         shape = tuple(input_shape)
         self.flat = lambda x: jnp.reshape(single(jnp.reshape(x, shape)), (-1,))
         self.input_size = math.prod(shape)
+        self.first_call: dict[str, float] = {}
         self._max_bytes = max_bytes
         self._compiled: dict[tuple[str, str], Callable[..., tuple[Array, ...]]] = {}
         example = jax.ShapeDtypeStruct((self.input_size,), jnp.float32)

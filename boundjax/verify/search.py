@@ -20,6 +20,7 @@ INPUT_SLACK = 1e-6  # of the terms in the input: steep networks magnify the roun
 
 _FEW_BOXES = 16
 _MAX_WORKLIST_BYTES = 2**30
+_HOPELESS = 2.0  # times the time that is left
 _ATTACK_EVERY = 16  # batches of sub-boxes
 _MAX_ASPECT = 8.0  # of widths, relative to the box that is split
 
@@ -204,6 +205,16 @@ class _Search:
         if time.monotonic() > self.deadline:
             raise _Found("timeout")
 
+    def check_time_to_compile(self, method: str) -> None:
+        """A compiled call cannot be stopped; one that will not end in time is not begun.
+
+        A method takes no less than the cheaper ones before it took.
+        """
+        known = self.programs.first_call
+        left = self.deadline - time.monotonic()
+        if method not in known and max(known.values(), default=0.0) > _HOPELESS * left:
+            raise _Found("timeout")
+
     def is_splittable(self, case: Case) -> bool:
         return np.count_nonzero(case.inner_lower < case.inner_upper) <= self.max_split_inputs
 
@@ -217,7 +228,8 @@ class _Search:
 
     def bound(self, method: str) -> None:
         """Refutes what bounds over the whole boxes can; ends the search when that is all."""
-        function = self.programs.bounds(method)
+        self.check_time_to_compile(method)
+        function, start = self.programs.bounds(method), time.monotonic()
         for case, rows, still_open in zip(self.property.cases, self.rows, self.open, strict=True):
             if not still_open.any():
                 continue
@@ -225,6 +237,7 @@ class _Search:
             specification = jnp.asarray(rows.weights.astype(np.float32))
             found = function(jnp.asarray(case.lower), jnp.asarray(case.upper), specification)
             lower, outputs, largest = map(np.asarray, found)
+            self.programs.first_call.setdefault(method, time.monotonic() - start)
             inside = np.abs(rows.weights).max(axis=1, initial=0.0) * float(largest)
             sizes = inside * (RELATIVE_SLACK / INPUT_SLACK)
             positive = _positive(lower, rows.weights, rows.offset, outputs, sizes)
