@@ -62,7 +62,7 @@ def root(squares: Array) -> Array:
 def length(value: Array) -> Array:
     """``||value||_2`` over all axes, without overflow, with derivative 0 at 0."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(value), initial=0.0))
-    scale = jnp.where(largest == 0, 1.0, largest)
+    scale = jnp.where((largest == 0) | jnp.isinf(largest), 1.0, largest)
     return scale * root(jnp.sum(jnp.square(value / scale)))
 
 

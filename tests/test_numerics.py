@@ -124,3 +124,15 @@ def test_signed_parts_add_up():
     np.testing.assert_equal(negative + positive, x)
     assert (negative <= 0).all()
     assert not (positive < 0).any()
+
+
+def test_lengths():
+    run = jax.jit(numerics.length)
+    np.testing.assert_allclose(run(jnp.array([[3.0, 0.0], [0.0, -4.0]])), 5.0)
+    for scale in (1e-30, 1e30):  # squares would leave the floats
+        np.testing.assert_allclose(run(scale * jnp.array([3.0, 4.0])), 5.0 * scale, rtol=1e-6)
+    assert run(jnp.array([1.0, -INF])) == INF
+    assert np.isnan(run(jnp.array([1.0, NAN, INF])))
+    assert run(jnp.zeros((0, 2))) == 0.0
+    np.testing.assert_array_equal(jax.grad(numerics.length)(jnp.zeros(3)), 0.0)
+    np.testing.assert_allclose(jax.grad(numerics.length)(jnp.array([3.0, 4.0])), [0.6, 0.8])

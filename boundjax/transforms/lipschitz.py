@@ -11,7 +11,7 @@ Lipschitz-margin training's bound (LMT; Tsuzuku et al. 2018).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -320,13 +320,27 @@ def _specification(
         reach = jnp.zeros_like(value)
         for index, rows in stops.items():
             reach = reach + jax.vmap(reached[index].spread)(sign * rows)
-        rows = sign * result.below.coefficients
-        offset = (input_set.interval().middle - centers[0])[None]
-        shift = jnp.sum(rows * offset, axis=tuple(range(1, rows.ndim)))
-        ends.append(value + sign * (reach + jax.vmap(input_set.spread)(rows) + shift))
+        if _meets_input(graph, starts):
+            rows = sign * result.below.coefficients
+            offset = (input_set.interval().middle - centers[0])[None]
+            shift = jnp.sum(rows * offset, axis=tuple(range(1, rows.ndim)))
+            reach = reach + jax.vmap(input_set.spread)(rows) + shift
+        ends.append(value + sign * reach)
     # What is NaN on one side is NaN on the other as well: `spread` looks at all that it is given.
     # So nothing of the upper end is computed where only the lower one is used.
     return Interval(*ends)
+
+
+def _meets_input(graph: Graph, starts: Iterable[int]) -> bool:
+    """Whether rows that start there reach the input through linear ops alone."""
+    stack = list(starts)
+    while stack:
+        node = graph.nodes[stack.pop()]
+        if node.index == 0:
+            return True
+        if isinstance(node.op, LINEAR):
+            stack.extend(node.inputs)
+    return False
 
 
 def _fixed(output: Array) -> BallBox:
