@@ -27,7 +27,8 @@ def largest_singular_value(matrices: Array) -> Array:
 
     Gram iteration (Delattre et al. 2023): ``||W||_2^2 = ||G||_2`` for the Gram matrix ``G``,
     ``||G||_2^2 = ||G^2||_2``, and a Frobenius norm is never below a spectral norm. Every power is
-    scaled to Frobenius norm 1.
+    scaled to Frobenius norm 1. The number of squarings is fixed and a bound is valid after each of
+    them, so nothing can fail to converge; how loose it may be is said at ``_SQUARINGS``.
     """
     # Where the weights are constants of the program, XLA would do all of this when it compiles.
     matrices = lax.optimization_barrier(matrices)
