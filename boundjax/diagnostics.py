@@ -9,6 +9,7 @@ import numpy as np
 from chex import Array
 
 from boundjax.sets import InputSet
+from boundjax.transforms.balls import enclosing_ball
 from boundjax.transforms.lipschitz import lipschitz
 
 
@@ -31,7 +32,7 @@ def mean_translation(
 
     Source: Lee, Lee and Park 2020, "Lipschitz-Certifiable Training with a Tight Outer Bound".
     """
-    center, _ = input_set.ball()
+    center, _ = enclosing_ball(input_set)
     logits = function(center)
     identity = np.eye(len(logits), dtype=logits.dtype)
     pairs = (identity[None, :, :] - identity[:, None, :])[~np.eye(len(logits), dtype=bool)]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from chex import Array
 
 from boundjax.graph import Node
-from boundjax.numerics import larger, length, smaller
+from boundjax.numerics import larger, length, quick_larger, quick_smaller, smaller
 from boundjax.ops import matmul, norms
 from boundjax.ops.registry import LINEAR, Weighted
 from boundjax.sets import InputSet, Interval
@@ -39,10 +39,11 @@ def cut(node: Node, box: Interval, center: Array, radii: Sequence[Array]) -> Int
         product = matmul.rows_matmul(radius.reshape(1, 1), rows.reshape(1, -1))
         reach = reach + product.reshape(node.shape)
     # Of concatenations and the like box and ball are equal but for rounding, see `larger`.
-    most, least = (largest, smallest) if isinstance(node.op, Weighted) else (larger, smaller)
+    ties = not isinstance(node.op, Weighted)
+    most, least = (larger, smaller) if ties else (quick_larger, quick_smaller)
     lower, upper = most(box.lower, center - reach), least(box.upper, center + reach)
     # Both hold the centre, but for rounding; ends that crossed would be no interval.
-    return Interval(smallest(lower, center), largest(upper, center))
+    return Interval(quick_smaller(lower, center), quick_larger(upper, center))
 
 
 class FirstLayers:
@@ -65,13 +66,3 @@ class FirstLayers:
         if not norms.has_spectrum(node.op):
             self._balls[node.index] = center, norms.radius(node, radii, None)
         return cut(node, box, center, radii)
-
-
-def largest(first: Array, second: Array) -> Array:
-    """The larger one, NaN where either is; its derivative is a selection, see ``larger``."""
-    return jnp.where((first > second) | jnp.isnan(first), first, second)
-
-
-def smallest(first: Array, second: Array) -> Array:
-    """The smaller one, see ``largest``."""
-    return jnp.where((first < second) | jnp.isnan(first), first, second)

@@ -22,13 +22,13 @@ from chex import Array
 from boundjax import ball_box
 from boundjax import graph as graphs
 from boundjax.graph import Graph, Node
-from boundjax.numerics import length, root
+from boundjax.numerics import length, quick_larger, quick_smaller, root
 from boundjax.ops import norms as norms_of
 from boundjax.ops.registry import LINEAR, NONLINEAR, Extremum, Lines, Perturbed, Scalar
 from boundjax.sets import BallBox, InputSet, Interval
 from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
-from boundjax.transforms.balls import cut, enclosing_ball, largest, smallest
+from boundjax.transforms.balls import cut, enclosing_ball
 from boundjax.windows import Rows, dense
 
 # Spectral norms by the label of their layer.
@@ -63,7 +63,10 @@ class Reached(NamedTuple):
         lower, upper = (-ends, ends) if self.box is None else self.box
         # Rounding may have left the centre outside, and what does not meet is empty.
         return BallBox(
-            self.center, self.radius, smallest(lower, self.center), largest(upper, self.center)
+            self.center,
+            self.radius,
+            quick_smaller(lower, self.center),
+            quick_larger(upper, self.center),
         )
 
     def spread(self, coefficients: Array) -> Array:
@@ -241,7 +244,7 @@ def _walk(graph: Graph, input_set: InputSet, norms: Norms, box: bool) -> list[Re
     if box:
         lower, upper = input_set.interval()
         # A centre outside of the clip range: ball and box are both around it.
-        start = Interval(smallest(lower, center), largest(upper, center))
+        start = Interval(quick_smaller(lower, center), quick_larger(upper, center))
     reached = [Reached(center, radius, start)]
     for node in graph.nodes[1:]:
         reached.append(_advance(node, tuple(reached[i] for i in node.inputs), norms, box))
@@ -280,7 +283,7 @@ def _advance(node: Node, operands: tuple[Reached, ...], norms: Norms, box: bool)
         raise ValueError(_without_constant(node))
     if box:
         # Slopes may be large or unbounded; no value is further away than a corner of the box.
-        corner = largest(jnp.abs(found.upper - center), jnp.abs(center - found.lower))
+        corner = quick_larger(jnp.abs(found.upper - center), jnp.abs(center - found.lower))
         radius = jnp.minimum(radius, length(corner))
     return Reached(center, radius, found)
 
