@@ -12,7 +12,7 @@ PGD-100 / verified error). Needs a GPU; not run yet. Three differences: the ball
 pixel range (the paper's is not; `--config.robust.clip=False`), the last 5 000 training images
 select the epoch, and the radius ends at its target (the released code's goes on by about 5 %).
 
-`:cpu`: Small* on all 60 000 images, 20 epochs; 10 to 23 minutes on 2 CPU cores; ends near
+`:cpu`: Small* on all 60 000 images, 20 epochs; 23 minutes on 2 busy CPU cores; ends near
 10.8 / 44.7 / 58.5 % (docs/results.md).
 """
 
