@@ -10,6 +10,7 @@ import boundjax as bj
 from boundjax.training import (
     cross_entropy,
     fused_robust_cross_entropy,
+    margins_of,
     mixed_objective,
     robust_cross_entropy,
 )
@@ -35,6 +36,20 @@ def test_cross_entropy_is_its_definition():
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = -np.log(probabilities[np.arange(7), labels])
     np.testing.assert_allclose(cross_entropy(logits, labels), expected, rtol=1e-5)
+
+
+def test_margins_are_those_of_the_specification():
+    logits = _logits()
+    for labels in (jnp.arange(7, dtype=jnp.int32) % 5, jnp.full((7,), 4, jnp.int32)):
+        rows = np.asarray(bj.margin_specification(labels, 5, rows="others"))
+        expected = np.einsum("bmc,bc->bm", rows, np.asarray(logits))
+        margins = margins_of(logits, labels)
+        np.testing.assert_allclose(margins, expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(np.sort(margins), np.sort(_margins(logits, labels)), rtol=1e-6)
+        np.testing.assert_allclose(
+            robust_cross_entropy(margins), cross_entropy(logits, labels), rtol=1e-5
+        )
+    assert margins_of(logits[0], jnp.int32(3)).shape == (4,)
 
 
 def test_robust_cross_entropy_is_its_definition():
@@ -98,6 +113,8 @@ def test_wrong_shapes_are_errors():
     logits, labels = _logits(), jnp.zeros(7, jnp.int32)
     with pytest.raises(ValueError, match=r"logits \[\.\.\., C\] and labels \[\.\.\.\] must agree"):
         cross_entropy(logits, labels[:3])
+    with pytest.raises(ValueError, match=r"logits \[\.\.\., C\] and labels \[\.\.\.\] must agree"):
+        margins_of(logits, labels[:3])
     with pytest.raises(ValueError, match=r"one shape"):
         mixed_objective(logits, labels, jnp.zeros((7, 4)), jnp.zeros((7, 5)), 1.0, 1.0)
     with pytest.raises(ValueError, match=r"margins \[B, C - 1\] and labels \[B\] must agree"):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from boundjax.training import eps_dependent, linear_schedule, smoothed_schedule
+from boundjax.training import eps_dependent, linear_schedule, smoothed_schedule, stairs_schedule
 
 SCHEDULES = [linear_schedule, smoothed_schedule]
 
@@ -107,3 +107,41 @@ def test_weights_end_exactly():
             end = schedule(50, 10, 50, eps_max)
             assert float(eps_dependent(end, eps_max, 1.0, 0.0)) == 0.0
             assert float(eps_dependent(end, eps_max, 1.0, 0.5)) == 0.5
+
+
+def test_weights_of_regularizers_follow_the_radius():
+    # lambda_0 (1 - eps / eps_max), and 0 from the end of the ramp on; or from 0 to the target.
+    for step in (0, 15, 30, 49, 50, 51, 10**6):
+        eps = smoothed_schedule(step, 10, 50, 0.4)
+        falling, rising = eps_dependent(eps, 0.4, 0.5, 0.0), eps_dependent(eps, 0.4, 0.0, 0.5)
+        assert float(falling) == pytest.approx(0.5 * (1 - float(eps) / 0.4), abs=1e-7)
+        assert float(rising) == pytest.approx(0.5 - float(falling), abs=1e-7)
+        assert (float(falling) == 0.0) == (step >= 50)
+
+
+# --- stairs ---------------------------------------------------------------------------------------
+
+
+def test_stairs_are_one_radius_per_epoch():
+    radii = np.linspace(0.01, 0.1, 20, dtype=np.float32)  # CAP on MNIST
+    assert radii[[0, 1, 19]] == pytest.approx([0.01, 0.014737, 0.1], abs=1e-6)
+    found = np.array(jax.vmap(lambda t: stairs_schedule(t, 7, 20, 0.01, 0.1))(jnp.arange(7 * 25)))
+    expected = np.repeat(np.append(radii, np.full(5, np.float32(0.1))), 7)
+    np.testing.assert_array_equal(found, expected)
+    assert stairs_schedule(10**9, 1200, 20, 0.001, 0.0348) == jnp.float32(0.0348)
+    assert stairs_schedule(-1, 7, 20, 0.01, 0.1) == jnp.float32(0.01)
+
+
+def test_short_stairs():
+    assert [float(stairs_schedule(t, 2, 1, 0.5, 1.0)) for t in range(4)] == [0.5, 0.5, 1.0, 1.0]
+    assert float(stairs_schedule(0, 2, 0, 0.5, 1.0)) == 1.0
+
+
+@pytest.mark.parametrize(
+    "arguments", [(0, 20, 0.0, 0.1), (7, -1, 0.0, 0.1), (7, 20, 0.2, 0.1), (7, 20, -0.1, 0.1)]
+)
+def test_malformed_stairs_are_errors(arguments):
+    with pytest.raises(ValueError, match=r"got"):
+        stairs_schedule(0, *arguments)
+    with pytest.raises(ValueError, match=r"need 0 <= eps_start <= eps_max, got 0\.0 and nan"):
+        stairs_schedule(0, 7, 20, 0.0, float("nan"))

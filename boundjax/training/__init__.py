@@ -1,9 +1,19 @@
-"""Pure functions of certified training: schedules and losses. No loop, no files."""
+"""Pure functions of certified training: schedules, losses, regularizers. No loop, no files."""
 
 from boundjax.training.losses import cross_entropy as cross_entropy
 from boundjax.training.losses import fused_robust_cross_entropy as fused_robust_cross_entropy
+from boundjax.training.losses import margins_of as margins_of
 from boundjax.training.losses import mixed_objective as mixed_objective
 from boundjax.training.losses import robust_cross_entropy as robust_cross_entropy
+from boundjax.training.regularizers import RELUStates as RELUStates
+from boundjax.training.regularizers import gap_to_attained as gap_to_attained
+from boundjax.training.regularizers import l1_norm as l1_norm
+from boundjax.training.regularizers import relaxation_slack as relaxation_slack
+from boundjax.training.regularizers import relu_balance_loss as relu_balance_loss
+from boundjax.training.regularizers import relu_stability_loss as relu_stability_loss
+from boundjax.training.regularizers import relu_states as relu_states
+from boundjax.training.regularizers import tightness_loss as tightness_loss
 from boundjax.training.schedules import eps_dependent as eps_dependent
 from boundjax.training.schedules import linear_schedule as linear_schedule
 from boundjax.training.schedules import smoothed_schedule as smoothed_schedule
+from boundjax.training.schedules import stairs_schedule as stairs_schedule

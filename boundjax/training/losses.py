@@ -24,12 +24,37 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Raises:
       ValueError: if the shapes do not belong together.
     """
+    _require_labels(logits, labels)
+    label_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - label_logit
+
+
+def margins_of(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The margins `z_y - z_m` of each example over the other classes.
+
+    Args:
+      logits: `[..., C]`.
+      labels: int `[...]`, in `[0, C)`.
+
+    Returns:
+      `[..., C - 1]`, for `m = y + 1, ..., y + C - 1 (mod C)`: the order of the rows of
+      `boundjax.margin_specification(labels, C, rows="others")`, and so of bounds on them.
+
+    Raises:
+      ValueError: if the shapes do not belong together.
+    """
+    _require_labels(logits, labels)
+    classes = logits.shape[-1]
+    steps = jnp.arange(1, classes, dtype=labels.dtype).reshape((1,) * labels.ndim + (-1,))
+    others = jnp.take_along_axis(logits, (labels[..., None] + steps) % classes, axis=-1)
+    return jnp.take_along_axis(logits, labels[..., None], axis=-1) - others
+
+
+def _require_labels(logits: jax.Array, labels: jax.Array) -> None:
     if logits.ndim == 0 or logits.shape[:-1] != labels.shape:
         raise ValueError(
             f"logits [..., C] and labels [...] must agree, got {logits.shape} and {labels.shape}"
         )
-    label_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - label_logit
 
 
 def robust_cross_entropy(margins: jax.Array) -> jax.Array:

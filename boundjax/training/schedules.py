@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Scalar = jax.Array | float | int
 
@@ -96,12 +97,46 @@ def smoothed_schedule(
     return jnp.where(jnp.asarray(step, jnp.int32) >= end, jnp.float32(eps_max), curved + straight)
 
 
+def stairs_schedule(
+    step: Scalar, steps_per_epoch: int, epochs: int, eps_start: float, eps_max: float
+) -> jax.Array:
+    """One radius per epoch: `epochs` evenly spaced ones from `eps_start` to `eps_max`, both used.
+
+    The schedule of CAP (Wong & Kolter 2018) and of "Improved Training of Certifiably Robust
+    Models". There is no epoch at radius 0; epoch `epochs - 1` has `eps_max` already.
+
+    Args:
+      step: global step.
+      steps_per_epoch: length of an epoch, `>= 1`.
+      epochs: number of epochs of the ramp, `>= 0`; after them the radius is `eps_max`.
+      eps_start: the radius of the first epoch, in the units of the input.
+      eps_max: the final radius.
+
+    Returns:
+      The radius at `step`, a float32 scalar.
+
+    Raises:
+      ValueError: if a length is out of bounds, or not `0 <= eps_start <= eps_max`.
+    """
+    if not (steps_per_epoch >= 1 and epochs >= 0):
+        raise ValueError(
+            "a ramp in stairs needs steps_per_epoch >= 1 and epochs >= 0, got "
+            f"steps_per_epoch={steps_per_epoch}, epochs={epochs}"
+        )
+    if not 0 <= eps_start <= eps_max:
+        raise ValueError(f"need 0 <= eps_start <= eps_max, got {eps_start} and {eps_max}")
+    radii = np.append(np.linspace(eps_start, eps_max, epochs), eps_max)
+    epoch = jnp.asarray(step, jnp.int32) // steps_per_epoch
+    return jnp.asarray(radii, jnp.float32)[jnp.clip(epoch, 0, epochs)]
+
+
 def eps_dependent(eps: Scalar, eps_max: float, initial: float, final: float) -> jax.Array:
     """A weight that follows the radius: `initial - (eps / eps_max) (initial - final)`.
 
     Used for kappa (weight of the natural loss) and beta (weight of the linear bounds against the
-    interval bounds) by CROWN-IBP and its successors. With `eps_max == 0` the weight stays at
-    `initial`.
+    interval bounds) by CROWN-IBP and its successors, and for the weights of regularizers: from
+    `initial` to 0 by Shi et al. 2021, from 0 to `final` by "Improved Training of Certifiably Robust
+    Models". With `eps_max == 0` the weight stays at `initial`.
 
     Args:
       eps: current radius, between 0 and `eps_max`.
