@@ -1,5 +1,12 @@
 """Pure functions of certified training: schedules, losses, regularizers. No loop, no files."""
 
+from boundjax.training.expressive import cc_ibp_margins as cc_ibp_margins
+from boundjax.training.expressive import exp_ibp_loss as exp_ibp_loss
+from boundjax.training.expressive import mtl_ibp_loss as mtl_ibp_loss
+from boundjax.training.expressive import rectified_link as rectified_link
+from boundjax.training.expressive import scaled_product as scaled_product
+from boundjax.training.expressive import small_box as small_box
+from boundjax.training.initializers import ibp_normal as ibp_normal
 from boundjax.training.losses import cross_entropy as cross_entropy
 from boundjax.training.losses import fused_robust_cross_entropy as fused_robust_cross_entropy
 from boundjax.training.losses import margins_of as margins_of
