@@ -186,6 +186,10 @@ def test_nan_shows():
     for bad in (bj.Interval(nan * lower, upper), bj.Interval(lower, nan * upper)):
         assert np.isnan(run(box, {**bounds, "relu_0": bad})).all()
         assert np.isnan(run(bad, bounds)[0])
+        # Also where neither kind of ReLU is left, or both are.
+        for shift in (-100.0, 100.0, 100.0 * np.sign(lower)):
+            moved = jax.tree.map(lambda b, shift=shift: b + shift, bad)
+            assert np.isnan(run(box, {**bounds, "relu_0": moved})).all()
 
 
 # --- others ---------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def exp_ibp_loss(
     _require_one_shape(("adversarial_ce", adversarial_ce), ("ibp_ce", ibp_ce))
 
     def log_power(base: jax.Array, exponent: jax.Array | float) -> jax.Array:
-        # XLA flushes subnormals to 0 in some operations and not in others.
+        # Subnormals count as 0: the derivative divides by the base.
         zero = jnp.abs(base) < jnp.finfo(base.dtype).tiny
         of_zero = jnp.where(jnp.asarray(exponent, base.dtype) > 0, -jnp.inf, 0.0)
         return jnp.where(zero, of_zero, exponent * jnp.log(jnp.where(zero, 1.0, base)))
@@ -146,9 +146,7 @@ def small_box(
         lower, upper = jnp.clip(lower, low, high), jnp.clip(upper, low, high)
         radius = (0.5 * fraction) * (upper - lower)
     adversarial = jax.lax.stop_gradient(adversarial)
-    # The middle of a box of the whole ball: rounding must not turn the two ends around.
-    first = jnp.minimum(lower + radius, upper - radius)
-    middle = jnp.clip(adversarial, first, jnp.maximum(lower + radius, upper - radius))
+    middle = jnp.clip(adversarial, lower + radius, upper - radius)
     # Rounding may lead past the ball's ends.
     ends = jnp.clip(middle - radius, lower, upper), jnp.clip(middle + radius, lower, upper)
     return Box(*(jnp.clip(end, low, high) for end in ends))

@@ -103,15 +103,16 @@ def relu_balance_loss(pre_activations: PreActivations, tau: float = 0.5) -> jax.
     _require_tolerance(tau)
     terms = []
     for lower, upper in _layers(pre_activations):
-        # NaN belongs to both sets, and so reaches the sums.
-        active, inactive = ~(lower <= 0), ~(upper >= 0)
+        active, inactive = lower > 0, upper < 0
         center = 0.5 * (lower + upper)
-        deviation = jnp.square(center - jnp.mean(center))
+        mean = jnp.mean(center)
+        deviation = jnp.square(center - mean)
         penalty = [
             _imbalance(values, active, inactive, tau) for values in (jnp.abs(center), deviation)
         ]
         both = jnp.any(active) & jnp.any(inactive)
-        terms.append(jnp.where(both, penalty[0] + penalty[1], 0.0))
+        otherwise = jnp.where(jnp.isnan(mean), jnp.nan, 0.0)
+        terms.append(jnp.where(both, penalty[0] + penalty[1], otherwise))
     return jnp.mean(jnp.stack(terms))
 
 
