@@ -1,44 +1,43 @@
-"""Initial weights for certified training, as Flax takes them: functions of (key, shape, dtype)."""
+"""Initial weights for certified training, in the form of Flax's initializers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Initializer = Callable[..., jax.Array]
 
+def ibp_normal(scale: float = 1.0) -> Callable[..., jax.Array]:
+    """Normal weights that keep the width of interval bounds from layer to layer.
 
-def ibp_normal(scale: float = 1.0) -> Initializer:
-    """Kernels through which interval bounds neither grow nor vanish at the start of training.
-
-    Normal with the standard deviation `scale * sqrt(2 pi) / n`, where `n` is the fan-in. Then the
-    sum of `|w|` over the inputs of a neuron is `2 scale` on average, and a layer and its ReLU keep
-    the mean width of intervals around zero (Shi et al. 2021, section 4.1, "IBP initialization":
-    the difference gain `n / 2 * E|w|` is 1).
+    `N(0, sigma^2)` with `sigma = scale sqrt(2 pi) / n`, `n` the number of inputs of a unit. Then
+    the absolute weights of a unit add up to `n E|w| = 2 scale` on average, and a ReLU, which halves
+    the mean width, makes the gain `n E|w| / 2` equal to `scale`.
 
     Args:
-      scale: 1/2 where the inputs of the kernel are sums of two branches, whose widths add up.
+      scale: of the standard deviation; 1 / 2 for weights that read a sum of two branches.
 
     Returns:
-      A function of a key, the shape `[..., inputs, outputs]` of a dense or convolution kernel and a
-      dtype to the kernel.
+      `initializer(key, shape, dtype=float32)` for kernels `[..., out]`: all axes but the last are
+      the inputs of a unit.
 
     Raises:
-      ValueError: for a scale that is not positive and finite; by the function, for a shape of fewer
-        than two axes.
+      ValueError: for a scale that is not positive and finite; the initializer, for fewer than two
+        axes.
+
+    Source: Shi et al. 2021, "Fast Certified Robust Training with Short Warmup", section 3.3.1.
     """
-    if not 0 < scale < math.inf:
-        raise ValueError(f"the scale of an initialization must be positive, got {scale!r}")
+    if not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(f"scale must be positive and finite, got {scale}")
 
-    def initialize(
-        key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32
-    ) -> jax.Array:
+    def initializer(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         if len(shape) < 2:
-            raise ValueError(f"a kernel has the shape [..., inputs, outputs], got {tuple(shape)}")
-        deviation = scale * math.sqrt(2.0 * math.pi) / math.prod(shape[:-1])
-        return deviation * jax.random.normal(key, shape, dtype)
+            raise ValueError(f"a kernel needs a shape [..., in, out], got {tuple(shape)}")
+        fan_in = math.prod(shape[:-1])
+        sigma = scale * math.sqrt(2.0 * math.pi) / max(fan_in, 1)
+        return sigma * jax.random.normal(key, tuple(shape), dtype)
 
-    return initialize
+    return initializer
