@@ -3,13 +3,10 @@ import io
 import struct
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import data
-from experiments.augment import create_augmentation, flip_and_crop
 from experiments.config import DataConfig
 from experiments.data import cifar10
 from experiments.data.idx import read_idx
@@ -364,39 +361,3 @@ def test_reads_cifar10_from_tfds(monkeypatch, tmp_path):
     splits = data.load(DataConfig(name="cifar10"))
     assert splits.train.images.shape == (len("cifar10"), 32, 32, 3)
     assert (splits.title, splits.test.labels[0]) == ("CIFAR-10", 7)
-
-
-# --------------------------------------------------------------------------- augmentation
-
-
-def test_images_are_mirrored_and_moved():
-    images = jax.random.uniform(jax.random.key(1), (40, 8, 8, 2), minval=0.1)
-    augmented = np.asarray(flip_and_crop(jax.random.key(0), images))
-    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
-    found = []
-    for image, source in zip(augmented, padded, strict=True):
-        candidates = [
-            (mirrored, row, column)
-            for mirrored, view in ((False, source), (True, source[:, ::-1]))
-            for row in range(9)
-            for column in range(9)
-            if np.array_equal(view[row : row + 8, column : column + 8], image)
-        ]
-        assert len(candidates) == 1
-        found += candidates
-    assert 10 <= sum(mirrored for mirrored, _, _ in found) <= 30
-    assert {row for _, row, _ in found} >= {0, 4, 8}
-
-
-def test_augmentation_depends_on_the_seed_and_the_step_alone():
-    images = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
-    augment = jax.jit(create_augmentation("flip_crop", 3))
-    first = np.asarray(augment(jnp.int32(5), images))
-    np.testing.assert_array_equal(create_augmentation("flip_crop", 3)(jnp.int32(5), images), first)
-    assert np.any(first != augment(jnp.int32(6), images))
-    assert np.any(first != create_augmentation("flip_crop", 4)(jnp.int32(5), images))
-    assert create_augmentation("none", 3) is None
-    # On several devices as on one.
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    np.testing.assert_array_equal(augment(jnp.int32(5), jax.device_put(images, sharding)), first)
