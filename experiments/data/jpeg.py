@@ -33,7 +33,7 @@ def decode(content: bytes, size: int, source: str) -> np.ndarray:
             # Before any pixel is decoded: the header of a damaged file may promise gigabytes.
             if image.size != (size, size) or image.mode not in ("RGB", "L"):
                 raise ValueError(f"it has {image.size[0]}x{image.size[1]} pixels, {image.mode}")
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image.convert("RGB") if image.mode == "L" else image)
     except Exception as error:  # Pillow raises many types for damaged files
         raise ExperimentError(
             f"{source}: is no JPEG of {size}x{size} pixels ({reason(error)}); fetch it again"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ def load(content: bytes) -> dict[Any, Any]:
       pickle.UnpicklingError: for anything else.
     """
     try:
+        _need_small_memo(content)
         found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except pickle.UnpicklingError:
         raise
@@ -34,6 +36,13 @@ def load(content: bytes) -> dict[Any, Any]:
     return {
         key: value.array() if isinstance(value, _Array) else value for key, value in found.items()
     }
+
+
+def _need_small_memo(content: bytes) -> None:
+    """Refuses what would fill the memory: the memo is a list as long as its largest place."""
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("PUT", "LONG_BINPUT") and argument >= len(content):
+            raise pickle.UnpicklingError(f"a place {argument} of {len(content)} bytes in its memo")
 
 
 class _Dtype:
