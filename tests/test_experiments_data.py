@@ -1,17 +1,15 @@
+import dataclasses
 import gzip
-import io
 import struct
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from data_files import shrink
 
 from experiments import data
-from experiments.augment import create_augmentation, flip_and_crop
 from experiments.config import DataConfig
-from experiments.data import cifar10
+from experiments.data import statistics
 from experiments.data.idx import read_idx
 from experiments.errors import ExperimentError
 
@@ -23,18 +21,25 @@ FILES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    """The data sets of IDX files at 12 + 5 images."""
+    for name in ("mnist", "fashion_mnist"):
+        shrink(monkeypatch, name, train=12, test=5)
+
+
 def _idx(array):
     header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
     return header + array.astype(np.uint8).tobytes()
 
 
-def _write_mnist(folder, compress=True, train=12, test=5):
+def _write_mnist(folder, compress=True, train=12, test=5, size=28):
     """A tiny MNIST of random images; returns the training images and labels."""
     rng = np.random.default_rng(0)
     written = {}
     for name, dimensions in FILES.items():
         count = train if name.startswith("train") else test
-        shape = (count, 28, 28) if dimensions == 3 else (count,)
+        shape = (count, size, size) if dimensions == 3 else (count,)
         written[name] = rng.integers(0, 256 if dimensions == 3 else 10, shape, np.uint8)
         content = _idx(written[name])
         if compress:
@@ -44,10 +49,12 @@ def _write_mnist(folder, compress=True, train=12, test=5):
     return written
 
 
-@pytest.mark.parametrize("compress", [True, False])
-def test_reads_idx_files(tmp_path, compress):
+@pytest.mark.parametrize(("name", "compress"), [("mnist", True), ("fashion_mnist", False)])
+def test_reads_idx_files(tmp_path, name, compress):
     written = _write_mnist(tmp_path, compress)
-    splits = data.load(DataConfig(name="mnist", dir=str(tmp_path), validation=2))
+    splits = data.load(DataConfig(name=name, dir=str(tmp_path), validation=2))
+    assert splits.title == {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}[name]
+    assert (splits.shape, splits.classes) == ((28, 28, 1), 10)
     images = written["train-images-idx3-ubyte"]
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (10, 2, 5)
     assert splits.train.images.dtype == np.float32
@@ -61,8 +68,11 @@ def test_reads_idx_files(tmp_path, compress):
     )
 
 
-def test_real_mnist(shared):
+def test_real_mnist(shared, monkeypatch):
+    monkeypatch.undo()
     folder = shared / "data" / "mnist"
+    if not folder.is_dir():
+        pytest.skip("no MNIST in the folder beside the checkout")
     splits = data.load(DataConfig(name="mnist", dir=str(folder), validation=5000))
     assert splits.train.images.shape == (55_000, 28, 28, 1)
     assert (len(splits.validation), len(splits.test)) == (5_000, 10_000)
@@ -149,152 +159,79 @@ def test_an_unreadable_file_is_an_error(tmp_path):
         read_idx(tmp_path / "absent", dimensions=1)
 
 
-def test_images_and_labels_must_belong_together(tmp_path):
+def test_what_is_read_must_be_the_data_set(tmp_path):
+    config = DataConfig(name="mnist", dir=str(tmp_path))
+    _write_mnist(tmp_path, train=11)
+    with pytest.raises(
+        ExperimentError, match=r"\(train\): expected the 12 images of MNIST, got 11"
+    ):
+        data.load(config)
+    _write_mnist(tmp_path, size=27)
+    with pytest.raises(
+        ExperimentError,
+        match=r"uint8 images \[N, 28, 28, 1\] of MNIST, got uint8 \[12, 27, 27, 1\]",
+    ):
+        data.load(config)
     _write_mnist(tmp_path)
     labels = tmp_path / "train-labels-idx1-ubyte.gz"
     labels.write_bytes(gzip.compress(_idx(np.zeros(11, np.uint8))))
-    with pytest.raises(ExperimentError, match=r"12 images but labels of shape \(11,\)"):
-        data.load(DataConfig(name="mnist", dir=str(tmp_path)))
+    with pytest.raises(ExperimentError, match=r"12 images but 11 labels; they do not belong"):
+        data.load(config)
     labels.write_bytes(gzip.compress(_idx(np.array([0, 12] * 6, np.uint8))))
-    with pytest.raises(ExperimentError, match=r"labels must lie in \[0, 10\), got 12 at index 1"):
-        data.load(DataConfig(name="mnist", dir=str(tmp_path)))
+    with pytest.raises(ExperimentError, match=r"labels must be 0 to 9, got 12 at index 1"):
+        data.load(config)
 
 
-def test_missing_data_names_both_ways_to_provide_it(tmp_path):
-    with pytest.raises(ExperimentError, match=r"no such folder"):
-        data.load(DataConfig(name="mnist", dir=str(tmp_path / "absent")))
-    pytest.importorskip("tensorflow_datasets")
-    with pytest.raises(
-        ExperimentError, match=r"--config\.data\.dir=FOLDER .* tfds build mnist"
-    ) as e:
-        data.load(DataConfig(name="mnist", tfds_dir=str(tmp_path)))
-    assert "\n" not in str(e.value)
+# --------------------------------------------------------------------------- validation images
 
 
-def test_reads_tfds(monkeypatch):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    rng = np.random.default_rng(0)
-
-    def data_source(name, *, split, data_dir, download):
-        assert (name, data_dir, download) == ("mnist", None, False)
-        count = {"train": 9, "test": 4}[split]
-        return [
-            {"image": rng.integers(0, 256, (28, 28, 1), np.uint8), "label": np.int64(i % 10)}
-            for i in range(count)
-        ]
-
-    monkeypatch.setattr(tfds, "data_source", data_source)
-    splits = data.load(DataConfig(name="mnist"))
-    assert splits.train.images.shape == (9, 28, 28, 1)
-    assert len(splits.validation) == 0
-    assert splits.test.labels.tolist() == [0, 1, 2, 3]
+def test_images_sorted_by_class_are_not_held_out(tmp_path):
+    arrays = _arrays("mnist")
+    config = DataConfig(name="mnist", dir=str(tmp_path / "mnist.npz"), validation=2)
+    for labels in (np.arange(12) // 4, 3 - np.arange(12) // 4):
+        np.savez(tmp_path / "mnist.npz", **arrays | {"train_labels": labels})
+        with pytest.raises(ExperimentError, match=r"these are sorted by class; shuffle them"):
+            data.load(config)
+        assert len(data.load(dataclasses.replace(config, validation=0)).train) == 12
+    # One class is in every order.
+    np.savez(tmp_path / "mnist.npz", **arrays | {"train_labels": np.full(12, 3)})
+    assert len(data.load(config).validation) == 2
 
 
-def test_wrong_names_and_splits_are_errors():
-    with pytest.raises(
-        ExperimentError, match=r"unknown data\.name 'cifar': use one of cifar10, digits, mnist"
-    ):
-        data.load(DataConfig(name="cifar"))
-    for count in (1437, -1):
-        with pytest.raises(ExperimentError, match=r"data\.validation must lie in \[0, 1437\)"):
-            data.load(DataConfig(name="digits", validation=count))
+# --------------------------------------------------------------------------- .npz
 
 
-# --------------------------------------------------------------------------- CIFAR-10
-
-RECORDS = 3
-BINARIES = {f"data_batch_{index}.bin": RECORDS for index in range(1, 6)} | {
-    "test_batch.bin": RECORDS
-}
-
-
-@pytest.fixture
-def cifar(tmp_path, monkeypatch):
-    """A folder with the binary version of a tiny CIFAR-10, and its records by file."""
-    monkeypatch.setattr(cifar10, "_RECORDS_PER_FILE", RECORDS)
-    rng = np.random.default_rng(0)
-    records = {}
-    for name in BINARIES:
-        records[name] = rng.integers(0, 256, (RECORDS, 3073), np.uint8)
-        records[name][:, 0] %= 10
-        (tmp_path / name).write_bytes(records[name].tobytes())
-    return tmp_path, records
+def _arrays(name, train=12, test=5):
+    """Random images and labels of a data set, as its `.npz` file holds them."""
+    rng = np.random.default_rng(1)
+    dataset = data.DATASETS[name]
+    arrays = {}
+    for part, count in (("train", train), ("test", test)):
+        shape = (count, *dataset.shape)
+        arrays[f"{part}_images"] = rng.integers(0, dataset.white + 1, shape, np.uint8)
+        arrays[f"{part}_labels"] = rng.integers(0, dataset.classes, count)
+    return arrays
 
 
-def test_reads_the_binary_version_of_cifar10(cifar):
-    folder, records = cifar
-    splits = data.load(DataConfig(name="cifar10", dir=str(folder), validation=4))
-    assert [len(split) for split in splits[:3]] == [11, 4, 3]
-    assert splits.title == "CIFAR-10"
-    assert splits.train.images.shape[1:] == (32, 32, 3)
-    third = records["data_batch_2.bin"][1]
-    assert splits.train.labels[4] == third[0]
-    # Byte 1 + 1024 c + 32 i + j of a record is channel c of pixel (i, j).
-    for channel, row, column in [(0, 0, 0), (1, 2, 31), (2, 31, 5)]:
-        expected = np.float32(third[1 + 1024 * channel + 32 * row + column]) / np.float32(255)
-        assert splits.train.images[4, row, column, channel] == expected
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda b: b[:-1], r"expected 9219 bytes \(3 records of 3073\), got 9218; .* truncated"),
-        (lambda b: b + b[:3073], r"expected 9219 bytes \(3 records of 3073\), got 12292"),
-        (lambda b: b"", r"expected 9219 bytes .* got 0"),
-        (lambda b: b"\x0b" + b[1:], r"labels must lie in \[0, 10\), got 11 at index 9"),
-        (None, r"data_batch_4\.bin is not there; --config\.data\.dir must name a folder with"),
-    ],
-)
-def test_damaged_binaries_are_one_line_errors(cifar, damage, message):
-    path = cifar[0] / "data_batch_4.bin"
-    content = path.read_bytes()
-    path.unlink()
-    if damage is not None:
-        path.write_bytes(damage(content))
-    with pytest.raises(ExperimentError, match=message) as caught:
-        data.load(DataConfig(name="cifar10", dir=str(cifar[0])))
-    assert "\n" not in str(caught.value)
-    assert str(cifar[0]) in str(caught.value)
-
-
-def _jpeg(pixels):
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=95)
-    return file.getvalue()
-
-
-def _copies(train=5, test=2):
-    """The arrays of `cifar10_jpeg.npz`, and their images: smooth, so JPEG hardly changes them."""
-    ramp = np.arange(32, dtype=np.float64)
-    images = [
-        np.broadcast_to(3 * ramp[:, None, None] + 2 * ramp[None, :, None] + 10 * i, (32, 32, 3))
-        for i in range(train + test)
-    ]
-    images = [image.astype(np.uint8) for image in images]
-    files = [_jpeg(image) for image in images]
-    arrays = {"class_names": np.array(["airplane", "automobile"])}
-    for split, part in (("train", files[:train]), ("test", files[train:])):
-        arrays[f"{split}_jpeg"] = np.frombuffer(b"".join(part), np.uint8)
-        arrays[f"{split}_offsets"] = np.cumsum([0, *map(len, part)])
-        arrays[f"{split}_labels"] = np.arange(len(part), dtype=np.uint8)
-    return arrays, images
-
-
-def test_reads_jpeg_copies_and_says_so(tmp_path):
-    pytest.importorskip("PIL")
-    arrays, images = _copies()
-    np.savez(tmp_path / "cifar10_jpeg.npz", **arrays)
-    splits = data.load(DataConfig(name="cifar10", dir=str(tmp_path)))
-    assert splits.title == "CIFAR-10 (JPEG copies)"
-    assert splits.train.images.shape == (5, 32, 32, 3)
-    assert splits.test.labels.tolist() == [0, 1]
-    np.testing.assert_allclose(splits.train.images, np.stack(images[:5]) / 255.0, atol=0.03)
-    # The official files are preferred, even where some are missing.
-    (tmp_path / "test_batch.bin").write_bytes(b"")
-    with pytest.raises(ExperimentError, match=r"data_batch_1\.bin is not there"):
-        data.load(DataConfig(name="cifar10", dir=str(tmp_path)))
+@pytest.mark.parametrize("name", sorted(data.DATASETS))
+def test_reads_any_data_set_from_npz(tmp_path, name):
+    dataset = data.DATASETS[name]
+    arrays = _arrays(name)
+    np.savez(tmp_path / f"{name}.npz", **arrays)
+    splits = data.load(DataConfig(name=name, dir=str(tmp_path), validation=3))
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (9, 3, 5)
+    assert splits.title == f"{dataset.title} (npz file)"
+    assert (splits.shape, splits.classes) == (dataset.shape, dataset.classes)
+    np.testing.assert_array_equal(
+        splits.test.images, arrays["test_images"].astype(np.float32) / np.float32(dataset.white)
+    )
+    np.testing.assert_array_equal(splits.validation.labels, arrays["train_labels"][9:])
+    # The file itself may be named, whatever it is called; grey images need no axis of channels.
+    if dataset.shape[2] == 1:
+        arrays |= {key: arrays[key][..., 0] for key in ("train_images", "test_images")}
+    np.savez(tmp_path / "other.npz", **arrays)
+    again = data.load(DataConfig(name=name, dir=str(tmp_path / "other.npz"), validation=3))
+    np.testing.assert_array_equal(again.train.images, splits.train.images)
 
 
 def _changed(**changes):
@@ -304,99 +241,191 @@ def _changed(**changes):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda a: {k: v for k, v in a.items() if k != "test_labels"}, r"cannot be read .*labels"),
-        (_changed(train_jpeg=lambda v: v[:-9]), r"offsets must rise from 0 to the \d+ bytes"),
-        (_changed(train_offsets=lambda v: v[::-1]), r"offsets must rise from 0"),
-        (
-            _changed(train_offsets=lambda v: v[:-1]),
-            r"one offset more than labels, got shapes \[5\]",
-        ),
-        (_changed(train_offsets=lambda v: v * 1.0), r"expected integer offsets and labels"),
-        (_changed(test_labels=lambda v: v + np.uint8(9)), r"must lie in \[0, 10\), got 10"),
-        (_changed(test_jpeg=lambda v: v * np.uint8(0)), r"image 0 is no JPEG of 32x32"),
-        (_changed(test_jpeg=lambda v: v.astype(np.int64)), r"jpeg as uint8 \[bytes\], got int64"),
+        (_changed(train_images=lambda v: v / np.float32(255)), r"expected uint8 .* got float32"),
+        (_changed(test_images=lambda v: v[:, 1:]), r"got uint8 \[5, 27, 28, 1\]"),
+        (_changed(test_images=lambda v: v[0, :, :, 0]), r"got uint8 \[28, 28\]"),
+        (_changed(test_labels=lambda v: v[:, None]), r"integer labels \[N\], got int64 \[5, 1\]"),
+        (_changed(test_labels=lambda v: v * 1.0), r"integer labels \[N\], got float64"),
+        # In 32 bits this would be 0.
+        (_changed(test_labels=lambda v: v * 0 + 2**32), r"0 to 9, got 4294967296 at index 0"),
+        (_changed(test_labels=lambda v: v - 10), r"labels must be 0 to 9, got -"),
+        (_changed(train_labels=lambda v: v[:7]), r"12 images but 7 labels"),
+        (lambda a: a | _arrays("mnist", train=13), r"expected 1 to 12 images of MNIST, got 13"),
+        (lambda a: a | _arrays("mnist", test=0), r"expected 1 to 5 images of MNIST, got 0"),
+        (lambda a: {k: v for k, v in a.items() if k != "test_images"}, r"cannot .*test_images"),
         (_changed(test_labels=lambda v: v.astype(object)), r"cannot be read \(Object arrays"),
     ],
 )
-def test_damaged_copies_are_one_line_errors(tmp_path, damage, message):
-    pytest.importorskip("PIL")
-    np.savez(tmp_path / "cifar10_jpeg.npz", **damage(_copies()[0]))
+def test_bad_arrays_are_one_line_errors(tmp_path, damage, message):
+    np.savez(tmp_path / "mnist.npz", **damage(_arrays("mnist")))
     with pytest.raises(ExperimentError, match=message) as caught:
-        data.load(DataConfig(name="cifar10", dir=str(tmp_path)))
+        data.load(DataConfig(name="mnist", dir=str(tmp_path)))
     assert "\n" not in str(caught.value)
-    assert str(tmp_path) in str(caught.value)
+    assert str(tmp_path / "mnist.npz") in str(caught.value)
 
 
-def test_copies_of_another_size_and_damaged_archives_are_errors(tmp_path):
-    pytest.importorskip("PIL")
-    arrays, _ = _copies(test=1)
-    large = _jpeg(np.zeros((64, 32, 3), np.uint8))
-    arrays |= {
-        "test_jpeg": np.frombuffer(large, np.uint8),
-        "test_offsets": np.array([0, len(large)]),
+def test_pixels_above_white_are_an_error(tmp_path):
+    arrays = _arrays("digits")
+    arrays["test_images"][2, 3, 4] = 17
+    np.savez(tmp_path / "digits.npz", **arrays)
+    with pytest.raises(ExperimentError, match=r"pixels of UCI digits lie in \[0, 16\], got 17"):
+        data.load(DataConfig(name="digits", dir=str(tmp_path)))
+
+
+def test_damaged_archives_are_one_line_errors(tmp_path):
+    path = tmp_path / "mnist.npz"
+    config = DataConfig(name="mnist", dir=str(path))
+    np.savez_compressed(path, **_arrays("mnist"))
+    content = path.read_bytes()
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    damaged = [b"", b"garbage", content[:-40], (tmp_path / "one.npy").read_bytes()]
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        copy = bytearray(content)
+        for place in rng.integers(0, len(copy), 8):
+            copy[place] ^= int(rng.integers(1, 256))
+        damaged.append(bytes(copy))
+    messages = []
+    for copy in damaged:
+        path.write_bytes(copy)
+        try:
+            data.load(config)
+        except ExperimentError as error:
+            messages.append(str(error))
+    assert len(messages) >= 50  # what remains is in bytes that nobody reads
+    assert all(str(path) in message and "\n" not in message for message in messages)
+
+
+# --------------------------------------------------------------------------- missing data
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "tfds"),
+    [
+        ("mnist", "the four IDX files", "mnist"),
+        (
+            "cifar10",
+            "the binary version (data_batch_1.bin ... test_batch.bin) or the python version",
+            "cifar10",
+        ),
+        ("svhn", "train_32x32.mat and test_32x32.mat", "svhn_cropped"),
+        ("stl10", "the binary files train_X.bin", "stl10"),
+        ("tiny_imagenet", "tiny-imagenet-200 (wnids.txt, train, val)", None),
+    ],
+)
+def test_missing_data_names_every_way_to_provide_it(tmp_path, name, files, tfds):
+    (tmp_path / "file.bin").write_bytes(b"")
+    reasons = {
+        tmp_path / "absent": "no such folder or file",
+        tmp_path / "file.bin": "neither a folder nor an .npz file",
+        tmp_path: "none of the files of",
     }
-    path = tmp_path / "cifar10_jpeg.npz"
-    np.savez(path, **arrays)
-    config = DataConfig(name="cifar10", dir=str(tmp_path))
-    with pytest.raises(ExperimentError, match=r"image 0 is no JPEG .* 32x64 pixels, RGB"):
+    for path, reason in reasons.items():
+        with pytest.raises(ExperimentError) as caught:
+            data.load(DataConfig(name=name, dir=str(path)))
+        message = str(caught.value)
+        assert message.startswith(f"--config.data.dir={path}: {reason}")
+        assert f"--config.data.dir=FOLDER with {files}" in message
+        shape = ", ".join(map(str, data.DATASETS[name].shape))
+        assert f"FILE.npz with train_images and test_images uint8 [N, {shape}]" in message
+        assert ("tfds build" in message) == (tfds is not None)
+        assert tfds is None or f"tfds build {tfds} --file_format=array_record" in message
+        assert "\n" not in message
+
+
+def test_data_that_tfds_cannot_have_is_missing_without_a_folder():
+    with pytest.raises(
+        ExperimentError, match=r"^--config\.data\.dir is empty; Tiny ImageNet is read from"
+    ):
+        data.load(DataConfig(name="tiny_imagenet"))
+
+
+def test_tfds_without_the_data_or_the_package(tmp_path, monkeypatch):
+    config = DataConfig(name="svhn", tfds_dir=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ExperimentError, match=r"^TFDS cannot be used \(.*; SVHN is read from") as e:
         data.load(config)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ExperimentError, match=r"cannot be read"):
+    assert "\n" not in str(e.value)
+    monkeypatch.undo()
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(ExperimentError, match=r"^TFDS has no svhn_cropped .*SVHN is read") as e:
         data.load(config)
+    assert "\n" not in str(e.value)
 
 
-def test_copies_without_pillow_are_one_line(tmp_path, monkeypatch):
-    np.savez(tmp_path / "cifar10_jpeg.npz", train_jpeg=np.zeros(3, np.uint8))
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ExperimentError, match=r"needs Pillow .* pip install pillow") as caught:
-        data.load(DataConfig(name="cifar10", dir=str(tmp_path)))
-    assert "\n" not in str(caught.value)
+# --------------------------------------------------------------------------- TFDS
 
 
-def test_reads_cifar10_from_tfds(monkeypatch, tmp_path):
+@pytest.fixture
+def records(monkeypatch):
+    """What TFDS has of MNIST, by split; tests change it."""
     tfds = pytest.importorskip("tensorflow_datasets")
-    with pytest.raises(ExperimentError, match=r"no such folder; it must hold the files of the bin"):
-        data.load(DataConfig(name="cifar10", dir=str(tmp_path / "absent")))
-    with pytest.raises(ExperimentError, match=r"CIFAR-10 is not there .* tfds build cifar10"):
-        data.load(DataConfig(name="cifar10", tfds_dir=str(tmp_path)))
-    record = {"id": b"train_1", "image": np.zeros((32, 32, 3), np.uint8), "label": np.int64(7)}
-    monkeypatch.setattr(tfds, "data_source", lambda name, **_: [record] * len(name))
-    splits = data.load(DataConfig(name="cifar10"))
-    assert splits.train.images.shape == (len("cifar10"), 32, 32, 3)
-    assert (splits.title, splits.test.labels[0]) == ("CIFAR-10", 7)
-
-
-# --------------------------------------------------------------------------- augmentation
-
-
-def test_images_are_mirrored_and_moved():
-    images = jax.random.uniform(jax.random.key(1), (40, 8, 8, 2), minval=0.1)
-    augmented = np.asarray(flip_and_crop(jax.random.key(0), images))
-    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
-    found = []
-    for image, source in zip(augmented, padded, strict=True):
-        candidates = [
-            (mirrored, row, column)
-            for mirrored, view in ((False, source), (True, source[:, ::-1]))
-            for row in range(9)
-            for column in range(9)
-            if np.array_equal(view[row : row + 8, column : column + 8], image)
+    rng = np.random.default_rng(0)
+    found = {
+        split: [
+            {"image": rng.integers(0, 256, (28, 28, 1), np.uint8), "label": np.int64(i % 10)}
+            for i in range(count)
         ]
-        assert len(candidates) == 1
-        found += candidates
-    assert 10 <= sum(mirrored for mirrored, _, _ in found) <= 30
-    assert {row for _, row, _ in found} >= {0, 4, 8}
+        for split, count in (("train", 12), ("test", 5))
+    }
+
+    def data_source(name, *, split, data_dir, download):
+        assert (name, data_dir, download) == ("mnist", None, False)
+        return found[split]
+
+    monkeypatch.setattr(tfds, "data_source", data_source)
+    return found
 
 
-def test_augmentation_depends_on_the_seed_and_the_step_alone():
-    images = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
-    augment = jax.jit(create_augmentation("flip_crop", 3))
-    first = np.asarray(augment(jnp.int32(5), images))
-    np.testing.assert_array_equal(create_augmentation("flip_crop", 3)(jnp.int32(5), images), first)
-    assert np.any(first != augment(jnp.int32(6), images))
-    assert np.any(first != create_augmentation("flip_crop", 4)(jnp.int32(5), images))
-    assert create_augmentation("none", 3) is None
-    # On several devices as on one.
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    np.testing.assert_array_equal(augment(jnp.int32(5), jax.device_put(images, sharding)), first)
+def test_reads_tfds(records):
+    splits = data.load(DataConfig(name="mnist"))
+    assert splits.title == "MNIST"
+    assert splits.train.images.shape == (12, 28, 28, 1)
+    np.testing.assert_array_equal(
+        splits.train.images[3], records["train"][3]["image"].astype(np.float32) / np.float32(255)
+    )
+    assert len(splits.validation) == 0
+    assert splits.test.labels.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"label": 3}, r"record 1 cannot be read \('image'\); prepare it again"),
+        (
+            {"image": np.zeros((28, 28, 3), np.uint8), "label": 3},
+            r"expected images uint8 \[28, 28, 1\], got uint8 \[28, 28, 3\] in record 1",
+        ),
+        ({"image": np.zeros((28, 28, 1), np.uint8), "label": -1}, r"0 to 9, got -1 at index 1"),
+    ],
+)
+def test_bad_records_of_tfds_are_one_line_errors(records, record, message):
+    records["test"][1] = record
+    with pytest.raises(ExperimentError, match=rf"^TFDS mnist \(test\): .*{message}"):
+        data.load(DataConfig(name="mnist"))
+
+
+def test_tfds_must_have_all_images(records):
+    del records["train"][0]
+    with pytest.raises(ExperimentError, match=r"expected the 12 images of MNIST, got 11"):
+        data.load(DataConfig(name="mnist"))
+
+
+# --------------------------------------------------------------------------- names
+
+
+def test_wrong_names_and_splits_are_errors():
+    with pytest.raises(
+        ExperimentError, match=r"unknown data\.name 'cifar': use one of cifar10, digits, fashion_m"
+    ):
+        data.load(DataConfig(name="cifar"))
+    for count in (1437, -1):
+        with pytest.raises(ExperimentError, match=r"data\.validation must lie in \[0, 1437\)"):
+            data.load(DataConfig(name="digits", validation=count))
+
+
+def test_statistics_have_one_value_per_channel():
+    for name in ("CIFAR10", "CIFAR10_CAP", "SVHN", "TINY_IMAGENET"):
+        mean, std = getattr(statistics, name)
+        assert len(mean) == len(std) == 3
+        assert all(0 < value < 1 for value in (*mean, *std))

@@ -2,30 +2,90 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from experiments.config import DataConfig
-from experiments.data import cifar10, digits, mnist
+from experiments.data import npz
+from experiments.data.dataset import DataSet, Parts, Reader
 from experiments.data.images import Images as Images
 from experiments.data.images import Splits as Splits
-from experiments.data.images import hold_out
+from experiments.data.images import from_raw, hold_out
+from experiments.data.table import DATASETS as DATASETS
+from experiments.data.tfds import read_tfds
 from experiments.errors import ExperimentError
-
-DATASETS = {"digits": digits.load, "mnist": mnist.load, "cifar10": cifar10.load}
 
 
 def load(config: DataConfig) -> Splits:
     """The training, validation and test images that `config` names.
 
+    With `config.dir` the files there are read: the first of the data set's formats of which a file
+    is there. Without it, the data set is read from its Python package, or from what TFDS has
+    prepared.
+
     The validation images are the last `config.validation` training images and are not trained on;
     with 0 there are none and every training image is trained on.
 
     Raises:
-      ExperimentError: for an unknown name, unreadable data, or a validation split that leaves
-        nothing.
+      ExperimentError: for an unknown name, missing or damaged data, or a validation split that
+        leaves nothing. If the data is missing, the message names the ways to provide it.
     """
     if config.name not in DATASETS:
         raise ExperimentError(
             f"unknown data.name {config.name!r}: use one of {', '.join(sorted(DATASETS))}"
         )
-    loaded = DATASETS[config.name](config)
-    train, validation = hold_out(loaded.train, config.validation)
-    return Splits(train=train, validation=validation, test=loaded.test, title=loaded.title)
+    dataset = DATASETS[config.name]
+    if config.dir:
+        path = Path(config.dir).expanduser()
+        reader, place = _reader(dataset, path)
+        title = f"{dataset.title} ({reader.remark})" if reader.remark else dataset.title
+        parts, complete = reader.read(place, dataset), reader.complete
+    else:
+        title, complete = dataset.title, True
+        parts = dataset.bundled() if dataset.bundled else _from_tfds(dataset, config)
+    train, test = (
+        from_raw(raw, dataset, count, complete)
+        for raw, count in zip(parts, (dataset.train, dataset.test), strict=True)
+    )
+    del parts  # the bytes, before anything else is made of the images
+    train, validation = hold_out(train, config.validation)
+    return Splits(train, validation, test, title, dataset.classes)
+
+
+def _reader(dataset: DataSet, path: Path) -> tuple[Reader, Path]:
+    """Which reader is to read the folder or file at `path`, and what it is to read."""
+    if path.is_file():
+        for reader in dataset.readers:
+            if reader.names == (path.name,):  # a format of one file, named itself
+                return reader, path.parent
+        if path.suffix == ".npz":
+            return npz.reader(path.name), path.parent
+        raise _missing(dataset, f"--config.data.dir={path}: neither a folder nor an .npz file")
+    if not path.is_dir():
+        raise _missing(dataset, f"--config.data.dir={path}: no such folder or file")
+    for reader in dataset.readers:
+        for folder in dict.fromkeys((path, path / reader.folder)):
+            if any((folder / name).exists() for name in reader.names):
+                return reader, folder
+    raise _missing(dataset, f"--config.data.dir={path}: none of the files of {dataset.title} in it")
+
+
+def _from_tfds(dataset: DataSet, config: DataConfig) -> Parts:
+    if not dataset.tfds:
+        raise _missing(dataset, "--config.data.dir is empty")
+    try:
+        return read_tfds(dataset, config.tfds_dir)
+    except FileNotFoundError as error:
+        raise _missing(dataset, str(error)) from error
+
+
+def _missing(dataset: DataSet, reason: str) -> ExperimentError:
+    """The one line that says what was looked for and every way to provide it."""
+    files = [reader.files for reader in dataset.readers if reader.files]
+    ways = [f"--config.data.dir=FOLDER with {' or '.join(files)}"] if files else []
+    ways.append(f"--config.data.dir=FILE.npz with {npz.contents(dataset)}")
+    if dataset.tfds:
+        ways.append(
+            "TFDS (its folder: --config.data.tfds_dir) after: pip install tensorflow && "
+            f"tfds build {dataset.tfds} --file_format=array_record"
+        )
+    return ExperimentError(f"{reason}; {dataset.title} is read from {', or from '.join(ways)}")

@@ -1,178 +1,77 @@
-"""CIFAR-10, 50 000 + 10 000 colour images of 32x32 pixels.
-
-Read from the official binary version, from TensorFlow Datasets, or from `cifar10_jpeg.npz`: copies
-of the images as JPEG. JPEG loses detail, so results on the copies are not results on CIFAR-10, and
-their title says so.
-"""
+"""The official files of CIFAR-10: the binary version, and the python version of pickles."""
 
 from __future__ import annotations
 
-import io
-import zipfile
-import zlib
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from experiments.config import DataConfig
-from experiments.data.images import Images, Loaded, from_bytes
-from experiments.data.tfds import read_tfds
+from experiments.data import restricted_pickle
+from experiments.data.dataset import DataSet, Parts, Raw, Reader
+from experiments.data.files import need_size, read_bytes, reason
 from experiments.errors import ExperimentError
 
-_CLASSES = 10
-_SIZE = 32
-_RECORD = 1 + 3 * _SIZE * _SIZE  # a label, then the red, the green and the blue plane
-_RECORDS_PER_FILE = 10_000
-_BINARIES = {
-    "train": tuple(f"data_batch_{index}.bin" for index in range(1, 6)),
-    "test": ("test_batch.bin",),
-}
-_COPIES = "cifar10_jpeg.npz"
-_TITLE = "CIFAR-10"
-_FILES = f"the files of the binary version (data_batch_1.bin ... test_batch.bin) or {_COPIES}"
+_PIXELS = 3 * 32 * 32  # the red, the green and the blue plane
+_TRAIN = tuple(f"data_batch_{index}" for index in range(1, 6))
+_TEST = ("test_batch",)
+_BINARY_FILES = "the binary version (data_batch_1.bin ... test_batch.bin)"
+_PYTHON_FILES = "the python version (data_batch_1 ... test_batch)"
+
+# Planes uint8 `[count, 3072]` and labels `[count]` of the file (path, count).
+_Batch = Callable[[Path, int], tuple[np.ndarray, np.ndarray]]
 
 
-def load(config: DataConfig) -> Loaded:
-    """Training and test images: from `config.dir` if it is set, else from TFDS.
-
-    The folder holds the official binary version or `cifar10_jpeg.npz`; with both, the official one
-    is read.
-
-    Raises:
-      ExperimentError: if the data is missing or damaged; the message names the ways to provide it.
-    """
-    if not config.dir:
-        train, test = (
-            from_bytes(
-                *read_tfds("cifar10", split, config, title=_TITLE, files=_FILES),
-                _CLASSES,
-                f"tfds cifar10 ({split})",
-            )
-            for split in ("train", "test")
-        )
-        return Loaded(train, test, _TITLE)
-    folder = Path(config.dir).expanduser()
-    if not folder.is_dir():
-        raise ExperimentError(
-            f"--config.data.dir={config.dir}: no such folder; it must hold {_FILES}"
-        )
-    official = [name for names in _BINARIES.values() for name in names]
-    copies = folder / _COPIES
-    if copies.is_file() and not any((folder / name).is_file() for name in official):
-        train, test = _read_copies(copies)
-        return Loaded(train, test, f"{_TITLE} (JPEG copies)")
-    train, test = (_read_binaries(folder, split) for split in ("train", "test"))
-    return Loaded(train, test, _TITLE)
+def _binary_batch(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """A record is a label, then the planes."""
+    content = read_bytes(path, _BINARY_FILES)
+    need_size(path, content, count, 1 + _PIXELS)
+    records = np.frombuffer(content, np.uint8).reshape(count, 1 + _PIXELS)
+    return records[:, 1:], records[:, 0]
 
 
-def _read_binaries(folder: Path, split: str) -> Images:
-    records = []
-    for name in _BINARIES[split]:
-        path = folder / name
-        if not path.is_file():
-            raise ExperimentError(
-                f"{folder}: {name} is not there; --config.data.dir must name a folder with {_FILES}"
-            )
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise ExperimentError(f"{path}: cannot be read ({error}); fetch it again") from error
-        expected = _RECORDS_PER_FILE * _RECORD
-        if len(content) != expected:
-            raise ExperimentError(
-                f"{path}: expected {expected} bytes ({_RECORDS_PER_FILE} records of {_RECORD}), "
-                f"got {len(content)}; the file is truncated or damaged, fetch it again"
-            )
-        records.append(np.frombuffer(content, np.uint8).reshape(-1, _RECORD))
-    everything = np.concatenate(records)
-    planes = everything[:, 1:].reshape(-1, 3, _SIZE, _SIZE)
-    return from_bytes(
-        planes.transpose(0, 2, 3, 1), everything[:, 0], _CLASSES, f"{folder} ({split})"
-    )
-
-
-def _read_copies(path: Path) -> tuple[Images, Images]:
-    decode = _decoder()
+def _python_batch(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """A pickled dictionary, with the planes as `b"data"` and a list of labels as `b"labels"`."""
     try:
-        # Opened here: numpy leaves a file open where the archive is damaged.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {
-                f"{split}_{part}": archive[f"{split}_{part}"]
-                for split in ("train", "test")
-                for part in ("jpeg", "offsets", "labels")
-            }
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        found = restricted_pickle.load(read_bytes(path, _PYTHON_FILES))
+    except pickle.UnpicklingError as error:
         raise ExperimentError(
-            f"{path}: cannot be read ({reason[:160]}); it must hold train_ and test_ jpeg, offsets "
-            "and labels; fetch it again"
+            f"{path}: is no batch of CIFAR-10 ({reason(error)}); fetch it again"
         ) from error
-    train, test = (
-        _decoded(
-            *(arrays[f"{split}_{part}"] for part in ("jpeg", "offsets", "labels")),
-            source=f"{path} ({split})",
-            decode=decode,
-        )
-        for split in ("train", "test")
-    )
-    return train, test
-
-
-def _decoded(
-    jpeg: np.ndarray,
-    offsets: np.ndarray,
-    labels: np.ndarray,
-    source: str,
-    decode: Callable[[bytes], np.ndarray],
-) -> Images:
-    """Image i is the file `jpeg[offsets[i]:offsets[i + 1]]`, bytes; `labels` `[N]`."""
-    if jpeg.ndim != 1 or jpeg.dtype != np.uint8:
+    planes, labels = found.get(b"data"), found.get(b"labels")
+    if not isinstance(planes, np.ndarray) or planes.shape != (count, _PIXELS):
+        got = list(planes.shape) if isinstance(planes, np.ndarray) else type(planes).__name__
         raise ExperimentError(
-            f"{source}: expected jpeg as uint8 [bytes], got {jpeg.dtype} {list(jpeg.shape)}"
+            f"{path}: expected b'data' as uint8 [{count}, {_PIXELS}], got {got}; fetch it again"
         )
-    if offsets.ndim != 1 or labels.ndim != 1 or len(offsets) != len(labels) + 1:
+    # Labels below 256 so that they fit into an array; their range is checked like everyone's.
+    if (
+        not isinstance(labels, list)
+        or len(labels) != count
+        or not all(type(label) is int and 0 <= label < 256 for label in labels)
+    ):
+        got = f"{len(labels)} items" if isinstance(labels, list) else type(labels).__name__
         raise ExperimentError(
-            f"{source}: expected one offset more than labels, got shapes {list(offsets.shape)} "
-            f"and {list(labels.shape)}; fetch the file again"
+            f"{path}: expected b'labels' as a list of {count} class numbers, got {got}; "
+            "fetch it again"
         )
-    if not (np.issubdtype(offsets.dtype, np.integer) and np.issubdtype(labels.dtype, np.integer)):
-        raise ExperimentError(
-            f"{source}: expected integer offsets and labels, got {offsets.dtype} and {labels.dtype}"
-        )
-    ends = offsets.astype(np.int64)
-    if ends[0] != 0 or ends[-1] != len(jpeg) or np.any(np.diff(ends) <= 0):
-        raise ExperimentError(
-            f"{source}: offsets must rise from 0 to the {len(jpeg)} bytes of jpeg, "
-            f"got {ends[0]} to {ends[-1]}; fetch the file again"
-        )
-    images = np.empty((len(labels), _SIZE, _SIZE, 3), np.uint8)
-    for index in range(len(labels)):
-        try:
-            images[index] = decode(jpeg[ends[index] : ends[index + 1]].tobytes())
-        except Exception as error:  # Pillow raises many types for damaged files
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ExperimentError(
-                f"{source}: image {index} is no JPEG of {_SIZE}x{_SIZE} pixels ({reason[:160]}); "
-                "fetch the file again"
-            ) from error
-    return from_bytes(images, labels, _CLASSES, source)
+    return planes, np.asarray(labels, np.uint8)
 
 
-def _decoder() -> Callable[[bytes], np.ndarray]:
-    """A JPEG file as uint8 `[32, 32, 3]`."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ExperimentError(
-            f"reading {_COPIES} needs Pillow ({error}); install it with: pip install pillow"
-        ) from error
+def _reader(suffix: str, batch: _Batch, files: str, folder: str) -> Reader:
+    def read(folder: Path, dataset: DataSet) -> Parts:
+        def part(names: tuple[str, ...], count: int) -> Raw:
+            batches = [batch(folder / f"{name}{suffix}", count // len(names)) for name in names]
+            planes, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+            images = planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            return Raw(images, labels, f"{folder} ({names[0]}{suffix} ... {names[-1]}{suffix})")
 
-    def decode(content: bytes) -> np.ndarray:
-        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-            # Before any pixel is decoded: the header of a damaged file may promise gigabytes.
-            if image.size != (_SIZE, _SIZE) or image.mode != "RGB":
-                raise ValueError(f"it has {image.size[0]}x{image.size[1]} pixels, {image.mode}")
-            return np.asarray(image)
+        return part(_TRAIN, dataset.train), part(_TEST, dataset.test)
 
-    return decode
+    names = tuple(f"{name}{suffix}" for name in (*_TRAIN, *_TEST))
+    return Reader(names, read, files=files, folder=folder)
+
+
+BINARY = _reader(".bin", _binary_batch, _BINARY_FILES, "cifar-10-batches-bin")
+PYTHON = _reader("", _python_batch, _PYTHON_FILES, "cifar-10-batches-py")

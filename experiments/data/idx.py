@@ -1,4 +1,4 @@
-"""Reader of the IDX format of the original MNIST files, plain or gzip.
+"""Reader of the IDX format of the original files of MNIST and Fashion-MNIST, plain or gzip.
 
 Format (Y. LeCun): two zero bytes, a type code (8 = unsigned byte), the number of dimensions, each
 dimension as a big-endian uint32, then the values.
@@ -14,8 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.data.dataset import DataSet, Parts, Raw, Reader
+from experiments.data.files import reason
 from experiments.errors import ExperimentError
 
+_PREFIXES = ("train", "t10k")  # of the files to train on and to test on
+_FILES = "the four IDX files (train-images-idx3-ubyte.gz ...)"
 _UNSIGNED_BYTE = 8
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -33,7 +37,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise ExperimentError(
-            f"{path}: cannot be read ({error}); the file is truncated or damaged, fetch it again"
+            f"{path}: cannot be read ({reason(error)}); the file is truncated or damaged, "
+            "fetch it again"
         ) from error
     header_size = 4 + 4 * dimensions
     expected = bytes([0, 0, _UNSIGNED_BYTE, dimensions])
@@ -58,16 +63,37 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)
 
 
-def find_idx(folder: Path, name: str) -> Path:
-    """The file `name` in `folder`, with or without `.gz`.
-
-    Raises:
-      ExperimentError: if neither is there.
-    """
+def _find(folder: Path, name: str) -> Path:
+    """The file `name` in `folder`, with or without `.gz`."""
     for candidate in (folder / name, folder / f"{name}.gz"):
         if candidate.is_file():
             return candidate
     raise ExperimentError(
         f"{folder}: neither {name} nor {name}.gz is there; "
-        "--config.data.dir must name a folder with the four IDX files of MNIST"
+        f"--config.data.dir must name a folder with {_FILES}"
     )
+
+
+def _read(folder: Path, dataset: DataSet) -> Parts:
+    del dataset  # the header of a file says how many images of what size it holds
+    train, test = (
+        Raw(
+            read_idx(_find(folder, f"{prefix}-images-idx3-ubyte"), dimensions=3)[..., None],
+            read_idx(_find(folder, f"{prefix}-labels-idx1-ubyte"), dimensions=1),
+            f"{folder} ({prefix})",
+        )
+        for prefix in _PREFIXES
+    )
+    return train, test
+
+
+READER = Reader(
+    names=tuple(
+        f"{prefix}-{content}-ubyte{suffix}"
+        for prefix in _PREFIXES
+        for content in ("images-idx3", "labels-idx1")
+        for suffix in ("", ".gz")
+    ),
+    read=_read,
+    files=_FILES,
+)

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and what every reader checks about them."""
+"""Labelled images in memory, and what is checked about them whatever they were read from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.data.dataset import DataSet, Raw
 from experiments.errors import ExperimentError
 
 
@@ -30,54 +31,88 @@ class Splits(NamedTuple):
     validation: Images
     test: Images
     title: str
+    classes: int  # labels lie in [0, classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        return self.train.images.shape[1:]
 
 
-class Loaded(NamedTuple):
-    """What a reader of a data set returns: its two parts, and what results on them must say."""
+def from_raw(raw: Raw, dataset: DataSet, count: int, complete: bool) -> Images:
+    """Checks what was read against the facts of its data set, and scales it to `[0, 1]`.
 
-    train: Images
-    test: Images
-    title: str
-
-
-def from_bytes(images: np.ndarray, labels: np.ndarray, num_classes: int, source: str) -> Images:
-    """Checks and scales uint8 images `[N, H, W, channels]` and labels `[N]` read from `source`.
+    Args:
+      raw: images and labels of one part.
+      dataset: its facts.
+      count: how many images this part of the data set has.
+      complete: whether there must be all of them, or at most that many.
 
     Raises:
-      ExperimentError: if the counts differ, nothing is there, or a label is out of range.
+      ExperimentError: for images of another kind or shape, another number of them, labels that do
+        not belong to them, and labels or pixels out of range.
     """
-    if images.ndim != 4 or images.dtype != np.uint8:
+    images, labels, source = raw
+    if images.dtype != np.uint8 or images.shape[1:] != dataset.shape:
         raise ExperimentError(
-            f"{source}: expected uint8 images [N, H, W, channels], "
-            f"got {images.dtype} {images.shape}"
+            f"{source}: expected uint8 images {dataset.layout} of {dataset.title}, "
+            f"got {images.dtype} {list(images.shape)}"
         )
-    if labels.ndim != 1 or len(images) != len(labels):
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ExperimentError(
-            f"{source}: {len(images)} images but labels of shape {labels.shape}; "
-            "the two files do not belong together, fetch both again"
+            f"{source}: expected integer labels [N], got {labels.dtype} {list(labels.shape)}"
         )
-    if len(images) == 0:
-        raise ExperimentError(f"{source}: no images in it; fetch the files again")
-    labels = labels.astype(np.int32)
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(images) != len(labels):
+        raise ExperimentError(
+            f"{source}: {len(images)} images but {len(labels)} labels; "
+            "they do not belong together, fetch both again"
+        )
+    if complete and len(images) != count:
+        raise ExperimentError(
+            f"{source}: expected the {count} images of {dataset.title}, got {len(images)}; "
+            "fetch them again, or give a part of them as an .npz file"
+        )
+    if not 0 < len(images) <= count:
+        raise ExperimentError(
+            f"{source}: expected 1 to {count} images of {dataset.title}, got {len(images)}"
+        )
+    need_labels(labels, 0, dataset.classes - 1, source)
+    if images.max() > dataset.white:
+        raise ExperimentError(
+            f"{source}: pixels of {dataset.title} lie in [0, {dataset.white}], got {images.max()}"
+        )
+    # In one step: a data set in float32 is large.
+    scaled = np.divide(images, np.float32(dataset.white), dtype=np.float32, order="C")
+    return Images(scaled, labels.astype(np.int32))
+
+
+def need_labels(labels: np.ndarray, first: int, last: int, source: str) -> None:
+    """Raises an ExperimentError if one of the labels `[N]` does not lie in `first` to `last`."""
+    wrong = np.flatnonzero((labels < first) | (labels > last))
     if wrong.size:
         raise ExperimentError(
-            f"{source}: labels must lie in [0, {num_classes}), "
-            f"got {labels[wrong[0]]} at index {wrong[0]}; fetch the file again"
+            f"{source}: labels must be {first} to {last}, "
+            f"got {labels[wrong[0]]} at index {wrong[0]}; fetch the data again"
         )
-    return Images(images.astype(np.float32) / np.float32(255.0), labels)
 
 
 def hold_out(train: Images, count: int) -> tuple[Images, Images]:
     """Splits off the last `count` images: (images to train on, validation images).
 
     Raises:
-      ExperimentError: if no image would be left to train on.
+      ExperimentError: if no image would be left to train on, or if the images are sorted by class,
+        so that the last ones are of the last classes only.
     """
     if not 0 <= count < len(train):
         raise ExperimentError(
             f"config.data.validation must lie in [0, {len(train)}), below the number of training "
             f"images, got {count}"
+        )
+    steps = np.diff(train.labels)
+    if count and np.any(steps) and (np.all(steps >= 0) or np.all(steps <= 0)):
+        raise ExperimentError(
+            "config.data.validation takes the last training images, and these are sorted by class; "
+            "shuffle them in the file, or set config.data.validation to 0"
         )
     kept = len(train) - count
     return train.take(slice(None, kept)), train.take(slice(kept, None))

@@ -1,4 +1,4 @@
-"""Images of a data set that TensorFlow Datasets has prepared."""
+"""Images of a data set that TensorFlow Datasets has prepared; TensorFlow itself is not needed."""
 
 from __future__ import annotations
 
@@ -6,42 +6,53 @@ import logging
 
 import numpy as np
 
-from experiments.config import DataConfig
+from experiments.data.dataset import DataSet, Parts, Raw
+from experiments.data.files import reason
 from experiments.errors import ExperimentError
 
 
-def read_tfds(
-    name: str, split: str, config: DataConfig, *, title: str, files: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """All images uint8 `[N, H, W, channels]` and labels `[N]` of one split.
-
-    Args:
-      name: what TFDS calls the data set.
-      split: `"train"` or `"test"`.
-      config: of the run, with the folder of TFDS.
-      title: what people call the data set.
-      files: what `config.data.dir` may hold instead, for the message.
+def read_tfds(dataset: DataSet, folder: str) -> Parts:
+    """All images and labels of `dataset`, from what TFDS keeps in `folder` (empty: its default).
 
     Raises:
-      ExperimentError: if the data is not there; the message names both ways to provide it.
+      FileNotFoundError: with the reason, if the data set is not there, or not in a form that can be
+        read without TensorFlow.
+      ExperimentError: if it is damaged.
     """
-    import tensorflow_datasets as tfds  # slow to import, and only needed here
-
-    logging.getLogger("absl").setLevel(
-        logging.ERROR
-    )  # warns at length about data that is not there
     try:
-        # Never downloads: preparing a data set needs TensorFlow, reading it does not.
-        source = tfds.data_source(
-            name, split=split, data_dir=config.tfds_dir or None, download=False
-        )
-    except Exception as error:  # TFDS raises many types for data that is not there
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExperimentError(
-            f"{title} is not there ({reason[:160]}). Either pass --config.data.dir=FOLDER with "
-            f"{files}, or prepare it for TFDS "
-            f"with: pip install tensorflow && tfds build {name} --file_format=array_record"
-        ) from error
-    records = [source[index] for index in range(len(source))]
-    images = np.stack([np.asarray(record["image"], np.uint8) for record in records])
-    return images, np.asarray([record["label"] for record in records])
+        import tensorflow_datasets as tfds  # slow to import, and only needed here
+    except ImportError as error:
+        raise FileNotFoundError(f"TFDS cannot be used ({reason(error)})") from error
+    # Of data that is not there, it warns at length.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    sources = []
+    for split in ("train", "test"):
+        try:
+            # Never downloads: preparing a data set needs TensorFlow, reading it does not.
+            source = tfds.data_source(
+                dataset.tfds, split=split, data_dir=folder or None, download=False
+            )
+        except Exception as error:  # TFDS raises many types for data that is not there
+            raise FileNotFoundError(f"TFDS has no {dataset.tfds} ({reason(error)})") from error
+        sources.append((source, f"TFDS {dataset.tfds} ({split})"))
+    train, test = (_read(source, dataset, name) for source, name in sources)
+    return train, test
+
+
+def _read(records, dataset: DataSet, source: str) -> Raw:
+    images = np.empty((len(records), *dataset.shape), np.uint8)
+    labels = np.empty(len(records), np.int64)
+    for index in range(len(records)):
+        try:
+            image, labels[index] = records[index]["image"], records[index]["label"]
+        except Exception as error:  # so does it for damaged records
+            raise ExperimentError(
+                f"{source}: record {index} cannot be read ({reason(error)}); prepare it again"
+            ) from error
+        if image.dtype != np.uint8 or image.shape != dataset.shape:
+            raise ExperimentError(
+                f"{source}: expected images uint8 {list(dataset.shape)}, got {image.dtype} "
+                f"{list(image.shape)} in record {index}; prepare it again"
+            )
+        images[index] = image
+    return Raw(images, labels, source)

@@ -1,0 +1,77 @@
+"""Reading files that may be missing or damaged: every failure is one line with the file's name."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from experiments.errors import ExperimentError
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, as a part of one line."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def read_bytes(path: Path, whole: str) -> bytes:
+    """The content of the file at `path`, one of those that `whole` describes.
+
+    Raises:
+      ExperimentError: if it is not there or cannot be read.
+    """
+    if not path.is_file():
+        raise ExperimentError(
+            f"{path.parent}: {path.name} is not there; --config.data.dir must name a folder with "
+            f"{whole}"
+        )
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ExperimentError(
+            f"{path}: cannot be read ({reason(error)}); fetch it again"
+        ) from error
+
+
+def need_size(path: Path, content: bytes, records: int, record: int) -> None:
+    """Raises an ExperimentError if a file is not `records` records of `record` bytes long."""
+    if len(content) != records * record:
+        raise ExperimentError(
+            f"{path}: expected {records * record} bytes ({records} records of {record}), "
+            f"got {len(content)}; the file is truncated or damaged, fetch it again"
+        )
+
+
+def read_npz(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
+    """The arrays `keys` of the archive at `path`; never an object, which would run code.
+
+    Raises:
+      ExperimentError: if the file cannot be read or lacks one of the arrays.
+    """
+    keys = tuple(keys)
+    try:
+        # Opened here: numpy leaves a file open where the archive is damaged.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it holds one array, without names")
+            with archive:
+                return {key: archive[key] for key in keys}
+    except (
+        OSError,
+        EOFError,
+        KeyError,
+        ValueError,
+        NotImplementedError,  # of zipfile, where a damaged byte names an unknown compression
+        MemoryError,  # the header of a damaged array may promise anything
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ExperimentError(
+            f"{path}: cannot be read ({reason(error)}); it must hold {', '.join(keys)}; "
+            "fetch or write it again"
+        ) from error
