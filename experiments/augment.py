@@ -1,4 +1,4 @@
-"""Random variations of training images, on the device: pure functions of (seed, step)."""
+"""Random variations of training images, on the device: pure functions of a PRNG key."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from experiments.errors import ExperimentError
 
 # What the padding is made of: the mode of `jnp.pad` by the name of the configuration.
 BORDERS = {"zeros": "constant", "edge": "edge"}
-# Apart from the key of the initial parameters, which is the seed's own.
-_STREAM = 2
 
 
 def mirror(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -40,7 +38,7 @@ def random_crop(key: jax.Array, images: jax.Array, crop: int, border: str) -> ja
     height, width = images.shape[1:3]
     if crop >= min(height, width):
         raise ExperimentError(
-            f"config.train.augment.crop must be below the size of the images, {height}x{width}, "
+            f"config.augment.crop must be below the size of the images, {height}x{width}, "
             f"got {crop}"
         )
     places = jax.random.randint(key, (len(images), 2), 0, 2 * crop + 1)
@@ -53,15 +51,14 @@ def random_crop(key: jax.Array, images: jax.Array, crop: int, border: str) -> ja
 
 
 def create_augmentation(
-    seed: int, *, flip: bool, crop: int, border: str
+    *, flip: bool, crop: int, border: str
 ) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
-    """`(step, images [B, H, W, channels]) -> images`; None where images stay as they are.
+    """`(key, images [B, H, W, channels]) -> images`; None where images stay as they are.
 
     One draw per image, whatever devices the batch lies on. The draws of one variation do not depend
     on whether the other is on.
 
     Args:
-      seed: of the run.
       flip: whether images are mirrored at random; not for digits, which then are others.
       crop: pixels of padding on every side before a random crop; 0: no crop.
       border: of that padding, `"zeros"` or `"edge"`.
@@ -70,17 +67,16 @@ def create_augmentation(
       ExperimentError: for a negative crop or an unknown border.
     """
     if crop < 0:
-        raise ExperimentError(f"config.train.augment.crop must be >= 0 pixels, got {crop}")
+        raise ExperimentError(f"config.augment.crop must be >= 0 pixels, got {crop}")
     if border not in BORDERS:
         raise ExperimentError(
-            f"config.train.augment.border must be one of {', '.join(BORDERS)}, got {border!r}"
+            f"config.augment.border must be one of {', '.join(BORDERS)}, got {border!r}"
         )
     if not flip and crop == 0:
         return None
-    stream = jax.random.fold_in(jax.random.key(seed), _STREAM)
 
-    def augment(step: jax.Array, images: jax.Array) -> jax.Array:
-        flip_key, place_key = jax.random.split(jax.random.fold_in(stream, step))
+    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+        flip_key, place_key = jax.random.split(key)
         if flip:
             images = mirror(flip_key, images)
         return random_crop(place_key, images, crop, border) if crop else images

@@ -43,8 +43,9 @@ class DataConfig:
 class ModelConfig:
     """A name of `experiments.models`, and the normalisation of its first layer (empty: none).
 
-    `init` is how k x k convolutions start: `"fan_in"`, uniform in `+-1/sqrt(k^2 in)`, or
-    `"fan_out"`, normal with variance `2 / (k^2 out)`.
+    `init` is how weights start: `"fan_in"`, uniform in `+-1/sqrt(fan_in)`; `"fan_out"`, the same
+    but k x k convolutions normal with variance `2 / (k^2 out)`; `"ibp"`, normal with standard
+    deviation `sqrt(2 pi) / fan_in` but for the last layer (Shi et al. 2021).
     """
 
     name: str = "tiny"
@@ -55,21 +56,36 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, in batches of how many images (over all devices), and how these are varied.
-
-    `augment` is `"none"` or `"flip_crop"`: mirrored at random, and moved by up to 4 pixels.
-    """
+    """How long, in batches of how many images (over all devices)."""
 
     epochs: int = 1
     batch_size: int = 128
-    augment: str = "none"
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How training images are varied at random; by default they are not.
+
+    `flip` mirrors them, `crop` moves them by up to so many pixels, over a border of `"zeros"` or of
+    the `"edge"` pixels.
+    """
+
+    flip: bool = False
+    crop: int = 0
+    border: str = "zeros"
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam; the learning rate is multiplied by `factor` at each of `milestones` (epochs)."""
+    """`"adam"` or `"sgd"`; the learning rate times `factor` at each of `milestones` (epochs).
 
+    `momentum` is of SGD. `weight_decay` adds so many times the parameters to their gradient.
+    """
+
+    name: str = "adam"
     lr: float = 5e-4
+    momentum: float = 0.9
+    weight_decay: float = 0.0
     milestones: tuple[float, ...] = ()
     factor: float = 0.1
     clip_norm: float = 0.0  # global gradient norm; 0: not clipped
@@ -81,12 +97,16 @@ class RobustConfig:
 
     Radii are in pixels of `[0, 1]`, in the norm `norm`: `"inf"` or `"2"` (a name, because JSON has
     no infinity). Everything is in that norm: training, certificates and attacks.
+
+    `schedule` is `"linear"`, `"smoothed"` (Shi et al. 2021) or `"stairs"`: constant in every epoch,
+    from `eps_start` (Wong & Kolter 2018).
     """
 
     method: str = "crown_ibp"
     norm: str = "inf"
     eps_train: float = 0.1
     eps_test: float = 0.1
+    eps_start: float = 0.0
     schedule: str = "linear"
     warmup_epochs: float = 0.0  # natural training at radius 0
     ramp_epochs: float = 1.0  # radius 0 -> eps_train
@@ -109,10 +129,68 @@ class RobustConfig:
 
 
 @dataclass(frozen=True)
+class RelaxationConfig:
+    """The linear bounds of the methods that train on them.
+
+    `fused` is CROWN-IBP with one row per image instead of one per class. `steps` signed-gradient
+    steps of `step_size` optimise the slopes of `one_step`; `p` and `q` are the probabilities of
+    `pq_slopes` (`boundjax.slopes.random`). `projections` random rows estimate the norms of `cap`
+    (0: they are exact).
+    """
+
+    fused: bool = False
+    steps: int = 1
+    step_size: float = 2.0
+    p: float = 0.0
+    q: float = 1.0
+    projections: int = 0
+
+
+@dataclass(frozen=True)
+class AdversaryConfig:
+    """The methods that train on attacked images: PGD, SABR, TAPS and the expressive losses.
+
+    The attack takes `steps` steps of `step_size` times its radius, which is `scale` times the
+    radius of the schedule, from `restarts` random points. `alpha` is the weight of the interval
+    bounds in `mtl_ibp`, `cc_ibp` and `exp_ibp`; `box` the radius of SABR's and STAPS' boxes as a
+    part of the schedule's; `split` the number of layers in the first block of TAPS, and
+    `taps_scale` the weight of its gradient through the attack.
+    """
+
+    steps: int = 8
+    step_size: float = 0.25
+    restarts: int = 1
+    scale: float = 1.0
+    alpha: float = 0.5
+    box: float = 0.1
+    split: int = 0
+    taps_scale: float = 4.0
+
+
+@dataclass(frozen=True)
+class RegularizerConfig:
+    """Weights of terms that are added to the loss (`boundjax.training`); 0 leaves one out.
+
+    `tightness` and `relu_balance` fall with the radius, to 0 at `eps_train` (Shi et al. 2021, with
+    the tolerance `tau`). `gap` and `slack`, d and r of the tightness regularizers (REG), rise with
+    it. `relu_stability` (Xiao et al. 2019) and `l1`, of the kernels, are constant.
+    """
+
+    tightness: float = 0.0
+    relu_balance: float = 0.0
+    tau: float = 0.5
+    gap: float = 0.0
+    slack: float = 0.0
+    relu_stability: float = 0.0
+    l1: float = 0.0
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """How errors are measured.
 
-    `methods` are those of `boundjax.certify`; their union is reported as well.
+    `methods` are those of `boundjax.certify`; their union is reported as well. `precise_bn` takes
+    the statistics of batch normalisation anew from all training images before every evaluation.
     """
 
     methods: tuple[str, ...] = ("interval", "crown-ibp")
@@ -122,6 +200,7 @@ class EvaluationConfig:
     pgd_steps: int = 40
     pgd_restarts: int = 2
     pgd_loss: str = "margin"
+    precise_bn: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,14 +212,22 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A run. On one machine, two runs of one configuration end bit-identically."""
+    """A run. On one machine, two runs of one configuration end bit-identically.
+
+    With `seeds` above 1 it is a run for each of `seed`, `seed + 1`, ..., and their mean.
+    """
 
     seed: int = 0
+    seeds: int = 1
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     robust: RobustConfig = field(default_factory=RobustConfig)
+    relaxation: RelaxationConfig = field(default_factory=RelaxationConfig)
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    regularizers: RegularizerConfig = field(default_factory=RegularizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
@@ -249,34 +336,65 @@ def _validate(config: Config) -> None:
                 value = getattr(value, part)
             raise ExperimentError(f"config.{key} must be {expectation}, got {value!r}")
 
-    robust, train, evaluation = config.robust, config.train, config.evaluation
+    def at_least(bound: float, *keys: str) -> None:
+        for key in keys:
+            group, _, name = key.rpartition(".")
+            value = getattr(getattr(config, group) if group else config, name)
+            need(bound <= value < math.inf, key, f">= {bound}")
+
+    def among(key: str, *names: str) -> None:
+        group, name = key.split(".")
+        listed = ", ".join(map(repr, names[:-1]))
+        need(getattr(getattr(config, group), name) in names, key, f"{listed} or {names[-1]!r}")
+
+    def fraction(*keys: str) -> None:
+        for key in keys:
+            group, name = key.split(".")
+            need(0 <= getattr(getattr(config, group), name) <= 1, key, "in [0, 1]")
+
+    robust = config.robust
+    at_least(1, "seeds", "train.epochs", "train.batch_size", "relaxation.steps")
+    at_least(1, "adversary.restarts", "evaluation.every", "evaluation.batch_size")
+    at_least(1, "evaluation.pgd_restarts", "checkpoint.every")
+    at_least(0, "data.validation", "augment.crop", "evaluation.pgd_steps")
     need(0 <= config.seed < 2**31, "seed", "in [0, 2**31)")
-    need(config.data.validation >= 0, "data.validation", ">= 0")
     need(all(std > 0 for std in config.model.std), "model.std", "positive")
-    need(config.model.init in ("fan_in", "fan_out"), "model.init", "'fan_in' or 'fan_out'")
-    need(train.epochs >= 1, "train.epochs", ">= 1")
-    need(train.batch_size >= 1, "train.batch_size", ">= 1")
-    need(train.augment in ("none", "flip_crop"), "train.augment", "'none' or 'flip_crop'")
+    among("model.init", "fan_in", "fan_out", "ibp")
+    among("augment.border", "zeros", "edge")
+    among("optim.name", "adam", "sgd")
     need(0 < config.optim.lr < math.inf, "optim.lr", "positive")
     need(0 < config.optim.factor <= 1, "optim.factor", "in (0, 1]")
     need(all(m >= 0 for m in config.optim.milestones), "optim.milestones", "epochs >= 0")
-    need(0 <= config.optim.clip_norm < math.inf, "optim.clip_norm", ">= 0 (0: not clipped)")
-    need(robust.norm in NORMS, "robust.norm", "'inf' or '2'")
-    need(0 <= robust.eps_train < math.inf, "robust.eps_train", ">= 0")
-    need(0 <= robust.eps_test < math.inf, "robust.eps_test", ">= 0")
-    need(robust.schedule in ("linear", "smoothed"), "robust.schedule", "'linear' or 'smoothed'")
-    need(0 <= robust.warmup_epochs < math.inf, "robust.warmup_epochs", ">= 0")
-    need(0 <= robust.ramp_epochs < math.inf, "robust.ramp_epochs", ">= 0")
+    at_least(0, "optim.clip_norm", "optim.momentum", "optim.weight_decay")
+    among("robust.norm", *NORMS)
+    among("robust.schedule", "linear", "smoothed", "stairs")
+    at_least(0, "robust.eps_train", "robust.eps_test", "robust.eps_start")
+    at_least(0, "robust.warmup_epochs", "robust.ramp_epochs")
+    if robust.norm == "inf":
+        for key in ("robust.eps_train", "robust.eps_test"):
+            eps = getattr(robust, key.split(".")[1])
+            need(eps < 1, key, f"in pixels of [0, 1], e.g. {eps:g}/255 = {eps / 255:.6f}")
+    need(robust.eps_start <= robust.eps_train, "robust.eps_start", "<= robust.eps_train")
+    need(
+        robust.eps_start == 0 or robust.schedule == "stairs",
+        "robust.eps_start",
+        "0 unless robust.schedule='stairs'",
+    )
+    need(
+        robust.warmup_epochs + robust.ramp_epochs <= config.train.epochs,
+        "robust.ramp_epochs",
+        f"at most train.epochs - robust.warmup_epochs = "
+        f"{config.train.epochs - robust.warmup_epochs:g}, or the radius never reaches eps_train",
+    )
     need(all(0 <= k <= 1 for k in robust.kappa), "robust.kappa", "two weights in [0, 1]")
     need(all(0 <= b <= 1 for b in robust.beta), "robust.beta", "two weights in [0, 1]")
-    need(len(evaluation.methods) > 0, "evaluation.methods", "at least one method")
-    need(evaluation.every >= 1, "evaluation.every", ">= 1")
-    need(evaluation.batch_size >= 1, "evaluation.batch_size", ">= 1")
-    need(evaluation.pgd_steps >= 0, "evaluation.pgd_steps", ">= 0")
-    need(evaluation.pgd_restarts >= 1, "evaluation.pgd_restarts", ">= 1")
-    need(
-        evaluation.pgd_loss in ("margin", "cross_entropy"),
-        "evaluation.pgd_loss",
-        "'margin' or 'cross_entropy'",
-    )
-    need(config.checkpoint.every >= 1, "checkpoint.every", ">= 1")
+    at_least(0, "relaxation.projections", "relaxation.step_size")
+    fraction("relaxation.p", "relaxation.q", "adversary.alpha", "adversary.box")
+    at_least(0, "adversary.steps", "adversary.step_size", "adversary.scale", "adversary.split")
+    at_least(0, "adversary.taps_scale", *(f"regularizers.{f.name}" for f in _REGULARIZERS))
+    need(config.regularizers.tau > 0, "regularizers.tau", "positive")
+    need(len(config.evaluation.methods) > 0, "evaluation.methods", "at least one method")
+    among("evaluation.pgd_loss", "margin", "cross_entropy")
+
+
+_REGULARIZERS = dataclasses.fields(RegularizerConfig)

@@ -1,14 +1,14 @@
 """One run, from a configuration to `summary.json`. Reads from top to bottom.
 
 Everything that depends on chance or time is a pure function of (seed, step): the initial
-parameters, the order of the batches, how their images are varied, the radius and the weights. The
+parameters, the order of the batches, what is random in a step, the radius and the weights. The
 state holds everything else. A run that was killed therefore continues from its latest checkpoint to
 bit-identical parameters.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import hashlib
 import math
 import time
@@ -20,13 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import boundjax as bj
 import boundjax.methods
 from experiments import data, methods, models
 from experiments.augment import create_augmentation
+from experiments.batch_norm import population_statistics
 from experiments.checkpoints import Checkpoints
 from experiments.config import Config
 from experiments.errors import ExperimentError
 from experiments.evaluate import evaluate, verified
+from experiments.feed import Feed
 from experiments.plots.curves import plot_curves
 from experiments.report import Report
 from experiments.run_folder import RunFolder
@@ -39,8 +42,6 @@ from experiments.train_step import (
     create_state,
     create_train_step,
 )
-
-PIXEL_RANGE = (0.0, 1.0)
 
 
 def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
@@ -97,17 +98,23 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
     # ------------------------------------------------------------------ model and train step
     model = models.from_config(config.model)
     image_shape = splits.train.images.shape[1:]
-    threat = methods.Threat(config.robust.order, PIXEL_RANGE if config.robust.clip else None)
-    augment = create_augmentation(config.train.augment, config.seed)
+    method = methods.create(model, config)
+    threat = methods.Setting(model, config).threat
     schedule = create_schedule(config.robust, steps_per_epoch)
     learning_rate = create_learning_rate(config.optim, steps_per_epoch)
     optimizer = create_optimizer(config.optim, steps_per_epoch)
-    method = methods.get(config.robust.method)
+    key = jax.random.key(config.seed)
     # One step per phase of the method (natural, interval, linear bounds), compiled when first due.
     train_steps = [
         jax.jit(
             create_train_step(
-                model, objective, optimizer, schedule, steps_per_epoch, threat, augment
+                model,
+                objective,
+                optimizer,
+                schedule,
+                steps_per_epoch,
+                key,
+                create_augmentation(**dataclasses.asdict(config.augment)),
             ),
             in_shardings=(replicated, sharded, sharded),
             out_shardings=replicated,
@@ -118,10 +125,20 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
     phases = np.asarray(
         jax.vmap(lambda step: method.phase(schedule(step)))(jnp.arange(total_steps))
     )
-    state = jax.jit(
-        lambda key: create_state(method, model, optimizer, image_shape, key),
-        out_shardings=replicated,
-    )(jax.random.key(config.seed))
+    feed = Feed(splits.train, batch_size, config.seed, mesh)
+    try:
+        state = jax.jit(
+            lambda key: create_state(method, model, optimizer, image_shape, key),
+            out_shardings=replicated,
+        )(key)
+        for phase in sorted(set(phases.tolist())):
+            train_steps[phase].trace(state, *feed(0))  # said now, not in the middle of the training
+    except (bj.UnsupportedOpError, NotImplementedError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ExperimentError(
+            f"robust.method={config.robust.method!r} cannot train model {config.model.name!r}: "
+            f"{reason}"
+        ) from error
     selected = nothing_selected(state, selecting=len(splits.validation) > 0)
 
     report = Report(total_steps)
@@ -147,13 +164,13 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
         def seconds() -> float:
             return seconds_before + time.monotonic() - began
 
+        if restored is None:  # so that even a first step that diverges leaves one
+            checkpoints.save(0, state, selected, 0.0)
+        watch = Watch(steps_per_epoch, folder.path)
         for step in range(first_step, total_steps):
-            batch = splits.train.take(
-                batch_indices(config.seed, step, len(splits.train), batch_size)
-            )
-            state = train_steps[phases[step]](
-                state, jax.device_put(batch.images, sharded), jax.device_put(batch.labels, sharded)
-            )
+            state, metrics = train_steps[phases[step]](state, *feed(step))
+            # Waits for the step before this one, so that the devices always have one to do.
+            watch.see(step, metrics)
             done = step + 1
             if done % steps_per_epoch == 0:
                 epoch = done // steps_per_epoch
@@ -161,24 +178,21 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
                 weights = schedule(step)
                 record |= {key: float(value) for key, value in weights._asdict().items()}
                 record["lr"] = float(learning_rate(step))
-                record |= {key: float(state["metrics"][key]) / steps_per_epoch for key in METRICS}
-                if not all(math.isfinite(record[key]) for key in METRICS):
-                    raise ExperimentError(
-                        f"training diverged in epoch {epoch} (loss {record['loss']}); "
-                        "lower config.optim.lr or set config.optim.clip_norm, with a new --workdir"
-                    )
+                means = {key: float(state["metrics"][key]) / steps_per_epoch for key in METRICS}
+                # The ReLUs' states are not known in every phase.
+                record |= {key: value for key, value in means.items() if math.isfinite(value)}
+                watch.finish()
                 last_epoch = epoch == config.train.epochs
                 if len(splits.validation) and (epoch % config.evaluation.every == 0 or last_epoch):
-                    errors = _validate(config, model, state, splits.validation, threat)
+                    errors = _validate(config, model, state, splits, threat)
                     record |= {f"validation_{key}": value for key, value in errors.items()}
                     selected = _select(selected, state, epoch, errors)
                 record["seconds"] = round(seconds(), 2)
                 folder.append_record(record)
                 report.line(_describe(record, config.train.epochs))
             if done % config.checkpoint.every == 0 or done == total_steps:
+                watch.finish()  # no checkpoint of a step that diverged
                 checkpoints.save(done, state, selected, seconds())
-            # Waiting for the step keeps the bar honest and the queue of batches short.
-            jax.block_until_ready(state["step"])
             report.update(done)
         train_seconds = seconds()
 
@@ -198,7 +212,7 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
             continue
         evaluation = evaluate(
             model,
-            variables_of(candidate),
+            deployed(config, model, candidate, splits),
             splits.test,
             config.robust.eps_test,
             norm=threat.norm,
@@ -234,7 +248,7 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
         "method": config.robust.method,
         "model": config.model.name,
         "parameters": models.count_parameters(model, image_shape),
-        "parameters_sha256": parameters_sha256(variables_of(state)),
+        "parameters_sha256": parameters_sha256(deployed(config, model, state, splits)),
         "data": splits.title,
         "train_images": len(splits.train),
         "validation_images": len(splits.validation),
@@ -253,18 +267,47 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
     return summary
 
 
-def batch_indices(seed: int, step: int, count: int, batch_size: int) -> np.ndarray:
-    """Which of `count` examples a step trains on: int `[batch_size]`, a pure function.
+class Watch:
+    """Reads the loss of every step, one step late, and stops a run that diverges."""
 
-    Every epoch is a new permutation; what does not fill its last batch is left out of that epoch.
-    """
-    epoch, position = divmod(step, count // batch_size)
-    return _permutation(seed, epoch, count)[position * batch_size : (position + 1) * batch_size]
+    def __init__(self, steps_per_epoch: int, workdir: Path):
+        """Nothing seen yet."""
+        self._steps_per_epoch, self._workdir = steps_per_epoch, workdir
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._last: dict[str, jax.Array] | None = None
 
+    def see(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step, and looks at those of the step before.
 
-@functools.lru_cache(maxsize=1)
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
+        Raises:
+          ExperimentError: if that step's loss is not finite.
+        """
+        self.finish()
+        self._pending = step, metrics
+
+    def finish(self) -> None:
+        """Looks at the metrics of the latest step.
+
+        Raises:
+          ExperimentError: if its loss is not finite.
+        """
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        loss = float(metrics["loss"])
+        if math.isfinite(loss):
+            self._last = metrics
+            return
+        before = "it was the first step"
+        if self._last is not None:
+            last = {key: float(value) for key, value in self._last.items()}
+            values = ", ".join(f"{key} {last[key]:.4g}" for key in last if math.isfinite(last[key]))
+            before = f"the step before had {values}"
+        raise ExperimentError(
+            f"training diverged at step {step + 1} (epoch {step // self._steps_per_epoch + 1}, "
+            f"loss {loss}); {before}; {self._workdir} keeps a checkpoint from before; lower "
+            "config.optim.lr or set config.optim.clip_norm, with a new --workdir"
+        )
 
 
 def parameters_sha256(variables: Any) -> str:
@@ -283,6 +326,15 @@ def variables_of(state: dict[str, Any]) -> dict[str, Any]:
     if state["batch_stats"]:
         variables["batch_stats"] = state["batch_stats"]
     return jax.device_get(variables)
+
+
+def deployed(config: Config, model, state: dict[str, Any], splits: data.Splits) -> dict[str, Any]:
+    """The variables that are evaluated: with `precise_bn`, with statistics of all images."""
+    variables = variables_of(state)
+    if config.evaluation.precise_bn and "batch_stats" in variables:
+        statistics = population_statistics(model, variables, splits.train.images)
+        variables["batch_stats"] = statistics
+    return variables
 
 
 def nothing_selected(state: dict[str, Any], selecting: bool) -> dict[str, Any]:
@@ -315,9 +367,9 @@ def _select(
     }
 
 
-def _validate(config: Config, model, state, validation, threat) -> dict[str, float]:
+def _validate(config: Config, model, state, splits, threat) -> dict[str, float]:
     """Standard and verified error at eps_test on the validation images."""
-    variables = variables_of(state)
+    variables, validation = deployed(config, model, state, splits), splits.validation
     size = min(config.evaluation.batch_size, len(validation))
     flags = {
         key: verified(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,22 +10,26 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from boundjax.training import eps_dependent, linear_schedule, smoothed_schedule
+from boundjax.training import (
+    eps_dependent,
+    linear_schedule,
+    smoothed_schedule,
+    stairs_schedule,
+)
 from experiments.config import OptimConfig, RobustConfig
-from experiments.methods import Batch, Method, Objective, Threat, Weights
-from experiments.methods.method import one_example
+from experiments.methods import Batch, Method, Objective, Weights
+from experiments.methods.method import RELU_METRICS, one_example
 
 State = dict[str, Any]
-# Called with the state's `step` and its images `[B, H, W, channels]`.
+Metrics = dict[str, jax.Array]
+# Called with a PRNG key and images `[B, H, W, channels]`.
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
-METRICS = ("loss", "natural_loss", "robust_loss", "standard_error", "verified_error")
+METRICS = ("loss", "natural_loss", "robust_loss", "standard_error", "verified_error", *RELU_METRICS)
 
 # What else is in a state are collections that the objectives read.
 _NO_COLLECTIONS = ("step", "params", "opt_state", "metrics")
-# Apart from the key of the parameters, which a method must not change.
-_OWN_KEY = 1
-
-_RAMPS = {"linear": linear_schedule, "smoothed": smoothed_schedule}
+# Streams of random numbers apart from the initial parameters', which is the seed's own key.
+_OWN_STREAM, _AUGMENTATION_STREAM, _OBJECTIVE_STREAM = 1, 2, 3
 
 
 def create_schedule(
@@ -35,14 +38,27 @@ def create_schedule(
     """The radius and the weights as a function of the global step."""
     start = round(config.warmup_epochs * steps_per_epoch)
     end = start + round(config.ramp_epochs * steps_per_epoch)
-    ramp = _RAMPS[config.schedule]
+
+    def radius(step: jax.Array | int) -> jax.Array:
+        if config.schedule == "stairs":
+            eps = stairs_schedule(
+                step - start,
+                steps_per_epoch,
+                max(1, round(config.ramp_epochs)),
+                config.eps_start,
+                config.eps_train,
+            )
+            return jnp.where(step < start, 0.0, eps)
+        ramp = linear_schedule if config.schedule == "linear" else smoothed_schedule
+        return ramp(step, start, end, config.eps_train)
 
     def schedule(step: jax.Array | int) -> Weights:
-        eps = ramp(step, start, end, config.eps_train)
+        eps = radius(step)
         return Weights(
             eps=eps,
             kappa=eps_dependent(eps, config.eps_train, *config.kappa),
             beta=eps_dependent(eps, config.eps_train, *config.beta),
+            ramp=eps_dependent(eps, config.eps_train, 0.0, 1.0),
         )
 
     return schedule
@@ -55,11 +71,21 @@ def create_learning_rate(config: OptimConfig, steps_per_epoch: int) -> optax.Sch
 
 
 def create_optimizer(config: OptimConfig, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Adam on the scheduled learning rate, after clipping the gradient norm where asked for."""
-    adam = optax.adam(create_learning_rate(config, steps_per_epoch))
-    if config.clip_norm == 0:
-        return adam
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+    """Adam or SGD on the scheduled rate, after clipping the gradient norm where asked for.
+
+    Weight decay is added to the clipped gradient, as PyTorch's optimizers do.
+    """
+    rate = create_learning_rate(config, steps_per_epoch)
+    parts = []
+    if config.clip_norm:
+        parts.append(optax.clip_by_global_norm(config.clip_norm))
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(config.weight_decay))
+    if config.name == "sgd":
+        parts.append(optax.sgd(rate, momentum=config.momentum or None))
+    else:
+        parts.append(optax.adam(rate))
+    return optax.chain(*parts) if len(parts) > 1 else parts[0]
 
 
 def create_state(
@@ -80,7 +106,7 @@ def create_state(
     own = method.init(
         one_example(model, variables["params"], statistics),
         jax.ShapeDtypeStruct(tuple(image_shape), jnp.float32),
-        jax.random.fold_in(key, _OWN_KEY),
+        jax.random.fold_in(key, _OWN_STREAM),
     )
     return {
         "step": jnp.zeros((), jnp.int32),
@@ -98,37 +124,48 @@ def create_train_step(
     optimizer: optax.GradientTransformation,
     schedule: Callable[[jax.Array], Weights],
     steps_per_epoch: int,
-    threat: Threat,
+    key: jax.Array,
     augment: Augmentation | None = None,
-) -> Callable[[State, jax.Array, jax.Array], State]:
-    """One step, `(state, images [B, H, W, channels], labels [B]) -> state`, not yet compiled.
+) -> Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]:
+    """One step, `(state, images [B, H, W, channels], labels [B]) -> (state, metrics)`, uncompiled.
+
+    The second output holds the metrics of this step alone.
 
     Args:
       model: a Linen module with `__call__(x, train=False)`; with batch normalisation it has
         `bn_momentum`.
-      objective: one of the objectives of a training method.
+      objective: one of the objectives of a training method for that model.
       optimizer: of the parameters.
       schedule: the radius and the weights at a step.
       steps_per_epoch: after how many steps the metric sums start again.
-      threat: the norm of the ball, and the pixel range that the perturbed images stay in.
+      key: of all that is random in a step, as is its number.
       augment: what is done to the images first (`experiments.augment`), or None.
     """
-    loss_and_gradient = jax.value_and_grad(partial(objective, model, threat), has_aux=True)
+    loss_and_gradient = jax.value_and_grad(objective, has_aux=True)
 
-    def train_step(state: State, images: jax.Array, labels: jax.Array) -> State:
+    def train_step(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, Metrics]:
         weights = schedule(state["step"])
+
+        def random(stream: int) -> jax.Array:
+            return jax.random.fold_in(jax.random.fold_in(key, stream), state["step"])
+
         if augment is not None:
-            images = augment(state["step"], images)
-        collections = {key: value for key, value in state.items() if key not in _NO_COLLECTIONS}
+            images = augment(random(_AUGMENTATION_STREAM), images)
+        collections = {name: value for name, value in state.items() if name not in _NO_COLLECTIONS}
         (_, outcome), gradient = loss_and_gradient(
-            state["params"], collections, Batch(images, labels), weights
+            state["params"],
+            collections,
+            Batch(images, labels),
+            weights,
+            random(_OBJECTIVE_STREAM),
         )
         with jax.numpy_dtype_promotion(
             "standard"
         ):  # Adam's bias correction raises a float to an int
             updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
         begins_epoch = state["step"] % steps_per_epoch == 0
-        return {
+        metrics = {name: outcome.metrics[name] for name in METRICS}
+        new = {
             **collections,
             **outcome.own,
             "step": state["step"] + 1,
@@ -136,10 +173,11 @@ def create_train_step(
             "batch_stats": _running_average(model, state["batch_stats"], outcome.statistics),
             "opt_state": opt_state,
             "metrics": {
-                name: jnp.where(begins_epoch, 0.0, state["metrics"][name]) + outcome.metrics[name]
+                name: jnp.where(begins_epoch, 0.0, state["metrics"][name]) + metrics[name]
                 for name in METRICS
             },
         }
+        return new, metrics
 
     return train_step
 

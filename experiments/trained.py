@@ -46,7 +46,7 @@ def load(workdir: Path) -> Trained:
     model = models.from_config(config.model)
     optimizer = create_optimizer(config.optim, len(splits.train) // config.train.batch_size)
     state = create_state(
-        methods.get(config.robust.method),
+        methods.create(model, config),
         model,
         optimizer,
         splits.train.images.shape[1:],

@@ -101,7 +101,7 @@ def test_round_trip():
 
 
 def test_integers_serve_as_floats():
-    config = from_config_dict({"robust": {"eps_test": 1}, "optim": {"milestones": (1, 2.5)}})
+    config = from_config_dict({"robust": {"eps_test": 0}, "optim": {"milestones": (1, 2.5)}})
     assert isinstance(config.robust.eps_test, float)
     assert config.optim.milestones == (1.0, 2.5)
 
@@ -113,7 +113,7 @@ def test_integers_serve_as_floats():
             {"robust": {"esp_test": 0.1}},
             r"unknown config key robust\.esp_test: did you mean robust",
         ),
-        ({"zzz": 1}, r"unknown config key zzz: known: seed, data"),
+        ({"zzz": 1}, r"unknown config key zzz: known: seed, seeds, data"),
         ({"robust": 3}, r"config\.robust: expected a group of settings, got 3"),
         (
             {"robust": {"eps_test": "a"}},
@@ -127,11 +127,11 @@ def test_integers_serve_as_floats():
         ({"robust": {"eps_test": -0.1}}, r"config\.robust\.eps_test must be >= 0, got -0\.1"),
         ({"robust": {"eps_train": float("nan")}}, r"eps_train must be >= 0, got nan"),
         ({"robust": {"kappa": (2.0, 0.0)}}, r"config\.robust\.kappa must be two weights in"),
-        ({"robust": {"schedule": "cosine"}}, r"'linear' or 'smoothed', got 'cosine'"),
+        ({"robust": {"schedule": "cosine"}}, r"'linear', 'smoothed' or 'stairs', got 'cosine'"),
         ({"robust": {"norm": "1"}}, r"config\.robust\.norm must be 'inf' or '2', got '1'"),
         ({"robust": {"norm": 2}}, r"config\.robust\.norm: expected str, got 2"),
-        ({"train": {"augment": "crop"}}, r"augment must be 'none' or 'flip_crop', got 'crop'"),
-        ({"model": {"init": "he"}}, r"config\.model\.init must be 'fan_in' or 'fan_out'"),
+        ({"augment": {"border": "wrap"}}, r"augment.border must be 'zeros' or 'edge', got 'wrap'"),
+        ({"model": {"init": "he"}}, r"config\.model\.init must be 'fan_in', 'fan_out' or 'ibp'"),
         ({"optim": {"lr": 0.0}}, r"config\.optim\.lr must be positive, got 0\.0"),
         ({"train": {"epochs": 0}}, r"config\.train\.epochs must be >= 1, got 0"),
         ({"checkpoint": {"every": 0}}, r"config\.checkpoint\.every must be >= 1, got 0"),
@@ -162,10 +162,26 @@ def test_learning_rate_falls_at_the_milestones():
 
 def test_phases_of_crown_ibp():
     config = from_config_dict(
-        {"robust": {"warmup_epochs": 1.0, "ramp_epochs": 2.0, "schedule": "smoothed"}}
+        {
+            "robust": {"warmup_epochs": 1.0, "ramp_epochs": 2.0, "schedule": "smoothed"},
+            "train": {"epochs": 10},
+        }
     ).robust
     schedule = create_schedule(config, steps_per_epoch=100)
-    phase = [int(methods.get("crown_ibp").phase(schedule(s))) for s in (0, 100, 101, 299, 300, 999)]
-    assert phase == [0, 0, 2, 2, 1, 1]
-    assert [int(methods.get("ibp").phase(schedule(s))) for s in (100, 101, 300)] == [0, 1, 1]
-    assert int(methods.get("natural").phase(schedule(300))) == 0
+
+    def phases(name, steps, **settings):
+        full = from_config_dict({"robust": {"method": name}, **settings})
+        method = methods.create(None, full)
+        return [int(method.phase(schedule(step))) for step in steps]
+
+    assert phases("crown_ibp", (0, 100, 101, 299, 300, 999)) == [0, 0, 2, 2, 1, 1]
+    assert phases("ibp", (100, 101, 300)) == [0, 2, 2]
+    assert phases("natural", (300,)) == [0]
+    # Regularizers that fall with the radius have phases of their own, the warm-up included.
+    falling = {"regularizers": {"tightness": 0.5}}
+    assert phases("ibp", (100, 101, 299, 300), **falling) == [3, 5, 5, 2]
+    assert phases("crown_ibp", (100, 101, 300), **falling) == [3, 5, 1]
+    # Where a regularizer needs the relaxation, interval bounds alone do not do.
+    assert phases("crown_ibp", (300,), regularizers={"slack": 0.5}) == [2]
+    split = {"adversary": {"split": 3}}
+    assert phases("taps", (101, 299, 300), **split) == [1, 1, 2]

@@ -44,6 +44,10 @@ class Auxiliary(NamedTuple):
       slopes: label -> the free slope's position in ``[0, 1]``, as used at unstable units; an op
         with two free lines has a second entry, ``label:below``.
       coefficients: the linear bounds in the input.
+      rows: label -> ``[m, *shape]``, the coefficients on the op's output of the linear functions
+        that the walk lower-bounds: a positive one takes the op's lower line, a negative one the
+        upper. For ``sides="upper"`` they belong to minus the specification; for ``"both"`` those
+        rows follow, ``[2 m, *shape]``.
       worst_input: ``[m, *input]``, where in the input set the relaxation's lower bound is attained
         (the upper bound, if ``sides="upper"``).
     """
@@ -53,6 +57,7 @@ class Auxiliary(NamedTuple):
     pre_activations: dict[str, Interval]
     slopes: dict[str, Array]
     coefficients: LinearBounds
+    rows: dict[str, Array]
     worst_input: Array
 
 
@@ -182,7 +187,8 @@ def _specification(
     positions, seen = None, None
     if walk.optimized is not None:
         positions, seen = _optimized(walk, starts, constant, sides)
-    walked = walk.pull_back(starts, sides, positions)
+    rows: dict[str, Array] = {}
+    walked = walk.pull_back(starts, sides, positions, rows)
     lower, upper = walked.concretize(walk.input_set)
     found = Interval(
         merged.lower if lower is None else lower + constant,
@@ -195,8 +201,8 @@ def _specification(
         pre_activations=intervals_of.pre_activations(walk.graph, walk.intervals),
         slopes=walk.slopes if positions is None else positions,
         coefficients=walked.in_input(walk.references[0]),
-        # The gradient of a support function is where its maximum is attained.
-        worst_input=jax.vmap(jax.grad(walk.input_set.support))(-side.coefficients),
+        rows=rows,
+        worst_input=walk.worst_input(side),
     )
     if seen is not None:
         # Another iterate may have been better for some rows; it is sound, and no gradient flows.

@@ -169,16 +169,29 @@ class Walk:
         )
 
     def pull_back(
-        self, starts: dict[int, Array], sides: Sides, positions: Positions | None = None
+        self,
+        starts: dict[int, Array],
+        sides: Sides,
+        positions: Positions | None = None,
+        met: dict[str, Array] | None = None,
     ) -> backward.Result:
-        """Linear bounds in the input; with other positions than the shared ones where given."""
-        return backward.pull_back(
-            self.graph,
-            self.references,
-            starts,
-            lambda node, rows: self.lines_of(node, rows, positions),
-            sides,
-        )
+        """Linear bounds in the input; with other positions than the shared ones where given.
+
+        ``met`` takes up the rows ``[m, *shape]`` on the output of every nonlinear op, by label;
+        with both sides those of the upper bounds follow, ``[2 m, *shape]``.
+        """
+
+        def lines_of(node: Node, rows: Rows) -> Lines | Planes | backward.PerRow:
+            if met is not None:
+                met[node.label] = windows.dense(rows)
+            return self.lines_of(node, rows, positions)
+
+        return backward.pull_back(self.graph, self.references, starts, lines_of, sides)
+
+    def worst_input(self, side: backward.Side) -> Array:
+        """Where in the input set the bounds of one side are attained, ``[m, *input]``."""
+        # The gradient of a support function is where its maximum is attained.
+        return jax.vmap(jax.grad(self.input_set.support))(-side.coefficients)
 
     def best(
         self, starts: dict[int, Array], sides: Sides, per_row: bool, constant: Array | float = 0.0

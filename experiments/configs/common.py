@@ -113,7 +113,7 @@ def cifar10_lipschitz(config: config_dict.ConfigDict, method: str, variant: str)
     config.data.name = "cifar10"
     config.model.init = "fan_out"
     config.train.batch_size = 128
-    config.train.augment = "flip_crop"
+    config.augment.flip, config.augment.crop = True, 4
     config.optim.lr = 1e-3
     config.optim.factor = 0.5
     config.robust.eps_train = config.robust.eps_test = 36 / 255

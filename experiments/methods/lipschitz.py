@@ -9,7 +9,6 @@ can be differentiated in the weights. Certificates use provable upper bounds ins
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +17,15 @@ import boundjax as bj
 from boundjax.training import mixed_objective, robust_cross_entropy
 from experiments.methods.method import (
     Method,
+    Objective,
     Outcome,
     PyTree,
+    Setting,
     clean_metrics,
     clean_pass,
     margin_rows,
     one_example,
+    relu_metrics,
     verified_error,
 )
 from experiments.methods.natural import natural_objective
@@ -31,43 +33,45 @@ from experiments.methods.natural import natural_objective
 SPECTRAL = "spectral"
 
 
-def lipschitz_objective(
-    model, threat, params, collections, batch, weights, *, box: bool
-) -> tuple[jax.Array, Outcome]:
+def lipschitz_objective(setting: Setting, *, box: bool) -> Objective:
     """`kappa CE(z, y) + (1 - kappa) robust CE(margins)`, margins by BCP (`box`) or LMT."""
-    clean, statistics = clean_pass(model, params, collections["batch_stats"], batch.images)
-    function = one_example(model, params, statistics)
-    example = jax.ShapeDtypeStruct(batch.images.shape[1:], batch.images.dtype)
-    # Of the weights alone: once per step, not once per image.
-    norms, vectors = bj.power_iteration(function, example, collections[SPECTRAL])
-    bounds = bj.lipschitz(function, box=box, norms=norms, has_aux=True)
+    model, threat = setting.model, setting.threat
 
-    def margins_of(image: jax.Array, specification: jax.Array) -> tuple[jax.Array, jax.Array]:
-        margins, aux = bounds(threat.ball(image, weights.eps), specification)
-        return margins.lower, aux.output.center
+    def objective(params, collections, batch, weights, key) -> tuple[jax.Array, Outcome]:
+        del key
+        clean, statistics = clean_pass(model, params, collections["batch_stats"], batch.images)
+        function = one_example(model, params, statistics)
+        example = jax.ShapeDtypeStruct(batch.images.shape[1:], batch.images.dtype)
+        # Of the weights alone: once per step, not once per image.
+        norms, vectors = bj.power_iteration(function, example, collections[SPECTRAL])
+        bounds = bj.lipschitz(function, box=box, norms=norms, has_aux=True)
 
-    # The centre of the last ball holds the logits once more: the clean pass drops out of the
-    # compiled step where there are no statistics to take from it.
-    margins, logits = jax.vmap(margins_of)(batch.images, margin_rows(clean, batch.labels))
-    loss = mixed_objective(logits, batch.labels, margins, margins, weights.kappa, 0.0)
-    metrics = clean_metrics(logits, batch.labels)
-    metrics["loss"] = loss
-    metrics["robust_loss"] = jnp.mean(robust_cross_entropy(margins))
-    metrics["verified_error"] = verified_error(margins)
-    return loss, Outcome(metrics, statistics, {SPECTRAL: vectors})
+        def margins_of(image: jax.Array, specification: jax.Array) -> tuple[jax.Array, jax.Array]:
+            margins, aux = bounds(threat.ball(image, weights.eps), specification)
+            return margins.lower, aux.output.center
+
+        # The centre of the last ball holds the logits once more: the clean pass drops out of the
+        # compiled step where there are no statistics to take from it.
+        margins, logits = jax.vmap(margins_of)(batch.images, margin_rows(clean, batch.labels))
+        loss = mixed_objective(logits, batch.labels, margins, margins, weights.kappa, 0.0)
+        metrics = clean_metrics(logits, batch.labels)
+        metrics["loss"] = loss
+        metrics["robust_loss"] = jnp.mean(robust_cross_entropy(margins))
+        metrics["verified_error"] = verified_error(margins)
+        metrics |= relu_metrics(None)
+        return loss, Outcome(metrics, statistics, {SPECTRAL: vectors})
+
+    return objective
 
 
 def _init(function: Callable, example: jax.ShapeDtypeStruct, key: jax.Array) -> dict[str, PyTree]:
     return {SPECTRAL: bj.power_vectors(function, example, key)}
 
 
-def _method(box: bool) -> Method:
+def lipschitz(setting: Setting, *, box: bool) -> Method:
+    """BCP (`box`) or LMT: natural at radius 0."""
     return Method(
-        objectives=(natural_objective, partial(lipschitz_objective, box=box)),
+        objectives=(natural_objective(setting), lipschitz_objective(setting, box=box)),
         phase=lambda weights: jnp.where(weights.eps > 0, 1, 0),
         init=_init,
     )
-
-
-BCP = _method(box=True)
-LMT = _method(box=False)

@@ -10,9 +10,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 import boundjax as bj
-from boundjax.training import cross_entropy
+from boundjax.training import cross_entropy, relu_states
+from experiments.config import Config
 
 PyTree = Any
+PIXEL_RANGE = (0.0, 1.0)
+RELU_METRICS = ("active_relus", "unstable_relus", "dead_relus")
 
 
 class Batch(NamedTuple):
@@ -23,11 +26,19 @@ class Batch(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What the schedules say at this step: the radius, and the weights of the objective."""
+    """What the schedules say at this step.
+
+    Attributes:
+      eps: the radius.
+      kappa: weight of the natural loss.
+      beta: weight of the linear bounds against the interval bounds.
+      ramp: the part of its way that the radius has gone, exactly 1 at its end.
+    """
 
     eps: jax.Array
     kappa: jax.Array
     beta: jax.Array
+    ramp: jax.Array
 
 
 class Threat(NamedTuple):
@@ -39,6 +50,22 @@ class Threat(NamedTuple):
     def ball(self, image: jax.Array, eps: jax.Array) -> bj.LpBall:
         """The perturbed images `[H, W, channels]` within radius `eps`, in pixels of `[0, 1]`."""
         return bj.LpBall(image, eps, self.norm, self.clip)
+
+
+class Setting(NamedTuple):
+    """What a method is made for: `model` is a Linen module with `__call__(x, train=False)`.
+
+    With batch normalisation it has a field `bn_momentum`.
+    """
+
+    model: nn.Module
+    config: Config
+
+    @property
+    def threat(self) -> Threat:
+        """What the configuration lets be done to an image."""
+        robust = self.config.robust
+        return Threat(robust.order, PIXEL_RANGE if robust.clip else None)
 
 
 class Outcome(NamedTuple):
@@ -55,9 +82,10 @@ class Outcome(NamedTuple):
     own: dict[str, PyTree] = {}  # noqa: RUF012
 
 
-# (model, threat, params, collections, batch, weights) -> (loss, Outcome). `collections` holds what
-# the state has beside the parameters: `batch_stats` (perhaps empty) and what the method owns.
-Objective = Callable[..., tuple[jax.Array, Outcome]]
+# (params, collections, batch, weights, key) -> (loss, Outcome). `collections` holds what the state
+# has beside the parameters: `batch_stats` (perhaps empty) and what the method owns; `key` is a new
+# PRNG key at every step.
+Objective = Callable[[PyTree, dict[str, PyTree], Batch, Weights, jax.Array], tuple[Any, Outcome]]
 
 # (function of one example [H, W, channels], its shape and dtype, key) -> collections by name.
 Initializer = Callable[[Callable, jax.ShapeDtypeStruct, jax.Array], dict[str, PyTree]]
@@ -72,7 +100,7 @@ def nothing_owned(
 
 
 class Method(NamedTuple):
-    """A training method: objectives for its phases, cheapest first, and when each is due.
+    """A training method: the objectives of its phases, and which of them is due.
 
     What a method must remember from one step to the next, it owns as collections of the state:
     `init` makes them, the objectives return them, and checkpoints carry them.
@@ -103,12 +131,36 @@ def clean_pass(
     return logits, updated["batch_stats"]
 
 
-def one_example(model: nn.Module, params: PyTree, statistics: PyTree) -> Callable:
-    """The eval-mode model on one image `[H, W, channels]`: the function that is bounded."""
+def with_statistics(params: PyTree, statistics: PyTree) -> dict[str, PyTree]:
+    """The variables of the eval-mode model."""
     variables = {"params": params}
     if jax.tree.leaves(statistics):
         variables["batch_stats"] = statistics
-    return lambda image: model.apply(variables, image[None])[0]
+    return variables
+
+
+class OneExample(NamedTuple):
+    """The eval-mode model on one image `[H, W, channels]`: the function that is bounded."""
+
+    model: nn.Module
+    variables: PyTree
+
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """Its logits `[C]`."""
+        return self.model.apply(self.variables, image[None])[0]
+
+    def blocks(self, split: int) -> tuple[Callable, Callable]:
+        """Its first `split` layers, and the others; the model has `start` and `stop`."""
+        apply = self.model.apply
+        return (
+            lambda image: apply(self.variables, image[None], stop=split)[0],
+            lambda latent: apply(self.variables, latent[None], start=split)[0],
+        )
+
+
+def one_example(model: nn.Module, params: PyTree, statistics: PyTree) -> OneExample:
+    """The function that is bounded."""
+    return OneExample(model, with_statistics(params, statistics))
 
 
 def margin_rows(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -123,6 +175,14 @@ def clean_metrics(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
         "natural_loss": jnp.mean(cross_entropy(logits, labels)),
         "standard_error": jnp.mean(wrong.astype(logits.dtype)),
     }
+
+
+def relu_metrics(pre_activations: dict[str, bj.Interval] | None) -> dict[str, jax.Array]:
+    """The parts of the ReLUs that are active, unstable and dead; NaN where no bounds are known."""
+    if pre_activations is None:
+        return dict.fromkeys(RELU_METRICS, jnp.float32(jnp.nan))
+    states = relu_states(jax.lax.stop_gradient(pre_activations))
+    return dict(zip(RELU_METRICS, states, strict=True))
 
 
 def verified_error(margins: jax.Array) -> jax.Array:

@@ -5,20 +5,35 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from experiments.methods.method import Method, Outcome, clean_metrics, clean_pass
+from experiments.methods.method import (
+    Method,
+    Objective,
+    Outcome,
+    Setting,
+    clean_metrics,
+    clean_pass,
+    relu_metrics,
+)
 
 
-def natural_objective(
-    model, threat, params, collections, batch, weights
-) -> tuple[jax.Array, Outcome]:
+def natural_objective(setting: Setting) -> Objective:
     """`CE(z, y)`; also the warm-up of the robust methods, where the radius is 0."""
-    del threat, weights
-    logits, statistics = clean_pass(model, params, collections["batch_stats"], batch.images)
-    metrics = clean_metrics(logits, batch.labels)
-    loss = metrics["natural_loss"]
-    metrics["loss"] = metrics["robust_loss"] = loss
-    metrics["verified_error"] = metrics["standard_error"]  # at radius 0 they are the same
-    return loss, Outcome(metrics, statistics)
+
+    def objective(params, collections, batch, weights, key) -> tuple[jax.Array, Outcome]:
+        del weights, key
+        logits, statistics = clean_pass(
+            setting.model, params, collections["batch_stats"], batch.images
+        )
+        metrics = clean_metrics(logits, batch.labels)
+        loss = metrics["natural_loss"]
+        metrics["loss"] = metrics["robust_loss"] = loss
+        metrics["verified_error"] = metrics["standard_error"]  # at radius 0 they are the same
+        metrics |= relu_metrics(None)
+        return loss, Outcome(metrics, statistics)
+
+    return objective
 
 
-NATURAL = Method(objectives=(natural_objective,), phase=lambda weights: jnp.int32(0))
+def natural(setting: Setting) -> Method:
+    """The method, of one phase."""
+    return Method(objectives=(natural_objective(setting),), phase=lambda weights: jnp.int32(0))

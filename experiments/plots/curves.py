@@ -20,14 +20,16 @@ _LOSSES = (
     ("robust_loss", "robust", "C3"),
     ("loss", "trained", "k"),
 )
+_RELUS = (("active_relus", "active", "C2"), ("unstable_relus", "unstable", "C1"))
+_RELUS += (("dead_relus", "dead", "C7"),)
 _SCHEDULES = (("eps", "C2"), ("kappa", "C4"), ("beta", "C1"))
 
 
 def plot_curves(records: Sequence[dict[str, Any]], title: str, path: Path, norm: str) -> None:
     """Writes the figure of the records of `metrics.jsonl`, one per epoch; radii are in `norm`."""
-    figure = Figure(figsize=(11, 3.6), dpi=100, layout="constrained")
+    figure = Figure(figsize=(14, 3.6), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display
-    errors, losses, schedules = figure.subplots(1, 3)
+    errors, losses, schedules, relus = figure.subplots(1, 4)
     figure.suptitle(title, fontsize=11)
 
     for key, label, colour, style in _ERRORS:
@@ -42,9 +44,17 @@ def plot_curves(records: Sequence[dict[str, Any]], title: str, path: Path, norm:
     schedules.set(
         xlabel="epoch", ylabel=f"{norm} radius (pixels in [0, 1]); weights", ylim=(-0.05 * top, top)
     )
+    for key, label, colour in _RELUS:
+        _draw(relus, records, key, label, scale=100.0, color=colour)
+    relus.set(xlabel="epoch", ylabel="ReLUs at the current radius [%]", ylim=(0, 100))
+    if not relus.lines:
+        relus.text(0.5, 50, "no interval bounds in training", ha="center", fontsize=8)
     for axes in (errors, losses, schedules):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, handlelength=3, loc="center right")
+    relus.grid(alpha=0.3)
+    if relus.lines:
+        relus.legend(fontsize=7)
     figure.savefig(path)
 
 

@@ -24,8 +24,7 @@ from matplotlib.figure import Figure
 from boundjax.diagnostics import mean_translation
 from experiments import trained
 from experiments.errors import ExperimentError
-from experiments.loop import PIXEL_RANGE
-from experiments.methods.method import Threat
+from experiments.methods import Setting, Threat
 
 BATCH_SIZE = 100
 _COLOURS = {"LMT": "C0", "BCP": "C3"}
@@ -125,7 +124,7 @@ def of_run(workdir: Path, count: int | None) -> tuple[str, Taus]:
     """
     run = trained.load(workdir)
     robust = run.config.robust
-    threat = Threat(robust.order, PIXEL_RANGE if robust.clip else None)
+    threat = Setting(run.model, run.config).threat
     images = run.test.images[:count]
     title = f"{run.title}, {run.config.model.name},\n{robust.method}, {robust.norm_label} "
     title += f"eps {robust.eps_test:.4g}"

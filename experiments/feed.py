@@ -1,0 +1,73 @@
+"""Training batches: which images a step sees, and how they reach the devices."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.data import Images
+
+# Of an accelerator's memory, at most this part is for the data set.
+_SHARE = 0.25
+
+
+class Feed:
+    """Calls give the batch of a step, `images` and `labels` sharded over the mesh axis `data`.
+
+    A data set that fits lies on every device, and a batch is gathered there: the host sends the
+    order of an epoch once, and nothing at a step. A larger one is gathered by the host.
+    """
+
+    def __init__(self, data: Images, batch_size: int, seed: int, mesh: Mesh):
+        """Puts the data on the devices if it fits."""
+        self._data, self._batch_size, self._seed = data, batch_size, seed
+        self._sharded = NamedSharding(mesh, PartitionSpec("data"))
+        self._replicated = NamedSharding(mesh, PartitionSpec())
+        self._epoch, self._order = -1, None
+        self._resident = None
+        if _fits(data.images.nbytes, mesh.devices.flat[0]):
+            self._resident = jax.device_put(tuple(data), self._replicated)
+            self._gather = jax.jit(
+                lambda images, labels, order, start: jax.tree.map(
+                    lambda array: array[jax.lax.dynamic_slice(order, (start,), (batch_size,))],
+                    (images, labels),
+                ),
+                out_shardings=(self._sharded, self._sharded),
+            )
+
+    def __call__(self, step: int) -> tuple[jax.Array, jax.Array]:
+        """The batch of a step: `images` `[B, H, W, channels]` and `labels` `[B]`."""
+        count = len(self._data)
+        if self._resident is None:
+            batch = self._data.take(batch_indices(self._seed, step, count, self._batch_size))
+            return tuple(jax.device_put(array, self._sharded) for array in batch)
+        epoch, position = divmod(step, count // self._batch_size)
+        if epoch != self._epoch:
+            order = permutation(self._seed, epoch, count).astype(np.int32)
+            self._epoch, self._order = epoch, jax.device_put(order, self._replicated)
+        return self._gather(*self._resident, self._order, jnp.int32(position * self._batch_size))
+
+
+def batch_indices(seed: int, step: int, count: int, batch_size: int) -> np.ndarray:
+    """Which of `count` examples a step trains on: int `[batch_size]`, a pure function.
+
+    Every epoch is a new permutation; what does not fill its last batch is left out of that epoch.
+    """
+    epoch, position = divmod(step, count // batch_size)
+    return permutation(seed, epoch, count)[position * batch_size : (position + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=1)
+def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of an epoch, int `[count]`."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def _fits(size: int, device: jax.Device) -> bool:
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    # Where no limit is known, as on CPU, the host holds the data in any case.
+    return limit is None or size <= _SHARE * limit
