@@ -1,1 +1,1 @@
-"""One file per experiment: `get_config(variant)`. Shared parts are in `common`."""
+"""One file per experiment: `get_config(variant)`. What they share is in `common` and `recipes`."""

@@ -16,7 +16,7 @@ from experiments.configs import common
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """One size only; it fits 2 CPU cores (`:cpu` is the same)."""
-    common.check_variant(variant, ("", "cpu"))
+    common.arguments(variant, cpu=False)
     config = common.base()
     config.data.name = "digits"
     config.data.validation = 144

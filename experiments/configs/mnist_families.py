@@ -1,0 +1,52 @@
+"""CROWN-IBP's model families (Zhang et al. 2020) on MNIST at l-inf radius 0.3.
+
+    python -m experiments.main --config.data.dir=FOLDER \
+        --config=experiments/configs/mnist_families.py
+    python -m experiments.main --config.data.dir=FOLDER \
+        --config=experiments/configs/mnist_families.py:net=b,r,epochs=140
+    python -m experiments.main --config.data.dir=FOLDER \
+        --config=experiments/configs/mnist_families.py:net=a,method=ibp
+
+FOLDER holds the four IDX files of MNIST; without it TensorFlow Datasets must have a prepared copy.
+
+Trained at 0.4. Verified error in % by `net`: of CROWN-IBP as published, as "Improved Training of
+Certifiably Robust Models" (Table 4) ran it again, and there with its regularizer r (`r,epochs=140`)
+
+    net            a      b      c      d      e      f      g      h      i      j
+    published   15.4   10.6   16.1   11.3   11.7    9.96  12.2    9.90  11.2    9.21
+    again       14.70  10.65  13.78   9.89  15.26   9.54  12.06   8.92  10.81   9.67
+    with r      14.54  10.46  13.37   9.91  14.43   9.48  11.01   8.83  10.18   9.49
+
+With r the standard error is 5.80, 3.16, 5.16, 3.06, 6.15, 2.95, 3.83, 2.57, 3.29 and 2.73 %; the
+standard deviation over seeds is up to 1.0. The paper has neither `method=ibp` nor
+`method=one_step`; `fused` is CROWN-IBP with one row per image.
+
+It differs from the paper in one thing: the last epoch counts (the paper selects on the test set).
+All settings fit 2 CPU cores: of A, 12 minutes with IBP, 25 to 45 with linear bounds; not run yet.
+"""
+
+from __future__ import annotations
+
+from ml_collections import config_dict
+
+from experiments.configs import common
+from experiments.configs.recipes import families
+
+
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+    """One family with one method."""
+    given = common.arguments(
+        variant,
+        net=tuple("abcdefghij"),
+        method=("crown_ibp", "ibp", "one_step"),
+        epochs=("100", "140"),
+        r=False,
+        fused=False,
+    )
+    common.exclude(given, "method=ibp", "r")
+    common.exclude(given, "fused", "r", "method=ibp", "method=one_step")
+    config = common.base()
+    families.mnist(config, given.method, given.net, given.epochs)
+    config.relaxation.fused = given.fused
+    config.regularizers.slack = families.SLACK if given.r else 0.0
+    return config

@@ -1,0 +1,61 @@
+"""Data sets as the papers prepare them: images held out, augmentation, normalisation.
+
+Radii are in pixels of `[0, 1]` whatever the normalisation, which is the model's first layer.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ml_collections import config_dict
+
+
+class Preparation(NamedTuple):
+    """How one paper prepares one data set; `validation` is ours, a tenth or 5 000 (MNIST).
+
+    The papers hold nothing out and select on the test images.
+    """
+
+    name: str
+    validation: int
+    flip: bool = False
+    crop: int = 0
+    border: str = "zeros"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+_CIFAR10 = Preparation("cifar10", 5000, flip=True, crop=4)
+_CIFAR10_NORMALISED = _CIFAR10._replace(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+_TINY_IMAGENET = Preparation("tiny_imagenet", 10_000, flip=True, crop=4)
+
+PREPARATIONS = {
+    "mnist": Preparation("mnist", 5000),
+    # LLM, BCP
+    "cifar10": _CIFAR10,
+    "cifar10_crown_ibp": _CIFAR10_NORMALISED,
+    # FAST, CTBench
+    "cifar10_fast": _CIFAR10_NORMALISED._replace(crop=2, border="edge"),
+    # CAP, REG
+    "cifar10_cap": _CIFAR10._replace(mean=(0.485, 0.456, 0.406), std=(0.225, 0.225, 0.225)),
+    # LLM
+    "svhn": Preparation(
+        "svhn", 7325, crop=4, mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970)
+    ),
+    # BCP
+    "tiny_imagenet": _TINY_IMAGENET,
+    # FAST, CTBench
+    "tiny_imagenet_fast": _TINY_IMAGENET._replace(
+        border="edge", mean=(0.4802, 0.4481, 0.3975), std=(0.2302, 0.2265, 0.2262)
+    ),
+}
+
+
+def prepare(config: config_dict.ConfigDict, name: str, *, selects: bool = True) -> None:
+    """The preparation `name` of `PREPARATIONS`; without `selects` all images are trained on."""
+    chosen = PREPARATIONS[name]
+    config.data.name = chosen.name
+    config.data.validation = chosen.validation if selects else 0
+    config.augment.flip, config.augment.crop = chosen.flip, chosen.crop
+    config.augment.border = chosen.border
+    config.model.mean, config.model.std = chosen.mean, chosen.std
