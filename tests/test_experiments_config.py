@@ -1,12 +1,11 @@
 import importlib
-import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from experiments import methods, models
+from experiments import methods
 from experiments.config import (
     Config,
     differing_keys,
@@ -17,33 +16,9 @@ from experiments.config import (
 from experiments.errors import ExperimentError
 from experiments.train_step import create_learning_rate, create_schedule
 
-LIPSCHITZ = ("mnist_bcp", "mnist_lmt", "cifar10_bcp", "cifar10_lmt")
-CONFIGS = [
-    (name, variant)
-    for name in ("digits_crown", "mnist_crown", "mnist_ibp", *LIPSCHITZ)
-    for variant in ("", "cpu")
-] + [(name, variant) for name in LIPSCHITZ[2:] for variant in ("4c3f", "wrn")]
-
 
 def _get_config(name, variant):
     return importlib.import_module(f"experiments.configs.{name}").get_config(variant)
-
-
-@pytest.mark.parametrize(("name", "variant"), CONFIGS)
-def test_every_config_is_valid_and_names_things_that_exist(name, variant):
-    config = from_config_dict(_get_config(name, variant))
-    assert config.model.name in models.MODELS
-    assert config.robust.method in methods.METHODS
-    ramp_end = config.robust.warmup_epochs + config.robust.ramp_epochs
-    assert ramp_end < config.train.epochs
-    assert all(milestone < config.train.epochs for milestone in config.optim.milestones)
-    json.dumps(config.to_dict())
-
-
-@pytest.mark.parametrize("name", ["digits_crown", "mnist_crown", "mnist_ibp"])
-def test_unknown_variants_are_errors(name):
-    with pytest.raises(ExperimentError, match=r"unknown variant :gpu: this config has :cpu"):
-        _get_config(name, "gpu")
 
 
 def test_the_paper_size_is_the_default():
@@ -101,8 +76,8 @@ def test_round_trip():
 
 
 def test_integers_serve_as_floats():
-    config = from_config_dict({"robust": {"eps_test": 0}, "optim": {"milestones": (1, 2.5)}})
-    assert isinstance(config.robust.eps_test, float)
+    config = from_config_dict({"optim": {"lr": 1, "milestones": (1, 2.5)}})
+    assert isinstance(config.optim.lr, float)
     assert config.optim.milestones == (1.0, 2.5)
 
 
@@ -113,7 +88,7 @@ def test_integers_serve_as_floats():
             {"robust": {"esp_test": 0.1}},
             r"unknown config key robust\.esp_test: did you mean robust",
         ),
-        ({"zzz": 1}, r"unknown config key zzz: known: seed, seeds, data"),
+        ({"zzz": 1}, r"unknown config key zzz: known: seed, seeds"),
         ({"robust": 3}, r"config\.robust: expected a group of settings, got 3"),
         (
             {"robust": {"eps_test": "a"}},
@@ -127,13 +102,25 @@ def test_integers_serve_as_floats():
         ({"robust": {"eps_test": -0.1}}, r"config\.robust\.eps_test must be >= 0, got -0\.1"),
         ({"robust": {"eps_train": float("nan")}}, r"eps_train must be >= 0, got nan"),
         ({"robust": {"kappa": (2.0, 0.0)}}, r"config\.robust\.kappa must be two weights in"),
-        ({"robust": {"schedule": "cosine"}}, r"'linear', 'smoothed' or 'stairs', got 'cosine'"),
+        ({"robust": {"schedule": "cosine"}}, r"'smoothed' or 'stairs', got 'cosine'"),
         ({"robust": {"norm": "1"}}, r"config\.robust\.norm must be 'inf' or '2', got '1'"),
         ({"robust": {"norm": 2}}, r"config\.robust\.norm: expected str, got 2"),
-        ({"augment": {"border": "wrap"}}, r"augment.border must be 'zeros' or 'edge', got 'wrap'"),
+        ({"train": {"augment": "crop"}}, r"unknown config key train\.augment: known: epochs"),
+        ({"augment": {"border": "wrap"}}, r"augment\.border must be 'zeros' or 'edge', got 'wrap'"),
+        ({"augment": {"crop": -1}}, r"config\.augment\.crop must be >= 0, got -1"),
+        ({"robust": {"eps_train": 8.0}}, r"pixels of \[0, 1\], e\.g\. 8/255 = 0\.031373, got 8\.0"),
+        ({"robust": {"eps_start": 0.01}}, r"eps_start must be 0 unless robust\.schedule='stairs'"),
+        ({"robust": {"ramp_epochs": 2.0}}, r"at most train\.epochs - robust\.warmup_epochs = 1,"),
+        ({"optim": {"name": "lion"}}, r"config\.optim\.name must be 'adam' or 'sgd', got 'lion'"),
+        ({"relaxation": {"p": 1.5}}, r"config\.relaxation\.p must be in \[0, 1\], got 1\.5"),
+        ({"regularizers": {"tau": 0.0}}, r"config\.regularizers\.tau must be positive, got 0\.0"),
         ({"model": {"init": "he"}}, r"config\.model\.init must be 'fan_in', 'fan_out' or 'ibp'"),
         ({"optim": {"lr": 0.0}}, r"config\.optim\.lr must be positive, got 0\.0"),
-        ({"train": {"epochs": 0}}, r"config\.train\.epochs must be >= 1, got 0"),
+        ({"seeds": 0}, r"config\.seeds must be >= 1, got 0"),
+        (
+            {"train": {"epochs": 0}, "robust": {"ramp_epochs": 0.0}},
+            r"config\.train\.epochs must be >= 1, got 0",
+        ),
         ({"checkpoint": {"every": 0}}, r"config\.checkpoint\.every must be >= 1, got 0"),
         ({"evaluation": {"pgd_loss": "dlr"}}, r"'margin' or 'cross_entropy', got 'dlr'"),
         ({"evaluation": {"methods": ()}}, r"at least one method"),

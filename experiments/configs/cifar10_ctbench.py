@@ -25,10 +25,10 @@ are not in the table. Their recipe is that of their own paper, at 8/255 for 240 
 
 Published certificates are by a complete verifier, ours by bounds: they are near each other for IBP
 and CROWN-IBP, and far apart for networks trained on attacks at small radii. Other differences: no
-stochastic weight averaging (it has it for the expressive losses) and no shrinking of boxes after
-every ReLU (by 0.8 for SABR, TAPS and STAPS at 2/255); TAPS starts one attack per margin, not three;
-the last training images that are held out select the epoch of IBP and CROWN-IBP, otherwise the last
-epoch counts (it selects on the test set).
+stochastic weight averaging (it has it for the expressive losses, and on Tiny ImageNet for
+CROWN-IBP) and no shrinking of boxes after every ReLU (by 0.8 for SABR, TAPS and STAPS at 2/255);
+TAPS starts one attack per margin, not three; the last training images that are held out select the
+epoch of IBP and CROWN-IBP, otherwise the last epoch counts (it selects on the test set).
 
 Needs a GPU; not run yet.
 """

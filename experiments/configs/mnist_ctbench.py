@@ -22,9 +22,9 @@ At 0.3 their recipe is that of their own paper, as far as it is known.
 
 Published certificates are by a complete verifier, ours by bounds: they are near each other for IBP
 and CROWN-IBP, and far apart for networks trained on attacks at small radii. Other differences: no
-stochastic weight averaging (it has it for the expressive losses); TAPS starts one attack per
-margin, not three; the last training images that are held out select the epoch of IBP and CROWN-IBP,
-otherwise the last epoch counts (it selects on the test set).
+stochastic weight averaging (it has it for the expressive losses, and on Tiny ImageNet for
+CROWN-IBP); TAPS starts one attack per margin, not three; the last training images that are held out
+select the epoch of IBP and CROWN-IBP, otherwise the last epoch counts (it selects on the test set).
 
 Needs a GPU; not run yet.
 """

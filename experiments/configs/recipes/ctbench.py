@@ -62,8 +62,8 @@ _LONG = Length(160, 128, 1.0, 80.0, (120.0, 140.0))
 _LONGEST = Length(240, 128, 1.0, 120.0, (200.0, 220.0))
 _TINY_EXP = Length(80, 128, 1.0, 20.0, (60.0, 70.0))
 
-_MNIST_WEAK = Row(1e-5, 0.7, eps_train=2.0, steps=10, alpha=0.02)  # the expressive losses at 0.1
-_CIFAR10_OWN = Row(3e-6, steps=8, alpha=4e-3, scale=2.1)  # expressive losses' own, at 2/255
+_MNIST_EXPRESSIVE = Row(1e-5, 0.7, eps_train=2.0, steps=10, alpha=0.02)
+_CIFAR10_EXPRESSIVE = Row(3e-6, steps=8, alpha=4e-3, scale=2.1)
 
 SETTINGS = {
     "mnist-0.1": Setting(
@@ -74,7 +74,7 @@ SETTINGS = {
             "sabr": Row(1e-6, 0.7, eps_train=2.0, steps=10, box=0.4),
             "taps": Row(2e-6, 0.7, eps_train=2.0, steps=10, split=10),
             "staps": Row(5e-6, 0.7, eps_train=2.0, steps=10, box=0.4, split=17),
-            **dict.fromkeys(METHODS[-3:], _MNIST_WEAK),
+            **dict.fromkeys(METHODS[-3:], _MNIST_EXPRESSIVE),
         },
     ),
     "mnist-0.3": Setting(
@@ -98,7 +98,7 @@ SETTINGS = {
             "taps": Row(2e-6, steps=8, split=4),
             "staps": Row(1e-6, steps=8, box=0.1, split=17, taps_scale=2.0),
             "mtl_ibp": Row(3e-6, 0.9, alpha=0.01, scale=2.0),
-            **dict.fromkeys(METHODS[-2:], _CIFAR10_OWN),
+            **dict.fromkeys(METHODS[-2:], _CIFAR10_EXPRESSIVE),
         },
     ),
     "cifar10-8": Setting(

@@ -11,6 +11,8 @@ from experiments.configs.recipes import datasets
 
 METHODS = ("fast", "ibp", "crown_ibp")
 NETS = ("cnn7", "wide_resnet", "resnext")
+# What is left of "fast" in the paper's ablation.
+PARTS = ("all", "init", "init+tightness", "init+relu", "regularizers")
 
 
 class Length(NamedTuple):
@@ -58,6 +60,16 @@ def method(config: config_dict.ConfigDict, name: str, weight: float = 0.5) -> No
     if name == "crown_ibp":
         config.relaxation.fused = True
         config.robust.beta = (1.0, 0.0)
+
+
+def ablate(config: config_dict.ConfigDict, parts: str) -> None:
+    """Leaves out of `"fast"` what is not among `parts`, one of `PARTS`."""
+    if parts == "regularizers":
+        config.model.init = "fan_in"
+    if parts in ("init", "init+relu"):
+        config.regularizers.tightness = 0.0
+    if parts in ("init", "init+tightness"):
+        config.regularizers.relu_balance = 0.0
 
 
 def certified_by(config: config_dict.ConfigDict, *methods: str) -> None:
