@@ -111,7 +111,7 @@ def test_a_method_lowers_its_own_loss_and_resumes(name, tmp_path):
         losses.append(float(metrics["loss"]))
     assert np.isfinite(losses).all()
     # Of means, because attacks, slopes and projections are drawn anew at every step.
-    assert np.mean(losses[-4:]) < 0.98 * np.mean(losses[:4])
+    assert np.mean(losses[-4:]) < 0.99 * np.mean(losses[:4])
     assert 0.0 <= float(metrics["standard_error"]) <= float(metrics["verified_error"]) <= 1.0
 
     # Killed after the checkpoint, in another process as it were: the same to the last bit.
