@@ -1,144 +1,236 @@
-"""Standard, PGD and verified error, example by example, and the check that they are consistent."""
+"""Standard, PGD and verified error, example by example: as a function, and of a trained network.
+
+    python -m experiments.evaluate --workdir=runs/digits
+    python -m experiments.evaluate --workdir=runs/X --methods=interval,crown,alpha-crown --cascade
+    python -m experiments.evaluate --workdir=runs/X --eps=8/255 --which=selected --count=1000
+
+What is not given is as in the run. Everything found for every example goes into
+`runs/X/evaluations/<split>-<which>-<norm>-eps<eps>.npz` (`experiments.certificates` reads and
+describes it), after each batch: the same command goes on after the last one, and one with a further
+method computes that one only. The ball is attacked by PGD on the cross-entropy and on the margin;
+an example resists if it resists both. Batches of the clean pass and of the attacks are divided
+between the local devices; `boundjax.certify` runs on one.
+"""
 
 from __future__ import annotations
 
+import argparse
+import fractions
+import hashlib
+import math
+import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-import boundjax as bj
-from boundjax.attacks import pgd
-from experiments.config import EvaluationConfig
+from experiments import certificates
+from experiments.certificates import ATTACK, Certificates, nothing_found
+from experiments.certificates import Evaluation as Evaluation
+from experiments.certificates import check_consistency as check_consistency
+from experiments.config import NORMS, EvaluationConfig, differing_keys
 from experiments.data import Images
 from experiments.errors import ExperimentError
+from experiments.measure import Problem, check_methods, complete
+from experiments.measure import evaluate as evaluate
+from experiments.measure import verified as verified
+from experiments.report import print_table
+
+LOSSES = ("cross_entropy", "margin")
 
 
-class Evaluation(NamedTuple):
-    """What was found for each example (bool `[N]`); the errors are fractions in `[0, 1]`."""
+class Options(NamedTuple):
+    """What of a run is evaluated, and how; None: as in the run."""
 
-    correct: np.ndarray
-    resisted: np.ndarray  # still correct at the strongest attack point
-    verified_by: dict[str, np.ndarray]  # per method of `boundjax.certify`
-
-    @property
-    def verified(self) -> np.ndarray:
-        """Verified by at least one of the methods, which are all sound."""
-        return np.logical_or.reduce(list(self.verified_by.values()))
-
-    def errors(self) -> dict[str, Any]:
-        """The errors, as `summary.json` holds them."""
-        return {
-            "standard_error": _error(self.correct),
-            "pgd_error": _error(self.resisted),
-            "verified_error": _error(self.verified),
-            "verified_error_by": {name: _error(flags) for name, flags in self.verified_by.items()},
-        }
+    methods: tuple[str, ...] | None = None
+    eps: float | None = None
+    norm: str | None = None  # a key of `experiments.config.NORMS`
+    clip: bool | None = None
+    which: str = "last"  # or "selected"
+    split: str = "test"  # or "validation"
+    count: int | None = None  # the first images only; None: all
+    pgd_steps: int = 100
+    pgd_restarts: int = 2
+    batch_size: int | None = None
+    seed: int | None = None
+    cascade: bool = False
+    name: str | None = None  # of the file; None: from split, which, norm and eps
+    data_dir: str | None = None
 
 
-def evaluate(
-    model: nn.Module,
-    variables: Any,
-    data: Images,
-    eps: float,
-    *,
-    norm: float = jnp.inf,
-    clip: tuple[float, float] | None,
-    config: EvaluationConfig,
-    seed: int = 0,
-) -> Evaluation:
-    """Evaluates the eval-mode `model` on all of `data` in the ball of radius `eps` in `norm`.
+class Evaluated(NamedTuple):
+    """An evaluation of a trained network: the file, what it holds, and the title of its table."""
+
+    path: Path
+    found: Certificates
+    title: str
+
+
+def evaluate_run(workdir: Path, options: Options) -> Evaluated:
+    """Evaluates the network of a run folder, or goes on with it.
 
     Raises:
-      ExperimentError: for an empty data set or an unknown method.
-      RuntimeError: if standard error <= PGD error <= verified error fails for an example, which
-        means that a bound is wrong.
+      ExperimentError: for a folder without a network, options out of range, or a file of other
+        weights or settings.
+      RuntimeError: as `evaluate`.
     """
-    if len(data) == 0:
-        raise ExperimentError("cannot evaluate on no images; set data.validation > 0")
-    size = min(config.batch_size, len(data))
+    # Only now: they import this module.
+    from experiments import trained
+    from experiments.summary import device_name, versions
 
-    # Compiled once: the variables and the images are arguments, the last batch is padded to full
-    # size.
-    @jax.jit
-    def predict_and_attack(variables, images, labels, key):
-        def logits_of(x):
-            return model.apply(variables, x)
-
-        attacked = pgd(
-            logits_of,
-            images,
-            labels,
-            eps,
-            key=key,
-            norm=norm,
-            clip=clip,
-            steps=config.pgd_steps,
-            restarts=config.pgd_restarts,
-            loss=config.pgd_loss,
-        )
-        return logits_of(images), logits_of(attacked)
-
-    key = jax.random.key(seed)
-    correct, resisted = [], []
-    for index, start in enumerate(range(0, len(data), size)):
-        chunk = data.take(np.arange(start, start + size) % len(data))
-        clean, attacked = predict_and_attack(variables, *chunk, jax.random.fold_in(key, index))
-        correct.append(_strictly_correct(clean, chunk.labels))
-        # The centre is a point of the ball as well: what is wrong there does not resist.
-        resisted.append(correct[-1] & _strictly_correct(attacked, chunk.labels))
-    evaluation = Evaluation(
-        correct=np.concatenate(correct)[: len(data)],
-        resisted=np.concatenate(resisted)[: len(data)],
-        verified_by={
-            name: verified(
-                model, variables, data, eps, norm=norm, clip=clip, method=name, batch_size=size
-            )
-            for name in config.methods
+    check_methods(options.methods or ())
+    if options.norm is not None and options.eps is None:
+        raise ExperimentError(f"--norm={options.norm} needs --eps: a radius belongs to its norm")
+    run = trained.load(workdir, options.which, options.data_dir)
+    robust = run.config.robust
+    norm = options.norm or robust.norm
+    eps = robust.eps_test if options.eps is None else options.eps
+    clipped = robust.clip if options.clip is None else options.clip
+    clip = (0.0, 1.0) if clipped else None
+    seed = run.config.seed if options.seed is None else options.seed
+    config = EvaluationConfig(
+        methods=tuple(dict.fromkeys(options.methods or run.config.evaluation.methods)),
+        batch_size=options.batch_size or run.config.evaluation.batch_size,
+        pgd_steps=options.pgd_steps,
+        pgd_restarts=options.pgd_restarts,
+    )
+    check_methods(config.methods)
+    _check_options(options, norm, eps, config)
+    everything = run.test if options.split == "test" else run.validation
+    if len(everything) == 0:
+        raise ExperimentError(f"{workdir} has no {options.split} images: data.validation was 0")
+    data = everything.take(slice(options.count))
+    settings = {
+        "parameters_sha256": _sha256_of_variables(run.variables),
+        "images_sha256": _sha256_of_images(data),
+        "data": run.title,
+        "split": options.split,
+        "count": len(data),
+        "which": run.label,
+        "eps": eps,
+        "norm": norm,
+        "clip": list(clip) if clip else None,
+        "attack": {
+            "name": "PGD, best iterate, the first start at the image",
+            "losses": list(LOSSES),
+            "steps": config.pgd_steps,
+            "step_size": "eps / 4",
+            "restarts": config.pgd_restarts,
+            "batch_size": config.batch_size,
+            "seed": seed,
         },
+    }
+    path = workdir / "evaluations" / f"{options.name or _name_of(options, norm, eps, clip)}.npz"
+    if path.exists():
+        found = certificates.read(path)
+        keys = differing_keys(found.metadata["settings"], settings)
+        if keys:
+            raise ExperimentError(
+                f"{path} holds an evaluation of other weights or settings, which differs in "
+                f"{', '.join(keys)}; give this one another --name, or delete that file"
+            )
+    else:
+        found = nothing_found(data.labels, LOSSES, settings)
+    title = (
+        f"{workdir.name}: error on {len(data):,} {options.split} images of {run.title}, "
+        f"{NORMS[norm].label} eps {eps:.6g}, {'clipped to [0, 1]' if clip else 'not clipped'}; "
+        f"PGD-{config.pgd_steps}, {config.pgd_restarts} start(s) on each of "
+        f"{' and '.join(LOSSES)} loss, best iterate"
     )
-    check_consistency(evaluation)
-    return evaluation
-
-
-def verified(
-    model: nn.Module,
-    variables: Any,
-    data: Images,
-    eps: float,
-    *,
-    norm: float = jnp.inf,
-    clip: tuple[float, float] | None,
-    method: str,
-    batch_size: int,
-) -> np.ndarray:
-    """Which examples `boundjax.certify` verifies for their true label, bool `[N]`."""
-    certificate = bj.certify(
-        (model, variables),
-        jnp.asarray(data.images),
-        eps,
-        labels=jnp.asarray(data.labels),
-        norm=norm,
-        clip=clip,
-        method=method,
-        batch_size=batch_size,
+    complete(
+        found,
+        Problem(run.model, run.variables, data, eps, NORMS[norm].order, clip),
+        config,
+        seed=seed,
+        cascade=options.cascade,
+        made_with={"versions": versions(), "device": device_name(jax.local_devices())},
+        save=_Saving(path),
     )
-    return np.asarray(certificate.verified)
+    return Evaluated(path, found, title)
 
 
-def check_consistency(evaluation: Evaluation) -> None:
-    """Standard <= PGD <= verified error by example: what is verified is correct and resists.
+class _Saving:
+    """Writes the file after every batch and says now and then how far it is."""
 
-    Raises:
-      RuntimeError: naming the first example and the method that break it.
-    """
-    _require(~evaluation.resisted | evaluation.correct, "resists PGD but is misclassified")
-    for name, flags in evaluation.verified_by.items():
-        _require(~flags | evaluation.correct, f"is verified by {name} but misclassified")
-        _require(~flags | evaluation.resisted, f"is verified by {name} but PGD breaks it")
+    def __init__(self, path: Path, every: float = 30.0):
+        self._path, self._every, self._said = path, every, time.monotonic()
+
+    def __call__(self, found: Certificates) -> None:
+        certificates.write(self._path, found)
+        if time.monotonic() - self._said > self._every:
+            self._said = time.monotonic()
+            counts = {ATTACK: found.attacked} | found.run_by
+            done = ", ".join(f"{name} {flags.sum():,}" for name, flags in counts.items())
+            print(f"of {len(found.labels):,} images: {done}", flush=True)
+
+
+def _name_of(options: Options, norm: str, eps: float, clip: tuple[float, float] | None) -> str:
+    name = f"{options.split}-{options.which}-{NORMS[norm].label}-eps{eps:.6g}"
+    name += "" if clip else "-unclipped"
+    return name if options.count is None else f"{name}-first{options.count}"
+
+
+def _check_options(options: Options, norm: str, eps: float, config: EvaluationConfig) -> None:
+    for flag, value, known in (
+        ("--which", options.which, ("last", "selected")),
+        ("--split", options.split, ("test", "validation")),
+        ("--norm", norm, tuple(NORMS)),
+    ):
+        if value not in known:
+            raise ExperimentError(f"{flag} must be {' or '.join(known)}, got {value!r}")
+    for flag, number, least in (
+        ("--count", 1 if options.count is None else options.count, 1),
+        ("--pgd-steps", config.pgd_steps, 0),
+        ("--pgd-restarts", config.pgd_restarts, 1),
+        ("--batch-size", config.batch_size, 1),
+    ):
+        if number < least:
+            raise ExperimentError(f"{flag} must be >= {least}, got {number}")
+    if not 0 <= eps < (1 if norm == "inf" else math.inf):
+        hint = f", e.g. --eps={eps:g}/255" if 1 <= eps < math.inf else ""
+        raise ExperimentError(f"--eps must be a radius in pixels of [0, 1], got {eps:g}{hint}")
+    if options.name is not None and Path(options.name).name != options.name:
+        raise ExperimentError(f"--name must be a file name without folders, got {options.name!r}")
+
+
+def _sha256_of_variables(variables: Any) -> str:
+    from experiments.loop import parameters_sha256  # it imports this module
+
+    return parameters_sha256(variables)
+
+
+def _sha256_of_images(data: Images) -> str:
+    digest = hashlib.sha256(f"{data.images.dtype} {data.images.shape}\n".encode())
+    digest.update(np.ascontiguousarray(data.images).tobytes())
+    digest.update(np.ascontiguousarray(data.labels).tobytes())
+    return digest.hexdigest()
+
+
+def print_evaluated(evaluated: Evaluated) -> None:
+    """Prints the closing table, what certificates hold for, and where everything is."""
+    found = evaluated.found
+    settings = found.metadata["settings"]
+    print_table(evaluated.title, *table_rows({settings["which"]: found.errors()}))
+    partly = [name for name, flags in found.run_by.items() if not flags.all()]
+    if partly:
+        print(f"not run on all images, so without an error of their own: {', '.join(partly)}")
+    print(
+        f"certificates hold for {_arithmetic(found)}; evaluated in {found.seconds:.1f} s; "
+        f"parameters sha256 {settings['parameters_sha256'][:16]}"
+    )
+    print(f"file: {evaluated.path}", flush=True)
+
+
+def _arithmetic(found: Certificates) -> str:
+    """For which arithmetic the certificates hold, in words."""
+    kinds = {
+        (part["arithmetic"], part["dtype"]) for part in found.parts.values() if "dtype" in part
+    }
+    words = {"exact-real": "real arithmetic, up to the rounding of the bounds, computed in"}
+    return "; ".join(f"{words.get(name, name)} {dtype}" for name, dtype in sorted(kinds))
 
 
 def table_rows(results: dict[str, dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
@@ -149,26 +241,58 @@ def table_rows(results: dict[str, dict[str, Any]]) -> tuple[Sequence[str], list[
     for name, errors in results.items():
         values = [errors["standard_error"], errors["pgd_error"], errors["verified_error"]]
         values += [errors["verified_error_by"][method] for method in methods]
-        rows.append([name, *(f"{100 * value:.2f} %" for value in values)])
+        rows.append([name, *("-" if v is None else f"{100 * v:.2f} %" for v in values)])
     return header, rows
 
 
-def _strictly_correct(logits: jax.Array, labels: np.ndarray) -> np.ndarray:
-    """The true logit exceeds every other; a tie or a NaN is an error, as for a certificate."""
-    logits = np.asarray(logits)
-    own = np.take_along_axis(logits, labels[:, None], axis=-1)
-    others = np.arange(logits.shape[-1])[None] != labels[:, None]
-    return np.all((own > logits) | ~others, axis=-1)
+def radius(text: str) -> float:
+    """`0.0314` or `8/255` as a number.
+
+    Raises:
+      ExperimentError: if it is neither.
+    """
+    try:
+        return float(fractions.Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise ExperimentError(f"--eps must be a number like 0.1 or 8/255, got {text!r}") from error
 
 
-def _error(good: np.ndarray) -> float:
-    return float(1.0 - np.mean(good))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the flags, evaluates, prints the table; mistakes end with exit status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.evaluate", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="the run folder")
+    parser.add_argument("--methods", help="of boundjax.certify, separated by commas")
+    parser.add_argument("--eps", help="0.1 or 8/255")
+    parser.add_argument("--norm", help="inf or 2")
+    parser.add_argument("--clip", action=argparse.BooleanOptionalAction, help="to the pixel range")
+    parser.add_argument("--which", default="last", help="last (default) or selected epoch")
+    parser.add_argument("--split", default="test", help="test (default) or validation images")
+    parser.add_argument("--count", type=int, help="the first images only")
+    parser.add_argument("--pgd-steps", type=int, default=100)
+    parser.add_argument("--pgd-restarts", type=int, default=2, help="of each loss")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--seed", type=int, help="of the random starts")
+    parser.add_argument(
+        "--cascade",
+        action="store_true",
+        help="after the cheapest method, run the others only on what is still open",
+    )
+    parser.add_argument("--name", help="of the file, instead of <split>-<which>-<norm>-eps<eps>")
+    parser.add_argument("--data-dir", help="where the data set lies now")
+    flags = vars(parser.parse_args(arguments))
+    workdir = flags.pop("workdir")
+    try:
+        if flags["eps"] is not None:
+            flags["eps"] = radius(flags["eps"])
+        if flags["methods"] is not None:
+            flags["methods"] = tuple(flags["methods"].split(","))
+        print_evaluated(evaluate_run(workdir, Options(**flags)))
+    except ExperimentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
-def _require(holds: np.ndarray, what: str) -> None:
-    broken = np.flatnonzero(~holds)
-    if broken.size:
-        raise RuntimeError(
-            f"example {broken[0]} ({broken.size} in all) {what}: "
-            "a bound or the attack is wrong, please report it"
-        )
+if __name__ == "__main__":
+    main()

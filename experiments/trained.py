@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,19 +14,21 @@ from experiments.checkpoints import Checkpoints
 from experiments.config import Config, from_config_dict
 from experiments.data import Images
 from experiments.errors import ExperimentError
-from experiments.loop import nothing_selected, variables_of
+from experiments.loop import deployed, nothing_selected
 from experiments.run_folder import read_config
 from experiments.train_step import create_optimizer, create_state
 
 
 class Trained(NamedTuple):
-    """A network of the last epoch of a run, or of its latest checkpoint.
+    """A network of a run.
 
     Attributes:
       config: of the run.
-      model, variables: the unbound Linen module and its variables.
+      model, variables: the unbound Linen module and the variables that are evaluated.
       test: the test images of the run's data set, pixels in [0, 1].
       title: of that data set.
+      validation: the images that the epoch was selected on, perhaps none.
+      label: which network it is: `last epoch (20)`, `selected epoch (15)`, `step 400 of 800`.
     """
 
     config: Config
@@ -33,18 +36,29 @@ class Trained(NamedTuple):
     variables: dict[str, Any]
     test: Images
     title: str
+    validation: Images
+    label: str
 
 
-def load(workdir: Path) -> Trained:
-    """The network that `experiments.main --workdir=...` has trained.
+def load(workdir: Path, which: str = "last", data_dir: str | None = None) -> Trained:
+    """A network that `experiments.main --workdir=...` has trained.
+
+    Args:
+      workdir: the run folder.
+      which: `"last"`, of the last epoch or the latest checkpoint, or `"selected"`, of the epoch
+        selected on the validation images.
+      data_dir: where the data set lies, if not where the run found it.
 
     Raises:
-      ExperimentError: if there is no run, no checkpoint, or not the run's data.
+      ExperimentError: if there is no run, no checkpoint, no selection, or not the run's data.
     """
     config = from_config_dict(read_config(workdir))
+    if data_dir is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
     splits = data.load(config.data)
     model = models.from_config(config.model)
-    optimizer = create_optimizer(config.optim, len(splits.train) // config.train.batch_size)
+    steps_per_epoch = len(splits.train) // config.train.batch_size
+    optimizer = create_optimizer(config.optim, steps_per_epoch)
     state = create_state(
         methods.create(model, config),
         model,
@@ -57,4 +71,22 @@ def load(workdir: Path) -> Trained:
         restored = checkpoints.restore(state, selected)
     if restored is None:
         raise ExperimentError(f"{workdir} has no checkpoint yet; let its run train for longer")
-    return Trained(config, model, variables_of(restored[0]), splits.test, splits.title)
+    state, selected, _ = restored
+    step, steps = int(state["step"]), config.train.epochs * steps_per_epoch
+    label = f"last epoch ({config.train.epochs})" if step == steps else f"step {step} of {steps}"
+    if which == "selected":
+        if int(selected["epoch"]) == 0:
+            raise ExperimentError(
+                f"{workdir} has selected no epoch (config.data.validation is "
+                f"{config.data.validation}); evaluate the last one"
+            )
+        state, label = selected, f"selected epoch ({int(selected['epoch'])})"
+    return Trained(
+        config=config,
+        model=model,
+        variables=deployed(config, model, state, splits),
+        test=splits.test,
+        title=splits.title,
+        validation=splits.validation,
+        label=label,
+    )

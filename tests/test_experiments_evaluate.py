@@ -1,0 +1,373 @@
+"""Evaluations of a trained network: what the file says, how they go on, what they refuse."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import boundjax as bj
+from experiments import certificates, loop, measure, models, trained
+from experiments.config import from_config_dict
+from experiments.errors import ExperimentError
+from experiments.evaluate import (
+    LOSSES,
+    Options,
+    check_consistency,
+    evaluate,
+    evaluate_run,
+    main,
+    print_evaluated,
+    radius,
+)
+
+# One worker makes the trained network, once.
+pytestmark = pytest.mark.xdist_group("evaluated")
+
+# 130 images in batches of 50: the last one is filled up.
+OPTIONS = Options(methods=("crown-ibp", "interval"), count=130, pgd_steps=3, batch_size=50)
+FILE = "test-last-l-inf-eps0.03-first130.npz"
+
+
+@pytest.fixture(autouse=True)
+def _tiny_network(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "test_mlp", {"hidden": (16,)})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    config = from_config_dict(
+        {
+            "data": {"name": "digits", "validation": 144},
+            "model": {"name": "test_mlp"},
+            "train": {"epochs": 3, "batch_size": 128},
+            "optim": {"lr": 5e-3},
+            "robust": {"method": "ibp", "eps_train": 0.03, "eps_test": 0.03},
+            "evaluation": {"methods": ("interval",), "pgd_steps": 3, "every": 2},
+            "checkpoint": {"every": 30},
+        }
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "test_mlp", {"hidden": (16,)})
+        loop.run(config, workdir, "test")
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy of it, without evaluations."""
+    return shutil.copytree(
+        finished, tmp_path / "run", ignore=lambda _, names: {"evaluations"} & set(names)
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluated(finished):
+    """Its evaluation by two methods."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "test_mlp", {"hidden": (16,)})
+        return evaluate_run(finished, OPTIONS)
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def _interrupt(monkeypatch, workdir, options, writes):
+    """Evaluates until so many batches have been written."""
+    write = certificates.write
+    count = iter(range(writes))
+
+    def until(path, found):
+        write(path, found)
+        if next(count, None) is None:
+            raise _Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(certificates, "write", until)
+        with pytest.raises(_Interrupted):
+            evaluate_run(workdir, options)
+
+
+def _calls(monkeypatch):
+    """Which method is called on how many examples, as a list that grows."""
+    calls = []
+    certify = bj.certify
+
+    def recorded(model, x, eps, **options):
+        calls.append((options["method"], len(x)))
+        return certify(model, x, eps, **options)
+
+    monkeypatch.setattr(bj, "certify", recorded)
+    return calls
+
+
+def _assert_same(one, other):
+    flat = [jax.tree_util.tree_leaves_with_path(e._replace(metadata={})) for e in (one, other)]
+    assert [path for path, _ in flat[0]] == [path for path, _ in flat[1]]
+    for (_, left), (_, right) in zip(*flat, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_the_file_holds_everything(finished, evaluated):
+    path = finished / "evaluations" / FILE
+    assert evaluated.path == path
+    with np.load(path, allow_pickle=False) as stored:
+        assert {name: (str(array.dtype), array.shape) for name, array in stored.items()} == {
+            "metadata": (str(stored["metadata"].dtype), ()),
+            "index": ("int64", (130,)),
+            "labels": ("int32", (130,)),
+            "attacked": ("bool", (130,)),
+            "correct": ("bool", (130,)),
+            "resisted_cross_entropy": ("bool", (130,)),
+            "resisted_margin": ("bool", (130,)),
+            **{
+                f"{method}_{what}": value
+                for method in ("interval", "crown-ibp")
+                for what, value in {
+                    "run": ("bool", (130,)),
+                    "verified": ("bool", (130,)),
+                    "margins": ("float32", (130, 10)),
+                }.items()
+            },
+        }
+        metadata = json.loads(str(stored["metadata"]))
+    settings = metadata["settings"]
+    run = trained.load(finished)
+    assert settings["parameters_sha256"] == loop.parameters_sha256(run.variables)
+    assert (settings["eps"], settings["norm"], settings["clip"]) == (0.03, "inf", [0.0, 1.0])
+    assert settings["attack"]["losses"] == list(LOSSES)
+    assert (settings["attack"]["steps"], settings["attack"]["restarts"]) == (3, 2)
+    assert settings["which"] == "last epoch (3)"
+    assert set(metadata["parts"]) == {"attack", "interval", "crown-ibp"}
+    assert metadata["parts"]["interval"]["arithmetic"] == "exact-real"
+    assert metadata["parts"]["attack"]["versions"]["jax"] == jax.__version__
+    np.testing.assert_array_equal(evaluated.found.labels, run.test.labels[:130])
+
+
+def test_errors_are_recomputed_from_the_file(finished, evaluated):
+    found = certificates.read(evaluated.path)
+    _assert_same(found, evaluated.found)
+    errors = found.errors()
+    assert errors == evaluated.found.errors()
+    check_consistency(found.evaluation)
+    run = trained.load(finished)
+    images, labels = run.test.take(slice(130))
+    wrong = np.argmax(run.model.apply(run.variables, images), axis=-1) != labels
+    assert errors["standard_error"] == pytest.approx(np.mean(wrong))
+    margins = np.where(
+        np.arange(10)[None] == labels[:, None], np.inf, found.margins_by["crown-ibp"]
+    )
+    by = errors["verified_error_by"]
+    assert list(by) == ["interval", "crown-ibp"]  # the cheapest first
+    assert by["crown-ibp"] == pytest.approx(np.mean(margins.min(axis=-1) <= 0))
+    assert errors["verified_error"] <= min(by.values())
+    assert 0 < errors["standard_error"] < errors["pgd_error"] <= errors["verified_error"] < 1
+    both = found.resisted_by["margin"] & found.resisted_by["cross_entropy"]
+    assert errors["pgd_error"] == pytest.approx(np.mean(~both))
+
+
+def test_the_function_of_the_loop_agrees(finished, evaluated):
+    run = trained.load(finished)
+    config = dataclasses.replace(
+        run.config.evaluation, methods=OPTIONS.methods, batch_size=50, pgd_loss="cross_entropy"
+    )
+    images = run.test.take(slice(130))
+    found = evaluate(run.model, run.variables, images, 0.03, clip=(0.0, 1.0), config=config)
+    np.testing.assert_array_equal(found.correct, evaluated.found.correct)
+    np.testing.assert_array_equal(found.resisted, evaluated.found.resisted_by["cross_entropy"])
+    assert list(found.verified_by) == list(OPTIONS.methods)
+    for name, flags in found.verified_by.items():
+        np.testing.assert_array_equal(flags, evaluated.found.verified_by[name])
+
+
+def test_an_interrupted_evaluation_goes_on(workdir, evaluated, monkeypatch):
+    path = workdir / "evaluations" / FILE
+    _interrupt(monkeypatch, workdir, OPTIONS, writes=1)  # in the second of three attacked batches
+    with pytest.raises(ExperimentError, match=r"only 100 of 130 images are evaluated"):
+        certificates.read(path).errors()
+    _interrupt(monkeypatch, workdir, OPTIONS, writes=2)  # two of three batches by intervals
+    calls = _calls(monkeypatch)
+    found = evaluate_run(workdir, OPTIONS).found
+    assert calls == [("interval", 50)] + [("crown-ibp", 50)] * 3
+    _assert_same(found, evaluated.found)
+    assert [file.name for file in path.parent.iterdir()] == [FILE]
+    calls.clear()
+    evaluate_run(workdir, OPTIONS)
+    assert calls == []
+
+
+def test_what_other_packages_began_is_done_again(workdir, evaluated, monkeypatch):
+    _interrupt(monkeypatch, workdir, OPTIONS, writes=4)
+    path = workdir / "evaluations" / FILE
+    found = certificates.read(path)
+    assert found.run_by["interval"].sum() == 100
+    for part in found.parts.values():
+        part["versions"]["jax"] = "0.0.1"
+    certificates.write(path, found)
+    calls = _calls(monkeypatch)
+    found = evaluate_run(workdir, OPTIONS).found
+    assert calls == [("interval", 50)] * 3 + [("crown-ibp", 50)] * 3
+    assert found.parts["attack"]["versions"]["jax"] == "0.0.1"  # was done
+    assert found.parts["interval"]["versions"]["jax"] == jax.__version__
+    _assert_same(found, evaluated.found)
+
+
+def test_a_further_method_is_the_only_one_run(workdir, evaluated, monkeypatch, capsys):
+    path = workdir / "evaluations" / FILE
+    path.parent.mkdir()
+    shutil.copy(evaluated.path, path)
+    calls = _calls(monkeypatch)
+    found = evaluate_run(workdir, OPTIONS._replace(methods=("one-step",)))
+    assert {name for name, _ in calls} == {"one-step"}
+    print_evaluated(found)
+    printed = capsys.readouterr().out
+    errors = found.found.errors()
+    assert list(errors["verified_error_by"]) == ["interval", "crown-ibp", "one-step"]
+    assert "by one-step" in printed
+    assert f"{100 * errors['verified_error']:.2f} %" in printed
+    assert "real arithmetic, up to the rounding of the bounds, computed in float32" in printed
+    assert f"file: {path}" in printed
+
+
+def test_a_cascade_runs_on_what_is_open(workdir, evaluated, monkeypatch):
+    calls = _calls(monkeypatch)
+    found = evaluate_run(workdir, OPTIONS._replace(cascade=True)).found
+    whole = evaluated.found
+    resisted = whole.evaluation.resisted
+    open_ = resisted & ~whole.verified_by["interval"]
+    assert 0 < open_.sum() < 130
+    np.testing.assert_array_equal(found.run_by["crown-ibp"], open_)
+    assert np.isnan(found.margins_by["crown-ibp"][~open_]).all()
+    assert calls == [("interval", 50)] * 3 + [("crown-ibp", 50)] * -(-open_.sum() // 50)
+    np.testing.assert_array_equal(found.evaluation.verified, whole.evaluation.verified)
+    by = found.errors()["verified_error_by"]
+    assert by == {"crown-ibp": None, "interval": whole.errors()["verified_error_by"]["interval"]}
+    # Without the cascade, the rest follows.
+    _assert_same(evaluate_run(workdir, OPTIONS).found, whole)
+
+
+def test_other_weights_and_settings_are_refused(workdir, evaluated):
+    path = workdir / "evaluations" / FILE
+    path.parent.mkdir()
+    shutil.copy(evaluated.path, path)
+    found = certificates.read(path)
+    found.metadata["settings"]["parameters_sha256"] = "0" * 64
+    certificates.write(path, found)
+    for options, keys in (
+        (OPTIONS, "parameters_sha256"),
+        (OPTIONS._replace(pgd_steps=4), r"attack\.steps, parameters_sha256"),
+    ):
+        with pytest.raises(ExperimentError, match=f"which differs in {keys}; give") as caught:
+            evaluate_run(workdir, options)
+        assert "\n" not in str(caught.value)
+    named = evaluate_run(workdir, OPTIONS._replace(name="again", methods=("interval",)))
+    assert named.path.name == "again.npz"
+
+
+def test_damaged_files_are_refused(evaluated, tmp_path):
+    path = tmp_path / "half.npz"
+    path.write_bytes(evaluated.path.read_bytes()[:3000])
+    with pytest.raises(ExperimentError, match=r"half\.npz is no file of evaluations"):
+        certificates.read(path)
+    found = certificates.read(evaluated.path)
+    first = int(np.argmin(found.verified_by["interval"]))
+    found.verified_by["interval"][first] = True
+    certificates.write(path, found)
+    with pytest.raises(ExperimentError, match=rf"interval of example {first} \(1 in all\) is not"):
+        certificates.read(path)
+
+
+def test_a_wrong_certificate_is_found(workdir, monkeypatch):
+    certify = bj.certify
+
+    def wrong(model, x, eps, **options):
+        found = certify(model, x, eps, **options)
+        return dataclasses.replace(found, verified=np.ones_like(found.verified))
+
+    monkeypatch.setattr(bj, "certify", wrong)
+    with pytest.raises(RuntimeError, match=r"example \d+ .* is verified by interval but"):
+        evaluate_run(workdir, OPTIONS)
+
+
+def test_the_selected_epoch_and_other_balls(finished, workdir):
+    options = OPTIONS._replace(methods=("crown-ibp",), which="selected", split="validation")
+    small = evaluate_run(workdir, options._replace(eps=0.1, norm="2", clip=False))
+    assert small.path.name == "validation-selected-l2-eps0.1-unclipped-first130.npz"
+    assert small.found.metadata["settings"]["which"].startswith("selected epoch (")
+    assert small.found.metadata["settings"]["clip"] is None
+    assert "130 validation images of UCI digits, l2 eps 0.1, not clipped" in small.title
+    run = trained.load(finished)
+    np.testing.assert_array_equal(small.found.labels, run.validation.labels[:130])
+    large = evaluate_run(workdir, options._replace(eps=0.1))
+    assert np.all(small.found.evaluation.verified | ~large.found.evaluation.verified)
+    assert small.found.evaluation.verified.sum() > large.found.evaluation.verified.sum()
+
+
+def test_batches_are_divided_between_devices(workdir, monkeypatch):
+    seen = []
+    put = jax.device_put
+
+    def recorded(array, sharding):
+        placed = put(array, sharding)
+        if isinstance(array, tuple):
+            seen.append((len(placed[0].sharding.device_set), placed[0].shape[0]))
+        return placed
+
+    monkeypatch.setattr(measure.jax, "device_put", recorded)
+    evaluate_run(workdir, OPTIONS._replace(methods=("interval",), batch_size=65))
+    assert seen == [(2, 66)] * 2  # filled up to a multiple of the devices
+
+
+def test_radii_are_numbers_or_fractions():
+    assert radius("8/255") == 8 / 255
+    assert radius("0.0314") == 0.0314
+    assert radius("1e-2") == 0.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--eps=8/0"], "--eps must be a number like 0.1 or 8/255, got '8/0'"),
+        (["--eps=8"], "--eps must be a radius in pixels of [0, 1], got 8, e.g. --eps=8/255"),
+        (["--eps=-0.1"], "--eps must be a radius in pixels of [0, 1], got -0.1"),
+        (["--norm=2"], "--norm=2 needs --eps"),
+        (["--norm=3", "--eps=0.1"], "--norm must be inf or 2, got '3'"),
+        (["--methods=interval,ibp"], "unknown method 'ibp': use interval, crown-ibp"),
+        (["--which=best"], "--which must be last or selected, got 'best'"),
+        (["--split=train"], "--split must be test or validation, got 'train'"),
+        (["--count=0"], "--count must be >= 1, got 0"),
+        (["--pgd-restarts=0"], "--pgd-restarts must be >= 1, got 0"),
+        (["--name=../x"], "--name must be a file name without folders"),
+        (["--workdir=nowhere"], "nowhere holds no run"),
+    ],
+)
+def test_mistakes_are_one_line(finished, capsys, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        main([f"--workdir={finished}", *arguments])
+    assert caught.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_the_command(workdir, capsys):
+    main(
+        [
+            f"--workdir={workdir}",
+            "--methods=interval",
+            "--eps=4/255",
+            "--count=50",
+            "--pgd-steps=3",
+            "--batch-size=50",
+        ]
+    )
+    printed = capsys.readouterr().out
+    assert "run: error on 50 test images of UCI digits, l-inf eps 0.0156863, clipped" in printed
+    assert "last epoch (3)" in printed
+    assert (workdir / "evaluations" / "test-last-l-inf-eps0.0156863-first50.npz").exists()
