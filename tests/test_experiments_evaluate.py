@@ -371,3 +371,11 @@ def test_the_command(workdir, capsys):
     assert "run: error on 50 test images of UCI digits, l-inf eps 0.0156863, clipped" in printed
     assert "last epoch (3)" in printed
     assert (workdir / "evaluations" / "test-last-l-inf-eps0.0156863-first50.npz").exists()
+
+
+def test_an_unfinished_run_says_so(workdir):
+    assert trained.load(workdir, "selected").label.startswith("selected epoch (")
+    shutil.rmtree(workdir / "checkpoints" / "30")
+    assert trained.load(workdir).label == "step 0 of 30"
+    with pytest.raises(ExperimentError, match=r"has selected no epoch \(config\.data\.validation"):
+        trained.load(workdir, "selected")
