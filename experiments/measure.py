@@ -242,11 +242,15 @@ def _certify(
                 due &= ~flags
     part = _begin(found, name, found.run_by[name], made_with, due)
     pending = np.flatnonzero(due & ~found.run_by[name])
-    size = min(config.batch_size, _BATCHES * default_batch(name), len(data))
+    if not pending.size:
+        return
+    # All calls have one shape, and are compiled once; equal ones need the least filling up.
+    calls = -(-len(pending) // min(config.batch_size, _BATCHES * default_batch(name)))
+    size = -(-len(pending) // calls)
     for start in range(0, len(pending), size):
         began = time.monotonic()
         rows = pending[start : start + size]
-        padded = np.resize(rows, size)  # all calls have one shape, and are compiled once
+        padded = np.resize(rows, size)
         try:
             certificate = bj.certify(
                 (problem.model, problem.variables),
