@@ -431,7 +431,7 @@ def test_kill_minus_nine_and_the_same_command_again(project, tmp_path):
             ["robust.eps_test=-1"],
             "config.robust.eps_test must be >= 0, got -1.0",
         ),
-        ("digits_crown.py:gpu", [], "unknown variant :gpu: this config has :cpu"),
+        ("digits_crown.py:gpu", [], "unknown argument .gpu.: this config has cpu"),
         ("absent.py", [], "absent.py: no such file"),
         ("mnist_ibp.py:cpu", ["data.dir=absent"], "--config.data.dir=absent: no such folder"),
     ],
