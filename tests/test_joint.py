@@ -294,9 +294,12 @@ def test_masked_entries_of_a_softmax_do_not_matter(optimized):
         lower, upper = jnp.array([0.0, mask, -1.0, mask]), jnp.array([1.0, mask, 2.0, mask])
         kept = jnp.array([0, 2])
         whole, part = bj.Interval(lower, upper), bj.Interval(lower[kept], upper[kept])
-        image, expected = jax.jit(lambda a, b: (node.op.image(node, a), free.op.image(free, b)))(
-            whole, part
-        )
+        one = jnp.full(4, mask).at[1].set(0.5)
+        alone = bj.Interval(one, one)
+        image, expected, single = jax.jit(
+            lambda a, b, c: (node.op.image(node, a), free.op.image(free, b), node.op.image(node, c))
+        )(whole, part, alone)
+        np.testing.assert_allclose([end[1] for end in single], 0, atol=1e-5)
         for ours, theirs in zip(image, expected, strict=True):
             np.testing.assert_allclose(ours[kept], theirs, rtol=1e-6)
             assert (np.exp(ours[jnp.array([1, 3])]) == 0).all()
