@@ -342,6 +342,7 @@ def test_normalize_contains_samples(shape, axes, eps, dtype):
     with jax.enable_x64(dtype == np.float64):
         node = joint_node(lambda d, r: normalize(d, r, axes, eps), shape, shape, dtype=dtype)
         run = evaluated(node)
+        reciprocals = jax.jit(jax.vmap(lambda v: reciprocal(v, axes, eps)))
         count = int(np.prod([shape[axis] for axis in axes]))
         for k, (kind, lower, upper) in enumerate(boxes(rng, int(np.prod(shape)), dtype)):
             if eps == 0.0 and kind in ("all zero", "at zero"):
@@ -350,7 +351,7 @@ def test_normalize_contains_samples(shape, axes, eps, dtype):
             d = jnp.asarray(points(rng, lower, upper, 400))
             interval = bj.Interval(jnp.asarray(lower), jnp.asarray(upper))
             intervals = [interval, reciprocal_interval(lower, upper, axes, eps)]
-            r = jax.vmap(lambda v: reciprocal(v, axes, eps))(d)
+            r = reciprocals(d)
             found = run(intervals, [d, r], jax.random.key(k))
             # Terms of the planes are as large as the ends of both operands; 1e3 / sqrt(eps).
             size = np.abs([lower, upper]).max() * np.nan_to_num(intervals[1].upper, posinf=0).max()
