@@ -17,8 +17,15 @@ BY_NAME = {network.name: network for network in NETWORKS}
 RELATIVE_SLACK = {np.float32: 1e-5, np.float64: 1e-12}
 
 
-def each_pair(*methods: str, but: tuple[str, ...] = ()):
-    """Networks with the methods each is bounded with, of those named or of all.
+def each_network(*names: str):
+    """`name`s of networks; one worker compiles all of a network's functions and shares them."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in names]
+    )
+
+
+def each_pair(*methods: str, only: tuple[str, ...] = (), but: tuple[str, ...] = ()):
+    """Networks (`only` those, if any are named) with the methods each is bounded with.
 
     One worker compiles all of a network's functions and shares them.
     """
@@ -27,7 +34,7 @@ def each_pair(*methods: str, but: tuple[str, ...] = ()):
         [
             pytest.param(n, m, marks=pytest.mark.xdist_group(n.name), id=f"{n.name}-{m}")
             for n, m in pairs(*methods)
-            if n.name not in but
+            if n.name not in but and (not only or n.name in only)
         ],
     )
 

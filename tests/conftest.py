@@ -1,5 +1,6 @@
 """Strict numerics, several CPU devices and reproducible hypothesis examples for every test."""
 
+import gc
 import itertools
 import os
 from pathlib import Path
@@ -13,11 +14,18 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Nearly all of the time goes into compiling functions that run for milliseconds.
 jax.config.update("jax_disable_most_optimizations", True)
-# The older code generator compiles small programs in half of the time. XLA ends the process on a
-# flag that it does not know: for the versions that have it.
+# XLA ends the process on a flag that it does not know: for the versions that have them.
+flags = []
+if (0, 10) <= jax.__version_info__ < (0, 13):
+    # Programs as small as these are less work as one module each than as up to 32 parts.
+    flags.append("--xla_cpu_parallel_codegen_split_count=1")
 if (0, 10) <= jax.__version_info__ < (0, 11):
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}"
+    # The older code generator compiles small programs in half of the time.
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
+# Tracing makes objects by the million, few of them in cycles; JAX adds work of its own to every
+# collection.
+gc.set_threshold(50_000, 20, 50)
 # Before the backend starts: pmap and sharding need more than one device.
 jax.config.update("jax_num_cpu_devices", 2)
 
@@ -43,9 +51,16 @@ hypothesis.settings.load_profile("boundjax")
 
 PROJECT = Path(__file__).resolve().parent.parent
 MAPS = Path("/proc/self/maps")
-# Below half of Linux's limit of 65530 maps to a process, past which XLA's compiler crashes.
-MOST_MAPS = 30_000
+# Below a third of Linux's limit of 65530 maps to a process, past which XLA's compiler crashes; and
+# what they belong to is one or two GiB.
+MOST_MAPS = 20_000
 TORN_DOWN = itertools.count(1)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays: no collection has to look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_teardown() -> None:

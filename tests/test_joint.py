@@ -294,9 +294,12 @@ def test_masked_entries_of_a_softmax_do_not_matter(optimized):
         lower, upper = jnp.array([0.0, mask, -1.0, mask]), jnp.array([1.0, mask, 2.0, mask])
         kept = jnp.array([0, 2])
         whole, part = bj.Interval(lower, upper), bj.Interval(lower[kept], upper[kept])
-        image, expected = jax.jit(lambda a, b: (node.op.image(node, a), free.op.image(free, b)))(
-            whole, part
-        )
+        one = jnp.full(4, mask).at[1].set(0.5)
+        alone = bj.Interval(one, one)
+        image, expected, single = jax.jit(
+            lambda a, b, c: (node.op.image(node, a), free.op.image(free, b), node.op.image(node, c))
+        )(whole, part, alone)
+        np.testing.assert_allclose([end[1] for end in single], 0, atol=1e-5)
         for ours, theirs in zip(image, expected, strict=True):
             np.testing.assert_allclose(ours[kept], theirs, rtol=1e-6)
             assert (np.exp(ours[jnp.array([1, 3])]) == 0).all()
@@ -339,6 +342,7 @@ def test_normalize_contains_samples(shape, axes, eps, dtype):
     with jax.enable_x64(dtype == np.float64):
         node = joint_node(lambda d, r: normalize(d, r, axes, eps), shape, shape, dtype=dtype)
         run = evaluated(node)
+        reciprocals = jax.jit(jax.vmap(lambda v: reciprocal(v, axes, eps)))
         count = int(np.prod([shape[axis] for axis in axes]))
         for k, (kind, lower, upper) in enumerate(boxes(rng, int(np.prod(shape)), dtype)):
             if eps == 0.0 and kind in ("all zero", "at zero"):
@@ -347,7 +351,7 @@ def test_normalize_contains_samples(shape, axes, eps, dtype):
             d = jnp.asarray(points(rng, lower, upper, 400))
             interval = bj.Interval(jnp.asarray(lower), jnp.asarray(upper))
             intervals = [interval, reciprocal_interval(lower, upper, axes, eps)]
-            r = jax.vmap(lambda v: reciprocal(v, axes, eps))(d)
+            r = reciprocals(d)
             found = run(intervals, [d, r], jax.random.key(k))
             # Terms of the planes are as large as the ends of both operands; 1e3 / sqrt(eps).
             size = np.abs([lower, upper]).max() * np.nan_to_num(intervals[1].upper, posinf=0).max()

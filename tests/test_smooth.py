@@ -1,109 +1,36 @@
 """The solver of smooth functions' lines, and what each function's entry states."""
 
-import functools
 import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import AS_USERS_HAVE_IT, on_host
-from test_relaxations import SCALARS, SMOOTH, scalar_intervals
-
-import boundjax as bj
-from boundjax import graph
-from boundjax.ops import domain, envelope, registry, smooth
-
-# Steps have no derivative; the others are not one op.
-COMPOSED = ("sign", "floor", "ceil", "round", "predicate", "hard_sigmoid", "power_of_a_base")
-FUNCTIONS = {
-    **{name: (SCALARS[name], (-2e3, 2e3)) for name in ("sigmoid", "tanh", "softplus")},
-    **{name: entry for name, entry in SMOOTH.items() if name not in COMPOSED},
-}
-# Around every inflection and kink of the table, on either side of them, narrow and wide.
-INTERVALS = np.array(
-    [
-        *[(-1, 1), (-3, 1), (-1, 4), (-6, 6), (-2.5, -2.3), (-1.5, -1.3), (1.3, 1.5), (-5, 0.5)],
-        *[(0.2, 5), (-3, -1), (-0.5, 3), (2, 9), (-9, -2), (-4, 2), (-1.2, 2.9), (-8, 8), (1, 1.1)],
-        *[(-3.2, -2.8), (2.8, 3.1), (-0.01, 0.01), (-20, 30), (-3.5, 4.1), (-6.9, 0.1), (0.3, 6)],
-        *[(-12, -1.4), (-1.6, 9), (-2.2, 12), (-7, 2.4), (0.05, 0.2), (0.5, 70), (-0.9, -0.2)],
-    ]
+from compiled import on_host
+from scalar_lines import (
+    FUNCTIONS,
+    INTERVALS,
+    Given,
+    compiled_lines,
+    concave_envelope,
+    drawn_intervals,
+    each_function,
+    grid_and_values,
+    in_domain,
+    least_gaps,
+    scalar_node,
 )
 
-
-def scalar_node(function, example):
-    nodes = graph.trace(function, example).nodes
-    return next(node for node in nodes if isinstance(node.op, registry.Scalar))
+import boundjax as bj
+from boundjax.ops import domain, envelope, smooth
 
 
-def in_domain(intervals, low, high):
-    """The intervals' parts inside a domain that are not points."""
-    ends = np.clip(intervals, low, high)
-    return ends[ends[:, 0] < ends[:, 1]].T
-
-
-class Given:
-    """Positions for the lines in the order in which they ask."""
-
-    def __init__(self, *positions):
-        self.positions = list(positions)
-
-    def __call__(self, lower, upper, default):
-        assert default.shape == lower.shape
-        return self.positions.pop(0) if self.positions else default
-
-
-@functools.cache
-def compiled_lines(name):
-    """`(lower, upper, first, second) -> Lines`, with the positions of both lines."""
-    function, _ = FUNCTIONS[name]
-
-    def run(lower, upper, first, second):
-        node = scalar_node(function, lower)
-        return node.op.lines(node, lower, upper, Given(first, second))
-
-    return on_host(run, AS_USERS_HAVE_IT)
-
-
-def grid_and_values(name, lower, upper, count=2001):
-    """Points of the intervals `[count, n]` and the function there, in float64."""
-    share = np.linspace(0, 1, count)[:, None]
-    grid = np.clip(lower + share * (upper - lower), lower, upper)
-    with jax.enable_x64(True):
-        node = scalar_node(FUNCTIONS[name][0], jnp.asarray(grid[0]))
-        return grid, on_host(jax.vmap(node.apply))(grid)
-
-
-def least_gaps(lines, grid, values):
-    """How far the values stay from the lower and the upper line, in float64."""
-    lower_slope, lower_intercept, upper_slope, upper_intercept = (
-        np.asarray(a, np.float64) for a in lines
-    )
-    below = values - (lower_slope * grid + lower_intercept)
-    above = upper_slope * grid + upper_intercept - values
-    return np.minimum(below.min(0), above.min(0))
-
-
-def concave_envelope(grid, values, at):
-    """The least concave function above the points `[count]`, at a point: by its convex hull."""
-    hull = []
-    for x, y in zip(grid, values, strict=True):
-        while len(hull) > 1:
-            (x0, y0), (x1, y1) = hull[-2:]
-            if (y1 - y0) * (x - x1) > (y - y1) * (x1 - x0):
-                break
-            hull.pop()
-        hull.append((x, y))
-    return np.interp(at, *np.transpose(hull))
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
+@each_function
 def test_lines_are_as_tight_as_the_best_pair(name):
     """The mean width, which is the width at the middle, against the concave envelopes there."""
     with jax.enable_x64(True):
         lower, upper = in_domain(INTERVALS, *FUNCTIONS[name][1])
-        half = np.full_like(lower, 0.5)
-        lines = compiled_lines(name)(*map(jnp.asarray, (lower, upper, half, half)))
+        lines = compiled_lines(name, lower, upper)
     grid, values = grid_and_values(name, lower, upper)
     assert (least_gaps(lines, grid, values) >= 0).all()
     middle = 0.5 * (lower + upper)
@@ -120,21 +47,16 @@ def test_lines_are_as_tight_as_the_best_pair(name):
     assert excess[worst] <= 1.005, f"[{lower[worst]}, {upper[worst]}]: {excess[worst]}"
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@each_function
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_any_position_gives_lines_that_hold_exactly(name, dtype):
     """No slack: the lines are moved outward by the rounding of what they are computed from."""
     rng = np.random.default_rng(0)
-    low, high = FUNCTIONS[name][1]
-    centre, radius = 4 * rng.normal(size=300), 10 ** rng.uniform(-5, 1.5, size=300)
-    drawn = np.stack([centre - radius, centre + radius], axis=1)
-    drawn = np.clip(np.concatenate([drawn, scalar_intervals().T, INTERVALS]), low, high)
-    lower, upper = drawn.astype(dtype).T
+    lower, upper = drawn_intervals(name, rng).astype(dtype)
     positions = rng.uniform(size=(2, lower.size))
     positions[:, :100] = rng.integers(0, 2, size=(2, 100))
     with jax.enable_x64(dtype == np.float64):
-        arrays = (jnp.asarray(a, dtype) for a in (lower, upper, *positions))
-        lines = compiled_lines(name)(*arrays)
+        lines = compiled_lines(name, lower, upper, *positions, dtype)
     assert all(line.dtype == dtype for line in lines)
     assert all(np.isfinite(line).all() for line in lines)
     grid, values = grid_and_values(name, lower.astype(np.float64), upper.astype(np.float64), 401)
@@ -168,13 +90,18 @@ def test_gradients_of_lines_equal_finite_differences(name):
             image = node.op.image(node, lower, upper)
             return jnp.stack([*lines, *image])
 
-        run = jax.jit(flat)
-        weights = rng.normal(size=run(arguments).shape)
-        found = jax.jit(jax.grad(lambda a: (weights * flat(a)).sum()))(jnp.asarray(arguments))
+        @jax.jit
+        def both(arguments):
+            outputs, pull_back = jax.vjp(flat, arguments)
+            return outputs, pull_back(jnp.asarray(weights))[0]
+
+        weights = rng.normal(size=(6, lower.size))  # lines and image
+        found = both(jnp.asarray(arguments))[1]
         for k in range(4):
             step = np.zeros_like(arguments)
             step[k] = 1e-5
-            change = np.asarray(run(arguments + step)) - np.asarray(run(arguments - step))
+            ahead, behind = (np.asarray(both(arguments + s)[0]) for s in (step, -step))
+            change = ahead - behind
             expected = (weights * change).sum(0) / 2e-5
             scale = 1 + np.abs(expected)
             wrong = np.abs(np.asarray(found[k]) - expected) > 1e-4 * scale
@@ -274,15 +201,19 @@ def test_no_slope_makes_a_wrong_line(name, monkeypatch):
     assert (least_gaps(lines, grid, values) >= 0).all()
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@each_function
 def test_lipschitz_constants_bound_the_slope(name):
     with jax.enable_x64(True):
         lower, upper = in_domain(INTERVALS, *FUNCTIONS[name][1])
         node = scalar_node(FUNCTIONS[name][0], jnp.asarray(lower))
-        constant = np.asarray(node.op.lipschitz(node, jnp.asarray(lower), jnp.asarray(upper)))
         grid, values = grid_and_values(name, lower, upper)
-        derivative = jax.vmap(lambda x: jax.jvp(node.apply, (x,), (jnp.ones_like(x),))[1])
-        slopes = np.abs(on_host(derivative)(grid))
+
+        @on_host
+        def constant_and_slopes(lower, upper, grid):
+            derivative = jax.vmap(lambda x: jax.jvp(node.apply, (x,), (jnp.ones_like(x),))[1])
+            return node.op.lipschitz(node, lower, upper), jnp.abs(derivative(grid))
+
+        constant, slopes = constant_and_slopes(lower, upper, grid)
     quotients = np.abs(np.diff(values, axis=0) / np.diff(grid, axis=0)).max(0)
     assert (quotients <= constant * (1 + 1e-9) + 1e-9).all()
     # And no larger than that; beside the kinks of hard_silu the derivative is one side's.
@@ -442,31 +373,35 @@ def test_overflow_is_infinite_and_leaves_other_units_alone(function, method):
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@each_function
 def test_nan_and_infinite_ends(name):
     node = scalar_node(FUNCTIONS[name][0], jnp.ones(3))
     low, high = jnp.array([jnp.nan, 0.5, jnp.nan]), jnp.array([0.75, jnp.nan, jnp.nan])
+    outside = np.float32([(0.6, 9.0, 80.0), (-80.0, -9.0, -0.6), (-80.0, 0.6, 80.0)])
+
+    @on_host
+    def image_and_values(low, high, points):
+        return node.op.image(node, low, high), jax.vmap(node.apply)(points)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        lines_of = on_host(lambda *ends: node.op.lines(node, *ends, Given()))
-        lines = lines_of(*[jnp.full(3, jnp.nan)] * 2)
-        image = on_host(lambda *ends: node.op.image(node, *ends))(low, high)
+        lines = compiled_lines(name, *[np.full(3, np.nan)] * 2, dtype=np.float32)
+        image, values = image_and_values(low, high, outside.T)
         assert np.isnan(lines[1]).all()
         assert np.isnan(lines[3]).all()
         assert np.isnan(np.asarray(image)[:, 2]).all()
         assert np.isnan(np.asarray(image)[:, :2]).any(0).all()
         # On infinite intervals a line may be anything that holds: check it far outside.
-        low, high = jnp.array([0.5, -jnp.inf, -jnp.inf]), jnp.array([jnp.inf, -0.5, jnp.inf])
-        lines = [np.asarray(line, np.float64) for line in lines_of(low, high)]
+        ends = np.array([[0.5, -np.inf, -np.inf], [np.inf, -0.5, np.inf]])
+        lines = compiled_lines(name, *ends, dtype=np.float32)
         jax.effects_barrier()
-        for k, points in enumerate([(0.6, 9.0, 80.0), (-80.0, -9.0, -0.6), (-80.0, 0.6, 80.0)]):
-            x = jnp.broadcast_to(jnp.asarray(points)[:, None], (3, 3))
-            values = np.asarray(jax.vmap(node.apply)(x), np.float64)[:, k]
-            with np.errstate(invalid="ignore"):
-                below = lines[0][k] * np.asarray(points) + lines[1][k]
-                above = lines[2][k] * np.asarray(points) + lines[3][k]
-            assert not (below > values).any()
-            assert not (above < values).any()
+    lines = [np.asarray(line, np.float64) for line in lines]
+    for k, points in enumerate(np.asarray(outside, np.float64)):
+        with np.errstate(invalid="ignore"):
+            below = lines[0][k] * points + lines[1][k]
+            above = lines[2][k] * points + lines[3][k]
+        assert not (below > values[:, k]).any()
+        assert not (above < values[:, k]).any()
 
 
 def test_sines_far_from_zero_and_over_many_periods():

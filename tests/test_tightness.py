@@ -11,6 +11,7 @@ from compiled import (
     BY_NAME,
     SEEDS,
     bounds_function,
+    each_network,
     on_host,
     random_box,
     values_function,
@@ -21,7 +22,7 @@ from networks import METHODS, NETWORKS, Network, points
 import boundjax as bj
 
 
-@pytest.mark.parametrize("name", [n.name for n in NETWORKS if n.sequential])
+@each_network(*(n.name for n in NETWORKS if n.sequential))
 @given(seed=SEEDS)
 def test_constant_lines_equal_interval_bounds(name, seed):
     """Interval bounds are linear bounds with zero slopes and constant lines."""
@@ -45,7 +46,7 @@ def constant_and_interval(network: Network):
     return run
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "residual", "linen", "leaky", "clipped"])
+@each_network("mlp", "cnn", "residual", "linen", "leaky", "clipped")
 @pytest.mark.parametrize("method", ["crown-ibp", "crown", "fast-lin"])
 @given(seed=SEEDS)
 def test_exact_where_no_unit_is_unstable(name, method, seed):
@@ -77,7 +78,7 @@ def affine_function(network: Network):
     return on_host(run)
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "residual", "smooth"])
+@each_network("mlp", "cnn", "residual", "smooth")
 def test_crown_is_tighter_on_average_than_crown_ibp_than_interval(name):
     network = BY_NAME[name]
     with jax.enable_x64(True):

@@ -147,9 +147,13 @@ def _log_softmax_image(node: Node, x: Interval) -> Interval:
         # The derivative of softplus passes on the rounding of its argument: that of the sum, a few
         # units, and that of the difference, half a unit.
         passed = jax.nn.sigmoid(rest - own)
-        slack = rounding(passed * jnp.abs(rest)) + rounding(passed * jnp.abs(rest - own) / 8.0)
-        slack = slack + rounding(-value)
-        # A masked entry may stand at the least number there is.
+        moved_by = passed * (jnp.abs(rest) + jnp.abs(rest - own) / 8.0)
+        # An entry that stands alone, all others masked by -inf: infinite, and nothing of it passed.
+        size = jnp.where(passed == 0, 0.0, moved_by) - value
+        # A masked entry may stand at the least number there is, and then the sum overflows. XLA may
+        # make one sum of several roundings, so this one is written out and cut.
+        greatest = float(jnp.finfo(value.dtype).max)
+        slack = rounding(jnp.minimum(size, greatest))
         moved = jnp.maximum(value + sign * slack, jnp.finfo(value.dtype).min)
         ends.append(jnp.where(jnp.isinf(value), value, jnp.minimum(moved, 0.0)))
     return Interval(*(_from_rows(end, axes, node.shape) for end in ends))
