@@ -38,6 +38,7 @@ from experiments.measure import Problem, check_methods, complete
 from experiments.measure import evaluate as evaluate
 from experiments.measure import verified as verified
 from experiments.report import print_table
+from experiments.variables import parameters_sha256
 
 LOSSES = ("cross_entropy", "margin")
 
@@ -104,7 +105,7 @@ def evaluate_run(workdir: Path, options: Options) -> Evaluated:
         raise ExperimentError(f"{workdir} has no {options.split} images: data.validation was 0")
     data = everything.take(slice(options.count))
     settings = {
-        "parameters_sha256": _sha256_of_variables(run.variables),
+        "parameters_sha256": parameters_sha256(run.variables),
         "images_sha256": _sha256_of_images(data),
         "data": run.title,
         "split": options.split,
@@ -194,12 +195,6 @@ def _check_options(options: Options, norm: str, eps: float, config: EvaluationCo
         raise ExperimentError(f"--eps must be a radius in pixels of [0, 1], got {eps:g}{hint}")
     if options.name is not None and Path(options.name).name != options.name:
         raise ExperimentError(f"--name must be a file name without folders, got {options.name!r}")
-
-
-def _sha256_of_variables(variables: Any) -> str:
-    from experiments.loop import parameters_sha256  # it imports this module
-
-    return parameters_sha256(variables)
 
 
 def _sha256_of_images(data: Images) -> str:

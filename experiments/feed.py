@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.data import Images
 
@@ -16,40 +17,55 @@ _SHARE = 0.25
 
 
 class Feed:
-    """Calls give the batch of a step, `images` and `labels` sharded over the mesh axis `data`.
+    """Calls give the batch of a step: images and labels.
 
     A data set that fits lies on every device, and a batch is gathered there: the host sends the
     order of an epoch once, and nothing at a step. A larger one is gathered by the host.
     """
 
-    def __init__(self, data: Images, batch_size: int, seed: int, mesh: Mesh):
-        """Puts the data on the devices if it fits."""
-        self._data, self._batch_size, self._seed = data, batch_size, seed
-        self._sharded = NamedSharding(mesh, PartitionSpec("data"))
-        self._replicated = NamedSharding(mesh, PartitionSpec())
+    def __init__(
+        self, data: Images, batch_size: int, seeds: Sequence[int], sharding: NamedSharding
+    ):
+        """Puts the data on the devices if it fits.
+
+        Args:
+          data: the training images.
+          batch_size: images of one step.
+          seeds: of the order; batches of several have a leading axis, one entry per seed.
+          sharding: of the batch.
+        """
+        self._data, self._batch_size, self._seeds = data, batch_size, tuple(seeds)
+        self._sharding = sharding
         self._epoch, self._order = -1, None
         self._resident = None
-        if _fits(data.images.nbytes, mesh.devices.flat[0]):
+        if _fits(data.images.nbytes, next(iter(sharding.mesh.devices.flat))):
+            self._replicated = NamedSharding(sharding.mesh, PartitionSpec())
             self._resident = jax.device_put(tuple(data), self._replicated)
-            self._gather = jax.jit(
-                lambda images, labels, order, start: jax.tree.map(
-                    lambda array: array[jax.lax.dynamic_slice(order, (start,), (batch_size,))],
-                    (images, labels),
-                ),
-                out_shardings=(self._sharded, self._sharded),
-            )
+
+            def gather(images, labels, order, start):
+                chosen = jax.lax.dynamic_slice_in_dim(order, start, batch_size, axis=-1)
+                return images[chosen], labels[chosen]
+
+            self._gather = jax.jit(gather, out_shardings=(sharding, sharding))
 
     def __call__(self, step: int) -> tuple[jax.Array, jax.Array]:
         """The batch of a step: `images` `[B, H, W, channels]` and `labels` `[B]`."""
         count = len(self._data)
         if self._resident is None:
-            batch = self._data.take(batch_indices(self._seed, step, count, self._batch_size))
-            return tuple(jax.device_put(array, self._sharded) for array in batch)
+            batch = self._data.take(
+                self._of_seeds(lambda seed: batch_indices(seed, step, count, self._batch_size))
+            )
+            return tuple(jax.device_put(array, self._sharding) for array in batch)
         epoch, position = divmod(step, count // self._batch_size)
         if epoch != self._epoch:
-            order = permutation(self._seed, epoch, count).astype(np.int32)
-            self._epoch, self._order = epoch, jax.device_put(order, self._replicated)
+            order = self._of_seeds(lambda seed: permutation(seed, epoch, count))
+            self._epoch = epoch
+            self._order = jax.device_put(order.astype(np.int32), self._replicated)
         return self._gather(*self._resident, self._order, jnp.int32(position * self._batch_size))
+
+    def _of_seeds(self, indices: Callable[[int], np.ndarray]) -> np.ndarray:
+        found = [indices(seed) for seed in self._seeds]
+        return np.stack(found) if len(found) > 1 else found[0]
 
 
 def batch_indices(seed: int, step: int, count: int, batch_size: int) -> np.ndarray:
@@ -61,7 +77,7 @@ def batch_indices(seed: int, step: int, count: int, batch_size: int) -> np.ndarr
     return permutation(seed, epoch, count)[position * batch_size : (position + 1) * batch_size]
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=8)
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of an epoch, int `[count]`."""
     return np.random.default_rng([seed, epoch]).permutation(count)

@@ -1,4 +1,4 @@
-"""One run, from a configuration to `summary.json`. Reads from top to bottom.
+"""Runs, from a configuration to `summary.json`.
 
 Everything that depends on chance or time is a pure function of (seed, step): the initial
 parameters, the order of the batches, what is random in a step, the radius and the weights. The
@@ -9,43 +9,35 @@ bit-identical parameters.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-import boundjax as bj
-import boundjax.methods
-from experiments import data, methods, models
-from experiments.augment import create_augmentation
-from experiments.batch_norm import population_statistics
-from experiments.checkpoints import Checkpoints
+from experiments import models
 from experiments.config import Config
-from experiments.errors import ExperimentError
-from experiments.evaluate import evaluate, verified
-from experiments.feed import Feed
+from experiments.evaluate import evaluate
 from experiments.plots.curves import plot_curves
+from experiments.prepare import Prepared, prepare
 from experiments.report import Report
 from experiments.run_folder import RunFolder
-from experiments.summary import device_name, print_summary, versions
-from experiments.train_step import (
-    METRICS,
-    create_learning_rate,
-    create_optimizer,
-    create_schedule,
-    create_state,
-    create_train_step,
-)
+from experiments.summary import device_name, print_seeds, print_summary, versions
+from experiments.training import Member, open_members, train
+from experiments.variables import deployed, parameters_sha256
+
+# Seeds share an accelerator as one program if their states take at most this part of its memory:
+# what a step needs besides is several times as much.
+_SHARE = 0.02
 
 
 def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
     """Trains and evaluates; resumes an interrupted run; of a finished one, repeats the summary.
+
+    With `config.seeds` above 1 there is a run in `workdir/seed-K` for every seed, and a summary of
+    them all.
 
     Args:
       config: the validated configuration.
@@ -58,152 +50,88 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
     Raises:
       ExperimentError: for whatever the user can correct.
     """
-    # ------------------------------------------------------------------ run folder
     folder = RunFolder(workdir, config)
     summary = folder.summary()
     if summary is not None:
         print(f"{workdir} holds a finished run ({summary['finished']}); nothing to do.")
-        print_summary(summary, workdir)
+        (print_summary if config.seeds == 1 else print_seeds)(summary, workdir)
         return summary
+    if config.seeds == 1:
+        return _run_members(config, [Member(config.seed, folder)], name)[0]
 
-    certifying = (*boundjax.methods.METHODS, boundjax.methods.BEST)
-    for method in (*config.evaluation.methods, config.evaluation.selection_method):
-        if method not in certifying:  # said now, not after the training
-            raise ExperimentError(
-                f"config.evaluation: unknown method {method!r}: use {', '.join(certifying)}"
-            )
+    members = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        alone = dataclasses.replace(config, seed=seed, seeds=1)
+        members.append(Member(seed, RunFolder(workdir / f"seed-{seed}", alone)))
+    summaries = _run_members(config, members, name)
+    folder.create()
+    summary = _of_seeds(summaries, config, name)
+    folder.write_summary(summary)
+    print_seeds(summary, workdir)
+    return summary
 
-    # ------------------------------------------------------------------ devices
-    devices = jax.local_devices()
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    sharded = NamedSharding(mesh, PartitionSpec("data"))
-    batch_size = config.train.batch_size
-    if batch_size % len(devices):
-        raise ExperimentError(
-            f"config.train.batch_size must be a multiple of the {len(devices)} devices, "
-            f"got {batch_size}"
-        )
 
-    # ------------------------------------------------------------------ data
-    splits = data.load(config.data)
-    steps_per_epoch = len(splits.train) // batch_size
-    if steps_per_epoch == 0:
-        raise ExperimentError(
-            f"config.train.batch_size must be at most the {len(splits.train)} training images, "
-            f"got {batch_size}"
-        )
-    total_steps = config.train.epochs * steps_per_epoch
-
-    # ------------------------------------------------------------------ model and train step
-    model = models.from_config(config.model)
-    image_shape = splits.train.images.shape[1:]
-    method = methods.create(model, config)
-    threat = methods.Setting(model, config).threat
-    schedule = create_schedule(config.robust, steps_per_epoch)
-    learning_rate = create_learning_rate(config.optim, steps_per_epoch)
-    optimizer = create_optimizer(config.optim, steps_per_epoch)
-    key = jax.random.key(config.seed)
-    # One step per phase of the method (natural, interval, linear bounds), compiled when first due.
-    train_steps = [
-        jax.jit(
-            create_train_step(
-                model,
-                objective,
-                optimizer,
-                schedule,
-                steps_per_epoch,
-                key,
-                create_augmentation(**dataclasses.asdict(config.augment)),
-            ),
-            in_shardings=(replicated, sharded, sharded),
-            out_shardings=replicated,
-            donate_argnums=0,
-        )
-        for objective in method.objectives
-    ]
-    phases = np.asarray(
-        jax.vmap(lambda step: method.phase(schedule(step)))(jnp.arange(total_steps))
-    )
-    feed = Feed(splits.train, batch_size, config.seed, mesh)
-    try:
-        state = jax.jit(
-            lambda key: create_state(method, model, optimizer, image_shape, key),
-            out_shardings=replicated,
-        )(key)
-        for phase in sorted(set(phases.tolist())):
-            train_steps[phase].trace(state, *feed(0))  # said now, not in the middle of the training
-    except (bj.UnsupportedOpError, NotImplementedError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ExperimentError(
-            f"robust.method={config.robust.method!r} cannot train model {config.model.name!r}: "
-            f"{reason}"
-        ) from error
-    selected = nothing_selected(state, selecting=len(splits.validation) > 0)
-
-    report = Report(total_steps)
+def _run_members(config: Config, members: Sequence[Member], name: str) -> list[dict[str, Any]]:
+    """The summaries of all, those that are finished already as they are."""
+    open_ones = [member for member in members if member.folder.summary() is None]
+    if not open_ones:
+        return [member.folder.summary() for member in members]
+    # Not before all that can be wrong with the config has been said is anything written.
+    prepared = prepare(dataclasses.replace(config, seeds=1))
+    report = Report(prepared.total_steps)
+    folders = ", ".join(str(member.folder.path) for member in open_ones)
     report.line(
         f"{name}: {config.robust.method} training of {config.model.name} "
-        f"({models.count_parameters(model, image_shape):,} parameters) "
-        f"on {len(splits.train):,} images of {splits.title}, "
-        f"{total_steps:,} steps of {batch_size}, on {device_name(devices)}; run folder {workdir}"
+        f"({models.count_parameters(prepared.model, prepared.splits.shape):,} parameters) "
+        f"on {len(prepared.splits.train):,} images of {prepared.splits.title}, "
+        f"{prepared.total_steps:,} steps of {config.train.batch_size}, "
+        f"on {device_name(jax.local_devices())}; run folder {folders}"
     )
+    for member in open_ones:
+        member.folder.create()
+    open_members(prepared, open_ones)
+    for member in open_ones:
+        if member.step:
+            report.line(f"resumed after step {member.step:,} of {prepared.total_steps:,}")
+        member.folder.drop_records_after(member.step)
+    with report:
+        for group in _groups(open_ones):
+            train(prepared, group, report)
+    for member in open_ones:
+        member.folder.write_summary(_conclude(prepared, member, name))
+    return [member.folder.summary() for member in members]
 
-    # ------------------------------------------------------------------ loop
-    folder.create()  # not before all that can be wrong with the config has been said
-    seconds_before = 0.0
-    with Checkpoints(workdir, config) as checkpoints, report:
-        restored = checkpoints.restore(state, selected)
-        if restored is not None:
-            state, selected, seconds_before = restored
-            report.line(f"resumed after step {int(state['step']):,} of {total_steps:,}")
-        first_step = int(state["step"])
-        folder.drop_records_after(first_step)
-        began = time.monotonic()
 
-        def seconds() -> float:
-            return seconds_before + time.monotonic() - began
+def _groups(members: Sequence[Member]) -> list[list[Member]]:
+    """Which runs are trained as one program.
 
-        if restored is None:  # so that even a first step that diverges leaves one
-            checkpoints.save(0, state, selected, 0.0)
-        watch = Watch(steps_per_epoch, folder.path)
-        for step in range(first_step, total_steps):
-            state, metrics = train_steps[phases[step]](state, *feed(step))
-            # Waits for the step before this one, so that the devices always have one to do.
-            watch.see(step, metrics)
-            done = step + 1
-            if done % steps_per_epoch == 0:
-                epoch = done // steps_per_epoch
-                record = {"step": done, "epoch": epoch, "seconds": round(seconds(), 2)}
-                weights = schedule(step)
-                record |= {key: float(value) for key, value in weights._asdict().items()}
-                record["lr"] = float(learning_rate(step))
-                means = {key: float(state["metrics"][key]) / steps_per_epoch for key in METRICS}
-                # The ReLUs' states are not known in every phase.
-                record |= {key: value for key, value in means.items() if math.isfinite(value)}
-                watch.finish()
-                last_epoch = epoch == config.train.epochs
-                if len(splits.validation) and (epoch % config.evaluation.every == 0 or last_epoch):
-                    errors = _validate(config, model, state, splits, threat)
-                    record |= {f"validation_{key}": value for key, value in errors.items()}
-                    selected = _select(selected, state, epoch, errors)
-                record["seconds"] = round(seconds(), 2)
-                folder.append_record(record)
-                report.line(_describe(record, config.train.epochs))
-            if done % config.checkpoint.every == 0 or done == total_steps:
-                watch.finish()  # no checkpoint of a step that diverged
-                checkpoints.save(done, state, selected, seconds())
-            report.update(done)
-        train_seconds = seconds()
+    All, if they are equally far and their states are small for the device. XLA's CPU backend is
+    slow at convolutions with other kernels for every example, which `vmap` over seeds makes them:
+    there only networks without convolutions are trained together.
+    """
+    leaves = jax.tree.leaves(members[0].state["params"])
+    if jax.default_backend() == "cpu":
+        fit = all(leaf.ndim < 3 for leaf in leaves)
+    else:
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(members[0].state))
+        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+        fit = len(members) * size <= _SHARE * limit
+    if fit and len({member.step for member in members}) == 1:
+        return [list(members)]
+    return [[member] for member in members]
 
-    # ------------------------------------------------------------------ test images
+
+def _conclude(prepared: Prepared, member: Member, name: str) -> dict[str, Any]:
+    """Evaluates a trained run on the test images, draws its curves and prints its summary."""
+    config, splits, threat = prepared.config, prepared.splits, prepared.threat
     print(
         f"evaluating on {len(splits.test):,} test images of {splits.title} "
         f"at {config.robust.norm_label} eps {config.robust.eps_test:.6g}"
     )
     began = time.monotonic()
     results: dict[str, dict[str, Any]] = {}
-    candidates = {f"last epoch ({config.train.epochs})": state}
+    selected = member.selected
+    candidates = {f"last epoch ({config.train.epochs})": member.state}
     if len(splits.validation):
         candidates = {f"selected epoch ({int(selected['epoch'])})": selected} | candidates
     for label, candidate in candidates.items():
@@ -211,22 +139,21 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
             results[label] = dict(next(iter(results.values())))  # the last epoch was selected
             continue
         evaluation = evaluate(
-            model,
-            deployed(config, model, candidate, splits),
+            prepared.model,
+            deployed(config, prepared.model, candidate, splits),
             splits.test,
             config.robust.eps_test,
             norm=threat.norm,
             clip=threat.clip,
             config=config.evaluation,
-            seed=config.seed,
+            seed=member.seed,
         )
         results[label] = evaluation.errors()
 
-    # ------------------------------------------------------------------ summary
-    records = folder.records()
     title = f"{name}: {config.robust.method}, {config.model.name}, {splits.title}"
-    plot_curves(records, title, folder.curves, config.robust.norm_label)
+    plot_curves(member.folder.records(), title, member.folder.curves, config.robust.norm_label)
     attack = config.evaluation
+    variables = deployed(config, prepared.model, member.state, splits)
     summary = {
         "experiment": name,
         "results": results,
@@ -247,157 +174,44 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
         ),
         "method": config.robust.method,
         "model": config.model.name,
-        "parameters": models.count_parameters(model, image_shape),
-        "parameters_sha256": parameters_sha256(deployed(config, model, state, splits)),
+        "parameters": models.count_parameters(prepared.model, splits.shape),
+        "parameters_sha256": parameters_sha256(variables),
         "data": splits.title,
         "train_images": len(splits.train),
         "validation_images": len(splits.validation),
         "test_images": len(splits.test),
         "epochs": config.train.epochs,
-        "steps": total_steps,
-        "seed": config.seed,
-        "train_seconds": round(train_seconds, 1),
+        "steps": prepared.total_steps,
+        "seed": member.seed,
+        "train_seconds": round(member.seconds, 1),
         "evaluation_seconds": round(time.monotonic() - began, 1),
-        "device": device_name(devices),
+        "device": device_name(jax.local_devices()),
         "versions": versions(),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }
-    folder.write_summary(summary)
-    print_summary(summary, workdir)
+    print_summary(summary, member.folder.path)
     return summary
 
 
-class Watch:
-    """Reads the loss of every step, one step late, and stops a run that diverges."""
-
-    def __init__(self, steps_per_epoch: int, workdir: Path):
-        """Nothing seen yet."""
-        self._steps_per_epoch, self._workdir = steps_per_epoch, workdir
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._last: dict[str, jax.Array] | None = None
-
-    def see(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of a step, and looks at those of the step before.
-
-        Raises:
-          ExperimentError: if that step's loss is not finite.
-        """
-        self.finish()
-        self._pending = step, metrics
-
-    def finish(self) -> None:
-        """Looks at the metrics of the latest step.
-
-        Raises:
-          ExperimentError: if its loss is not finite.
-        """
-        if self._pending is None:
-            return
-        (step, metrics), self._pending = self._pending, None
-        loss = float(metrics["loss"])
-        if math.isfinite(loss):
-            self._last = metrics
-            return
-        before = "it was the first step"
-        if self._last is not None:
-            last = {key: float(value) for key, value in self._last.items()}
-            values = ", ".join(f"{key} {last[key]:.4g}" for key in last if math.isfinite(last[key]))
-            before = f"the step before had {values}"
-        raise ExperimentError(
-            f"training diverged at step {step + 1} (epoch {step // self._steps_per_epoch + 1}, "
-            f"loss {loss}); {before}; {self._workdir} keeps a checkpoint from before; lower "
-            "config.optim.lr or set config.optim.clip_norm, with a new --workdir"
-        )
-
-
-def parameters_sha256(variables: Any) -> str:
-    """SHA-256 over names, types, shapes and bytes of all leaves: equal if bit-identical."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def variables_of(state: dict[str, Any]) -> dict[str, Any]:
-    """What the eval-mode model needs of a state, on the host."""
-    variables = {"params": state["params"]}
-    if state["batch_stats"]:
-        variables["batch_stats"] = state["batch_stats"]
-    return jax.device_get(variables)
-
-
-def deployed(config: Config, model, state: dict[str, Any], splits: data.Splits) -> dict[str, Any]:
-    """The variables that are evaluated: with `precise_bn`, with statistics of all images."""
-    variables = variables_of(state)
-    if config.evaluation.precise_bn and "batch_stats" in variables:
-        statistics = population_statistics(model, variables, splits.train.images)
-        variables["batch_stats"] = statistics
-    return variables
-
-
-def nothing_selected(state: dict[str, Any], selecting: bool) -> dict[str, Any]:
-    """Same layout as a selection, so that both restore alike."""
-    selected = {
-        "epoch": jnp.int32(0),
-        "verified_error": jnp.float32(jnp.inf),
-        "standard_error": jnp.float32(jnp.inf),
+def _of_seeds(summaries: Sequence[dict[str, Any]], config: Config, name: str) -> dict[str, Any]:
+    """Mean and standard deviation over the seeds, of the model that each run reports first."""
+    first = [next(iter(summary["results"].values())) for summary in summaries]
+    errors = {
+        key: [result[key] for result in first]
+        for key in ("standard_error", "pgd_error", "verified_error")
     }
-    if selecting:
-        # Copies: the loop donates the originals.
-        selected["params"] = jax.tree.map(jnp.copy, state["params"])
-        selected["batch_stats"] = jax.tree.map(jnp.copy, state["batch_stats"])
-    return selected
-
-
-def _select(
-    selected: dict[str, Any], state: dict[str, Any], epoch: int, errors: dict[str, float]
-) -> dict[str, Any]:
-    """The better by verified, then standard validation error; of equals the later one."""
-    best = (float(selected["verified_error"]), float(selected["standard_error"]))
-    if (errors["verified_error"], errors["standard_error"]) > best:
-        return selected
     return {
-        "epoch": jnp.int32(epoch),
-        "verified_error": jnp.float32(errors["verified_error"]),
-        "standard_error": jnp.float32(errors["standard_error"]),
-        "params": jax.tree.map(jnp.copy, state["params"]),
-        "batch_stats": jax.tree.map(jnp.copy, state["batch_stats"]),
+        "experiment": name,
+        "seeds": [summary["seed"] for summary in summaries],
+        "mean": {key: float(np.mean(values)) for key, values in errors.items()},
+        # Of a sample, not of all seeds that there are.
+        "std": {key: float(np.std(values, ddof=1)) for key, values in errors.items()},
+        "errors": errors,
+        "parameters_sha256": [summary["parameters_sha256"] for summary in summaries],
+        "train_seconds": sum(summary["train_seconds"] for summary in summaries),
+        "eps_test": config.robust.eps_test,
+        "norm": config.robust.norm,
+        "device": summaries[0]["device"],
+        "versions": summaries[0]["versions"],
+        "finished": summaries[-1]["finished"],
     }
-
-
-def _validate(config: Config, model, state, splits, threat) -> dict[str, float]:
-    """Standard and verified error at eps_test on the validation images."""
-    variables, validation = deployed(config, model, state, splits), splits.validation
-    size = min(config.evaluation.batch_size, len(validation))
-    flags = {
-        key: verified(
-            model,
-            variables,
-            validation,
-            eps,
-            norm=threat.norm,
-            clip=threat.clip,
-            method=config.evaluation.selection_method,
-            batch_size=size,
-        )
-        for key, eps in (("standard_error", 0.0), ("verified_error", config.robust.eps_test))
-    }
-    return {key: float(1.0 - np.mean(value)) for key, value in flags.items()}
-
-
-def _describe(record: dict[str, Any], epochs: int) -> str:
-    text = (
-        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  {record['seconds']:7.1f} s  "
-        f"eps {record['eps']:.4f}  kappa {record['kappa']:.2f}  beta {record['beta']:.2f}  "
-        f"loss {record['loss']:.4f}  "
-        f"train error: standard {100 * record['standard_error']:5.2f} %, "
-        f"verified {100 * record['verified_error']:5.2f} %"
-    )
-    if "validation_verified_error" in record:
-        text += (
-            f"  validation: standard {100 * record['validation_standard_error']:5.2f} %, "
-            f"verified {100 * record['validation_verified_error']:5.2f} %"
-        )
-    return text

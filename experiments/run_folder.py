@@ -23,7 +23,7 @@ class RunFolder:
         """
         self.path = path
         self.curves = path / "curves.png"
-        self._config = config
+        self.config = config
         self._stored = path / "config.json"
         self._metrics = path / "metrics.jsonl"
         self._summary = path / "summary.json"
@@ -42,7 +42,7 @@ class RunFolder:
             raise ExperimentError(
                 f"--workdir={self.path}: cannot create it ({error.strerror})"
             ) from error
-        _write_json(self._stored, self._config.to_dict())
+        _write_json(self._stored, self.config.to_dict())
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, or None."""

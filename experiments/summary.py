@@ -32,6 +32,23 @@ def print_summary(summary: dict[str, Any], workdir: Path) -> None:
     print(f"run folder: {workdir}", flush=True)
 
 
+def print_seeds(summary: dict[str, Any], workdir: Path) -> None:
+    """Prints the errors of every seed, and their mean and standard deviation."""
+    keys = ("standard_error", "pgd_error", "verified_error")
+    rows = [
+        [f"seed {seed}", *(f"{100 * summary['errors'][key][index]:.2f} %" for key in keys)]
+        for index, seed in enumerate(summary["seeds"])
+    ]
+    both = [f"{100 * summary['mean'][k]:.2f} +- {100 * summary['std'][k]:.2f} %" for k in keys]
+    title = (
+        f"{summary['experiment']}: error on the test images, "
+        f"{NORMS[summary['norm']].label} eps {summary['eps_test']:.6g}, {len(rows)} seeds"
+    )
+    rows.append(["mean +- standard deviation", *both])
+    print_table(title, ["run", "standard", "PGD", "verified"], rows)
+    print(f"run folder: {workdir}", flush=True)
+
+
 def device_name(devices: list[Any]) -> str:
     """Number and kind of the devices, and what is known of the machine on CPU."""
     name = f"{len(devices)} x {devices[0].device_kind}"

@@ -14,9 +14,9 @@ from experiments.checkpoints import Checkpoints
 from experiments.config import Config, from_config_dict
 from experiments.data import Images
 from experiments.errors import ExperimentError
-from experiments.loop import deployed, nothing_selected
 from experiments.run_folder import read_config
 from experiments.train_step import create_optimizer, create_state
+from experiments.variables import deployed, nothing_selected
 
 
 class Trained(NamedTuple):

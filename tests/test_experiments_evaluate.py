@@ -22,6 +22,7 @@ from experiments.evaluate import (
     print_evaluated,
     radius,
 )
+from experiments.variables import parameters_sha256
 
 # One worker makes the trained network, once.
 pytestmark = pytest.mark.xdist_group("evaluated")
@@ -138,7 +139,7 @@ def test_the_file_holds_everything(finished, evaluated):
         metadata = json.loads(str(stored["metadata"]))
     settings = metadata["settings"]
     run = trained.load(finished)
-    assert settings["parameters_sha256"] == loop.parameters_sha256(run.variables)
+    assert settings["parameters_sha256"] == parameters_sha256(run.variables)
     assert (settings["eps"], settings["norm"], settings["clip"]) == (0.03, "inf", [0.0, 1.0])
     assert settings["attack"]["losses"] == list(LOSSES)
     assert (settings["attack"]["steps"], settings["attack"]["restarts"]) == (3, 2)

@@ -24,6 +24,7 @@ from experiments.train_step import (
     create_state,
     create_train_step,
 )
+from experiments.variables import parameters_sha256
 
 NETWORK = {"convolutions": (models.Convolution(3, 4, 2, 1),), "hidden": (12,)}
 IMAGE = (8, 8, 1)
@@ -257,7 +258,7 @@ def test_an_interrupted_run_ends_bit_identically(finished, tmp_path, monkeypatch
 @one_worker
 def test_the_network_of_a_run_can_be_read_again(finished):
     found = trained.load(finished[1])
-    assert loop.parameters_sha256(found.variables) == finished[2]["parameters_sha256"]
+    assert parameters_sha256(found.variables) == finished[2]["parameters_sha256"]
     assert (found.title, sorted(found.variables)) == ("UCI digits", ["params"])
 
 

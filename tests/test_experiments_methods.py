@@ -12,7 +12,6 @@ from experiments import data, methods, models
 from experiments.checkpoints import Checkpoints
 from experiments.config import DataConfig, from_config_dict
 from experiments.errors import ExperimentError
-from experiments.loop import nothing_selected
 from experiments.methods.method import Batch, Weights
 from experiments.train_step import (
     create_optimizer,
@@ -20,6 +19,7 @@ from experiments.train_step import (
     create_state,
     create_train_step,
 )
+from experiments.variables import nothing_selected
 
 NETWORK = {"hidden": (12, 10)}
 EPS = 0.05

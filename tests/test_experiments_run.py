@@ -19,6 +19,7 @@ from experiments.errors import ExperimentError
 from experiments.evaluate import Evaluation, check_consistency, evaluate, table_rows
 from experiments.feed import batch_indices
 from experiments.report import Report
+from experiments.variables import parameters_sha256
 
 NETWORKS = {
     "test_mlp": {"hidden": (16,)},
@@ -82,7 +83,7 @@ def finished(tmp_path_factory):
 def test_the_network_of_a_run_can_be_read_again(finished):
     config, workdir, summary = finished
     found = trained.load(workdir)
-    assert loop.parameters_sha256(found.variables) == summary["parameters_sha256"]
+    assert parameters_sha256(found.variables) == summary["parameters_sha256"]
     assert found.config == config
     logits = found.model.apply(found.variables, found.test.images)
     wrong = float(np.mean(np.argmax(logits, axis=-1) != found.test.labels))
@@ -294,10 +295,10 @@ def test_batches_cover_an_epoch_and_depend_on_the_step_alone():
 
 def test_the_hash_sees_every_bit():
     tree = {"a": np.zeros(3, np.float32), "b": np.ones((2, 2), np.float32)}
-    one = loop.parameters_sha256(tree)
-    assert one == loop.parameters_sha256({"b": tree["b"].copy(), "a": tree["a"].copy()})
-    assert one != loop.parameters_sha256(tree | {"a": np.array([0, -0.0, 0], np.float32)})
-    assert one != loop.parameters_sha256(tree | {"b": np.ones(4, np.float32)})
+    one = parameters_sha256(tree)
+    assert one == parameters_sha256({"b": tree["b"].copy(), "a": tree["a"].copy()})
+    assert one != parameters_sha256(tree | {"a": np.array([0, -0.0, 0], np.float32)})
+    assert one != parameters_sha256(tree | {"b": np.ones(4, np.float32)})
 
 
 def test_inconsistent_evaluations_are_errors():
@@ -431,7 +432,7 @@ def test_kill_minus_nine_and_the_same_command_again(project, tmp_path):
             ["robust.eps_test=-1"],
             "config.robust.eps_test must be >= 0, got -1.0",
         ),
-        ("digits_crown.py:gpu", [], "unknown argument .gpu.: this config has cpu"),
+        ("digits_crown.py:gpu", [], "unknown argument 'gpu': this config has cpu"),
         ("absent.py", [], "absent.py: no such file"),
         ("mnist_ibp.py:cpu", ["data.dir=absent"], "--config.data.dir=absent: no such folder"),
     ],

@@ -1,0 +1,204 @@
+"""From a configuration to what trains it: data, network, method and the compiled steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import boundjax as bj
+import boundjax.methods
+from experiments import data, methods, models
+from experiments.augment import create_augmentation
+from experiments.config import Config
+from experiments.errors import ExperimentError
+from experiments.train_step import (
+    State,
+    create_learning_rate,
+    create_optimizer,
+    create_schedule,
+    create_state,
+    create_train_step,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """All that runs of one configuration share, whatever their seeds.
+
+    Attributes:
+      config: of the runs.
+      mesh: the devices, on one axis `data`.
+      splits: the data.
+      steps_per_epoch, total_steps: of the training.
+      model: the unbound Linen module.
+      method, schedule, learning_rate, optimizer: of the training.
+      phases: which of the method's objectives is due, int `[total_steps]`.
+    """
+
+    config: Config
+    mesh: Mesh
+    splits: data.Splits
+    steps_per_epoch: int
+    total_steps: int
+    model: nn.Module
+    method: methods.Method
+    schedule: Callable[..., methods.Weights]
+    learning_rate: optax.Schedule
+    optimizer: optax.GradientTransformation
+    phases: np.ndarray
+
+    @property
+    def threat(self) -> methods.Threat:
+        """What may be done to an image."""
+        return methods.Setting(self.model, self.config).threat
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """On every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def batch_sharding(self, together: bool) -> NamedSharding:
+        """Of the images of a batch, whose first axis is that of the seeds if there are several."""
+        return NamedSharding(self.mesh, PartitionSpec(*((None,) if together else ()), "data"))
+
+    def initial_state(self, seed: int) -> State:
+        """What a run of this seed starts with."""
+        create = functools.partial(
+            create_state, self.method, self.model, self.optimizer, self.splits.shape
+        )
+        return jax.jit(create, out_shardings=self.replicated)(jax.random.key(seed))
+
+    def train_steps(self, seeds: tuple[int, ...]) -> list[Callable[..., Any]]:
+        """One step per phase of the method, compiled when first due.
+
+        `(state, images, labels) -> (state, metrics)`; of several seeds all have a leading axis, one
+        entry per seed.
+        """
+        augment = create_augmentation(**dataclasses.asdict(self.config.augment))
+        together = len(seeds) > 1
+
+        def create(objective: methods.Objective) -> Callable[..., Any]:
+            def step_of(key: jax.Array) -> Callable[..., Any]:
+                return create_train_step(
+                    self.model,
+                    objective,
+                    self.optimizer,
+                    self.schedule,
+                    self.steps_per_epoch,
+                    key,
+                    augment,
+                )
+
+            if not together:
+                return step_of(jax.random.key(seeds[0]))
+            keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
+            return lambda *arguments: jax.vmap(lambda key, *rest: step_of(key)(*rest))(
+                keys, *arguments
+            )
+
+        batch = self.batch_sharding(together)
+        return [
+            jax.jit(
+                create(objective),
+                in_shardings=(self.replicated, batch, batch),
+                out_shardings=self.replicated,
+                donate_argnums=0,
+            )
+            for objective in self.method.objectives
+        ]
+
+
+def prepare(config: Config) -> Prepared:
+    """Reads the data and checks that all belongs together; nothing is written or compiled.
+
+    Raises:
+      ExperimentError: for whatever the user can correct.
+    """
+    certifying = (*boundjax.methods.METHODS, boundjax.methods.BEST)
+    for name in (*config.evaluation.methods, config.evaluation.selection_method):
+        if name not in certifying:  # said now, not after the training
+            raise ExperimentError(
+                f"config.evaluation: unknown method {name!r}: use {', '.join(certifying)}"
+            )
+    devices = jax.local_devices()
+    batch_size = config.train.batch_size
+    if batch_size % len(devices):
+        raise ExperimentError(
+            f"config.train.batch_size must be a multiple of the {len(devices)} devices, "
+            f"got {batch_size}"
+        )
+    splits = data.load(config.data)
+    steps_per_epoch = len(splits.train) // batch_size
+    if steps_per_epoch == 0:
+        raise ExperimentError(
+            f"config.train.batch_size must be at most the {len(splits.train)} training images, "
+            f"got {batch_size}"
+        )
+    total_steps = config.train.epochs * steps_per_epoch
+    # Farther than from one corner of the pixel range to the opposite one.
+    diameter = 1.0 if config.robust.norm == "inf" else math.sqrt(math.prod(splits.shape))
+    for key in ("eps_train", "eps_test"):
+        eps = getattr(config.robust, key)
+        if eps >= diameter:
+            raise ExperimentError(
+                f"config.robust.{key} must be below {diameter:.4g}, the {config.robust.norm_label} "
+                f"diameter of images of {splits.title} with pixels in [0, 1], got {eps:g}"
+            )
+    model = models.from_config(config.model)
+    if model.num_classes != splits.classes:
+        raise ExperimentError(
+            f"config.model.name={config.model.name!r} has {model.num_classes} classes, but "
+            f"{splits.title} has {splits.classes}; choose a network of its classes"
+        )
+    method = methods.create(model, config)
+    schedule = create_schedule(config.robust, steps_per_epoch)
+    prepared = Prepared(
+        config=config,
+        mesh=jax.make_mesh(
+            (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
+        ),
+        splits=splits,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        model=model,
+        method=method,
+        schedule=schedule,
+        learning_rate=create_learning_rate(config.optim, steps_per_epoch),
+        optimizer=create_optimizer(config.optim, steps_per_epoch),
+        phases=np.asarray(
+            jax.vmap(lambda step: method.phase(schedule(step)))(jnp.arange(total_steps))
+        ),
+    )
+    _require_trainable(prepared)
+    return prepared
+
+
+def _require_trainable(prepared: Prepared) -> None:
+    """Traces every phase: said now, not in the middle of the training."""
+    config = prepared.config
+    images, labels = (
+        jax.ShapeDtypeStruct((config.train.batch_size, *array.shape[1:]), array.dtype)
+        for array in prepared.splits.train
+    )
+    try:
+        state = jax.eval_shape(prepared.initial_state, config.seed)
+        steps = prepared.train_steps((config.seed,))
+        for phase in sorted(set(prepared.phases.tolist())):
+            jax.eval_shape(steps[phase], state, images, labels)
+    except (bj.UnsupportedOpError, NotImplementedError, TypeError, ValueError) as error:
+        reason = str(error).split("\n---")[0]  # JAX says there what it left out of the traceback
+        reason = " ".join(reason.split())
+        raise ExperimentError(
+            f"robust.method={config.robust.method!r} cannot train model {config.model.name!r}: "
+            f"{reason}"
+        ) from error

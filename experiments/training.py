@@ -1,0 +1,209 @@
+"""The training of one run, or of the runs of several seeds as one program."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.checkpoints import Checkpoints
+from experiments.errors import ExperimentError
+from experiments.evaluate import verified
+from experiments.feed import Feed
+from experiments.prepare import Prepared
+from experiments.report import Report
+from experiments.run_folder import RunFolder
+from experiments.train_step import METRICS, State
+from experiments.variables import deployed, nothing_selected, select
+
+
+@dataclass
+class Member:
+    """One run: its seed and folder, and, once it is there, what it has come to."""
+
+    seed: int
+    folder: RunFolder
+    state: State = field(default_factory=dict)
+    selected: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def step(self) -> int:
+        """How many steps it has been trained for."""
+        return int(self.state["step"])
+
+
+def open_members(prepared: Prepared, members: Sequence[Member]) -> None:
+    """Gives every run its initial state, or that of its latest checkpoint."""
+    for member in members:
+        state = prepared.initial_state(member.seed)
+        selected = nothing_selected(state, selecting=len(prepared.splits.validation) > 0)
+        with Checkpoints(member.folder.path, member.folder.config) as checkpoints:
+            restored = checkpoints.restore(state, selected)
+            if restored is None:  # so that even a first step that diverges leaves one
+                checkpoints.save(0, state, selected, 0.0)
+                restored = state, selected, 0.0
+        member.state, member.selected, member.seconds = restored
+
+
+def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None:
+    """Trains runs that are equally far to their end, several of them as one `vmap`ped program.
+
+    Raises:
+      ExperimentError: if the loss of a run is not finite.
+    """
+    config, total = prepared.config, prepared.total_steps
+    together = len(members) > 1
+    seeds = tuple(member.seed for member in members)
+    first = members[0].step
+    if first == total:
+        return
+    steps = prepared.train_steps(seeds)
+    feed = Feed(
+        prepared.splits.train, config.train.batch_size, seeds, prepared.batch_sharding(together)
+    )
+    writers = [Checkpoints(member.folder.path, member.folder.config) for member in members]
+    watch = Watch(prepared.steps_per_epoch, members)
+    seconds_before, began = members[0].seconds, time.monotonic()
+    state = members[0].state
+    if together:
+        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(m.state for m in members))
+        state = jax.device_put(state, prepared.replicated)
+
+    def see(state: State) -> None:
+        """Hands every run its part of the state."""
+        for index, member in enumerate(members):
+            member.seconds = seconds_before + time.monotonic() - began
+            member.state = jax.tree.map(lambda leaf: leaf[index], state) if together else state  # noqa: B023
+
+    try:
+        for step in range(first, total):
+            state, metrics = steps[prepared.phases[step]](state, *feed(step))
+            # Waits for the step before this one, so that the devices always have one to do.
+            watch.see(step, metrics)
+            done = step + 1
+            ends_epoch = done % prepared.steps_per_epoch == 0
+            due = done % config.checkpoint.every == 0 or done == total
+            if ends_epoch or due:
+                watch.finish()  # nothing is written of a step that diverged
+                see(state)
+            if ends_epoch:
+                for member in members:
+                    report.line(_epoch(prepared, member, step, together))
+            if due:
+                for member, writer in zip(members, writers, strict=True):
+                    writer.save(done, member.state, member.selected, member.seconds)
+            report.update(done)
+    finally:
+        for writer in writers:
+            writer.close()
+
+
+def _epoch(prepared: Prepared, member: Member, step: int, together: bool) -> str:
+    """Selects and records at the end of an epoch; what there is to print."""
+    config, done = prepared.config, step + 1
+    epoch = done // prepared.steps_per_epoch
+    record = {"step": done, "epoch": epoch, "seconds": round(member.seconds, 2)}
+    weights = prepared.schedule(step)
+    record |= {key: float(value) for key, value in weights._asdict().items()}
+    record["lr"] = float(prepared.learning_rate(step))
+    metrics = jax.device_get(member.state["metrics"])
+    means = {key: float(metrics[key]) / prepared.steps_per_epoch for key in METRICS}
+    # The ReLUs' states are not known in every phase.
+    record |= {key: value for key, value in means.items() if math.isfinite(value)}
+    last = epoch == config.train.epochs
+    if len(prepared.splits.validation) and (epoch % config.evaluation.every == 0 or last):
+        errors = _validate(prepared, member.state)
+        record |= {f"validation_{key}": value for key, value in errors.items()}
+        member.selected = select(member.selected, member.state, epoch, errors)
+    member.folder.append_record(record)
+    text = _describe(record, config.train.epochs)
+    return f"seed {member.seed}  {text}" if together else text
+
+
+class Watch:
+    """Reads the loss of every step, one step late, and stops runs that diverge."""
+
+    def __init__(self, steps_per_epoch: int, members: Sequence[Member]):
+        """Nothing seen yet."""
+        self._steps_per_epoch, self._members = steps_per_epoch, members
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._last: dict[str, jax.Array] | None = None
+
+    def see(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step, and looks at those of the step before.
+
+        Raises:
+          ExperimentError: if that step's loss is not finite.
+        """
+        self.finish()
+        self._pending = step, metrics
+
+    def finish(self) -> None:
+        """Looks at the metrics of the latest step.
+
+        Raises:
+          ExperimentError: if its loss is not finite.
+        """
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        losses = np.atleast_1d(metrics["loss"])
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if not bad.size:
+            self._last = metrics
+            return
+        member = self._members[bad[0]]
+        before = "it was the first step"
+        if self._last is not None:
+            last = {key: np.atleast_1d(value)[bad[0]] for key, value in self._last.items()}
+            finite = [f"{key} {value:.4g}" for key, value in last.items() if np.isfinite(value)]
+            before = f"the step before had {', '.join(finite)}"
+        raise ExperimentError(
+            f"training diverged at step {step + 1} (epoch {step // self._steps_per_epoch + 1}, "
+            f"loss {losses[bad[0]]}); {before}; {member.folder.path} keeps a checkpoint from "
+            "before; lower config.optim.lr or set config.optim.clip_norm, with a new --workdir"
+        )
+
+
+def _validate(prepared: Prepared, state: State) -> dict[str, float]:
+    """Standard and verified error at eps_test on the validation images."""
+    config, validation = prepared.config, prepared.splits.validation
+    variables = deployed(config, prepared.model, state, prepared.splits)
+    size = min(config.evaluation.batch_size, len(validation))
+    flags = {
+        key: verified(
+            prepared.model,
+            variables,
+            validation,
+            eps,
+            norm=prepared.threat.norm,
+            clip=prepared.threat.clip,
+            method=config.evaluation.selection_method,
+            batch_size=size,
+        )
+        for key, eps in (("standard_error", 0.0), ("verified_error", config.robust.eps_test))
+    }
+    return {key: float(1.0 - np.mean(value)) for key, value in flags.items()}
+
+
+def _describe(record: dict[str, Any], epochs: int) -> str:
+    text = (
+        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  {record['seconds']:7.1f} s  "
+        f"eps {record['eps']:.4f}  kappa {record['kappa']:.2f}  beta {record['beta']:.2f}  "
+        f"loss {record['loss']:.4f}  "
+        f"train error: standard {100 * record['standard_error']:5.2f} %, "
+        f"verified {100 * record['verified_error']:5.2f} %"
+    )
+    if "validation_verified_error" in record:
+        text += (
+            f"  validation: standard {100 * record['validation_standard_error']:5.2f} %, "
+            f"verified {100 * record['validation_verified_error']:5.2f} %"
+        )
+    return text

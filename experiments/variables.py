@@ -1,0 +1,71 @@
+"""What is kept of a trained network: its variables, their hash, and the selected epoch."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.batch_norm import population_statistics
+from experiments.config import Config
+from experiments.data import Splits
+
+
+def parameters_sha256(variables: Any) -> str:
+    """SHA-256 over names, types, shapes and bytes of all leaves: equal if bit-identical."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def variables_of(state: dict[str, Any]) -> dict[str, Any]:
+    """What the eval-mode model needs of a state, on the host."""
+    variables = {"params": state["params"]}
+    if state["batch_stats"]:
+        variables["batch_stats"] = state["batch_stats"]
+    return jax.device_get(variables)
+
+
+def deployed(config: Config, model, state: dict[str, Any], splits: Splits) -> dict[str, Any]:
+    """The variables that are evaluated: with `precise_bn`, with statistics of all images."""
+    variables = variables_of(state)
+    if config.evaluation.precise_bn and "batch_stats" in variables:
+        statistics = population_statistics(model, variables, splits.train.images)
+        variables["batch_stats"] = statistics
+    return variables
+
+
+def nothing_selected(state: dict[str, Any], selecting: bool) -> dict[str, Any]:
+    """Same layout as a selection, so that both restore alike."""
+    selected = {
+        "epoch": jnp.int32(0),
+        "verified_error": jnp.float32(jnp.inf),
+        "standard_error": jnp.float32(jnp.inf),
+    }
+    if selecting:
+        # Copies: the loop donates the originals.
+        selected["params"] = jax.tree.map(jnp.copy, state["params"])
+        selected["batch_stats"] = jax.tree.map(jnp.copy, state["batch_stats"])
+    return selected
+
+
+def select(
+    selected: dict[str, Any], state: dict[str, Any], epoch: int, errors: dict[str, float]
+) -> dict[str, Any]:
+    """The better by verified, then standard validation error; of equals the later one."""
+    best = (float(selected["verified_error"]), float(selected["standard_error"]))
+    if (errors["verified_error"], errors["standard_error"]) > best:
+        return selected
+    return {
+        "epoch": jnp.int32(epoch),
+        "verified_error": jnp.float32(errors["verified_error"]),
+        "standard_error": jnp.float32(errors["standard_error"]),
+        "params": jax.tree.map(jnp.copy, state["params"]),
+        "batch_stats": jax.tree.map(jnp.copy, state["batch_stats"]),
+    }
