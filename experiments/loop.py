@@ -59,11 +59,7 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
     if config.seeds == 1:
         return _run_members(config, [Member(config.seed, folder)], name)[0]
 
-    members = []
-    for seed in range(config.seed, config.seed + config.seeds):
-        alone = dataclasses.replace(config, seed=seed, seeds=1)
-        members.append(Member(seed, RunFolder(workdir / f"seed-{seed}", alone)))
-    summaries = _run_members(config, members, name)
+    summaries = run_seeds(config, workdir, name)
     folder.create()
     summary = _of_seeds(summaries, config, name)
     folder.write_summary(summary)
@@ -71,8 +67,26 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
     return summary
 
 
+def run_seeds(config: Config, workdir: Path, name: str) -> list[dict[str, Any]]:
+    """The runs of `config.seeds` seeds from `config.seed` on, in `workdir/seed-K`: their summaries.
+
+    Raises:
+      ExperimentError: for whatever the user can correct.
+    """
+    members = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        alone = dataclasses.replace(config, seed=seed, seeds=1)
+        members.append(Member(seed, RunFolder(workdir / f"seed-{seed}", alone)))
+    return _run_members(config, members, name)
+
+
 def _run_members(config: Config, members: Sequence[Member], name: str) -> list[dict[str, Any]]:
     """The summaries of all, those that are finished already as they are."""
+    for member in members:
+        summary = member.folder.summary()
+        if summary is not None:
+            finished = f"{member.folder.path} holds a finished run ({summary['finished']})"
+            print(f"{finished}; nothing to do.")
     open_ones = [member for member in members if member.folder.summary() is None]
     if not open_ones:
         return [member.folder.summary() for member in members]

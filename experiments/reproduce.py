@@ -119,8 +119,8 @@ def find(name: str) -> Row:
     raise ExperimentError(f"unknown row {name!r}: {hint}--list shows all")
 
 
-def configuration(row: Row, seed: int, data_dir: str | None = None) -> Config:
-    """The validated configuration of one seed of a row.
+def configuration(row: Row, data_dir: str | None = None) -> Config:
+    """The validated configuration of a row, for seed 0.
 
     Raises:
       ExperimentError: if its file does not exist, or for a bad argument or setting.
@@ -135,7 +135,7 @@ def configuration(row: Row, seed: int, data_dir: str | None = None) -> Config:
         raise ExperimentError(f"row {row.name}: there is no {path}.py") from error
     settings = module.get_config(variant.removeprefix(":"))
     settings.update_from_flattened_dict(dict(row.overrides))
-    settings.seed, settings.seeds = seed, 1
+    settings.seed, settings.seeds = 0, 1
     config = from_config_dict(settings)
     if data_dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
@@ -149,19 +149,23 @@ def reproduce(row: Row, seeds: int, workdir: Path, data_dir: str | None = None) 
       ExperimentError: for whatever the user can correct.
       RuntimeError: if a certificate contradicts an attack.
     """
-    configs = [configuration(row, seed, data_dir) for seed in range(seeds)]
-    found = []
-    for seed, config in enumerate(configs):
-        print(f"{row.name}: seed {seed} of {seeds}", flush=True)
-        found.append(_run(row, config, workdir / f"seed-{seed}", data_dir))
+    # Only now: a mistake on the command line is reported without waiting for JAX.
+    from experiments import loop
+
+    config = dataclasses.replace(configuration(row, data_dir), seeds=seeds)
+    summaries = loop.run_seeds(config, workdir, row.name)
+    found = [
+        _evaluated(row, config, workdir / f"seed-{summary['seed']}", summary, data_dir)
+        for summary in summaries
+    ]
     return Reproduction(row, tuple(found))
 
 
-def _run(row: Row, config: Config, folder: Path, data_dir: str | None) -> Seed:
-    # Only now: a mistake on the command line is reported without waiting for JAX.
-    from experiments import evaluate, loop
+def _evaluated(
+    row: Row, config: Config, folder: Path, summary: dict[str, Any], data_dir: str | None
+) -> Seed:
+    from experiments import evaluate
 
-    summary = loop.run(config, folder, row.name)
     errors: dict[str, Numbers] = {}
     counting, seconds = {}, summary["train_seconds"]
     for which in ("selected", "last") if config.data.validation else ("last",):
@@ -322,7 +326,7 @@ def print_plan(row: Row, seeds: int, workdir: Path, results: Path, data_dir: str
     Raises:
       ExperimentError: for a configuration that is not there or wrong.
     """
-    config = configuration(row, 0, data_dir)
+    config = configuration(row, data_dir)
     robust = config.robust
     print(f"{row.name}: {row.source}, {row.published} (standard / PGD / verified error in %)")
     print(

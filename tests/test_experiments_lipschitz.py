@@ -14,6 +14,7 @@ import boundjax.methods
 from experiments import loop, methods, models, trained
 from experiments.benchmarks import train_step as benchmark
 from experiments.config import Config, OptimConfig, RobustConfig, from_config_dict
+from experiments.data import Images
 from experiments.errors import ExperimentError
 from experiments.methods.method import Batch, Threat, Weights
 from experiments.plots import tightness
@@ -285,30 +286,48 @@ def test_tau_of_images_does_not_depend_on_the_batches():
     model = models.create("test_conv")
     images = np.random.default_rng(0).uniform(size=(5, *IMAGE)).astype(np.float32)
     variables = model.init(jax.random.key(0), images)
+    data = Images(images, np.arange(5, dtype=np.int32))
     found = [
-        tightness.taus(model, variables, images, 0.3, Threat(2.0, (0.0, 1.0)), batch_size)
+        tightness.values_of(model, variables, data, 0.3, Threat(2.0, (0.0, 1.0)), batch_size)
         for batch_size in (2, 100)
     ]
-    np.testing.assert_allclose(found[0].bcp, found[1].bcp, rtol=1e-4)
-    np.testing.assert_allclose(found[0].lmt, found[1].lmt, rtol=1e-4)
-    assert found[0].bcp.shape == (5,)
-    assert np.all(found[0].bcp <= found[0].lmt * (1 + 1e-5))
-    assert np.all(found[0].bcp > 0)
+    for name in ("LMT", "BCP"):
+        np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-4)
+    assert found[0]["BCP"].shape == (5,)
+    assert np.all(found[0]["BCP"] <= found[0]["LMT"] * (1 + 1e-5))
+    assert np.all(found[0]["BCP"] > 0)
+
+
+def test_bounds_over_boxes_are_ordered_on_average():
+    model = models.create("test_conv")
+    images = np.random.default_rng(0).uniform(size=(8, *IMAGE)).astype(np.float32)
+    variables = model.init(jax.random.key(0), images)
+    data = Images(images, np.arange(8, dtype=np.int32))
+    found = tightness.values_of(model, variables, data, 0.05, Threat(np.inf, (0.0, 1.0)))
+    mean = {name: float(np.mean(value)) for name, value in found.items()}
+    assert mean["one step"] < mean["random slopes"] < mean["IBP"]
+    assert mean["CROWN-IBP"] < mean["CAP-IBP"] < mean["IBP"]
+    # Upper bounds: never below what the clean images have.
+    logits = np.asarray(model.apply(variables, images))
+    clean = np.sum(logits - logits[np.arange(8), data.labels][:, None], axis=1)
+    assert all(np.all(value >= clean) for value in found.values())
 
 
 def test_the_figure_is_small_and_says_what_went_wrong(tmp_path):
     rng = np.random.default_rng(0)
     lmt = np.full(1000, 3.0, np.float32)  # the Lipschitz constant is the same for every image
     bcp = (lmt * rng.uniform(0.3, 0.6, 1000)).astype(np.float32)
-    values = tightness.Taus(lmt=lmt, bcp=bcp)
-    assert values.reduction == pytest.approx(0.55, abs=0.02)
+    values = {"LMT": lmt, "BCP": bcp}
+    assert tightness.reduction(values) == pytest.approx(0.55, abs=0.02)
     path = tmp_path / "tightness.png"
     tightness.plot_tightness([("MNIST", values), ("CIFAR-10 (JPEG copies)", values)], path)
     assert 5_000 < path.stat().st_size < 200_000
-    with pytest.raises(ExperimentError, match=r"MNIST: tau \(bcp\) must be finite, got nan"):
-        tightness.plot_tightness([("MNIST", values._replace(bcp=np.nan * bcp))], path)
-    dead = tightness.Taus(lmt=0 * lmt, bcp=0 * lmt)
-    assert dead.reduction == 0.0
+    with pytest.raises(ExperimentError, match=r"MNIST: values by BCP must be finite, got nan"):
+        tightness.plot_tightness([("MNIST", values | {"BCP": np.nan * bcp})], path)
+    with pytest.raises(ExperimentError, match=r"runs of one norm fit a figure"):
+        tightness.plot_tightness([("MNIST", values), ("MNIST", {"IBP": lmt})], path)
+    dead = {"LMT": 0 * lmt, "BCP": 0 * lmt}
+    assert tightness.reduction(dead) == 0.0
     tightness.plot_tightness([("constant", dead)], path)
 
 

@@ -177,8 +177,7 @@ class Walk:
     ) -> backward.Result:
         """Linear bounds in the input; with other positions than the shared ones where given.
 
-        ``met`` takes up the rows ``[m, *shape]`` on the output of every nonlinear op, by label;
-        with both sides those of the upper bounds follow, ``[2 m, *shape]``.
+        ``met`` takes up the rows on the output of every nonlinear op, see ``linear.Auxiliary``.
         """
 
         def lines_of(node: Node, rows: Rows) -> Lines | Planes | backward.PerRow:

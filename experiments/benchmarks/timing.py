@@ -12,14 +12,20 @@ from typing import Any
 
 import jax
 
+from boundjax.memory import peak_of
+
 
 @dataclasses.dataclass
 class Measured:
-    """A compiled function with its compile time and its run times, in seconds."""
+    """A compiled function with its compile time and its run times, in seconds.
+
+    `peak_bytes` is what the compiler lays out for one run, inputs and outputs included.
+    """
 
     name: str
     run: Callable[[], Any]
     compile_seconds: float
+    peak_bytes: int = 0
     seconds: list[float] = dataclasses.field(default_factory=list)
 
     @property
@@ -32,7 +38,8 @@ def compiled(name: str, function: Callable[..., Any], *arguments: Any) -> Measur
     """Compiles a function for the given arguments and measures how long that takes."""
     start = time.perf_counter()
     executable = jax.jit(function).lower(*arguments).compile()
-    return Measured(name, lambda: executable(*arguments), time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Measured(name, lambda: executable(*arguments), seconds, peak_of(executable))
 
 
 def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:

@@ -47,11 +47,13 @@ def plot_curves(records: Sequence[dict[str, Any]], title: str, path: Path, norm:
     for key, label, colour in _RELUS:
         _draw(relus, records, key, label, scale=100.0, color=colour)
     relus.set(xlabel="epoch", ylabel="ReLUs at the current radius [%]", ylim=(0, 100))
+    relus.set_xlim(errors.get_xlim())
     if not relus.lines:
-        relus.text(0.5, 50, "no interval bounds in training", ha="center", fontsize=8)
+        text = "no interval bounds in training"
+        relus.text(0.5, 0.5, text, ha="center", fontsize=8, transform=relus.transAxes)
     for axes in (errors, losses, schedules):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, handlelength=3, loc="center right")
+        axes.legend(fontsize=7, handlelength=3, loc="best")
     relus.grid(alpha=0.3)
     if relus.lines:
         relus.legend(fontsize=7)

@@ -1,138 +1,184 @@
-"""How much tighter BCP bounds trained networks than their Lipschitz constant alone (LMT) does.
+"""How tight several bounds are on the test images of trained networks, as violins.
 
     python -m experiments.plots.tightness --workdir runs/mnist_bcp-cpu --out tightness.png
 
-For every test image x, `tau(x) = sum_{i != j} t(x; i, j) / (C (C - 1))`, where `t(x; i, j)` bounds
-by how much `z_i - z_j` can grow over the ball of the run's test radius (Lee, Lee & Park 2020). One
-pair of violins per run: its network, bounded by LMT and by BCP. `--count 1000` takes the first
-images only.
+For a run in l2, `tau(x) = sum_{i != j} t(x; i, j) / (C (C - 1))` by LMT and by BCP, where
+`t(x; i, j)` bounds by how much `z_i - z_j` can grow over the ball of the run's test radius (Lee,
+Lee & Park 2020). For a run in l-infinity, `T(x) = sum_m s_m`, where `s_m` bounds `z_m - z_y` from
+above, by interval bounds and by linear relaxations on interval pre-activations with several lower
+slopes (Lee et al. 2021). Smaller is tighter. `--count 1000` takes the first images only.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+import boundjax as bj
 from boundjax.diagnostics import mean_translation
+from boundjax.training import robust_cross_entropy
 from experiments import trained
+from experiments.data import Images
 from experiments.errors import ExperimentError
 from experiments.methods import Setting, Threat
 
 BATCH_SIZE = 100
-_COLOURS = {"LMT": "C0", "BCP": "C3"}
+# Name of a bound -> its value for every image, [N].
+Values = Mapping[str, np.ndarray]
+# (function of one image, its ball, its label, a PRNG key) -> a scalar.
+Measure = Callable[[Callable, bj.InputSet, jax.Array, jax.Array], jax.Array]
 
 
-class Taus(NamedTuple):
-    """The mean translation of every image under the two bounds, each `[N]`, in units of logits."""
-
-    lmt: np.ndarray
-    bcp: np.ndarray
-
-    @property
-    def reduction(self) -> float:
-        """Mean over the images of the part of the LMT value that BCP takes away; 0 of nothing."""
-        share = np.divide(self.bcp, self.lmt, out=np.ones_like(self.bcp), where=self.lmt > 0)
-        return float(np.mean(1.0 - share))
+def _translation(box: bool) -> Measure:
+    return lambda function, ball, label, key: mean_translation(function, ball, box=box)
 
 
-def taus(
-    model, variables, images: np.ndarray, eps: float, threat: Threat, batch_size: int = BATCH_SIZE
-) -> Taus:
-    """`tau` of every image `[N, H, W, channels]`, by LMT and by BCP.
+def _interval(function, ball, label, key) -> jax.Array:
+    rows = bj.margin_specification(label, len(function(ball.center)), rows="others")
+    return -jnp.sum(bj.interval(function)(ball, rows).lower)
+
+
+def _linear(slopes_of: Callable[[jax.Array], object]) -> Measure:
+    def measure(function, ball, label, key) -> jax.Array:
+        rows = bj.margin_specification(label, len(function(ball.center)), rows="others")
+        bounds = bj.linear(function, slopes=slopes_of(key), sides="lower", has_aux=True)
+        # As the relaxation has them: cut with the interval bounds all would look alike.
+        return -jnp.sum(bounds(ball, rows)[1].linear.lower)
+
+    return measure
+
+
+L2: Mapping[str, Measure] = {"LMT": _translation(box=False), "BCP": _translation(box=True)}
+LINF: Mapping[str, Measure] = {
+    "IBP": _interval,
+    "random slopes": _linear(bj.slopes.uniform),
+    "CAP-IBP": _linear(lambda key: "parallel"),
+    "CROWN-IBP": _linear(lambda key: "adaptive"),
+    "one step": _linear(
+        lambda key: bj.optimized(start=bj.slopes.uniform(key), objective=robust_cross_entropy)
+    ),
+}
+
+
+def values_of(
+    model, variables, data: Images, eps: float, threat: Threat, batch_size: int = BATCH_SIZE
+) -> Values:
+    """`tau` (l2) or `T` (l-infinity) of every image, by every bound of that norm.
 
     Args:
       model, variables: a Linen module and its variables.
-      images: pixels in `[0, 1]`.
+      data: images with pixels in `[0, 1]`, and their labels.
       eps: the radius.
       threat: the norm, and the pixel range if the ball is cut to it.
       batch_size: images in one compiled call.
     """
 
-    def measured(box: bool) -> np.ndarray:
+    def measured(measure: Measure) -> np.ndarray:
         # The variables are arguments: XLA would fold constants for minutes.
         @jax.jit
-        def of_batch(variables, batch):
+        def of_batch(variables, images, labels, keys):
             def function(image):
                 return model.apply(variables, image[None])[0]
 
-            def tau(image):
-                return mean_translation(function, threat.ball(image, eps), box=box)
+            return jax.vmap(
+                lambda image, label, key: measure(function, threat.ball(image, eps), label, key)
+            )(images, labels, keys)
 
-            return jax.vmap(tau)(batch)
-
-        size = min(batch_size, len(images))
-        found = [
+        size = min(batch_size, len(data))
+        keys = jax.random.split(jax.random.key(0), len(data))
+        found = []
+        for start in range(0, len(data), size):
             # The last batch starts again from the first image, so that all have one shape.
-            np.asarray(of_batch(variables, images[np.arange(start, start + size) % len(images)]))
-            for start in range(0, len(images), size)
-        ]
-        return np.concatenate(found)[: len(images)]
+            chosen = np.arange(start, start + size) % len(data)
+            found.append(np.asarray(of_batch(variables, *data.take(chosen), keys[chosen])))
+        return np.concatenate(found)[: len(data)]
 
-    return Taus(lmt=measured(box=False), bcp=measured(box=True))
+    measures = L2 if threat.norm == 2 else LINF
+    return {name: measured(measure) for name, measure in measures.items()}
 
 
-def plot_tightness(found: Sequence[tuple[str, Taus]], path: Path) -> None:
-    """Writes the figure: per title the distributions of `tau` by LMT and by BCP.
+def reduction(values: Values) -> float:
+    """Mean over the images of the part of the LMT value that BCP takes away; 0 of nothing."""
+    lmt, bcp = values["LMT"], values["BCP"]
+    return float(np.mean(1.0 - np.divide(bcp, lmt, out=np.ones_like(bcp), where=lmt > 0)))
+
+
+def plot_tightness(found: Sequence[tuple[str, Values]], path: Path) -> None:
+    """Writes the figure: per title the distribution of what every bound gives.
 
     Raises:
-      ExperimentError: if a `tau` is not finite.
+      ExperimentError: if a value is not finite, or runs in two norms are given.
     """
+    if len({tuple(values) for _, values in found}) > 1:
+        raise ExperimentError("runs of one norm fit a figure, got both l2 and l-inf")
     for title, values in found:
-        for name, tau in values._asdict().items():
-            if not np.isfinite(tau).all():
+        for name, value in values.items():
+            if not np.isfinite(value).all():
                 raise ExperimentError(
-                    f"{' '.join(title.split())}: tau ({name}) must be finite, got "
-                    f"{tau[~np.isfinite(tau)][0]}; did the training diverge?"
+                    f"{' '.join(title.split())}: values by {name} must be finite, got "
+                    f"{value[~np.isfinite(value)][0]}; did the training diverge?"
                 )
-    figure = Figure(figsize=(1.6 + 2.4 * len(found), 3.6), dpi=100, layout="constrained")
+    names = list(found[0][1])
+    step = 0.8 / len(names)
+    width = 1.6 + (0.4 + 0.7 * len(names)) * len(found)
+    figure = Figure(figsize=(max(5.0, width), 3.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display
     axes = figure.subplots()
     for place, (_, values) in enumerate(found):
-        for name, offset, tau in (("LMT", -0.2, values.lmt), ("BCP", 0.2, values.bcp)):
+        for index, name in enumerate(names):
             parts = axes.violinplot(
-                tau.astype(np.float64),
-                [place + offset],
-                widths=0.36,
+                values[name].astype(np.float64),
+                [place + (index - (len(names) - 1) / 2) * step],
+                widths=0.9 * step,
                 showmedians=True,
                 showextrema=False,
             )
             for part in (*parts["bodies"], parts["cmedians"]):
-                part.set_color(_COLOURS[name])
+                part.set_color(f"C{index}")
             if place == 0:  # violins take no label
-                axes.plot([], [], color=_COLOURS[name], linewidth=6, alpha=0.3, label=name)
-    labels = [f"{title}\nBCP {100 * values.reduction:.1f} % below LMT" for title, values in found]
-    axes.set_xticks(range(len(found)), labels, fontsize=8)
-    axes.set(ylabel="tau(x): mean growth of a margin", xlim=(-0.6, len(found) - 0.4))
+                axes.plot([], [], color=f"C{index}", linewidth=6, alpha=0.3, label=name)
+    axes.set_xticks(range(len(found)), [_caption(*item) for item in found], fontsize=8)
+    if "LMT" in names:
+        axes.set_ylabel("tau(x): mean growth of a margin")
+    else:
+        axes.set_ylabel("T(x): sum of upper bounds on $z_m - z_y$")
+    axes.set_xlim(-0.6, len(found) - 0.4)
     axes.grid(alpha=0.3, axis="y")
     axes.legend(fontsize=7)
     figure.savefig(path)
 
 
-def of_run(workdir: Path, count: int | None) -> tuple[str, Taus]:
-    """The title of a run, and `tau` of its first `count` test images (None: all).
+def _caption(title: str, values: Values) -> str:
+    if "LMT" not in values:
+        return title
+    return f"{title}\nBCP {100 * reduction(values):.1f} % below LMT"
+
+
+def of_run(workdir: Path, count: int | None) -> tuple[str, Values]:
+    """The title of a run, and the values of its first `count` test images (None: all).
 
     Raises:
       ExperimentError: if the folder holds no network or its data is not there.
     """
     run = trained.load(workdir)
     robust = run.config.robust
-    threat = Setting(run.model, run.config).threat
-    images = run.test.images[:count]
+    data = run.test.take(slice(count))
     title = f"{run.title}, {run.config.model.name},\n{robust.method}, {robust.norm_label} "
     title += f"eps {robust.eps_test:.4g}"
-    return title, taus(run.model, run.variables, images, robust.eps_test, threat)
+    threat = Setting(run.model, run.config).threat
+    return title, values_of(run.model, run.variables, data, robust.eps_test, threat)
 
 
 def main() -> None:
-    """Reads the flags, writes the figure, prints the mean reductions."""
+    """Reads the flags, writes the figure, prints the means."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", nargs="+", type=Path, required=True, help="run folders")
     parser.add_argument("--out", type=Path, required=True, help="the PNG file")
@@ -147,11 +193,13 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     for title, values in found:
-        print(
-            f"{' '.join(title.split())}: {len(values.bcp):,} test images, mean tau "
-            f"{np.mean(values.lmt):.4g} (LMT), {np.mean(values.bcp):.4g} (BCP), "
-            f"mean reduction {100 * values.reduction:.1f} %"
-        )
+        means = ", ".join(f"{np.mean(value):.4g} ({name})" for name, value in values.items())
+        quantity = "tau" if "LMT" in values else "T"
+        text = f"{' '.join(title.split())}: {len(next(iter(values.values()))):,} test images, "
+        text += f"mean {quantity} {means}"
+        if "LMT" in values:
+            text += f", mean reduction {100 * reduction(values):.1f} %"
+        print(text)
     print(f"figure: {flags.out}")
 
 
