@@ -29,7 +29,9 @@ from boundjax.slopes import optimized as optimized
 from boundjax.specification import margin_specification as margin_specification
 from boundjax.transforms.forward import forward_linear as forward_linear
 from boundjax.transforms.interval import interval as interval
+from boundjax.transforms.linear import Relaxation as Relaxation
 from boundjax.transforms.linear import linear as linear
+from boundjax.transforms.linear import relax as relax
 from boundjax.transforms.lipschitz import global_lipschitz as global_lipschitz
 from boundjax.transforms.lipschitz import lipschitz as lipschitz
 from boundjax.transforms.lipschitz import power_iteration as power_iteration

@@ -100,7 +100,7 @@ class Result:
         return LinearBounds(*lower, *upper)
 
 
-def extend_references(references: list[Array], node: Node, interval: Interval) -> None:
+def extend_references(references: list[Array], node: Node, interval: Interval | None) -> None:
     """Appends the reference of the next node: the affine image, or the middle of its interval."""
     if isinstance(node.op, LINEAR):
         references.append(node.apply(*(references[i] for i in node.inputs)))

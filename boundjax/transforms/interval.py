@@ -13,6 +13,7 @@ from boundjax import graph as graphs
 from boundjax.graph import Graph, Node
 from boundjax.ops import domain
 from boundjax.ops.registry import (
+    LINEAR,
     NONLINEAR,
     Extremum,
     Joint,
@@ -29,8 +30,11 @@ from boundjax.transforms.balls import FirstLayers
 from boundjax.windows import Rows
 
 
-def propagate(node: Node, operands: tuple[Interval, ...]) -> Interval:
-    """The interval of one node from those of its perturbed operands (Gowal et al. 2018)."""
+def propagate(node: Node, operands: tuple[Interval, ...], center: Array | None = None) -> Interval:
+    """The interval of one node from those of its perturbed operands (Gowal et al. 2018).
+
+    ``center`` is the image of the operand's middle under a weighted op, where that is known.
+    """
     lower, upper = zip(*operands, strict=True)
     match node.op:
         case Structural():
@@ -45,7 +49,7 @@ def propagate(node: Node, operands: tuple[Interval, ...]) -> Interval:
             ends = node.apply(*lower), node.apply(*upper)
             return Interval(jnp.where(positive, *ends), jnp.where(positive, *ends[::-1]))
         case Weighted():
-            center = node.apply(operands[0].middle)
+            center = node.apply(operands[0].middle) if center is None else center
             radius = node.op.magnitude(node, operands[0].radius)
             return Interval(center - radius, center + radius)
         case Scalar():
@@ -244,3 +248,31 @@ def pre_activations(graph: Graph, intervals: list[Interval]) -> dict[str, Interv
                 suffix = f":{position}" if len(node.inputs) > 1 else ""
                 found[node.label + suffix] = intervals[index]
     return found
+
+
+def exact_intervals(graph: Graph, input_set: InputSet) -> set[int]:
+    """Nodes whose interval bounds are already the exact range of every element.
+
+    Over a box the elements of the input vary independently. Moving, scaling and shifting them, or
+    applying a monotone function, keeps that; a linear map of independent values still has exact
+    intervals, but its elements are no longer independent. There a linear walk could gain nothing.
+    """
+    independent: set[int] = {0} if input_set.is_box else set()
+    exact = set(independent)
+    for node in graph.nodes[1:]:
+        if len(node.inputs) != 1:
+            continue
+        (source,) = node.inputs
+        op = node.op
+        keeps = (
+            (isinstance(op, Structural) and op.moves)
+            or (isinstance(op, Weighted) and op.diagonal)
+            or (isinstance(op, Scalar) and op.monotone)
+        ) and node.size <= graph.nodes[source].size
+        if source in independent and isinstance(op, (*LINEAR, Scalar, Extremum)):
+            exact.add(node.index)
+            if keeps:
+                independent.add(node.index)
+        elif source in exact and keeps:
+            exact.add(node.index)
+    return exact

@@ -13,6 +13,7 @@ IBP as a relaxation     constant     interval
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -105,38 +106,46 @@ def linear(
 
     Source: Zhang et al. 2018 (CROWN), Zhang et al. 2020 (CROWN-IBP), Wong & Kolter 2018 (CAP).
     """
-    optimized = slopes if isinstance(slopes, Optimized) else None
-    start = slopes if optimized is None else optimized.start
-    policy_of = slope_policies.resolve(start)
-    if intermediate not in _SOURCES:
-        raise ValueError(f"intermediate must be one of {', '.join(_SOURCES)}, got {intermediate!r}")
-    if sides not in ("lower", "upper", "both"):
-        raise ValueError(f"sides must be 'lower', 'upper' or 'both', got {sides!r}")
-    if max_rows is not None and max_rows < 1:
-        raise ValueError(f"max_rows must be at least 1 or None, got {max_rows}")
-    if max_bytes <= 0:
-        raise ValueError(f"max_bytes must be positive, got {max_bytes}")
-    if optimized is not None and optimized.optimize_intermediate and intermediate != "linear":
-        raise ValueError(
-            "optimize_intermediate needs intermediate='linear', got "
-            f"intermediate={intermediate!r}: there are no slopes behind those bounds"
-        )
+    relaxed = relax(
+        function,
+        slopes=slopes,
+        intermediate=intermediate,
+        sides=sides,
+        intersect=intersect,
+        max_rows=max_rows,
+        max_bytes=max_bytes,
+    )
 
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
-        graph = graphs.trace(function, intervals_of.example_of(input_set))
-        if isinstance(start, Mapping):
-            slope_policies.require_known(start, graph.nonlinear_labels)
-        walk = Walk(
-            graph,
-            input_set,
-            policy_of,
-            refine=intermediate == "linear",
-            companion=_SOURCES[intermediate](),
-            optimized=optimized,
-            intersect=intersect,
-            max_rows=max_rows,
-            max_bytes=max_bytes,
-        )
+        return relaxed(input_set).bounds(specification, has_aux=has_aux)
+
+    return bounds
+
+
+@dataclasses.dataclass(frozen=True)
+class Relaxation:
+    """A function relaxed over one input set, for as many specifications as there are.
+
+    Attributes:
+      walk: the graph with the bounds on its pre-activations.
+      sides: which linear bounds are wanted.
+    """
+
+    walk: Walk
+    sides: Sides
+
+    @property
+    def pre_activations(self) -> dict[str, Interval]:
+        """Bounds on the inputs of the nonlinear ops, by label."""
+        return intervals_of.pre_activations(self.walk.graph, self.walk.intervals)
+
+    def interval(self, specification: Array) -> Interval:
+        """Interval bounds ``[m]`` of ``<specification_k, f(x)>``, given the pre-activations."""
+        return self.walk.merged(*intervals_of.starts_of(self.walk.graph, specification))
+
+    def bounds(self, specification: Array | None = None, *, has_aux: bool = False) -> Any:
+        """What ``linear`` returns."""
+        walk, graph, sides = self.walk, self.walk.graph, self.sides
         if specification is not None:
             starts, constant = intervals_of.starts_of(graph, specification)
             result, aux = _specification(walk, starts, constant, sides)
@@ -155,7 +164,66 @@ def linear(
         ]
         return jax.tree.unflatten(graph.output_tree, leaves)
 
-    return bounds
+
+def relax(
+    function: Callable[[Array], Any],
+    *,
+    slopes: slope_policies.Slopes | Optimized = "adaptive",
+    intermediate: str = "interval",
+    sides: Sides = "both",
+    intersect: bool = True,
+    max_rows: int | None = None,
+    max_bytes: int = 2**30,
+) -> Callable[[InputSet], Relaxation]:
+    """Like ``linear``, with the bounds on pre-activations computed once for several specifications.
+
+    Args:
+      function: as the options, those of ``linear``.
+      slopes, intermediate, sides, intersect, max_rows, max_bytes: see there.
+
+    Returns:
+      ``relaxed(input_set)``: a ``Relaxation`` with ``interval(specification)``,
+      ``bounds(specification)`` and ``pre_activations``. One that is made inside a differentiated
+      function is differentiated once, however many specifications it serves.
+
+    Raises:
+      UnsupportedOpError, ValueError: as ``linear``.
+    """
+    optimized = slopes if isinstance(slopes, Optimized) else None
+    start = slopes if optimized is None else optimized.start
+    policy_of = slope_policies.resolve(start)
+    if intermediate not in _SOURCES:
+        raise ValueError(f"intermediate must be one of {', '.join(_SOURCES)}, got {intermediate!r}")
+    if sides not in ("lower", "upper", "both"):
+        raise ValueError(f"sides must be 'lower', 'upper' or 'both', got {sides!r}")
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows must be at least 1 or None, got {max_rows}")
+    if max_bytes <= 0:
+        raise ValueError(f"max_bytes must be positive, got {max_bytes}")
+    if optimized is not None and optimized.optimize_intermediate and intermediate != "linear":
+        raise ValueError(
+            "optimize_intermediate needs intermediate='linear', got "
+            f"intermediate={intermediate!r}: there are no slopes behind those bounds"
+        )
+
+    def relaxed(input_set: InputSet) -> Relaxation:
+        graph = graphs.trace(function, intervals_of.example_of(input_set))
+        if isinstance(start, Mapping):
+            slope_policies.require_known(start, graph.nonlinear_labels)
+        walk = Walk(
+            graph,
+            input_set,
+            policy_of,
+            refine=intermediate == "linear",
+            companion=_SOURCES[intermediate](),
+            optimized=optimized,
+            intersect=intersect,
+            max_rows=max_rows,
+            max_bytes=max_bytes,
+        )
+        return Relaxation(walk, sides)
+
+    return relaxed
 
 
 # Where pre-activation bounds come from besides the interval walk.

@@ -24,8 +24,6 @@ from boundjax.ops.registry import (
     Loop,
     Planes,
     Scalar,
-    Structural,
-    Weighted,
 )
 from boundjax.sets import InputSet, Interval
 from boundjax.slopes import Optimized
@@ -102,23 +100,36 @@ class Walk:
             for i in n.inputs
         }
         apart = set() if intersect else self.consumers.keys() - demanding
-        exact = exact_intervals(graph, input_set) if refine else set()
+        exact = intervals_of.exact_intervals(graph, input_set) if refine else set()
         first = FirstLayers(input_set)
+        # Nodes whose reference is the middle of their interval: its image is the next reference and
+        # the next interval's center. Computed once it is differentiated once, too.
+        centered = {0}
         for node in graph.nodes[1:]:
             operands = tuple(self.intervals[i] for i in node.inputs)
-            found = first.cut(node, intervals_of.propagate(node, operands))
-            self.intervals.append(self.kept(found) if isinstance(node.op, NONLINEAR) else found)
-            backward.extend_references(self.references, node, self.intervals[-1])
+            linear, center = isinstance(node.op, LINEAR), None
+            if linear:
+                backward.extend_references(self.references, node, None)
+                if centered.issuperset(node.inputs):
+                    center = self.references[-1]
+            found = first.cut(node, intervals_of.propagate(node, operands, center))
+            self.intervals.append(found if linear else self.kept(found))
+            if not linear:
+                backward.extend_references(self.references, node, self.intervals[-1])
             if not jnp.issubdtype(node.dtype, jnp.floating):
                 continue
+            if not linear or (center is not None and input_set.is_box):
+                centered.add(node.index)
             if companion is not None:
                 found = companion.advance(node, self)
                 self.intervals[-1] = found
+                centered.discard(node.index)
             elif refine and node.index in self.consumers and node.index not in exact:
                 optimize_rows = optimized is not None and optimized.optimize_intermediate
                 together = node.index not in apart
                 wanted = self._bent(node) if together else None
                 self.intervals[-1] = self.node_bounds(node, "both", optimize_rows, together, wanted)
+                centered.discard(node.index)
 
     def node_bounds(
         self,
@@ -470,31 +481,3 @@ def _nonlinear_consumers(graph: Graph) -> dict[int, list[Node]]:
             for index in node.inputs:
                 found.setdefault(index, []).append(node)
     return found
-
-
-def exact_intervals(graph: Graph, input_set: InputSet) -> set[int]:
-    """Nodes whose interval bounds are already the exact range of every element.
-
-    Over a box the elements of the input vary independently. Moving, scaling and shifting them, or
-    applying a monotone function, keeps that; a linear map of independent values still has exact
-    intervals, but its elements are no longer independent. There a linear walk could gain nothing.
-    """
-    independent: set[int] = {0} if input_set.is_box else set()
-    exact = set(independent)
-    for node in graph.nodes[1:]:
-        if len(node.inputs) != 1:
-            continue
-        (source,) = node.inputs
-        op = node.op
-        keeps = (
-            (isinstance(op, Structural) and op.moves)
-            or (isinstance(op, Weighted) and op.diagonal)
-            or (isinstance(op, Scalar) and op.monotone)
-        ) and node.size <= graph.nodes[source].size
-        if source in independent and isinstance(op, (*LINEAR, Scalar, Extremum)):
-            exact.add(node.index)
-            if keeps:
-                independent.add(node.index)
-        elif source in exact and keeps:
-            exact.add(node.index)
-    return exact

@@ -123,15 +123,16 @@ def fused_bound(function, ball, rows, weights, example) -> Bounded:
     upper bounds on the worst cross-entropy.
     """
     del example
-    margins, pre_activations = bj.interval(function, has_aux=True)(ball, rows)
-    linear = bj.linear(function, sides="lower")
+    # One walk for both: two would go back through the intervals twice.
+    relaxation = bj.relax(function, sides="lower")(ball)
+    margins = relaxation.interval(rows)
 
     def lower_bound(combination: jax.Array) -> jax.Array:
-        return linear(ball, (combination @ rows)[None]).lower[0]
+        return relaxation.bounds((combination @ rows)[None]).lower[0]
 
     fused = fused_robust_cross_entropy(margins, lower_bound)
     loss = (1.0 - weights.beta) * robust_cross_entropy(margins.lower) + weights.beta * fused
-    return Bounded(loss, margins.lower, ball.interval(), pre_activations)
+    return Bounded(loss, margins.lower, ball.interval(), relaxation.pre_activations)
 
 
 def estimated_bound(projections: int, key: jax.Array) -> Bound:
