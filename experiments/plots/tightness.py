@@ -152,7 +152,7 @@ def plot_tightness(found: Sequence[tuple[str, Values]], path: Path) -> None:
         axes.set_ylabel("T(x): sum of upper bounds on $z_m - z_y$")
     axes.set_xlim(-0.6, len(found) - 0.4)
     axes.grid(alpha=0.3, axis="y")
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside right center")
     figure.savefig(path)
 
 
