@@ -20,6 +20,7 @@ from boundjax.memory import MemoryEstimate as MemoryEstimate
 from boundjax.onnx import from_onnx as from_onnx
 from boundjax.ops import UnsupportedOpError as UnsupportedOpError
 from boundjax.ops import supported_ops as supported_ops
+from boundjax.precision import training_precision as training_precision
 from boundjax.sets import BallBox as BallBox
 from boundjax.sets import Box as Box
 from boundjax.sets import InputSet as InputSet

@@ -22,6 +22,8 @@ import numpy as np
 from chex import Array
 from jax.extend import core as jex_core
 
+from boundjax import precision
+
 # Calls that only wrap a jaxpr; where it stands in their parameters differs between releases.
 CALLS = frozenset(
     [
@@ -161,11 +163,10 @@ def literal(atom: Any) -> np.ndarray | None:
 def evaluator(eqn: Any) -> Callable[..., tuple[Array, ...]]:
     """The equation as a function of its operands' values.
 
-    Bounds of matrix products need full float32: the default on GPU (TF32) and TPU (bf16) is wrong
-    in the third digit, so the precision that the model was traced with is overridden.
+    The precision that the model was traced with is overridden, see `boundjax.precision`.
     """
     if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
-        eqn = eqn.replace(params={**eqn.params, "precision": _full_precision()})
+        eqn = eqn.replace(params={**eqn.params, "precision": (precision.of_products(),) * 2})
     if not any(_subjaxpr(value) is not None for value in eqn.params.values()):
 
         def bind(*values: Array) -> tuple[Array, ...]:
@@ -180,10 +181,6 @@ def evaluator(eqn: Any) -> Callable[..., tuple[Array, ...]]:
         return tuple(jex_core.jaxpr_as_fun(closed)(*values))
 
     return replay
-
-
-def _full_precision() -> Any:
-    return (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
 
 
 def _one_equation(eqn: Any) -> Any:

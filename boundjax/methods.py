@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from chex import Array, ArrayTree
 
+from boundjax.precision import training_precision
 from boundjax.sets import Interval, LpBall
 from boundjax.slopes import optimized
 from boundjax.specification import margin_specification
@@ -95,6 +96,7 @@ def compiled_margins(
 ) -> Callable[..., Array]:
     """Compiles ``(variables, clip, xs, eps, labels) -> margins [B, C]`` for one method."""
 
+    @training_precision("highest")  # a certificate, whoever asks
     def margins(variables: ArrayTree, clip: Any, xs: Array, eps: Array, labels: Array) -> Array:
         function = single(apply, variables)
         transformed = (

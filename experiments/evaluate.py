@@ -22,12 +22,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import certificates
+from experiments import certificates, trained
 from experiments.certificates import ATTACK, Certificates, nothing_found
 from experiments.certificates import Evaluation as Evaluation
 from experiments.certificates import check_consistency as check_consistency
@@ -37,7 +37,8 @@ from experiments.errors import ExperimentError
 from experiments.measure import Problem, check_methods, complete
 from experiments.measure import evaluate as evaluate
 from experiments.measure import verified as verified
-from experiments.report import print_table
+from experiments.report import print_table, table_rows
+from experiments.summary import device_name, versions
 from experiments.variables import parameters_sha256
 
 LOSSES = ("cross_entropy", "margin")
@@ -47,6 +48,7 @@ class Options(NamedTuple):
     """What of a run is evaluated, and how; None: as in the run."""
 
     methods: tuple[str, ...] | None = None
+    losses: tuple[str, ...] = LOSSES  # that are attacked
     eps: float | None = None
     norm: str | None = None  # a key of `experiments.config.NORMS`
     clip: bool | None = None
@@ -60,6 +62,7 @@ class Options(NamedTuple):
     cascade: bool = False
     name: str | None = None  # of the file; None: from split, which, norm and eps
     data_dir: str | None = None
+    replace: bool = False  # a file of other weights or settings, instead of refusing it
 
 
 class Evaluated(NamedTuple):
@@ -78,14 +81,22 @@ def evaluate_run(workdir: Path, options: Options) -> Evaluated:
         weights or settings.
       RuntimeError: as `evaluate`.
     """
-    # Only now: they import this module.
-    from experiments import trained
-    from experiments.summary import device_name, versions
-
     check_methods(options.methods or ())
     if options.norm is not None and options.eps is None:
         raise ExperimentError(f"--norm={options.norm} needs --eps: a radius belongs to its norm")
-    run = trained.load(workdir, options.which, options.data_dir)
+    return evaluate_trained(
+        trained.load(workdir, options.which, options.data_dir), workdir, options
+    )
+
+
+def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> Evaluated:
+    """Evaluates a network whose evaluations lie in the run folder `workdir`, or goes on with it.
+
+    `run` is the network that `options.which` names.
+
+    Raises:
+      ExperimentError, RuntimeError: as `evaluate_run`.
+    """
     robust = run.config.robust
     norm = options.norm or robust.norm
     eps = robust.eps_test if options.eps is None else options.eps
@@ -116,7 +127,7 @@ def evaluate_run(workdir: Path, options: Options) -> Evaluated:
         "clip": list(clip) if clip else None,
         "attack": {
             "name": "PGD, best iterate, the first start at the image",
-            "losses": list(LOSSES),
+            "losses": list(options.losses),
             "steps": config.pgd_steps,
             "step_size": "eps / 4",
             "restarts": config.pgd_restarts,
@@ -125,21 +136,20 @@ def evaluate_run(workdir: Path, options: Options) -> Evaluated:
         },
     }
     path = workdir / "evaluations" / f"{options.name or _name_of(options, norm, eps, clip)}.npz"
-    if path.exists():
-        found = certificates.read(path)
-        keys = differing_keys(found.metadata["settings"], settings)
-        if keys:
-            raise ExperimentError(
-                f"{path} holds an evaluation of other weights or settings, which differs in "
-                f"{', '.join(keys)}; give this one another --name, or delete that file"
-            )
-    else:
-        found = nothing_found(data.labels, LOSSES, settings)
+    found = certificates.read(path) if path.exists() else None
+    keys = differing_keys(found.metadata["settings"], settings) if found else []
+    if keys and not options.replace:
+        raise ExperimentError(
+            f"{path} holds an evaluation of other weights or settings, which differs in "
+            f"{', '.join(keys)}; give this one another --name, or delete that file"
+        )
+    if found is None or keys:
+        found = nothing_found(data.labels, options.losses, settings)
     title = (
         f"{workdir.name}: error on {len(data):,} {options.split} images of {run.title}, "
         f"{NORMS[norm].label} eps {eps:.6g}, {'clipped to [0, 1]' if clip else 'not clipped'}; "
-        f"PGD-{config.pgd_steps}, {config.pgd_restarts} start(s) on each of "
-        f"{' and '.join(LOSSES)} loss, best iterate"
+        f"PGD-{config.pgd_steps}, {config.pgd_restarts} start(s) "
+        f"on {' and '.join(options.losses)} loss, best iterate"
     )
     complete(
         found,
@@ -226,18 +236,6 @@ def _arithmetic(found: Certificates) -> str:
     }
     words = {"exact-real": "real arithmetic, up to the rounding of the bounds, computed in"}
     return "; ".join(f"{words.get(name, name)} {dtype}" for name, dtype in sorted(kinds))
-
-
-def table_rows(results: dict[str, dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
-    """Header and rows, in percent, of the closing table: one row per entry of `results`."""
-    methods = list(next(iter(results.values()))["verified_error_by"])
-    header = ["model", "standard", "PGD", "verified", *(f"by {name}" for name in methods)]
-    rows = []
-    for name, errors in results.items():
-        values = [errors["standard_error"], errors["pgd_error"], errors["verified_error"]]
-        values += [errors["verified_error_by"][method] for method in methods]
-        rows.append([name, *("-" if v is None else f"{100 * v:.2f} %" for v in values)])
-    return header, rows
 
 
 def radius(text: str) -> float:

@@ -17,16 +17,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import models
+from experiments import evaluate, models
 from experiments.config import Config
-from experiments.evaluate import evaluate
 from experiments.plots.curves import plot_curves
 from experiments.prepare import Prepared, prepare
 from experiments.report import Report
 from experiments.run_folder import RunFolder
 from experiments.summary import device_name, print_seeds, print_summary, versions
+from experiments.trained import Trained
 from experiments.training import Member, open_members, train
-from experiments.variables import deployed, parameters_sha256
+from experiments.variables import deployed
 
 # Seeds share an accelerator as one program if their states take at most this part of its memory:
 # what a step needs besides is several times as much.
@@ -57,7 +57,7 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
         (print_summary if config.seeds == 1 else print_seeds)(summary, workdir)
         return summary
     if config.seeds == 1:
-        return _run_members(config, [Member(config.seed, folder)], name)[0]
+        return _run_members(config, [Member(config.seed, folder)], name, _configured(config))[0]
 
     summaries = run_seeds(config, workdir, name)
     folder.create()
@@ -67,8 +67,12 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
     return summary
 
 
-def run_seeds(config: Config, workdir: Path, name: str) -> list[dict[str, Any]]:
+def run_seeds(
+    config: Config, workdir: Path, name: str, options: evaluate.Options | None = None
+) -> list[dict[str, Any]]:
     """The runs of `config.seeds` seeds from `config.seed` on, in `workdir/seed-K`: their summaries.
+
+    They conclude with an evaluation by `options`; None: as configured.
 
     Raises:
       ExperimentError: for whatever the user can correct.
@@ -77,10 +81,12 @@ def run_seeds(config: Config, workdir: Path, name: str) -> list[dict[str, Any]]:
     for seed in range(config.seed, config.seed + config.seeds):
         alone = dataclasses.replace(config, seed=seed, seeds=1)
         members.append(Member(seed, RunFolder(workdir / f"seed-{seed}", alone)))
-    return _run_members(config, members, name)
+    return _run_members(config, members, name, options or _configured(config))
 
 
-def _run_members(config: Config, members: Sequence[Member], name: str) -> list[dict[str, Any]]:
+def _run_members(
+    config: Config, members: Sequence[Member], name: str, options: evaluate.Options
+) -> list[dict[str, Any]]:
     """The summaries of all, those that are finished already as they are."""
     for member in members:
         summary = member.folder.summary()
@@ -112,7 +118,7 @@ def _run_members(config: Config, members: Sequence[Member], name: str) -> list[d
         for group in _groups(open_ones):
             train(prepared, group, report)
     for member in open_ones:
-        member.folder.write_summary(_conclude(prepared, member, name))
+        member.folder.write_summary(_conclude(prepared, member, name, options))
     return [member.folder.summary() for member in members]
 
 
@@ -135,44 +141,63 @@ def _groups(members: Sequence[Member]) -> list[list[Member]]:
     return [[member] for member in members]
 
 
-def _conclude(prepared: Prepared, member: Member, name: str) -> dict[str, Any]:
+def _configured(config: Config) -> evaluate.Options:
+    """How a run is evaluated at its end, apart from what `experiments.evaluate` is asked for."""
+    settings = config.evaluation
+    return evaluate.Options(
+        methods=settings.methods,
+        losses=(settings.pgd_loss,),
+        pgd_steps=settings.pgd_steps,
+        pgd_restarts=settings.pgd_restarts,
+        name="summary",
+        replace=True,
+    )
+
+
+def _conclude(
+    prepared: Prepared, member: Member, name: str, options: evaluate.Options
+) -> dict[str, Any]:
     """Evaluates a trained run on the test images, draws its curves and prints its summary."""
-    config, splits, threat = prepared.config, prepared.splits, prepared.threat
+    config, splits, threat = member.folder.config, prepared.splits, prepared.threat
     print(
         f"evaluating on {len(splits.test):,} test images of {splits.title} "
         f"at {config.robust.norm_label} eps {config.robust.eps_test:.6g}"
     )
     began = time.monotonic()
     results: dict[str, dict[str, Any]] = {}
-    selected = member.selected
-    candidates = {f"last epoch ({config.train.epochs})": member.state}
+    candidates = {"last": (f"last epoch ({config.train.epochs})", member.state)}
     if len(splits.validation):
-        candidates = {f"selected epoch ({int(selected['epoch'])})": selected} | candidates
-    for label, candidate in candidates.items():
-        if len(splits.validation) and int(selected["epoch"]) == config.train.epochs and results:
+        epoch = int(member.selected["epoch"])
+        candidates = {"selected": (f"selected epoch ({epoch})", member.selected)} | candidates
+    evaluated = None
+    for which, (label, state) in candidates.items():
+        if which == "last" and results and epoch == config.train.epochs:
             results[label] = dict(next(iter(results.values())))  # the last epoch was selected
             continue
-        evaluation = evaluate(
-            prepared.model,
-            deployed(config, prepared.model, candidate, splits),
-            splits.test,
-            config.robust.eps_test,
-            norm=threat.norm,
-            clip=threat.clip,
-            config=config.evaluation,
-            seed=member.seed,
+        run = Trained(
+            config=config,
+            model=prepared.model,
+            variables=deployed(config, prepared.model, state, splits),
+            test=splits.test,
+            title=splits.title,
+            validation=splits.validation,
+            label=label,
         )
-        results[label] = evaluation.errors()
+        own = None if options.name is None else f"{options.name}-{which}"
+        evaluated = evaluate.evaluate_trained(
+            run, member.folder.path, options._replace(which=which, name=own)
+        )
+        results[label] = evaluated.found.errors()
 
     title = f"{name}: {config.robust.method}, {config.model.name}, {splits.title}"
     plot_curves(member.folder.records(), title, member.folder.curves, config.robust.norm_label)
-    attack = config.evaluation
-    variables = deployed(config, prepared.model, member.state, splits)
+    settings = evaluated.found.metadata["settings"]
+    attack = settings["attack"]
     summary = {
         "experiment": name,
         "results": results,
         "selection": (
-            f"smallest verified error ({attack.selection_method}) on the last "
+            f"smallest verified error ({config.evaluation.selection_method}) on the last "
             f"{len(splits.validation)} training images, which were not trained on"
             if len(splits.validation)
             else "none: trained on all training images, the last epoch is reported"
@@ -181,15 +206,15 @@ def _conclude(prepared: Prepared, member: Member, name: str) -> dict[str, Any]:
         "eps_train": config.robust.eps_train,
         "norm": config.robust.norm,
         "clip": list(threat.clip) if threat.clip else None,
-        "bounds": list(attack.methods),
+        "bounds": list(options.methods),
         "attack": (
-            f"PGD-{attack.pgd_steps}, {attack.pgd_restarts} start(s), {attack.pgd_loss} loss, "
-            "best iterate"
+            f"PGD-{attack['steps']}, {attack['restarts']} start(s), "
+            f"{' and '.join(attack['losses'])} loss, best iterate"
         ),
         "method": config.robust.method,
         "model": config.model.name,
         "parameters": models.count_parameters(prepared.model, splits.shape),
-        "parameters_sha256": parameters_sha256(variables),
+        "parameters_sha256": settings["parameters_sha256"],
         "data": splits.title,
         "train_images": len(splits.train),
         "validation_images": len(splits.validation),

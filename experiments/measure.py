@@ -7,7 +7,7 @@ Batches of the clean pass and of the attacks are divided between the local devic
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -170,15 +170,20 @@ def _attack(
     losses = tuple(found.resisted_by)
     size = min(config.batch_size, len(data))
 
-    # Compiled once: the variables and the images are arguments, all batches have one shape.
+    # Compiled once: the variables and the images are arguments, all batches have one shape. What
+    # counts is computed as bounds are: with the shorter factors that accelerators take by default,
+    # an example might look misclassified that is verified. The attack may take them on its way.
     @jax.jit
-    def predict_and_attack(variables, images, labels, key):
-        def logits_of(x):
-            return model.apply(variables, x)
+    @jax.default_matmul_precision("highest")
+    def predict(variables, images):
+        return model.apply(variables, images)
 
-        def attacked(loss):
-            return pgd(
-                logits_of,
+    @jax.jit
+    @jax.default_matmul_precision("high")
+    def attack(variables, images, labels, key):
+        return [
+            pgd(
+                lambda x: model.apply(variables, x),
                 images,
                 labels,
                 problem.eps,
@@ -189,31 +194,33 @@ def _attack(
                 restarts=config.pgd_restarts,
                 loss=loss,
             )
+            for loss in losses
+        ]
 
-        return logits_of(images), [logits_of(attacked(loss)) for loss in losses]
+    def batches(chosen: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Which images, and these filled up to a shape that the devices divide."""
+        for start in range(0, len(chosen), size):
+            rows = chosen[start : start + size]
+            yield rows, np.resize(rows, -(-size // len(devices)) * len(devices))
 
+    began = time.monotonic()
+    for rows, padded in batches(np.arange(len(data))):
+        logits = predict(variables, jax.device_put(data.images[padded], sharded))
+        found.correct[rows] = _strictly_correct(logits, data.labels[padded])[: len(rows)]
+    # The centre is a point of the ball as well: what is wrong there needs no attack.
+    found.attacked[~found.correct] = True
     key = jax.random.key(seed)
-    for index, start in enumerate(range(0, len(data), size)):
-        rows = np.arange(start, min(start + size, len(data)))
+    for index, (rows, padded) in enumerate(batches(np.flatnonzero(found.correct))):
         if found.attacked[rows].all():
             continue
-        began = time.monotonic()
-        # Filled up with the first images, to a multiple of the devices.
-        padded = (start + np.arange(-(-size // len(devices)) * len(devices))) % len(data)
         images, labels = jax.device_put(tuple(data.take(padded)), sharded)
-        # As bounds are computed: with the shorter factors that accelerators take by default, an
-        # example might look misclassified that is verified.
-        with jax.default_matmul_precision("highest"):
-            clean, attacked = predict_and_attack(
-                variables, images, labels, jax.random.fold_in(key, index)
-            )
-        found.correct[rows] = _strictly_correct(clean, data.labels[padded])[: len(rows)]
-        for loss, logits in zip(losses, attacked, strict=True):
-            resisted = _strictly_correct(logits, data.labels[padded])[: len(rows)]
-            # The centre is a point of the ball as well: what is wrong there does not resist.
-            found.resisted_by[loss][rows] = found.correct[rows] & resisted
+        points = attack(variables, images, labels, jax.random.fold_in(key, index))
+        for loss, point in zip(losses, points, strict=True):
+            resisted = _strictly_correct(predict(variables, point), data.labels[padded])
+            found.resisted_by[loss][rows] = resisted[: len(rows)]
         found.attacked[rows] = True
         part["seconds"] += time.monotonic() - began
+        began = time.monotonic()
         save(found)
 
 

@@ -66,3 +66,15 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         print("  ".join(cells).rstrip(), flush=True)
+
+
+def table_rows(results: dict[str, dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
+    """Header and rows, in percent, of the closing table: one row per entry of `results`."""
+    methods = list(next(iter(results.values()))["verified_error_by"])
+    header = ["model", "standard", "PGD", "verified", *(f"by {name}" for name in methods)]
+    rows = []
+    for name, errors in results.items():
+        values = [errors["standard_error"], errors["pgd_error"], errors["verified_error"]]
+        values += [errors["verified_error_by"][method] for method in methods]
+        rows.append([name, *("-" if v is None else f"{100 * v:.2f} %" for v in values)])
+    return header, rows

@@ -153,12 +153,18 @@ def reproduce(row: Row, seeds: int, workdir: Path, data_dir: str | None = None) 
     from experiments import loop
 
     config = dataclasses.replace(configuration(row, data_dir), seeds=seeds)
-    summaries = loop.run_seeds(config, workdir, row.name)
+    summaries = loop.run_seeds(config, workdir, row.name, _options(row, data_dir))
     found = [
         _evaluated(row, config, workdir / f"seed-{summary['seed']}", summary, data_dir)
         for summary in summaries
     ]
     return Reproduction(row, tuple(found))
+
+
+def _options(row: Row, data_dir: str | None) -> Any:
+    from experiments.evaluate import Options
+
+    return Options(methods=row.methods, data_dir=data_dir)
 
 
 def _evaluated(
@@ -172,8 +178,7 @@ def _evaluated(
         if counting.get("which") == f"selected epoch ({config.train.epochs})":
             errors[which] = errors["selected"]  # the last epoch was selected
             continue
-        options = evaluate.Options(methods=row.methods, which=which, data_dir=data_dir)
-        evaluated = evaluate.evaluate_run(folder, options)
+        evaluated = evaluate.evaluate_run(folder, _options(row, data_dir)._replace(which=which))
         evaluate.print_evaluated(evaluated)
         found = evaluated.found
         values = found.errors()

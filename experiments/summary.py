@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import NORMS
-from experiments.evaluate import table_rows
-from experiments.report import print_table
+from experiments.report import print_table, table_rows
 
 
 def print_summary(summary: dict[str, Any], workdir: Path) -> None:

@@ -94,7 +94,7 @@ def test_networks_with_convolutions_are_not_trained_together_on_cpu(tmp_path, mo
     monkeypatch.setattr(
         loop, "train", lambda prepared, members, report: groups.append(len(members))
     )
-    monkeypatch.setattr(loop, "_conclude", lambda prepared, member, name: {"seed": member.seed})
+    monkeypatch.setattr(loop, "_conclude", lambda prepared, member, *rest: {"seed": member.seed})
     monkeypatch.setattr(loop, "_of_seeds", lambda summaries, config, name: {})
     monkeypatch.setattr(loop, "print_seeds", lambda summary, workdir: None)
     loop.run(_config(seeds=2, model={"name": "test_bn"}), tmp_path, "test")

@@ -19,6 +19,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from boundjax import precision
+
 _primitive = Primitive("boundjax_convolution")
 
 
@@ -30,7 +32,7 @@ def convolution(
     dilation: Sequence[int],
     groups: int = 1,
 ) -> Array:
-    """``[N, *in, C]`` with ``[*k, C / groups, O]`` -> ``[N, *out, O]``, at full precision.
+    """``[N, *in, C]`` with ``[*k, C / groups, O]`` -> ``[N, *out, O]``.
 
     Linear in each operand. The padding is not negative (see ``convolution._native``); the kernel's
     taps are ``dilation`` apart.
@@ -41,6 +43,7 @@ def convolution(
         padding=tuple((int(low), int(high)) for low, high in padding),
         dilation=tuple(int(d) for d in dilation),
         groups=int(groups),
+        precision=precision.of_products(),
     )
 
 
@@ -51,7 +54,9 @@ def exchanged(kernel: Array, groups: int) -> Array:
     return split.reshape(*split.shape[:-2], -1)
 
 
-def _plain(rows: Array, kernel: Array, *, padding: Any, dilation: Any, groups: int) -> Array:
+def _plain(
+    rows: Array, kernel: Array, *, padding: Any, dilation: Any, groups: int, precision: Any
+) -> Array:
     spatial = "XYZUVW"[: rows.ndim - 2]
     return lax.conv_general_dilated(
         rows,
@@ -61,7 +66,7 @@ def _plain(rows: Array, kernel: Array, *, padding: Any, dilation: Any, groups: i
         rhs_dilation=dilation,
         dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         feature_group_count=groups,
-        precision=lax.Precision.HIGHEST,
+        precision=precision,
     )
 
 
@@ -70,12 +75,12 @@ def _batched(operands: tuple[Array, Array], axes: tuple[int | None, int | None],
     if axes[1] is not None:
         return jax.vmap(lambda r, k: _plain(r, k, **how), in_axes=axes)(rows, kernel), 0
     rows = jnp.moveaxis(rows, axes[0], 0)
-    found = convolution(rows.reshape(-1, *rows.shape[2:]), kernel, **how)
+    found = _primitive.bind(rows.reshape(-1, *rows.shape[2:]), kernel, **how)
     return found.reshape(*rows.shape[:2], *found.shape[1:]), 0
 
 
 def _transpose_rows(
-    cotangent: Array, rows: Any, kernel: Array, *, padding: Any, dilation: Any, groups: int
+    cotangent: Array, rows: Any, kernel: Array, *, padding: Any, dilation: Any, groups: int, **how
 ) -> Array:
     del rows
     rank = kernel.ndim - 2
@@ -83,12 +88,13 @@ def _transpose_rows(
     around = [(r - low, r - high) for r, (low, high) in zip(reach, padding, strict=True)]
     # More padding than the kernel reaches over: nothing of it comes from the rows.
     crops = [(0, 0, 0), *((min(low, 0), min(high, 0), 0) for low, high in around), (0, 0, 0)]
-    return convolution(
+    return _primitive.bind(
         lax.pad(cotangent, jnp.zeros((), cotangent.dtype), crops),
         jnp.flip(exchanged(kernel, groups), range(rank)),
-        padding=[(max(low, 0), max(high, 0)) for low, high in around],
+        padding=tuple((max(low, 0), max(high, 0)) for low, high in around),
         dilation=dilation,
         groups=groups,
+        **how,
     )
 
 
@@ -103,7 +109,7 @@ def _shape(rows: Any, kernel: Any, **how: Any) -> jax.core.ShapedArray:
     return jax.core.ShapedArray(found.shape, found.dtype)
 
 
-_primitive.def_impl(jax.jit(_plain, static_argnames=("padding", "dilation", "groups")))
+_primitive.def_impl(jax.jit(_plain, static_argnames=("padding", "dilation", "groups", "precision")))
 _primitive.def_abstract_eval(_shape)
 mlir.register_lowering(_primitive, mlir.lower_fun(_plain, multiple_results=False))
 batching.primitive_batchers[_primitive] = _batched

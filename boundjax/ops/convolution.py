@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from chex import Array
 from jax import lax
 
+from boundjax import precision
 from boundjax.ops import channels_last, matmul
 from boundjax.ops.local import window_before
 from boundjax.ops.registry import Local
@@ -166,7 +167,7 @@ def _native(params: Mapping[str, Any], shape: tuple[int, ...], rows: Array, kern
             rhs_dilation=params["rhs_dilation"],
             dimension_numbers=params["dimension_numbers"],
             feature_group_count=params["feature_group_count"],
-            precision=lax.Precision.HIGHEST,
+            precision=precision.of_products(),
             preferred_element_type=params["preferred_element_type"],
         )
 

@@ -8,12 +8,16 @@ JAX itself does for convolutions, makes both the product and its gradients plain
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from chex import Array
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from boundjax import precision
 
 _primitive = Primitive("boundjax_rows_matmul")
 
@@ -24,8 +28,8 @@ _WORTHWHILE_PARTS = 16
 
 
 def rows_matmul(rows: Array, weights: Array) -> Array:
-    """``[m, K] @ [K, N] -> [m, N]`` at full precision; linear in each operand, differentiable."""
-    return _primitive.bind(rows, weights)
+    """``[m, K] @ [K, N] -> [m, N]``, linear in each operand, differentiable."""
+    return _primitive.bind(rows, weights, precision=precision.of_products())
 
 
 @jax.custom_jvp
@@ -57,41 +61,44 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
     return absolute_product(values, weights), rows_matmul(of_values, jnp.abs(weights)) + change
 
 
-def _product(rows: Array, weights: Array) -> Array:
-    return lax.dot_general(rows, weights, (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
+def _product(rows: Array, weights: Array, *, precision: Any) -> Array:
+    return lax.dot_general(rows, weights, (((1,), (0,)), ((), ())), precision=precision)
 
 
-def _batched(operands: tuple[Array, Array], axes: tuple[int | None, int | None]) -> tuple:
+def _batched(
+    operands: tuple[Array, Array], axes: tuple[int | None, int | None], *, precision: Any
+) -> Any:
     rows, weights = operands
     rows_axis, weights_axis = axes
     if weights_axis is None:
         rows = jnp.moveaxis(rows, rows_axis, 0)
         batch, count, size = rows.shape
-        product = rows_matmul(rows.reshape(batch * count, size), weights)
+        product = _primitive.bind(rows.reshape(batch * count, size), weights, precision=precision)
         return product.reshape(batch, count, product.shape[-1]), 0
     weights = jnp.moveaxis(weights, weights_axis, 0)
     if rows_axis is None:
         rows = jnp.broadcast_to(rows[None], (weights.shape[0], *rows.shape))
     else:
         rows = jnp.moveaxis(rows, rows_axis, 0)
-    return jnp.matmul(rows, weights, precision=lax.Precision.HIGHEST), 0
+    return jnp.matmul(rows, weights, precision=precision), 0
 
 
-def _transpose_weights(cotangent: Array, rows: Array, weights: Array) -> Array:
+def _transpose_rows(cotangent: Array, rows: Any, weights: Array, *, precision: Any) -> Array:
+    del rows
+    return _primitive.bind(cotangent, weights.T, precision=precision)
+
+
+def _transpose_weights(cotangent: Array, rows: Array, weights: Any, *, precision: Any) -> Array:
     del weights
-    return lax.dot_general(
-        rows, cotangent, (((0,), (0,)), ((), ())), precision=lax.Precision.HIGHEST
-    )
+    return lax.dot_general(rows, cotangent, (((0,), (0,)), ((), ())), precision=precision)
 
 
-_primitive.def_impl(jax.jit(_product))
+_primitive.def_impl(jax.jit(_product, static_argnames="precision"))
 _primitive.def_abstract_eval(
-    lambda rows, weights: jax.core.ShapedArray((rows.shape[0], weights.shape[1]), rows.dtype)
+    lambda rows, weights, *, precision: jax.core.ShapedArray(
+        (rows.shape[0], weights.shape[1]), rows.dtype
+    )
 )
 mlir.register_lowering(_primitive, mlir.lower_fun(_product, multiple_results=False))
 batching.primitive_batchers[_primitive] = _batched
-ad.defbilinear(
-    _primitive,
-    lambda cotangent, rows, weights: rows_matmul(cotangent, weights.T),
-    _transpose_weights,
-)
+ad.defbilinear(_primitive, _transpose_rows, _transpose_weights)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from chex import Array
 from jax import lax
 
+from boundjax import precision
 from boundjax.numerics import larger
 from boundjax.ops.registry import Expansion, Joint, Planes, Position, register
 from boundjax.sets import Interval
@@ -157,9 +158,8 @@ def _mul_planes(node: Node, *operands: Interval, position: Position) -> Planes:
 
 
 def _dot(node: Node, x: Array, y: Array) -> Array:
-    # Full precision: bounds in TF32 or bfloat16 are wrong in the third digit.
     numbers = node.params["dimension_numbers"]
-    return lax.dot_general(x, y, numbers, precision=lax.Precision.HIGHEST)
+    return lax.dot_general(x, y, numbers, precision=precision.of_products())
 
 
 def _rows(value: Array, contract: tuple[int, ...], batch: tuple[int, ...]) -> Array:

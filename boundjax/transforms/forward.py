@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from chex import Array, ArrayTree
 
 from boundjax import graph as graphs
+from boundjax import precision
 from boundjax import slopes as slope_policies
 from boundjax.graph import Graph, Node
 from boundjax.numerics import signed_parts
@@ -297,11 +298,11 @@ def _frontier(graph: Graph, starts: dict[int, Array]) -> dict[int, Array]:
 
 
 def _contract(rows: Array, value: Array) -> Array:
-    """``[m, *shape]`` and ``[..., *shape]`` -> ``[..., m]``, at full precision."""
+    """``[m, *shape]`` and ``[..., *shape]`` -> ``[..., m]``."""
     flat = rows.reshape(rows.shape[0], -1)
     lead = value.shape[: value.ndim - rows.ndim + 1]
     return jnp.matmul(
-        value.reshape(*lead, flat.shape[1]), flat.T, precision=jax.lax.Precision.HIGHEST
+        value.reshape(*lead, flat.shape[1]), flat.T, precision=precision.of_products()
     )
 
 
