@@ -56,10 +56,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, in batches of how many images (over all devices)."""
+    """How long, in batches of how many images (over all devices).
+
+    `precision` is that of the products in a step on an accelerator (`boundjax.training_precision`);
+    what is certified is computed at the highest in any case.
+    """
 
     epochs: int = 1
     batch_size: int = 128
+    precision: str = "highest"
 
 
 @dataclass(frozen=True)
@@ -359,6 +364,7 @@ def _validate(config: Config) -> None:
     at_least(0, "data.validation", "augment.crop", "evaluation.pgd_steps")
     need(0 <= config.seed < 2**31, "seed", "in [0, 2**31)")
     need(all(std > 0 for std in config.model.std), "model.std", "positive")
+    among("train.precision", "highest", "high", "default")
     among("model.init", "fan_in", "fan_out", "ibp")
     among("augment.border", "zeros", "edge")
     among("optim.name", "adam", "sgd")

@@ -97,6 +97,7 @@ class Prepared:
                     self.steps_per_epoch,
                     key,
                     augment,
+                    self.config.train.precision,
                 )
 
             if not together:

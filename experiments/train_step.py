@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from boundjax import training_precision
 from boundjax.training import (
     eps_dependent,
     linear_schedule,
@@ -126,6 +127,7 @@ def create_train_step(
     steps_per_epoch: int,
     key: jax.Array,
     augment: Augmentation | None = None,
+    precision: str = "highest",
 ) -> Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]:
     """One step, `(state, images [B, H, W, channels], labels [B]) -> (state, metrics)`, uncompiled.
 
@@ -140,9 +142,12 @@ def create_train_step(
       steps_per_epoch: after how many steps the metric sums start again.
       key: of all that is random in a step, as is its number.
       augment: what is done to the images first (`experiments.augment`), or None.
+      precision: of all products, see `boundjax.training_precision`.
     """
     loss_and_gradient = jax.value_and_grad(objective, has_aux=True)
 
+    @training_precision(precision)
+    @jax.default_matmul_precision(precision)
     def train_step(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, Metrics]:
         weights = schedule(state["step"])
 

@@ -175,7 +175,7 @@ class Watch:
 def _validate(prepared: Prepared, state: State) -> dict[str, float]:
     """Standard and verified error at eps_test on the validation images."""
     config, validation = prepared.config, prepared.splits.validation
-    variables = deployed(config, prepared.model, state, prepared.splits)
+    variables = jax.device_put(deployed(config, prepared.model, state, prepared.splits))
     size = min(config.evaluation.batch_size, len(validation))
     flags = {
         key: verified(

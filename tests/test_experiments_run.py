@@ -17,9 +17,8 @@ from experiments.config import from_config_dict
 from experiments.data import Images
 from experiments.errors import ExperimentError
 from experiments.evaluate import Evaluation, check_consistency, evaluate
-from experiments.report import table_rows
 from experiments.feed import batch_indices
-from experiments.report import Report
+from experiments.report import Report, table_rows
 from experiments.variables import parameters_sha256
 
 NETWORKS = {
