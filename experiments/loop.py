@@ -9,6 +9,7 @@ bit-identical parameters.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +18,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import models
+from experiments import distributed, models
 from experiments.config import Config
 from experiments.evaluate import evaluate
 from experiments.plots.curves import plot_curves
 from experiments.prepare import Prepared, prepare
 from experiments.report import Report
 from experiments.run_folder import RunFolder
-from experiments.summary import device_name, print_seeds, print_summary, versions
+from experiments.summary import print_seeds, print_summary, versions
 from experiments.training import Member, open_members, train
 from experiments.variables import deployed, parameters_sha256
 
@@ -99,7 +100,7 @@ def _run_members(config: Config, members: Sequence[Member], name: str) -> list[d
         f"({models.count_parameters(prepared.model, prepared.splits.shape):,} parameters) "
         f"on {len(prepared.splits.train):,} images of {prepared.splits.title}, "
         f"{prepared.total_steps:,} steps of {config.train.batch_size}, "
-        f"on {device_name(jax.local_devices())}; run folder {folders}"
+        f"on {prepared.devices}; run folder {folders}"
     )
     for member in open_ones:
         member.folder.create()
@@ -152,20 +153,13 @@ def _conclude(prepared: Prepared, member: Member, name: str) -> dict[str, Any]:
         if len(splits.validation) and int(selected["epoch"]) == config.train.epochs and results:
             results[label] = dict(next(iter(results.values())))  # the last epoch was selected
             continue
-        evaluation = evaluate(
-            prepared.model,
-            deployed(config, prepared.model, candidate, splits),
-            splits.test,
-            config.robust.eps_test,
-            norm=threat.norm,
-            clip=threat.clip,
-            config=config.evaluation,
-            seed=member.seed,
-        )
-        results[label] = evaluation.errors()
+        variables = deployed(config, prepared.model, candidate, splits)
+        found = functools.partial(_errors, prepared, variables, member.seed)
+        results[label] = distributed.from_main(found)
 
     title = f"{name}: {config.robust.method}, {config.model.name}, {splits.title}"
-    plot_curves(member.folder.records(), title, member.folder.curves, config.robust.norm_label)
+    if distributed.is_main():
+        plot_curves(member.folder.records(), title, member.folder.curves, config.robust.norm_label)
     attack = config.evaluation
     variables = deployed(config, prepared.model, member.state, splits)
     summary = {
@@ -199,12 +193,26 @@ def _conclude(prepared: Prepared, member: Member, name: str) -> dict[str, Any]:
         "seed": member.seed,
         "train_seconds": round(member.seconds, 1),
         "evaluation_seconds": round(time.monotonic() - began, 1),
-        "device": device_name(jax.local_devices()),
+        "device": prepared.devices,
         "versions": versions(),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }
     print_summary(summary, member.folder.path)
     return summary
+
+
+def _errors(prepared: Prepared, variables: Any, seed: int) -> dict[str, Any]:
+    """On the test images."""
+    return evaluate(
+        prepared.model,
+        variables,
+        prepared.splits.test,
+        prepared.config.robust.eps_test,
+        norm=prepared.threat.norm,
+        clip=prepared.threat.clip,
+        config=prepared.config.evaluation,
+        seed=seed,
+    ).errors()
 
 
 def _of_seeds(summaries: Sequence[dict[str, Any]], config: Config, name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import boundjax as bj
 from boundjax.training import fused_robust_cross_entropy, robust_cross_entropy
@@ -71,39 +72,72 @@ def interval_bound(function, ball, rows, weights, example) -> Bounded:
     )
 
 
-def linear_bound(slopes_of: Callable[..., Any]) -> Bound:
+def linear_bound(slopes_of: Callable[..., Any], mesh: Mesh | None = None) -> Bound:
     """Robust cross-entropy of `(1 - beta) interval + beta linear` margins (Zhang et al. 2020).
 
     Args:
       slopes_of: (weights, interval margins [C - 1], key) -> what `boundjax.linear` takes as slopes.
+      mesh: the devices of its axis `spec` divide the rows.
     """
 
     def bound(function, ball, rows, weights, example) -> Bounded:
         interval = jax.lax.stop_gradient(bj.interval(function)(ball, rows).lower)
+        divided = _divided(rows, mesh)
         bounds, aux = bj.linear(
             function,
             slopes=slopes_of(weights, interval, example.key),
             sides="lower",
             has_aux=True,
-        )(ball, rows)
+        )(ball, divided)
+        bounds, aux = _of_rows(len(rows), bounds, aux)
         margins = (1.0 - weights.beta) * aux.interval.lower + weights.beta * aux.linear.lower
         return _relaxed(margins, bounds.lower, ball, aux.linear.lower, aux)
 
     return bound
 
 
-def cap_bound(function, ball, rows, weights, example) -> Bounded:
-    """Robust cross-entropy of the margins of CAP / Fast-Lin, exact (Wong & Kolter 2018)."""
-    del weights, example
-    bounds, aux = bj.linear(
-        function,
-        slopes="parallel",
-        intermediate="linear",
-        sides="lower",
-        intersect=False,
-        has_aux=True,
-    )(ball, rows)
-    return _relaxed(aux.linear.lower, bounds.lower, ball, aux.linear.lower, aux)
+def cap_bound(mesh: Mesh | None = None) -> Bound:
+    """Robust cross-entropy of the margins of CAP / Fast-Lin, exact (Wong & Kolter 2018).
+
+    The devices of the axis `spec` of `mesh` divide the rows of the margins.
+    """
+
+    def bound(function, ball, rows, weights, example) -> Bounded:
+        del weights, example
+        divided = _divided(rows, mesh)
+        bounds, aux = bj.linear(
+            function,
+            slopes="parallel",
+            intermediate="linear",
+            sides="lower",
+            intersect=False,
+            has_aux=True,
+        )(ball, divided)
+        bounds, aux = _of_rows(len(rows), bounds, aux)
+        return _relaxed(aux.linear.lower, bounds.lower, ball, aux.linear.lower, aux)
+
+    return bound
+
+
+def _divided(rows: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """The rows, divided between the devices of `spec`; the last is repeated for equal parts."""
+    size = 1 if mesh is None else mesh.shape["spec"]
+    if size == 1:
+        return rows
+    rows = jnp.concatenate([rows, jnp.repeat(rows[-1:], -len(rows) % size, axis=0)])
+    # Under `vmap` this leaves open how the images lie: they stay where they are.
+    return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec("spec")))
+
+
+def _of_rows(count: int, bounds: bj.Interval, aux: Any) -> tuple[bj.Interval, Any]:
+    """What `boundjax.linear` found, of the first `count` rows: without the repeated ones."""
+    if len(bounds.lower) == count:
+        return bounds, aux
+    bounds, interval, linear, rows, worst = jax.tree.map(
+        lambda leaf: leaf[:count],
+        (bounds, aux.interval, aux.linear, aux.rows, aux.worst_input),
+    )
+    return bounds, aux._replace(interval=interval, linear=linear, rows=rows, worst_input=worst)
 
 
 def _relaxed(margins, verified, ball, linear, aux) -> Bounded:
@@ -158,6 +192,7 @@ def one_step_slopes(setting: Setting) -> Callable[..., Any]:
 
     def slopes_of(weights: Weights, interval: jax.Array, key: jax.Array) -> Any:
         def objective(margins: jax.Array) -> jax.Array:
+            margins = margins[: len(interval)]  # without rows that only fill up
             return robust_cross_entropy((1.0 - weights.beta) * interval + weights.beta * margins)
 
         return bj.optimized(
