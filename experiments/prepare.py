@@ -113,6 +113,7 @@ class Prepared:
                     self.steps_per_epoch,
                     key,
                     augment,
+                    whole=self.replicated if self.mesh.shape["fsdp"] > 1 else None,
                 )
 
             if not together:

@@ -107,6 +107,15 @@ def create(model: nn.Module, config: Config, mesh: Mesh | None = None) -> Method
             f"got robust.method={name!r}"
         )
     without = ("natural", "bcp", "lmt")
+    if mesh is not None and mesh.shape["spec"] > 1:
+        # One image's slopes are optimised on all rows together, and fused rows are one row.
+        divisible = name in _RELAXING and name != "one_step" and not fused
+        if not divisible or (name == "cap" and config.relaxation.projections):
+            raise ExperimentError(
+                f"config.mesh.spec={mesh.shape['spec']} divides the rows of linear bounds: of "
+                f"crown_ibp (not fused), cap_ibp, random_slopes, pq_slopes and cap (exact), "
+                f"got robust.method={name!r}; set config.mesh.spec=1"
+            )
     wanted = [
         key
         for key in ("tightness", "relu_balance", "relu_stability", "l1")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 import boundjax as bj
 from boundjax.training import fused_robust_cross_entropy, robust_cross_entropy
@@ -82,16 +82,15 @@ def linear_bound(slopes_of: Callable[..., Any], mesh: Mesh | None = None) -> Bou
 
     def bound(function, ball, rows, weights, example) -> Bounded:
         interval = jax.lax.stop_gradient(bj.interval(function)(ball, rows).lower)
-        divided = _divided(rows, mesh)
-        bounds, aux = bj.linear(
+        walk = bj.linear(
             function,
             slopes=slopes_of(weights, interval, example.key),
             sides="lower",
             has_aux=True,
-        )(ball, divided)
-        bounds, aux = _of_rows(len(rows), bounds, aux)
-        margins = (1.0 - weights.beta) * aux.interval.lower + weights.beta * aux.linear.lower
-        return _relaxed(margins, bounds.lower, ball, aux.linear.lower, aux)
+        )
+        found = _over_rows(lambda part: walk(ball, part), rows, mesh)
+        margins = (1.0 - weights.beta) * found.interval + weights.beta * found.linear
+        return _relaxed(margins, ball, found)
 
     return bound
 
@@ -104,49 +103,69 @@ def cap_bound(mesh: Mesh | None = None) -> Bound:
 
     def bound(function, ball, rows, weights, example) -> Bounded:
         del weights, example
-        divided = _divided(rows, mesh)
-        bounds, aux = bj.linear(
+        walk = bj.linear(
             function,
             slopes="parallel",
             intermediate="linear",
             sides="lower",
             intersect=False,
             has_aux=True,
-        )(ball, divided)
-        bounds, aux = _of_rows(len(rows), bounds, aux)
-        return _relaxed(aux.linear.lower, bounds.lower, ball, aux.linear.lower, aux)
+        )
+        found = _over_rows(lambda part: walk(ball, part), rows, mesh)
+        return _relaxed(found.linear, ball, found)
 
     return bound
 
 
-def _divided(rows: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """The rows, divided between the devices of `spec`; the last is repeated for equal parts."""
+class _Found(NamedTuple):
+    """What a linear walk found of `m` rows, in the words of `boundjax.linear`."""
+
+    lower: jax.Array
+    interval: jax.Array
+    linear: jax.Array
+    rows: dict[str, jax.Array]
+    worst_input: jax.Array
+    pre_activations: dict[str, bj.Interval]
+
+
+def _over_rows(walk: Callable, rows: jax.Array, mesh: Mesh | None) -> _Found:
+    """`walk(rows) -> (bounds, aux)`, every device of the axis `spec` with its part of the rows.
+
+    Left to XLA the walk would not stay divided: it flattens images and rows to one axis, of which
+    no device has a contiguous part.
+    """
+
+    def found_of(part: jax.Array) -> _Found:
+        bounds, aux = walk(part)
+        lower = bounds.lower, aux.interval.lower, aux.linear.lower
+        return _Found(*lower, aux.rows, aux.worst_input, aux.pre_activations)
+
     size = 1 if mesh is None else mesh.shape["spec"]
     if size == 1:
-        return rows
-    rows = jnp.concatenate([rows, jnp.repeat(rows[-1:], -len(rows) % size, axis=0)])
-    # Under `vmap` this leaves open how the images lie: they stay where they are.
-    return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec("spec")))
+        return found_of(rows)
+    count = len(rows)
+    # The last row is repeated for equal parts.
+    rows = jnp.concatenate([rows, jnp.repeat(rows[-1:], -count % size, axis=0)])
+    divided, same = PartitionSpec("spec"), PartitionSpec()
+    found = jax.shard_map(
+        found_of,
+        mesh=mesh,
+        in_specs=divided,
+        out_specs=_Found(*(divided,) * 5, pre_activations=same),
+        axis_names={"spec"},
+        check_vma=False,  # what is traced on one image knows nothing of meshes
+    )(rows)
+    of_rows = jax.tree.map(lambda leaf: leaf[:count], found[:-1])
+    return _Found(*of_rows, found.pre_activations)
 
 
-def _of_rows(count: int, bounds: bj.Interval, aux: Any) -> tuple[bj.Interval, Any]:
-    """What `boundjax.linear` found, of the first `count` rows: without the repeated ones."""
-    if len(bounds.lower) == count:
-        return bounds, aux
-    bounds, interval, linear, rows, worst = jax.tree.map(
-        lambda leaf: leaf[:count],
-        (bounds, aux.interval, aux.linear, aux.rows, aux.worst_input),
-    )
-    return bounds, aux._replace(interval=interval, linear=linear, rows=rows, worst_input=worst)
-
-
-def _relaxed(margins, verified, ball, linear, aux) -> Bounded:
+def _relaxed(margins: jax.Array, ball: bj.InputSet, found: _Found) -> Bounded:
     return Bounded(
         robust_cross_entropy(margins),
-        verified,
+        found.lower,
         ball.interval(),
-        aux.pre_activations,
-        Relaxed(linear, aux.rows, aux.worst_input),
+        found.pre_activations,
+        Relaxed(found.linear, found.rows, found.worst_input),
     )
 
 
@@ -180,8 +199,9 @@ def estimated_bound(projections: int, key: jax.Array) -> Bound:
         estimate, aux = bj.estimate(
             function, key, projections=projections, sides="lower", has_aux=True
         )(ball, rows)
-        margins = estimate.lower_estimate
-        return _relaxed(margins, bj.interval(function)(ball, rows).lower, ball, margins, aux)
+        verified, margins = bj.interval(function)(ball, rows).lower, estimate.lower_estimate
+        found = _Found(verified, verified, margins, aux.rows, aux.worst_input, aux.pre_activations)
+        return _relaxed(margins, ball, found)
 
     return bound
 
@@ -192,7 +212,6 @@ def one_step_slopes(setting: Setting) -> Callable[..., Any]:
 
     def slopes_of(weights: Weights, interval: jax.Array, key: jax.Array) -> Any:
         def objective(margins: jax.Array) -> jax.Array:
-            margins = margins[: len(interval)]  # without rows that only fill up
             return robust_cross_entropy((1.0 - weights.beta) * interval + weights.beta * margins)
 
         return bj.optimized(
