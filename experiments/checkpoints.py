@@ -13,8 +13,9 @@ import orbax.checkpoint as ocp
 from experiments.config import Config, differing_keys, with_defaults
 from experiments.errors import ExperimentError
 
-# Where the data lies does not change the run, and folders move.
-_FREE_KEYS = ("data.dir", "data.tfds_dir")
+# Where the data lies does not change the run, and folders move. How many devices share the work
+# changes only the order of sums.
+_FREE_KEYS = ("data.dir", "data.tfds_dir", "mesh.data", "mesh.fsdp", "mesh.spec")
 
 
 def check_same_config(found: dict[str, Any], config: Config, where: Path) -> None:
@@ -34,8 +35,19 @@ def check_same_config(found: dict[str, Any], config: Config, where: Path) -> Non
         )
 
 
+class _Manager(ocp.CheckpointManager):
+    """Leaves preemption to `experiments.preemption`, which counts its calls itself."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never: JAX would take this for one of those calls."""
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run folder; the two latest are kept.
+
+    All processes take part in everything, in the same order. What is restored is laid out as the
+    arguments are, on however many devices it was saved.
 
     Each holds `state` (of the train step), `selected` (the parameters selected so far) and
     `metadata` (the configuration and the seconds spent so far).
@@ -46,7 +58,7 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.WARNING)  # orbax reports every file it writes
         self._config = config
         self._folder = workdir / "checkpoints"
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=2, enable_async_checkpointing=True, create=True

@@ -216,6 +216,19 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """How the devices of all processes divide the work; -1 of one axis: what the others leave.
+
+    `data` divides the batch, `fsdp` divides it too, and the parameters and the optimizer's state
+    with it; `spec` divides the rows of the specification (classes) of linear bounds.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    spec: int = 1
+
+
+@dataclass(frozen=True)
 class Config:
     """A run. On one machine, two runs of one configuration end bit-identically.
 
@@ -235,6 +248,7 @@ class Config:
     regularizers: RegularizerConfig = field(default_factory=RegularizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of what JSON can hold."""
@@ -401,6 +415,15 @@ def _validate(config: Config) -> None:
     need(config.regularizers.tau > 0, "regularizers.tau", "positive")
     need(len(config.evaluation.methods) > 0, "evaluation.methods", "at least one method")
     among("evaluation.pgd_loss", "margin", "cross_entropy")
+    axes = [f.name for f in dataclasses.fields(MeshConfig)]
+    for axis in axes:
+        size = getattr(config.mesh, axis)
+        need(size == -1 or size >= 1, f"mesh.{axis}", ">= 1, or -1 for what the others leave")
+    left_over = [axis for axis in axes if getattr(config.mesh, axis) == -1]
+    if len(left_over) > 1:
+        raise ExperimentError(
+            f"config.mesh: at most one axis can be -1, got {' and '.join(left_over)}"
+        )
 
 
 _REGULARIZERS = dataclasses.fields(RegularizerConfig)

@@ -6,11 +6,11 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.data import Images
+from experiments.mesh import place
 
 # Of an accelerator's memory, at most this part is for the data set.
 _SHARE = 0.25
@@ -20,7 +20,8 @@ class Feed:
     """Calls give the batch of a step: images and labels.
 
     A data set that fits lies on every device, and a batch is gathered there: the host sends the
-    order of an epoch once, and nothing at a step. A larger one is gathered by the host.
+    order of an epoch once, and nothing at a step. A larger one is gathered by the host, by every
+    process for its own devices only. Which images those are depends on the step alone.
     """
 
     def __init__(
@@ -38,9 +39,9 @@ class Feed:
         self._sharding = sharding
         self._epoch, self._order = -1, None
         self._resident = None
-        if _fits(data.images.nbytes, next(iter(sharding.mesh.devices.flat))):
+        if _fits(data.images.nbytes, sharding.mesh.local_devices[0]):
             self._replicated = NamedSharding(sharding.mesh, PartitionSpec())
-            self._resident = jax.device_put(tuple(data), self._replicated)
+            self._resident = tuple(place(array, self._replicated) for array in data)
 
             def gather(images, labels, order, start):
                 chosen = jax.lax.dynamic_slice_in_dim(order, start, batch_size, axis=-1)
@@ -52,16 +53,35 @@ class Feed:
         """The batch of a step: `images` `[B, H, W, channels]` and `labels` `[B]`."""
         count = len(self._data)
         if self._resident is None:
-            batch = self._data.take(
+            return self._from_host(
                 self._of_seeds(lambda seed: batch_indices(seed, step, count, self._batch_size))
             )
-            return tuple(jax.device_put(array, self._sharding) for array in batch)
         epoch, position = divmod(step, count // self._batch_size)
         if epoch != self._epoch:
             order = self._of_seeds(lambda seed: permutation(seed, epoch, count))
             self._epoch = epoch
-            self._order = jax.device_put(order.astype(np.int32), self._replicated)
-        return self._gather(*self._resident, self._order, jnp.int32(position * self._batch_size))
+            self._order = place(order.astype(np.int32), self._replicated)
+        return self._gather(*self._resident, self._order, np.int32(position * self._batch_size))
+
+    def _from_host(self, indices: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """The images at `indices`, read for the devices of this process."""
+
+        # Images and labels of one part, and devices with the same part, are read once.
+        @functools.cache
+        def part(ranges: tuple[tuple[int, int, int], ...]) -> Images:
+            return self._data.take(indices[tuple(slice(*range_) for range_ in ranges)])
+
+        def of(field: int) -> jax.Array:
+            array = self._data[field]
+            shape = (*indices.shape, *array.shape[1:])
+
+            def read(index: tuple[slice, ...]) -> np.ndarray:
+                ranges = zip(index, indices.shape, strict=False)
+                return part(tuple(cut.indices(size) for cut, size in ranges))[field]
+
+            return jax.make_array_from_callback(shape, self._sharding, read)
+
+        return of(0), of(1)
 
     def _of_seeds(self, indices: Callable[[int], np.ndarray]) -> np.ndarray:
         found = [indices(seed) for seed in self._seeds]

@@ -9,6 +9,7 @@ bit-identical parameters.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +18,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import evaluate, models
+from experiments import distributed, evaluate, models
 from experiments.config import Config
 from experiments.plots.curves import plot_curves
 from experiments.prepare import Prepared, prepare
 from experiments.report import Report
 from experiments.run_folder import RunFolder
-from experiments.summary import device_name, print_seeds, print_summary, versions
+from experiments.summary import print_seeds, print_summary, versions
 from experiments.trained import Trained
 from experiments.training import Member, open_members, train
 from experiments.variables import deployed
@@ -105,7 +106,7 @@ def _run_members(
         f"({models.count_parameters(prepared.model, prepared.splits.shape):,} parameters) "
         f"on {len(prepared.splits.train):,} images of {prepared.splits.title}, "
         f"{prepared.total_steps:,} steps of {config.train.batch_size}, "
-        f"on {device_name(jax.local_devices())}; run folder {folders}"
+        f"on {prepared.devices}; run folder {folders}"
     )
     for member in open_ones:
         member.folder.create()
@@ -169,7 +170,7 @@ def _conclude(
     if len(splits.validation):
         epoch = int(member.selected["epoch"])
         candidates = {"selected": (f"selected epoch ({epoch})", member.selected)} | candidates
-    evaluated = None
+    settings: dict[str, Any] = {}
     for which, (label, state) in candidates.items():
         if which == "last" and results and epoch == config.train.epochs:
             results[label] = dict(next(iter(results.values())))  # the last epoch was selected
@@ -184,14 +185,13 @@ def _conclude(
             label=label,
         )
         own = None if options.name is None else f"{options.name}-{which}"
-        evaluated = evaluate.evaluate_trained(
-            run, member.folder.path, options._replace(which=which, name=own)
-        )
-        results[label] = evaluated.found.errors()
+        chosen = options._replace(which=which, name=own)
+        found = functools.partial(_evaluated, run, member.folder.path, chosen)
+        settings, results[label] = distributed.from_main(found)
 
     title = f"{name}: {config.robust.method}, {config.model.name}, {splits.title}"
-    plot_curves(member.folder.records(), title, member.folder.curves, config.robust.norm_label)
-    settings = evaluated.found.metadata["settings"]
+    if distributed.is_main():
+        plot_curves(member.folder.records(), title, member.folder.curves, config.robust.norm_label)
     attack = settings["attack"]
     summary = {
         "experiment": name,
@@ -224,12 +224,18 @@ def _conclude(
         "seed": member.seed,
         "train_seconds": round(member.seconds, 1),
         "evaluation_seconds": round(time.monotonic() - began, 1),
-        "device": device_name(jax.local_devices()),
+        "device": prepared.devices,
         "versions": versions(),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }
     print_summary(summary, member.folder.path)
     return summary
+
+
+def _evaluated(run: Trained, folder: Path, options: evaluate.Options) -> list[dict[str, Any]]:
+    """The settings of an evaluation and the errors that it found."""
+    found = evaluate.evaluate_trained(run, folder, options).found
+    return [found.metadata["settings"], found.errors()]
 
 
 def _of_seeds(summaries: Sequence[dict[str, Any]], config: Config, name: str) -> dict[str, Any]:

@@ -4,6 +4,9 @@
 
 `--config=FILE.py:VARIANT` chooses a variant of it, `--config.optim.lr=3e-4` changes a setting. The
 same command resumes an interrupted run.
+
+On several machines it is the same command on each, where JAX knows the cluster (TPU pods, SLURM,
+Open MPI, Kubernetes); elsewhere with `--coordinator=HOST:PORT --processes=N --process=I`.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
+from experiments import joining
 from experiments.config import from_config_dict
 from experiments.errors import ExperimentError
 
@@ -26,6 +30,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run folder; by default runs/<name of the config>."
 )
+_JOINING = joining.define_flags()
 
 
 def default_workdir(config_file: str) -> Path:
@@ -64,12 +69,18 @@ def main(arguments: list[str]) -> None:
             Path(_WORKDIR.value).expanduser() if _WORKDIR.value else default_workdir(config_file)
         )
         config = from_config_dict(_CONFIG.value)
+        options = joining.joining(**{key: flag.value for key, flag in _JOINING.items()})
 
-        from experiments.loop import (
-            run,
-        )  # only now: a mistake above is reported without waiting for JAX
+        # Only now: a mistake above is reported without waiting for JAX.
+        from experiments import distributed
 
-        run(config, workdir, name)
+        with distributed.joined(options):
+            from experiments.loop import run
+            from experiments.summary import versions
+
+            command = {"config": config.to_dict(), "versions": versions(), "workdir": str(workdir)}
+            distributed.agree(command)
+            run(config, workdir, name)
     except ExperimentError as error:
         _fail(error)
 

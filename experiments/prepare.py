@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 import boundjax as bj
 import boundjax.methods
-from experiments import data, methods, models
+from experiments import data, distributed, mesh, methods, models
 from experiments.augment import create_augmentation
 from experiments.config import Config
 from experiments.errors import ExperimentError
+from experiments.summary import device_name
 from experiments.train_step import (
     State,
     create_learning_rate,
@@ -37,7 +39,7 @@ class Prepared:
 
     Attributes:
       config: of the runs.
-      mesh: the devices, on one axis `data`.
+      mesh: the devices (`experiments.mesh`).
       splits: the data.
       steps_per_epoch, total_steps: of the training.
       model: the unbound Linen module.
@@ -63,20 +65,34 @@ class Prepared:
         return methods.Setting(self.model, self.config).threat
 
     @property
+    def devices(self) -> str:
+        """Number and kind of the devices, and of the processes if there are several."""
+        name = device_name(list(self.mesh.devices.flat))
+        count = distributed.processes()
+        return name if count == 1 else f"{name} in {count} processes"
+
+    @property
     def replicated(self) -> NamedSharding:
         """On every device."""
-        return NamedSharding(self.mesh, PartitionSpec())
+        return mesh.replicated(self.mesh)
 
-    def batch_sharding(self, together: bool) -> NamedSharding:
-        """Of the images of a batch, whose first axis is that of the seeds if there are several."""
-        return NamedSharding(self.mesh, PartitionSpec(*((None,) if together else ()), "data"))
+    def state_shardings(self, together: bool) -> Any:
+        """Of a state, or of the states of several seeds: one for all leaves, or one for each."""
+        if self.mesh.shape["fsdp"] == 1:
+            return self.replicated
+        return mesh.state_shardings(self._state_shapes, self.mesh, together)
+
+    @functools.cached_property
+    def _state_shapes(self) -> State:
+        return jax.eval_shape(self._create_state, jax.random.key(0))
+
+    def _create_state(self, key: jax.Array) -> State:
+        return create_state(self.method, self.model, self.optimizer, self.splits.shape, key)
 
     def initial_state(self, seed: int) -> State:
         """What a run of this seed starts with."""
-        create = functools.partial(
-            create_state, self.method, self.model, self.optimizer, self.splits.shape
-        )
-        return jax.jit(create, out_shardings=self.replicated)(jax.random.key(seed))
+        create = jax.jit(self._create_state, out_shardings=self.state_shardings(together=False))
+        return create(jax.random.key(seed))
 
     def train_steps(self, seeds: tuple[int, ...]) -> list[Callable[..., Any]]:
         """One step per phase of the method, compiled when first due.
@@ -98,6 +114,7 @@ class Prepared:
                     key,
                     augment,
                     self.config.train.precision,
+                    whole=self.replicated if self.mesh.shape["fsdp"] > 1 else None,
                 )
 
             if not together:
@@ -107,12 +124,13 @@ class Prepared:
                 keys, *arguments
             )
 
-        batch = self.batch_sharding(together)
+        batch = mesh.batch_sharding(self.mesh, together)
+        state = self.state_shardings(together)
         return [
             jax.jit(
                 create(objective),
-                in_shardings=(self.replicated, batch, batch),
-                out_shardings=self.replicated,
+                in_shardings=(state, batch, batch),
+                out_shardings=(state, self.replicated),
                 donate_argnums=0,
             )
             for objective in self.method.objectives
@@ -121,6 +139,8 @@ class Prepared:
 
 def prepare(config: Config) -> Prepared:
     """Reads the data and checks that all belongs together; nothing is written or compiled.
+
+    All processes must call this; they must have the same data.
 
     Raises:
       ExperimentError: for whatever the user can correct.
@@ -131,14 +151,11 @@ def prepare(config: Config) -> Prepared:
             raise ExperimentError(
                 f"config.evaluation: unknown method {name!r}: use {', '.join(certifying)}"
             )
-    devices = jax.local_devices()
+    devices = mesh.create_mesh(config.mesh)
     batch_size = config.train.batch_size
-    if batch_size % len(devices):
-        raise ExperimentError(
-            f"config.train.batch_size must be a multiple of the {len(devices)} devices, "
-            f"got {batch_size}"
-        )
+    mesh.check_batch(batch_size, devices)
     splits = data.load(config.data)
+    distributed.agree({"data": _description(splits)})
     steps_per_epoch = len(splits.train) // batch_size
     if steps_per_epoch == 0:
         raise ExperimentError(
@@ -161,13 +178,11 @@ def prepare(config: Config) -> Prepared:
             f"config.model.name={config.model.name!r} has {model.num_classes} classes, but "
             f"{splits.title} has {splits.classes}; choose a network of its classes"
         )
-    method = methods.create(model, config)
+    method = methods.create(model, config, devices)
     schedule = create_schedule(config.robust, steps_per_epoch)
     prepared = Prepared(
         config=config,
-        mesh=jax.make_mesh(
-            (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
-        ),
+        mesh=devices,
         splits=splits,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
@@ -182,6 +197,19 @@ def prepare(config: Config) -> Prepared:
     )
     _require_trainable(prepared)
     return prepared
+
+
+def _description(splits: data.Splits) -> dict[str, Any]:
+    """What two processes with the same data have in common, without reading all of it."""
+    found: dict[str, Any] = {"title": splits.title, "classes": splits.classes}
+    for part in ("train", "validation", "test"):
+        images, labels = getattr(splits, part)
+        found[part] = {
+            "shape": list(images.shape),
+            "dtype": str(images.dtype),
+            "labels": hashlib.sha256(np.ascontiguousarray(labels)).hexdigest()[:16],
+        }
+    return found
 
 
 def _require_trainable(prepared: Prepared) -> None:

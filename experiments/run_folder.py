@@ -7,13 +7,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+from experiments import distributed
 from experiments.checkpoints import check_same_config
 from experiments.config import Config
 from experiments.errors import ExperimentError
 
 
 class RunFolder:
-    """One run's folder. Files are replaced whole, so a kill never leaves half of one."""
+    """One run's folder. Files are replaced whole, so a kill never leaves half of one.
+
+    Of several processes, process 0 writes.
+    """
 
     def __init__(self, path: Path, config: Config):
         """Looks at the folder of an earlier, perhaps interrupted, run; writes nothing yet.
@@ -34,8 +38,11 @@ class RunFolder:
         """Creates the folder and writes the config, from then on it belongs to this run.
 
         Raises:
-          ExperimentError: if the folder cannot be created.
+          ExperimentError: if the folder cannot be created, or is not shared by all processes.
         """
+        distributed.require_shared(self.path)
+        if not distributed.is_main():
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -45,12 +52,15 @@ class RunFolder:
         _write_json(self._stored, self.config.to_dict())
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, or None."""
-        return _read_json(self._summary) if self._summary.exists() else None
+        """The summary of a finished run, or None: what process 0 sees; all must call this."""
+        return distributed.from_main(
+            lambda: _read_json(self._summary) if self._summary.exists() else None
+        )
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Marks the run as finished."""
-        _write_json(self._summary, summary)
+        if distributed.is_main():
+            _write_json(self._summary, summary)
 
     def records(self) -> list[dict[str, Any]]:
         """The records of `metrics.jsonl`; a last line that a kill cut short is left out."""
@@ -66,11 +76,15 @@ class RunFolder:
 
     def drop_records_after(self, step: int) -> None:
         """Forgets what was recorded after the checkpoint that the run resumes from."""
+        if not distributed.is_main():
+            return
         kept = [record for record in self.records() if record["step"] <= step]
         _replace(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def append_record(self, record: dict[str, Any]) -> None:
         """Adds one line to `metrics.jsonl`."""
+        if not distributed.is_main():
+            return
         with self._metrics.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.sharding import NamedSharding
 
 from boundjax import training_precision
 from boundjax.training import (
@@ -128,6 +129,7 @@ def create_train_step(
     key: jax.Array,
     augment: Augmentation | None = None,
     precision: str = "highest",
+    whole: NamedSharding | None = None,
 ) -> Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]:
     """One step, `(state, images [B, H, W, channels], labels [B]) -> (state, metrics)`, uncompiled.
 
@@ -143,6 +145,7 @@ def create_train_step(
       key: of all that is random in a step, as is its number.
       augment: what is done to the images first (`experiments.augment`), or None.
       precision: of all products, see `boundjax.training_precision`.
+      whole: how parameters that are divided between devices lie while they are used.
     """
     loss_and_gradient = jax.value_and_grad(objective, has_aux=True)
 
@@ -157,8 +160,12 @@ def create_train_step(
         if augment is not None:
             images = augment(random(_AUGMENTATION_STREAM), images)
         collections = {name: value for name, value in state.items() if name not in _NO_COLLECTIONS}
+        params = state["params"]
+        if whole is not None:
+            # Left to XLA, some layers would send their activations around instead.
+            params = jax.lax.with_sharding_constraint(params, whole)
         (_, outcome), gradient = loss_and_gradient(
-            state["params"],
+            params,
             collections,
             Batch(images, labels),
             weights,

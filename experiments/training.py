@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -12,10 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import distributed
 from experiments.checkpoints import Checkpoints
 from experiments.errors import ExperimentError
 from experiments.evaluate import verified
 from experiments.feed import Feed
+from experiments.mesh import batch_sharding
+from experiments.preemption import Preempted, preemption
 from experiments.prepare import Prepared
 from experiments.report import Report
 from experiments.run_folder import RunFolder
@@ -57,6 +61,7 @@ def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None
 
     Raises:
       ExperimentError: if the loss of a run is not finite.
+      Preempted: after SIGTERM, with a checkpoint of the last step.
     """
     config, total = prepared.config, prepared.total_steps
     together = len(members) > 1
@@ -66,30 +71,47 @@ def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None
         return
     steps = prepared.train_steps(seeds)
     feed = Feed(
-        prepared.splits.train, config.train.batch_size, seeds, prepared.batch_sharding(together)
+        prepared.splits.train,
+        config.train.batch_size,
+        seeds,
+        batch_sharding(prepared.mesh, together),
     )
     writers = [Checkpoints(member.folder.path, member.folder.config) for member in members]
     watch = Watch(prepared.steps_per_epoch, members)
     seconds_before, began = members[0].seconds, time.monotonic()
     state = members[0].state
+    part = None
     if together:
-        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(m.state for m in members))
-        state = jax.device_put(state, prepared.replicated)
+        stack = jax.jit(
+            lambda *states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
+            out_shardings=prepared.state_shardings(together=True),
+        )
+        state = stack(*(member.state for member in members))
+        part = jax.jit(
+            lambda state, index: jax.tree.map(lambda leaf: leaf[index], state),
+            out_shardings=prepared.state_shardings(together=False),
+        )
 
     def see(state: State) -> None:
         """Hands every run its part of the state."""
         for index, member in enumerate(members):
             member.seconds = seconds_before + time.monotonic() - began
-            member.state = jax.tree.map(lambda leaf: leaf[index], state) if together else state  # noqa: B023
+            member.state = part(state, np.int32(index)) if part else state
 
-    try:
+    with (
+        preemption.deferred(lambda calls: distributed.decided(calls, max)),
+        contextlib.ExitStack() as closing,
+    ):
+        for writer in writers:
+            closing.callback(writer.close)
         for step in range(first, total):
             state, metrics = steps[prepared.phases[step]](state, *feed(step))
             # Waits for the step before this one, so that the devices always have one to do.
             watch.see(step, metrics)
             done = step + 1
             ends_epoch = done % prepared.steps_per_epoch == 0
-            due = done % config.checkpoint.every == 0 or done == total
+            stop = preemption.due()
+            due = done % config.checkpoint.every == 0 or done == total or stop
             if ends_epoch or due:
                 watch.finish()  # nothing is written of a step that diverged
                 see(state)
@@ -100,9 +122,8 @@ def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None
                 for member, writer in zip(members, writers, strict=True):
                     writer.save(done, member.state, member.selected, member.seconds)
             report.update(done)
-    finally:
-        for writer in writers:
-            writer.close()
+            if stop:
+                raise Preempted(f"after step {done:,} of {total:,}")
 
 
 def _epoch(prepared: Prepared, member: Member, step: int, together: bool) -> str:
@@ -173,24 +194,28 @@ class Watch:
 
 
 def _validate(prepared: Prepared, state: State) -> dict[str, float]:
-    """Standard and verified error at eps_test on the validation images."""
+    """Standard and verified error at eps_test on the validation images, found by process 0."""
     config, validation = prepared.config, prepared.splits.validation
     variables = jax.device_put(deployed(config, prepared.model, state, prepared.splits))
     size = min(config.evaluation.batch_size, len(validation))
-    flags = {
-        key: verified(
-            prepared.model,
-            variables,
-            validation,
-            eps,
-            norm=prepared.threat.norm,
-            clip=prepared.threat.clip,
-            method=config.evaluation.selection_method,
-            batch_size=size,
-        )
-        for key, eps in (("standard_error", 0.0), ("verified_error", config.robust.eps_test))
-    }
-    return {key: float(1.0 - np.mean(value)) for key, value in flags.items()}
+
+    def errors() -> dict[str, float]:
+        flags = {
+            key: verified(
+                prepared.model,
+                variables,
+                validation,
+                eps,
+                norm=prepared.threat.norm,
+                clip=prepared.threat.clip,
+                method=config.evaluation.selection_method,
+                batch_size=size,
+            )
+            for key, eps in (("standard_error", 0.0), ("verified_error", config.robust.eps_test))
+        }
+        return {key: float(1.0 - np.mean(value)) for key, value in flags.items()}
+
+    return distributed.from_main(errors)
 
 
 def _describe(record: dict[str, Any], epochs: int) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from experiments.batch_norm import population_statistics
 from experiments.config import Config
 from experiments.data import Splits
+from experiments.mesh import on_host, place
 
 
 def parameters_sha256(variables: Any) -> str:
@@ -25,11 +26,11 @@ def parameters_sha256(variables: Any) -> str:
 
 
 def variables_of(state: dict[str, Any]) -> dict[str, Any]:
-    """What the eval-mode model needs of a state, on the host."""
+    """What the eval-mode model needs of a state, on the host; all processes must call this."""
     variables = {"params": state["params"]}
     if state["batch_stats"]:
         variables["batch_stats"] = state["batch_stats"]
-    return jax.device_get(variables)
+    return on_host(variables)
 
 
 def deployed(config: Config, model, state: dict[str, Any], splits: Splits) -> dict[str, Any]:
@@ -43,11 +44,7 @@ def deployed(config: Config, model, state: dict[str, Any], splits: Splits) -> di
 
 def nothing_selected(state: dict[str, Any], selecting: bool) -> dict[str, Any]:
     """Same layout as a selection, so that both restore alike."""
-    selected = {
-        "epoch": jnp.int32(0),
-        "verified_error": jnp.float32(jnp.inf),
-        "standard_error": jnp.float32(jnp.inf),
-    }
+    selected = _scores(state, 0, np.inf, np.inf)
     if selecting:
         # Copies: the loop donates the originals.
         selected["params"] = jax.tree.map(jnp.copy, state["params"])
@@ -63,9 +60,17 @@ def select(
     if (errors["verified_error"], errors["standard_error"]) > best:
         return selected
     return {
-        "epoch": jnp.int32(epoch),
-        "verified_error": jnp.float32(errors["verified_error"]),
-        "standard_error": jnp.float32(errors["standard_error"]),
+        **_scores(state, epoch, errors["verified_error"], errors["standard_error"]),
         "params": jax.tree.map(jnp.copy, state["params"]),
         "batch_stats": jax.tree.map(jnp.copy, state["batch_stats"]),
     }
+
+
+def _scores(state: dict[str, Any], epoch: int, verified: float, standard: float) -> dict[str, Any]:
+    """Scalars on the devices of the state."""
+    values = {
+        "epoch": np.int32(epoch),
+        "verified_error": np.float32(verified),
+        "standard_error": np.float32(standard),
+    }
+    return {key: place(value, state["step"].sharding) for key, value in values.items()}

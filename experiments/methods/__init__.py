@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from boundjax import slopes
 from experiments.config import Config
@@ -24,7 +25,7 @@ from experiments.methods.natural import natural
 
 def _linear(setting: Setting, slopes_of: Callable) -> Method:
     """Linear bounds on interval pre-activations, mixed with interval margins by beta."""
-    bound = bounded.linear_bound(slopes_of)
+    bound = bounded.linear_bound(slopes_of, setting.mesh)
     return certified(setting, lambda key: bound, mixes_intervals=True)
 
 
@@ -38,7 +39,8 @@ def _cap(setting: Setting) -> Method:
     projections = setting.config.relaxation.projections
     if projections:
         return certified(setting, lambda key: bounded.estimated_bound(projections, key))
-    return certified(setting, lambda key: bounded.cap_bound)
+    bound = bounded.cap_bound(setting.mesh)
+    return certified(setting, lambda key: bound)
 
 
 def _attacked(setting: Setting, bound: bounded.Bound, *, after_ramp: bool = False) -> Method:
@@ -79,8 +81,8 @@ _ONLY_LINF = ("sabr", "taps", "staps")
 _RELAXING = ("crown_ibp", "one_step", "cap_ibp", "random_slopes", "pq_slopes", "cap")
 
 
-def create(model: nn.Module, config: Config) -> Method:
-    """The method that `config` names, for `model`.
+def create(model: nn.Module, config: Config, mesh: Mesh | None = None) -> Method:
+    """The method that `config` names, for `model`, on the devices of `mesh`.
 
     Raises:
       ExperimentError: for an unknown name, or settings that the method has nothing to do with.
@@ -105,6 +107,15 @@ def create(model: nn.Module, config: Config) -> Method:
             f"got robust.method={name!r}"
         )
     without = ("natural", "bcp", "lmt")
+    if mesh is not None and mesh.shape["spec"] > 1:
+        # One image's slopes are optimised on all rows together, and fused rows are one row.
+        divisible = name in _RELAXING and name != "one_step" and not fused
+        if not divisible or (name == "cap" and config.relaxation.projections):
+            raise ExperimentError(
+                f"config.mesh.spec={mesh.shape['spec']} divides the rows of linear bounds: of "
+                f"crown_ibp (not fused), cap_ibp, random_slopes, pq_slopes and cap (exact), "
+                f"got robust.method={name!r}; set config.mesh.spec=1"
+            )
     wanted = [
         key
         for key in ("tightness", "relu_balance", "relu_stability", "l1")
@@ -115,4 +126,4 @@ def create(model: nn.Module, config: Config) -> Method:
             f"regularizers.{wanted[0]} needs a method that trains on intervals, "
             f"got robust.method={name!r}"
         )
-    return METHODS[name](Setting(model, config))
+    return METHODS[name](Setting(model, config, mesh))

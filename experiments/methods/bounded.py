@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 import boundjax as bj
 from boundjax.training import fused_robust_cross_entropy, robust_cross_entropy
@@ -71,48 +72,100 @@ def interval_bound(function, ball, rows, weights, example) -> Bounded:
     )
 
 
-def linear_bound(slopes_of: Callable[..., Any]) -> Bound:
+def linear_bound(slopes_of: Callable[..., Any], mesh: Mesh | None = None) -> Bound:
     """Robust cross-entropy of `(1 - beta) interval + beta linear` margins (Zhang et al. 2020).
 
     Args:
       slopes_of: (weights, interval margins [C - 1], key) -> what `boundjax.linear` takes as slopes.
+      mesh: the devices of its axis `spec` divide the rows.
     """
 
     def bound(function, ball, rows, weights, example) -> Bounded:
         interval = jax.lax.stop_gradient(bj.interval(function)(ball, rows).lower)
-        bounds, aux = bj.linear(
+        walk = bj.linear(
             function,
             slopes=slopes_of(weights, interval, example.key),
             sides="lower",
             has_aux=True,
-        )(ball, rows)
-        margins = (1.0 - weights.beta) * aux.interval.lower + weights.beta * aux.linear.lower
-        return _relaxed(margins, bounds.lower, ball, aux.linear.lower, aux)
+        )
+        found = _over_rows(lambda part: walk(ball, part), rows, mesh)
+        margins = (1.0 - weights.beta) * found.interval + weights.beta * found.linear
+        return _relaxed(margins, ball, found)
 
     return bound
 
 
-def cap_bound(function, ball, rows, weights, example) -> Bounded:
-    """Robust cross-entropy of the margins of CAP / Fast-Lin, exact (Wong & Kolter 2018)."""
-    del weights, example
-    bounds, aux = bj.linear(
-        function,
-        slopes="parallel",
-        intermediate="linear",
-        sides="lower",
-        intersect=False,
-        has_aux=True,
-    )(ball, rows)
-    return _relaxed(aux.linear.lower, bounds.lower, ball, aux.linear.lower, aux)
+def cap_bound(mesh: Mesh | None = None) -> Bound:
+    """Robust cross-entropy of the margins of CAP / Fast-Lin, exact (Wong & Kolter 2018).
+
+    The devices of the axis `spec` of `mesh` divide the rows of the margins.
+    """
+
+    def bound(function, ball, rows, weights, example) -> Bounded:
+        del weights, example
+        walk = bj.linear(
+            function,
+            slopes="parallel",
+            intermediate="linear",
+            sides="lower",
+            intersect=False,
+            has_aux=True,
+        )
+        found = _over_rows(lambda part: walk(ball, part), rows, mesh)
+        return _relaxed(found.linear, ball, found)
+
+    return bound
 
 
-def _relaxed(margins, verified, ball, linear, aux) -> Bounded:
+class _Found(NamedTuple):
+    """What a linear walk found of `m` rows, in the words of `boundjax.linear`."""
+
+    lower: jax.Array
+    interval: jax.Array
+    linear: jax.Array
+    rows: dict[str, jax.Array]
+    worst_input: jax.Array
+    pre_activations: dict[str, bj.Interval]
+
+
+def _over_rows(walk: Callable, rows: jax.Array, mesh: Mesh | None) -> _Found:
+    """`walk(rows) -> (bounds, aux)`, every device of the axis `spec` with its part of the rows.
+
+    Left to XLA the walk would not stay divided: it flattens images and rows to one axis, of which
+    no device has a contiguous part.
+    """
+
+    def found_of(part: jax.Array) -> _Found:
+        bounds, aux = walk(part)
+        lower = bounds.lower, aux.interval.lower, aux.linear.lower
+        return _Found(*lower, aux.rows, aux.worst_input, aux.pre_activations)
+
+    size = 1 if mesh is None else mesh.shape["spec"]
+    if size == 1:
+        return found_of(rows)
+    count = len(rows)
+    # The last row is repeated for equal parts.
+    rows = jnp.concatenate([rows, jnp.repeat(rows[-1:], -count % size, axis=0)])
+    divided, same = PartitionSpec("spec"), PartitionSpec()
+    found = jax.shard_map(
+        found_of,
+        mesh=mesh,
+        in_specs=divided,
+        out_specs=_Found(*(divided,) * 5, pre_activations=same),
+        axis_names={"spec"},
+        check_vma=False,  # what is traced on one image knows nothing of meshes
+    )(rows)
+    of_rows = jax.tree.map(lambda leaf: leaf[:count], found[:-1])
+    return _Found(*of_rows, found.pre_activations)
+
+
+def _relaxed(margins: jax.Array, ball: bj.InputSet, found: _Found) -> Bounded:
     return Bounded(
         robust_cross_entropy(margins),
-        verified,
+        found.lower,
         ball.interval(),
-        aux.pre_activations,
-        Relaxed(linear, aux.rows, aux.worst_input),
+        found.pre_activations,
+        Relaxed(found.linear, found.rows, found.worst_input),
     )
 
 
@@ -146,8 +199,9 @@ def estimated_bound(projections: int, key: jax.Array) -> Bound:
         estimate, aux = bj.estimate(
             function, key, projections=projections, sides="lower", has_aux=True
         )(ball, rows)
-        margins = estimate.lower_estimate
-        return _relaxed(margins, bj.interval(function)(ball, rows).lower, ball, margins, aux)
+        verified, margins = bj.interval(function)(ball, rows).lower, estimate.lower_estimate
+        found = _Found(verified, verified, margins, aux.rows, aux.worst_input, aux.pre_activations)
+        return _relaxed(margins, ball, found)
 
     return bound
 

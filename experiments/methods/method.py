@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 
 import boundjax as bj
 from boundjax.training import cross_entropy, relu_states
@@ -55,11 +56,13 @@ class Threat(NamedTuple):
 class Setting(NamedTuple):
     """What a method is made for: `model` is a Linen module with `__call__(x, train=False)`.
 
-    With batch normalisation it has a field `bn_momentum`.
+    With batch normalisation it has a field `bn_momentum`. `mesh` has the devices that share the
+    work (`experiments.mesh`); None: one device.
     """
 
     model: nn.Module
     config: Config
+    mesh: Mesh | None = None
 
     @property
     def threat(self) -> Threat:

@@ -1,0 +1,149 @@
+"""How a process finds the others: flags, environment variables and the clusters that JAX knows.
+
+Nothing here needs JAX: mistakes are reported without waiting for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from experiments.errors import ExperimentError
+
+MODES = ("auto", "off")
+_ENVIRONMENT = {
+    "coordinator": "BOUNDJAX_COORDINATOR",
+    "processes": "BOUNDJAX_PROCESSES",
+    "process": "BOUNDJAX_PROCESS",
+}
+# Seconds; below the 60 s in which a user is told.
+_TIMEOUT, _TIMEOUT_VARIABLE = 50.0, "BOUNDJAX_JOIN_TIMEOUT"
+_HELP = {
+    "distributed": "auto: join the other processes where --coordinator or a cluster says so; off.",
+    "coordinator": "HOST:PORT at which process 0 is reached ($BOUNDJAX_COORDINATOR).",
+    "processes": "How many processes run together ($BOUNDJAX_PROCESSES).",
+    "process": "The number of this one, from 0 ($BOUNDJAX_PROCESS).",
+}
+
+
+class Joining(NamedTuple):
+    """Which processes run together.
+
+    Attributes:
+      coordinator: `HOST:PORT` of process 0; None: what JAX finds out in `cluster`.
+      processes, process: how many there are, and which one this is; None: as JAX finds out.
+      cluster: the name of the cluster that started this process; None: none, or it does not matter.
+      timeout: seconds after which a coordinator or a process that does not come is given up.
+    """
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    cluster: str | None = None
+    timeout: float = _TIMEOUT
+
+    @property
+    def alone(self) -> bool:
+        """Nothing is to be joined."""
+        return self.coordinator is None and self.cluster is None
+
+
+def define_flags() -> dict[str, flags.FlagHolder]:
+    """The absl flags of a command; their values go to `joining`."""
+    return {
+        "distributed": flags.DEFINE_enum("distributed", MODES[0], MODES, _HELP["distributed"]),
+        "coordinator": flags.DEFINE_string("coordinator", None, _HELP["coordinator"]),
+        "processes": flags.DEFINE_integer("processes", None, _HELP["processes"]),
+        "process": flags.DEFINE_integer("process", None, _HELP["process"]),
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The same flags for argparse; their values go to `joining`."""
+    parser.add_argument("--distributed", choices=MODES, default="auto", help=_HELP["distributed"])
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help=_HELP["coordinator"])
+    parser.add_argument("--processes", type=int, metavar="N", help=_HELP["processes"])
+    parser.add_argument("--process", type=int, metavar="I", help=_HELP["process"])
+
+
+def joining(
+    distributed: str = "auto",
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Joining:
+    """What the flags say; what they leave out the environment says, in the end its cluster.
+
+    Raises:
+      ExperimentError: for values that do not go together.
+    """
+    environment = os.environ if environment is None else environment
+    if distributed == "off":
+        return Joining()
+    coordinator = coordinator or environment.get(_ENVIRONMENT["coordinator"]) or None
+    cluster = _cluster(environment)
+    timeout = _number(environment, _TIMEOUT_VARIABLE, float) or _TIMEOUT
+    processes = _first(processes, environment, _ENVIRONMENT["processes"])
+    process = _first(process, environment, _ENVIRONMENT["process"])
+    if coordinator is None:
+        if processes is not None or process is not None:
+            raise ExperimentError(
+                "--processes and --process need --coordinator=HOST:PORT, where process 0 is reached"
+            )
+        return Joining(cluster=cluster, timeout=timeout)
+    if cluster == "Open MPI":  # its newer versions tell everything but the coordinator
+        processes = _first(processes, environment, "OMPI_COMM_WORLD_SIZE")
+        process = _first(process, environment, "OMPI_COMM_WORLD_RANK")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ExperimentError(
+            f"--coordinator must be HOST:PORT like 10.0.0.1:12345, got {coordinator!r}"
+        )
+    if processes is None or process is None:
+        raise ExperimentError(
+            f"--coordinator={coordinator} needs --processes=N and --process=I, the number of this "
+            "one from 0"
+        )
+    if not 0 <= process < processes:
+        raise ExperimentError(
+            f"--process must be in 0 ... --processes - 1 = {processes - 1}, got {process}"
+        )
+    return Joining(coordinator, processes, process, timeout=timeout)
+
+
+def _cluster(environment: Mapping[str, str]) -> str | None:
+    """The cluster that started this process as one of several, among those that JAX detects."""
+    several = {
+        "SLURM": _number(environment, "SLURM_NTASKS", int),
+        "Open MPI": _number(environment, "OMPI_COMM_WORLD_SIZE", int),
+    }
+    # Outside of `srun`, as in a batch script, SLURM knows of tasks but this is none of them.
+    if (several["SLURM"] or 1) > 1 and {"SLURM_STEP_NODELIST", "SLURM_PROCID"} <= set(environment):
+        return "SLURM"
+    if (several["Open MPI"] or 1) > 1:
+        return "Open MPI"
+    # Any pod knows that it is one; only those of an indexed job know which.
+    if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= set(environment):
+        return "Kubernetes"
+    # Only JAX can tell whether this is a TPU machine.
+    return "TPU" if importlib.util.find_spec("libtpu") else None
+
+
+def _first(value: int | None, environment: Mapping[str, str], name: str) -> int | None:
+    return _number(environment, name, int) if value is None else value
+
+
+def _number(environment: Mapping[str, str], name: str, kind: type) -> Any:
+    text = environment.get(name)
+    if not text:
+        return None
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ExperimentError(f"${name} must be a number, got {text!r}") from error
