@@ -137,10 +137,10 @@ class Prepared:
         ]
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, splits: data.Splits | None = None) -> Prepared:
     """Reads the data and checks that all belongs together; nothing is written or compiled.
 
-    All processes must call this; they must have the same data.
+    All processes must call this; they must have the same data: `splits` instead of the configured.
 
     Raises:
       ExperimentError: for whatever the user can correct.
@@ -154,7 +154,7 @@ def prepare(config: Config) -> Prepared:
     devices = mesh.create_mesh(config.mesh)
     batch_size = config.train.batch_size
     mesh.check_batch(batch_size, devices)
-    splits = data.load(config.data)
+    splits = data.load(config.data) if splits is None else splits
     distributed.agree({"data": _description(splits)})
     steps_per_epoch = len(splits.train) // batch_size
     if steps_per_epoch == 0:
