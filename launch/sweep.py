@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(len(points))
         return 0
     chosen = points if options.index is None else [points[options.index]]
-    if options.run:
+    if options.run and not options.dry_run:
         return _run(chosen)
     for point in chosen:
         print(shlex.join(point.command()))
@@ -229,6 +229,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     parser.add_argument("--index", type=int, help="only this point, from 0")
     parser.add_argument("--count", action="store_true", help="only print how many points")
     parser.add_argument("--run", action="store_true", help="run instead of printing")
+    parser.add_argument("--dry-run", action="store_true", help="print, even beside --run")
     options, rest_of_flags = parser.parse_known_args(arguments)
     for flag in rest_of_flags:
         if not re.match(r"--config\.[\w.]+=", flag):

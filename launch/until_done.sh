@@ -10,8 +10,10 @@
 #
 #     0       FILE is there
 #     75      interrupted: the same command goes on with it
-#     2       the command names a mistake of the user: not tried again
 #     other   the command's last status, after N attempts (1) with SECONDS (30) between them
+#
+# Status 2 is a mistake in the command, which no attempt can correct, or that the other processes
+# did not come in time, as when they have not started again yet: ten in a row are final.
 #
 # SIGTERM and SIGINT are passed on as SIGTERM; then there is no further attempt.
 
@@ -62,11 +64,12 @@ wait_for_file() {
     local waited
     for ((waited = 0; waited < delay; waited++)); do
         [[ ! -e $done_file && $stopped == no ]] || return 0
-        sleep 1 &
+        sleep 1 >/dev/null 2>&1 &
         wait $! || true
     done
 }
 
+refused=0
 for ((attempt = 1; attempt <= attempts; attempt++)); do
     if [[ -e $done_file ]]; then # perhaps by another host, while this one waited
         echo "until_done: finished, there is $done_file"
@@ -77,15 +80,17 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
     [[ $stopped == no ]] || stop
     wait_for_child
     [[ $status -ne 0 ]] || wait_for_file
-    if [[ $status -eq 0 && -e $done_file ]]; then
-        exit 0
-    elif [[ $status -eq 2 ]]; then
-        exit 2
-    elif [[ $stopped == yes ]]; then
+    [[ $status -ne 0 || ! -e $done_file ]] || exit 0
+    if [[ $status -eq 2 ]]; then refused=$((refused + 1)); else refused=0; fi
+    if [[ $stopped == yes || $refused -eq 10 ]]; then
         break
     elif ((attempt < attempts)); then
         echo "until_done: ended with status $status and no $done_file; again in $delay s" >&2
         wait_for_file
+        if [[ $stopped == yes ]]; then
+            status=0 # nothing ran that could have failed
+            break
+        fi
     fi
 done
 

@@ -67,7 +67,7 @@ def test_jobset_finds_its_account_its_volume_and_its_coordinator():
 
 def test_jobset_restarts_what_was_interrupted_and_not_what_is_wrong():
     spec = _manifests("jobset.yaml")["JobSet"]["spec"]
-    assert spec["failurePolicy"]["maxRestarts"] == 100
+    assert spec["failurePolicy"]["maxRestarts"] == 50
     [rule] = spec["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
     job = spec["replicatedJobs"][0]["template"]["spec"]

@@ -112,8 +112,9 @@ def test_long_names_are_shortened_and_stay_different(tmp_path):
 def test_count_and_index(capsys):
     grid = ["--config", DIGITS, "--grid", "seed=0,1"]
     assert _main(capsys, *grid, "--count")[1].out == "6\n"
+    dry = ["--run", "--dry-run"]
     everything = _main(capsys, *grid)[1].out.splitlines()
-    found = [_main(capsys, *grid, "--index", index)[1].out for index in range(6)]
+    found = [_main(capsys, *grid, "--index", index, *dry)[1].out for index in range(6)]
     assert found == [f"{line}\n" for line in everything]
 
 
