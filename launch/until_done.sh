@@ -41,20 +41,26 @@ if [[ $dry_run == yes ]]; then
     exit 0
 fi
 
-child="" stopped=no
+child="" stopped=no interrupted=no
 stop() {
-    stopped=yes
+    stopped=yes interrupted=yes
     [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true
 }
 trap stop TERM INT
 
-# Waits for the child to end: a trapped signal interrupts `wait`, but not the child.
+# Waits for the child to end. A trapped signal interrupts `wait` but not the child: wait again. If
+# the signal came when the status was known already, bash has forgotten the child (127).
 wait_for_child() {
-    status=0
-    wait "$child" || status=$?
-    while kill -0 "$child" 2>/dev/null; do
-        status=0
-        wait "$child" || status=$?
+    local known=""
+    while :; do
+        interrupted=no status=0
+        wait "$child" 2>/dev/null || status=$?
+        if [[ $status -eq 127 && -n $known ]]; then
+            status=$known
+            break
+        fi
+        known=$status
+        [[ $interrupted == yes ]] || break
     done
     child=""
 }
