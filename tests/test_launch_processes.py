@@ -5,17 +5,16 @@ are ready, and then for ever wait for a signal.
 """
 
 import os
-import pathlib
 import signal
 import subprocess
 import sys
 
 import pytest
+from launched import HANGS, ROOT, launched, runs
 
 from launch import local_multiprocess
 from launch.children import UNFINISHED, exit_status
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 LOCAL = [sys.executable, "launch/local_multiprocess.py"]
 # Says that it is ready; saves when it gets SIGTERM.
 WAITS = """
@@ -48,21 +47,12 @@ def _local(*arguments, **settings):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,  # not of the test's logic: a launcher that hangs must not hang the suite
+        timeout=HANGS,
     )
 
 
 def _python(code):
     return ["--", "python", "-c", code]
-
-
-def _runs(number):
-    """Whether there is a process, other than one that nobody has waited for yet."""
-    status = pathlib.Path(f"/proc/{number}/stat")
-    try:
-        return status.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def _read_until_ready(process, count, start="ready"):
@@ -142,20 +132,18 @@ if os.environ["BOUNDJAX_PROCESS"] == "1":
     sys.exit(5)
 {DEAF}"""
     command = [*LOCAL, "--processes", "2", "--grace", "0.1", *_python(code)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with launched(command) as process:
         numbers = _read_until_ready(process, 2)
         gate.write_text("")
         assert process.wait() == 5
-    assert not any(_runs(number) for number in numbers)
+    assert not any(runs(number) for number in numbers)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("status", [0, 4])
 def test_signals_reach_all_processes_once(number, status):
     command = [*LOCAL, "--processes", "2", *_python(WAITS.format(status=status))]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with launched(command) as process:
         children = _read_until_ready(process, 2)
         # As Ctrl-C does it: to the whole group of the launcher.
         os.killpg(process.pid, number)
@@ -163,7 +151,7 @@ def test_signals_reach_all_processes_once(number, status):
         assert process.wait() == status
     saved = [f"[{index}] saved after {int(number)}" for index in (0, 1)]
     assert sorted(output.splitlines()) == saved
-    assert not any(_runs(child) for child in children)
+    assert not any(runs(child) for child in children)
 
 
 def test_what_the_processes_left_running_is_ended():
@@ -178,7 +166,7 @@ if os.fork():
     done = _local("--processes", "1", *_python(code))
     assert done.returncode == 0
     [line] = done.stdout.splitlines()
-    assert not _runs(int(line.split()[-1]))
+    assert not runs(int(line.split()[-1]))
 
 
 def test_a_dry_run_of_local_processes(capsys):
@@ -260,7 +248,7 @@ with open({str(log)!r}, "a+") as stream:
 
 def test_a_signal_between_attempts_is_an_interruption(tmp_path):
     command = _until_done(tmp_path / "x", "--attempts", "2", code="import sys; sys.exit(2)")
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    with launched(command, stream="stderr") as process:
         assert process.stderr.readline().endswith("again in 30 s\n")
         process.send_signal(signal.SIGTERM)
         assert process.wait() == UNFINISHED
@@ -280,9 +268,9 @@ def test_what_is_done_is_not_run_again(tmp_path):
 @pytest.mark.parametrize(("status", "expected"), [(0, UNFINISHED), (4, 4)])
 def test_a_signal_ends_the_attempts(tmp_path, status, expected):
     command = _until_done(tmp_path / "x", "--attempts", "9", code=WAITS.format(status=status))
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with launched(command) as process:
         [child] = _read_until_ready(process, 1)
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == "saved after 15\n"
         assert process.wait() == expected
-    assert not _runs(child)
+    assert not runs(child)

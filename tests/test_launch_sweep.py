@@ -1,17 +1,15 @@
 """Sweeps: their points, and which of them are run."""
 
-import os
 import pathlib
 import signal
-import subprocess
 import sys
 
 import pytest
+from launched import launched, runs
 
 from launch import sweep
 from launch.children import UNFINISHED
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 DIGITS = "experiments/configs/digits_crown.py"
 # Stands in for experiments.main: does what `config.model.name` says.
 PROGRAM = """
@@ -214,16 +212,13 @@ sweep.Point.command = lambda point, python="python": [
 ]
 sys.exit(sweep.main())"""
     command = [sys.executable, "-c", code, *program("a", "waits", "b")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if line.startswith("ready"):
-                break
+    with launched(command) as process:
+        line = next(line for line in process.stdout if line.startswith("ready"))
         process.send_signal(signal.SIGTERM)
         process.stdout.read()
         assert process.wait() == UNFINISHED
     assert _logs(tmp_path) == {"a": "x", "waits": "x"}
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(line.split()[1]), 0)
+    assert not runs(int(line.split()[1]))
 
 
 def test_the_command_is_that_of_the_readme():
