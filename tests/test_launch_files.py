@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 
+import pytest
 import yaml
 
 LAUNCH = pathlib.Path(__file__).resolve().parent.parent / "launch"
@@ -65,11 +66,51 @@ def test_jobset_finds_its_account_its_volume_and_its_coordinator():
     )
 
 
+# Where in the file, and the fields that JobSet v1alpha2, batch/v1 and core/v1 have there; of the
+# large types those that are used here.
+FIELDS = {
+    "": "apiVersion kind metadata spec",
+    "spec": (
+        "replicatedJobs network successPolicy failurePolicy startupPolicy suspend coordinator "
+        "managedBy ttlSecondsAfterFinished"
+    ),
+    "spec.network": "enableDNSHostnames subdomain publishNotReadyAddresses",
+    "spec.failurePolicy": "maxRestarts restartStrategy rules",
+    "spec.failurePolicy.rules.0": "name action onJobFailureReasons targetReplicatedJobs",
+    "spec.replicatedJobs.0": "name groupName template replicas dependsOn",
+    "spec.replicatedJobs.0.template": "metadata spec",
+    "spec.replicatedJobs.0.template.spec": (
+        "parallelism completions activeDeadlineSeconds podFailurePolicy successPolicy backoffLimit "
+        "backoffLimitPerIndex maxFailedIndexes completionMode suspend podReplacementPolicy template"
+    ),
+    "spec.replicatedJobs.0.template.spec.podFailurePolicy.rules.0": (
+        "action onExitCodes onPodConditions"
+    ),
+    "spec.replicatedJobs.0.template.spec.template.spec": (
+        "serviceAccountName restartPolicy terminationGracePeriodSeconds securityContext containers "
+        "volumes nodeSelector tolerations"
+    ),
+    "spec.replicatedJobs.0.template.spec.template.spec.containers.0": (
+        "name image command args env resources securityContext volumeMounts"
+    ),
+}
+
+
+@pytest.mark.parametrize("place", FIELDS)
+def test_jobset_has_no_field_that_kubernetes_does_not_know(place):
+    found = _manifests("jobset.yaml")["JobSet"]
+    for step in place.split(".") if place else ():
+        found = found[int(step)] if step.isdigit() else found[step]
+    assert set(found) <= set(FIELDS[place].split())
+
+
 def test_jobset_restarts_what_was_interrupted_and_not_what_is_wrong():
     spec = _manifests("jobset.yaml")["JobSet"]["spec"]
     assert spec["failurePolicy"]["maxRestarts"] == 50
     [rule] = spec["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    # What JobSet's webhook accepts: no hyphen.
+    assert re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
     job = spec["replicatedJobs"][0]["template"]["spec"]
     assert job["backoffLimit"] == 0
     pod = job["template"]["spec"]
