@@ -221,6 +221,16 @@ def test_regularizers_come_in_with_their_schedules():
         + 0.01 * float(training.l1_norm(params))
     )
     assert value == pytest.approx(expected, rel=1e-4)
+    # Widths are compared with those that the first weights see.
+    scaled = {"model": {"mean": (0.0,), "std": (0.25,)}}
+    without = _outcome("ibp", WEIGHTS, **scaled)[2]
+    params, _, value, *_ = _outcome("ibp", WEIGHTS, **scaled, regularizers={"tightness": 0.5})
+    params["Dense_0"]["kernel"] = params["Dense_0"]["kernel"] / 0.25
+    _, _, met = _numpy_bounds(params, batch.images, batch.labels, EPS)
+    intervals = {str(index): training_interval(low, up) for index, (low, up) in enumerate(met)}
+    normalised = training_interval(around.lower / 0.25, around.upper / 0.25)
+    term = 0.6 * 0.5 * float(training.tightness_loss(normalised, intervals))
+    assert value - without == pytest.approx(term, rel=1e-3)
     # In the warm-up the loss is natural, and the bounds are those of a tiny radius.
     warmup = (0.0, 0.0, 1.0, 0.0)
     *_, natural, first, _, _ = _outcome("ibp", warmup, regularizers={"tightness": 0.5})

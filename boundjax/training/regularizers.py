@@ -69,7 +69,8 @@ def tightness_loss(
     value at radius 0 is 0; the authors evaluate it at radius 1e-6 before their ramp begins.
 
     Args:
-      input_interval: the input box, cut to the valid range, `[B, *input]`.
+      input_interval: the input box, cut to the valid range, `[B, *input]`; in the units of the
+        first layer's weights, that is behind a normalization.
       pre_activations: label -> bounds `[B, *shape]`.
       tau: tolerance in `(0, 1]`; bounds may widen by `1 / tau` free of charge.
 

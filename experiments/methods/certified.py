@@ -87,7 +87,7 @@ def certified_objective(
             kappa = jnp.where(weights.eps > 0, kappa, 1.0)
         loss = kappa * natural + (1.0 - kappa) * robust
         loss = loss + _regularization(
-            weights_of, weights, params, found, jnp.mean(relaxation_terms), regularized
+            setting, weights, params, found, jnp.mean(relaxation_terms), regularized
         )
         metrics["loss"] = loss
         metrics["robust_loss"] = robust
@@ -122,19 +122,19 @@ def _relaxation_terms(
 
 
 def _regularization(
-    weights_of: RegularizerConfig,
+    setting: Setting,
     weights: Weights,
     params: PyTree,
     found: Bounded,
     relaxation_terms: jax.Array,
     falling: bool,
 ) -> jax.Array:
+    weights_of = setting.config.regularizers
     total = weights.ramp * relaxation_terms
     if falling:
         if weights_of.tightness:
-            tightness = training.tightness_loss(
-                found.input_interval, found.pre_activations, weights_of.tau
-            )
+            box = _normalised(setting, found.input_interval)
+            tightness = training.tightness_loss(box, found.pre_activations, weights_of.tau)
             total = total + (1.0 - weights.ramp) * weights_of.tightness * tightness
         if weights_of.relu_balance:
             balance = training.relu_balance_loss(found.pre_activations, weights_of.tau)
@@ -145,6 +145,17 @@ def _regularization(
     if weights_of.l1:
         total = total + weights_of.l1 * training.l1_norm(params)
     return total
+
+
+def _normalised(setting: Setting, box: bj.Interval) -> bj.Interval:
+    """The pixels' box `[B, H, W, channels]` in the units of the network's first weights.
+
+    Shi et al. 2021 normalise the data, so widths are compared with those behind the normalization.
+    """
+    std = setting.config.model.std
+    if not std:
+        return box
+    return jax.tree.map(lambda end: end / jnp.asarray(std, end.dtype).reshape(1, 1, 1, -1), box)
 
 
 def certified(
