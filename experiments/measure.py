@@ -6,6 +6,7 @@ Batches of the clean pass and of the attacks are divided between the local devic
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import boundjax as bj
-from boundjax.attacks import pgd
+from boundjax.attacks import Descent
 from boundjax.methods import BEST, METHODS, default_batch
 from experiments.certificates import (
     ATTACK,
@@ -178,24 +179,42 @@ def _attack(
     def predict(variables, images):
         return model.apply(variables, images)
 
-    @jax.jit
-    @jax.default_matmul_precision("high")
-    def attack(variables, images, labels, key):
-        return [
-            pgd(
+    def part_of(loss: str, name: str) -> Callable[..., Any]:
+        """A part of the attack, compiled: its loops are Python's, see `Descent`."""
+
+        @jax.jit
+        @jax.default_matmul_precision("high")
+        def part(variables, images, labels, *arguments):
+            descent = Descent(
                 lambda x: model.apply(variables, x),
                 images,
                 labels,
                 problem.eps,
-                key=key,
-                norm=problem.norm,
-                clip=problem.clip,
-                steps=config.pgd_steps,
-                restarts=config.pgd_restarts,
+                problem.norm,
+                problem.clip,
                 loss=loss,
             )
-            for loss in losses
-        ]
+            return getattr(descent, name)(*arguments)
+
+        return part
+
+    parts = {
+        loss: {name: part_of(loss, name) for name in ("nothing", "start", "step", "end")}
+        for loss in losses
+    }
+
+    def attack(loss: str, images: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array:
+        of = {
+            name: functools.partial(part, variables, images, labels)
+            for name, part in parts[loss].items()
+        }
+        best = of["nothing"]()
+        for restart in range(config.pgd_restarts):
+            iterate = of["start"](key, restart)
+            for _ in range(config.pgd_steps):
+                iterate, best = of["step"](iterate, best)
+            best = of["end"](iterate, best)
+        return best.iterate
 
     def batches(chosen: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Which images, and these filled up to a shape that the devices divide."""
@@ -214,8 +233,8 @@ def _attack(
         if found.attacked[rows].all():
             continue
         images, labels = jax.device_put(tuple(data.take(padded)), sharded)
-        points = attack(variables, images, labels, jax.random.fold_in(key, index))
-        for loss, point in zip(losses, points, strict=True):
+        for loss in losses:
+            point = attack(loss, images, labels, jax.random.fold_in(key, index))
             resisted = _strictly_correct(predict(variables, point), data.labels[padded])
             found.resisted_by[loss][rows] = resisted[: len(rows)]
         found.attacked[rows] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,41 +58,91 @@ def pgd(
         or restart count out of range, or shapes that do not belong together.
     """
     _check_arguments(f, x, labels, eps, norm, clip, steps, restarts, loss)
-    eps = jnp.asarray(eps, x.dtype)
-    step_size = eps / 4 if step_size is None else jnp.asarray(step_size, x.dtype)
-    project = _projection(x, eps, norm, clip)
-
-    def objective(iterate: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The sum over the batch of what is descended, and the margins `[B]`."""
-        logits = f(iterate)
-        margins = _margins(logits, labels)
-        descended = margins if loss == "margin" else -cross_entropy(logits, labels)
-        return jnp.sum(descended), margins
-
-    gradient = jax.grad(objective, has_aux=True)
-
-    def keep_best(best: tuple, iterate: jax.Array, margins: jax.Array) -> tuple:
-        best_iterate, best_margins = best
-        better = margins < best_margins
-        selection = better.reshape(better.shape + (1,) * (x.ndim - 1))
-        return jnp.where(selection, iterate, best_iterate), jnp.where(better, margins, best_margins)
+    descent = Descent(f, x, labels, eps, norm, clip, step_size, loss)
 
     def step(carry: tuple, _: None) -> tuple[tuple, None]:
-        iterate, best = carry
-        direction, margins = gradient(iterate)
-        best = keep_best(best, iterate, margins)
-        iterate = project(iterate - step_size * _steepest(direction, norm))
-        return (iterate, best), None
+        return descent.step(*carry), None
 
-    def restart(best: tuple, index: jax.Array) -> tuple[tuple, None]:
-        noise = _random_offset(jax.random.fold_in(key, index), x, eps, norm)
-        start = jnp.where(index == 0, x, project(x + noise))
+    def restart(best: Best, index: jax.Array) -> tuple[Best, None]:
+        start = descent.start(key, index)
         (last, best), _ = jax.lax.scan(step, (start, best), length=steps)
-        return keep_best(best, last, _margins(f(last), labels)), None
+        return descent.end(last, best), None
 
-    first = (x, jnp.full(labels.shape, jnp.inf, x.dtype))
-    (best, _), _ = jax.lax.scan(restart, first, jnp.arange(restarts))
-    return best
+    best, _ = jax.lax.scan(restart, descent.nothing(), jnp.arange(restarts))
+    return best.iterate
+
+
+class Best(NamedTuple):
+    """The iterates `[B, ...]` of smallest margins `[B]` so far."""
+
+    iterate: jax.Array
+    margins: jax.Array
+
+
+class Descent:
+    """The parts of `pgd`, for loops outside of compiled programs.
+
+    XLA's CPU backend runs gradients of convolutions several times slower inside of a loop. There a
+    Python loop over a compiled `step` is the faster one:
+
+        best = descent.nothing()
+        for index in range(restarts):
+            iterate = descent.start(key, index)
+            for _ in range(steps):
+                iterate, best = descent.step(iterate, best)
+            best = descent.end(iterate, best)
+    """
+
+    def __init__(
+        self,
+        f: Callable[[jax.Array], jax.Array],
+        x: jax.Array,
+        labels: jax.Array,
+        eps: jax.Array | float,
+        norm: float = jnp.inf,
+        clip: tuple[float, float] | None = None,
+        step_size: jax.Array | float | None = None,
+        loss: str = "margin",
+    ):
+        """Arguments as of `pgd`; they are not checked."""
+        self._f, self._x, self._labels = f, x, labels
+        self._eps, self._norm, self._loss = jnp.asarray(eps, x.dtype), norm, loss
+        self._step_size = self._eps / 4 if step_size is None else jnp.asarray(step_size, x.dtype)
+        self._project = _projection(x, self._eps, norm, clip)
+
+    def nothing(self) -> Best:
+        """Before the first start."""
+        return Best(self._x, jnp.full(self._labels.shape, jnp.inf, self._x.dtype))
+
+    def start(self, key: jax.Array, index: jax.Array | int) -> jax.Array:
+        """Where restart number `index` begins, `[B, ...]`: the first one at `x` itself."""
+        noise = _random_offset(jax.random.fold_in(key, index), self._x, self._eps, self._norm)
+        return jnp.where(index == 0, self._x, self._project(self._x + noise))
+
+    def step(self, iterate: jax.Array, best: Best) -> tuple[jax.Array, Best]:
+        """The next iterate, and the best with this one."""
+        direction, margins = jax.grad(self._objective, has_aux=True)(iterate)
+        best = self._better(iterate, margins, best)
+        moved = iterate - self._step_size * _steepest(direction, self._norm)
+        return self._project(moved), best
+
+    def end(self, iterate: jax.Array, best: Best) -> Best:
+        """The best with the last iterate of a restart."""
+        return self._better(iterate, _margins(self._f(iterate), self._labels), best)
+
+    def _objective(self, iterate: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The sum over the batch of what is descended, and the margins `[B]`."""
+        logits = self._f(iterate)
+        margins = _margins(logits, self._labels)
+        descended = margins if self._loss == "margin" else -cross_entropy(logits, self._labels)
+        return jnp.sum(descended), margins
+
+    def _better(self, iterate: jax.Array, margins: jax.Array, best: Best) -> Best:
+        better = margins < best.margins
+        selection = better.reshape(better.shape + (1,) * (self._x.ndim - 1))
+        return Best(
+            jnp.where(selection, iterate, best.iterate), jnp.where(better, margins, best.margins)
+        )
 
 
 def _margins(logits: jax.Array, labels: jax.Array) -> jax.Array:
