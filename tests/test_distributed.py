@@ -24,6 +24,7 @@ SETTINGS = {
     # Adam divides by the size of the gradient: where that is rounding, so is the parameter.
     "optim.name": "sgd",
     "optim.lr": 0.02,
+    "checkpoint.every": 2,
     "robust.warmup_epochs": 0.0,
     "robust.ramp_epochs": 0.0,
     "robust.beta": (1.0, 0.5),
@@ -83,11 +84,16 @@ def interrupted(tmp_path_factory):
 
     def terminate(processes):
         end = time.monotonic() + 100
-        while not (workdir / "checkpoints" / "0" / "commit_success.txt").exists():
+        # The next checkpoint waits for this one: the run is not at its end yet.
+        while not (workdir / "checkpoints" / "2" / "commit_success.txt").exists():
             assert time.monotonic() < end
             assert processes[1].poll() is None
-            time.sleep(0.05)
+            time.sleep(0.01)
+        # Nor does it get there before JAX has seen the signal: no step goes on without process 0.
+        processes[0].send_signal(signal.SIGSTOP)
         processes[1].send_signal(signal.SIGTERM)
+        assert "SIGTERM" in processes[1].stderr.readline()
+        processes[0].send_signal(signal.SIGCONT)
 
     first, second = start([_command(workdir)] * 2, devices=4, meanwhile=terminate)
     assert (first.status, second.status) == (0, 0), first.errors + second.errors
