@@ -24,7 +24,7 @@ from jax._src import distributed as _runtime  # JAX has no public name for its k
 
 from experiments.config import differing_keys
 from experiments.errors import ExperimentError
-from experiments.joining import Joining
+from experiments.joining import NOT_JOINED, Joining
 from experiments.preemption import Preempted, preemption
 
 # Of all keys in the store.
@@ -253,7 +253,7 @@ def _give_up(options: Joining) -> NoReturn:
             "missing ones"
         ).replace("  ", " ")
     _say(f"error: {problem}", sys.stderr)
-    os._exit(2)
+    os._exit(NOT_JOINED)
 
 
 def _answers(coordinator: str | None) -> bool:

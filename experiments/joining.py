@@ -16,6 +16,8 @@ from absl import flags
 from experiments.errors import ExperimentError
 
 MODES = ("auto", "off")
+# The exit status when the others do not come: the same command may find them later (EX_TEMPFAIL).
+NOT_JOINED = 75
 _ENVIRONMENT = {
     "coordinator": "BOUNDJAX_COORDINATOR",
     "processes": "BOUNDJAX_PROCESSES",

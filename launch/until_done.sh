@@ -10,10 +10,8 @@
 #
 #     0       FILE is there
 #     75      interrupted: the same command goes on with it
+#     2       a mistake in the command, which no attempt can correct
 #     other   the command's last status, after N attempts (1) with SECONDS (30) between them
-#
-# Status 2 is a mistake in the command, which no attempt can correct, or that the other processes
-# did not come in time, as when they have not started again yet: ten in a row are final.
 #
 # SIGTERM and SIGINT are passed on as SIGTERM; then there is no further attempt.
 
@@ -75,7 +73,6 @@ wait_for_file() {
     done
 }
 
-refused=0
 for ((attempt = 1; attempt <= attempts; attempt++)); do
     if [[ -e $done_file ]]; then # perhaps by another host, while this one waited
         echo "until_done: finished, there is $done_file"
@@ -87,8 +84,7 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
     wait_for_child
     [[ $status -ne 0 ]] || wait_for_file
     [[ $status -ne 0 || ! -e $done_file ]] || exit 0
-    if [[ $status -eq 2 ]]; then refused=$((refused + 1)); else refused=0; fi
-    if [[ $stopped == yes || $refused -eq 10 ]]; then
+    if [[ $stopped == yes || $status -eq 2 ]]; then
         break
     elif ((attempt < attempts)); then
         echo "until_done: ended with status $status and no $done_file; again in $delay s" >&2

@@ -14,7 +14,7 @@ from experiments import loop, trained
 from experiments.config import from_config_dict
 from experiments.configs import digits_crown
 from experiments.errors import ExperimentError
-from experiments.joining import Joining, joining
+from experiments.joining import NOT_JOINED, Joining, joining
 
 SETTINGS = {
     "model.name": "mlp_2x100",
@@ -239,7 +239,7 @@ def test_who_does_not_come_is_given_up(process, message):
         BOUNDJAX_PROCESS=process,
         BOUNDJAX_JOIN_TIMEOUT="2",
     )
-    assert ended.status == 2
+    assert ended.status == NOT_JOINED
     with pytest.raises(ExperimentError, match=message):
         raise ExperimentError(ended.errors)
     assert len(ended.errors.splitlines()) == 1

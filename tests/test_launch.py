@@ -335,7 +335,7 @@ def _slurm(tmp_path, name, srun, settings):
     return _start(f"slurm/{name}.sbatch", [], path | settings)
 
 
-REQUEUED = "interrupted and saved: queued again\nscontrol requeue 7\n"
+REQUEUED = "interrupted: queued again\nscontrol requeue 7\n"
 
 
 @pytest.mark.parametrize(

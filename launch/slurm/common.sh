@@ -18,6 +18,6 @@ requeue() {
     if ((${SLURM_RESTART_COUNT:-0} >= ${MAX_RESTARTS:-100})); then
         fail "not finished after ${MAX_RESTARTS:-100} restarts: not queued again"
     fi
-    echo "interrupted and saved: queued again"
+    echo "interrupted: queued again"
     exec scontrol requeue "$SLURM_JOB_ID"
 }
