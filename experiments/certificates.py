@@ -15,13 +15,18 @@ everything that its errors rest on can be checked again (`read`). Of N examples 
 
 "parts" says of the attacks and of every method with which packages and devices it was run, for how
 many seconds, and for which arithmetic a certificate holds.
+
+Several processes write such a file each, of their own examples, which become one at the end
+(`experiments.shards`).
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,6 +97,24 @@ class Certificates(NamedTuple):
         resisted = np.logical_and.reduce(list(self.resisted_by.values()))
         return Evaluation(self.correct, resisted, self.verified_by, self.run_by)
 
+    @property
+    def progress(self) -> dict[str, int]:
+        """On how many examples each part is done."""
+        counts = {ATTACK: self.attacked} | self.run_by
+        return {name: int(flags.sum()) for name, flags in counts.items()}
+
+    def know_correct(self, correct: np.ndarray) -> None:
+        """Takes in the clean pass, bool `[N]`."""
+        self.correct[:] = correct
+        # The centre is a point of the ball as well: what is wrong there needs no attack.
+        self.attacked[~correct] = True
+
+    def add_method(self, name: str, classes: int) -> None:
+        """Makes room for a method, which was run on nothing yet."""
+        self.run_by[name] = np.zeros(len(self.labels), bool)
+        self.verified_by[name] = np.zeros(len(self.labels), bool)
+        self.margins_by[name] = np.full((len(self.labels), classes), np.nan, np.float32)
+
     def errors(self) -> dict[str, Any]:
         """The errors, computed from the arrays.
 
@@ -125,22 +148,96 @@ def nothing_found(labels: np.ndarray, losses: tuple[str, ...], settings: Any) ->
     )
 
 
+def part_of(found: Certificates, rows: np.ndarray) -> Certificates:
+    """A copy of some of the examples, at rows of `found`; its `seconds` count from here."""
+    metadata = copy.deepcopy(found.metadata)
+    for part in metadata["parts"].values():
+        part["seconds"] = 0.0
+
+    def taken(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: array[rows] for name, array in arrays.items()}
+
+    return Certificates(
+        metadata=metadata,
+        index=found.index[rows],
+        labels=found.labels[rows],
+        attacked=found.attacked[rows],
+        correct=found.correct[rows],
+        resisted_by=taken(found.resisted_by),
+        run_by=taken(found.run_by),
+        verified_by=taken(found.verified_by),
+        margins_by=taken(found.margins_by),
+    )
+
+
+def put_together(found: Certificates, parts: Sequence[Certificates]) -> None:
+    """Takes into `found` what `parts` of it have found since.
+
+    What is known already, of an example and a method, is left as it is: a part may be put in twice.
+    The parts worked side by side: of their times the longest counts.
+
+    Raises:
+      ExperimentError: for a part of other examples.
+    """
+    seconds: dict[str, float] = {}
+    for part in parts:
+        rows = part.index
+        if rows.max(initial=0) >= len(found.labels) or (found.labels[rows] != part.labels).any():
+            raise ExperimentError("a part of the evaluation is of other examples; delete it")
+        new = {ATTACK: part.attacked & ~found.attacked[rows]}
+        here = rows[new[ATTACK]]
+        found.correct[here] = part.correct[new[ATTACK]]
+        for loss, flags in part.resisted_by.items():
+            found.resisted_by[loss][here] = flags[new[ATTACK]]
+        found.attacked[here] = True
+        for name, run in part.run_by.items():
+            if name not in found.run_by:
+                found.add_method(name, part.margins_by[name].shape[-1])
+            new[name] = run & ~found.run_by[name][rows]
+            here = rows[new[name]]
+            found.verified_by[name][here] = part.verified_by[name][new[name]]
+            found.margins_by[name][here] = part.margins_by[name][new[name]]
+            found.run_by[name][here] = True
+        for name, flags in new.items():
+            if flags.any():
+                record = part.parts[name]
+                seconds[name] = max(seconds.get(name, 0.0), record["seconds"])
+                before = found.parts.get(name, {}).get("seconds", 0.0)
+                found.parts[name] = {**record, "seconds": before}
+    for name, longest in seconds.items():
+        found.parts[name]["seconds"] += longest
+
+
 def proven(margins: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Which certificates `margins` `[N, C]` are: bool `[N]`, finite and positive off the label."""
     own = np.arange(margins.shape[-1])[None] == labels[:, None]
     return ((own | (margins > 0)) & np.isfinite(margins)).all(axis=-1)
 
 
-def check_consistency(evaluation: Evaluation) -> None:
+def check_consistency(evaluation: Evaluation, index: np.ndarray | None = None) -> None:
     """Standard <= PGD <= verified error by example: what is verified is correct and resists.
+
+    Args:
+      evaluation: of the examples `index`; None: of 0, 1, ...
+      index: int `[N]`.
 
     Raises:
       RuntimeError: naming the first example and the method that break it.
     """
-    _require(~evaluation.resisted | evaluation.correct, "resists PGD but is misclassified")
+
+    def require(holds: np.ndarray, what: str) -> None:
+        broken = np.flatnonzero(~holds)
+        if broken.size:
+            example = broken[0] if index is None else index[broken[0]]
+            raise RuntimeError(
+                f"example {example} ({broken.size} in all) {what}: "
+                "a bound or the attack is wrong, please report it"
+            )
+
+    require(~evaluation.resisted | evaluation.correct, "resists PGD but is misclassified")
     for name, flags in evaluation.verified_by.items():
-        _require(~flags | evaluation.correct, f"is verified by {name} but misclassified")
-        _require(~flags | evaluation.resisted, f"is verified by {name} but PGD breaks it")
+        require(~flags | evaluation.correct, f"is verified by {name} but misclassified")
+        require(~flags | evaluation.resisted, f"is verified by {name} but PGD breaks it")
 
 
 def write(path: Path, found: Certificates) -> None:
@@ -161,7 +258,7 @@ def write(path: Path, found: Certificates) -> None:
         arrays[f"{name}{_RUN}"] = found.run_by[name]
         arrays[f"{name}{_VERIFIED}"] = found.verified_by[name]
         arrays[f"{name}{_MARGINS}"] = found.margins_by[name]
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
@@ -169,6 +266,11 @@ def write(path: Path, found: Certificates) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise ExperimentError(f"{path} cannot be written ({error.strerror})") from error
+
+
+def temporary_name(name: str) -> str:
+    """Of what is not written to its end yet."""
+    return f".{name}.new"
 
 
 def read(path: Path) -> Certificates:
@@ -225,12 +327,3 @@ def _with_suffix(arrays: dict[str, np.ndarray], suffix: str) -> dict[str, np.nda
 
 def _error(good: np.ndarray) -> float:
     return float(1.0 - np.mean(good))
-
-
-def _require(holds: np.ndarray, what: str) -> None:
-    broken = np.flatnonzero(~holds)
-    if broken.size:
-        raise RuntimeError(
-            f"example {broken[0]} ({broken.size} in all) {what}: "
-            "a bound or the attack is wrong, please report it"
-        )

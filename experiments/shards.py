@@ -1,0 +1,193 @@
+"""One evaluation by several processes: who does what, and how it comes together.
+
+The items are blocks of a batch: the batches of the attack, then those of what is misclassified.
+Block i is process i mod N's. What a block costs depends on what is in it (a cascade leaves out what
+is decided, and data sets are sorted by class), so neighbours go to different processes. Nothing
+waits in between: every process writes the file of its own part, `NAME.part-K-of-N.npz`, after each
+batch, and process 0 puts the parts into `NAME.npz` at the end, or when the next evaluation begins,
+whatever number of processes that has.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from experiments import certificates, distributed
+from experiments.certificates import ATTACK, Certificates
+from experiments.config import EvaluationConfig, differing_keys
+from experiments.errors import ExperimentError
+from experiments.measure import Block, Network, Plan, Problem, attack_blocks, begin, finish
+
+# Seconds until a network file system shows what another machine wrote, and between two looks.
+_PATIENCE, _INTERVAL = 60.0, 0.2
+
+
+def share(
+    correct: np.ndarray, size: int, process: int, processes: int
+) -> tuple[np.ndarray, list[Block]]:
+    """What one of several processes evaluates.
+
+    Args:
+      correct: which images are classified correctly, bool `[N]`.
+      size: of a block.
+      process, processes: which one, and of how many.
+
+    Returns:
+      Its images, ascending, and its blocks of the attack, whose rows count within these.
+    """
+    attacked, others = attack_blocks(correct, size), attack_blocks(~correct, size)
+    mine = (attacked + others)[process::processes]
+    images = np.sort(np.concatenate([np.zeros(0, int), *(block.rows for block in mine)]))
+    return images, [
+        Block(block.number, np.searchsorted(images, block.rows))
+        for block in attacked[process::processes]
+    ]
+
+
+def complete(
+    found: Certificates,
+    problem: Problem,
+    config: EvaluationConfig,
+    plan: Plan,
+    path: Path,
+    saving: Callable[[Path], Callable[[Certificates], None]],
+) -> Certificates:
+    """As `measure.complete`, by all processes together, which all call it and get the result.
+
+    Args:
+      found: what the file at `path` holds, the same on all.
+      problem, config, plan: as there.
+      path: of the file.
+      saving: from the path of this process's part to what is called after every batch.
+
+    Raises:
+      ExperimentError, RuntimeError: as `measure.complete`; ExperimentError if `path` does not lie
+        in a folder of all processes.
+    """
+    process, processes = distributed.process(), distributed.processes()
+    begin(found, problem, config, plan)
+    network = Network(problem, config)
+    if not found.attacked.any():
+        found.know_correct(_clean_pass(found, problem, network, process, processes))
+    # Before there are parts: they rest on which images are correct, and on what was forgotten.
+    distributed.from_main(lambda: certificates.write(path, found))
+    images, blocks = share(found.correct, network.size, process, processes)
+    part = certificates.part_of(found, images)
+    written, before = part_path(path, process, processes), part.progress
+    if len(images):
+        own = problem._replace(data=problem.data.take(images))
+        finish(part, own, config, plan, network, blocks, saving(written))
+    if part.progress != before:
+        certificates.write(written, part)
+
+    def put_together(progress: list[Mapping[str, int] | None]) -> None:
+        for number, of_part in enumerate(progress):
+            if of_part is not None:
+                _wait_for(part_path(path, number, processes), of_part)
+        gather(path)
+
+    distributed.decided(None if part.progress == before else part.progress, put_together)
+    return read_together(path)
+
+
+def _clean_pass(
+    found: Certificates, problem: Problem, network: Network, process: int, processes: int
+) -> np.ndarray:
+    """Which images are correct: every process looks at some, and hears of the others."""
+    began = time.monotonic()
+    rows = np.array_split(np.arange(len(problem.data)), processes)
+    flags = network.correct(problem.data.take(rows[process]))
+    # As text through the store of the processes, a bit per image.
+    texts = distributed.decided(np.packbits(flags).tobytes().hex(), lambda values: values)
+    found.parts[ATTACK]["seconds"] += time.monotonic() - began
+    return np.concatenate(
+        [
+            np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=len(of)).astype(bool)
+            for text, of in zip(texts, rows, strict=True)
+        ]
+    )
+
+
+# --------------------------------------------------------------------------- files
+
+
+def part_path(path: Path, process: int, processes: int) -> Path:
+    """The file of one process's part."""
+    return path.with_name(f"{path.stem}.part-{process}-of-{processes}{path.suffix}")
+
+
+def gather(path: Path) -> Certificates | None:
+    """The file with what a killed evaluation left in parts; puts them into it and removes them.
+
+    Parts without the file are what is left of one that was deleted: they do not count.
+
+    Raises:
+      ExperimentError: if a file is damaged, or a part is one of another evaluation.
+    """
+    if not path.exists():
+        discard(path)
+        return None
+    found = certificates.read(path)
+    parts = []
+    for name in _parts(path):
+        part = certificates.read(name)
+        keys = differing_keys(found.metadata["settings"], part.metadata["settings"])
+        if keys:
+            raise ExperimentError(
+                f"{name} is no part of {path.name}, it differs in {', '.join(keys)}; delete it"
+            )
+        parts.append(part)
+    if parts:
+        certificates.put_together(found, parts)
+        certificates.write(path, found)
+    discard(path)
+    return found
+
+
+def discard(path: Path) -> None:
+    """Removes the parts of a file, and what was not written to their end."""
+    for part in (*_parts(path), *_parts(path, certificates.temporary_name)):
+        part.unlink(missing_ok=True)
+
+
+def read_together(path: Path) -> Certificates:
+    """The file as process 0 sees it, on every process; all must call this.
+
+    Raises:
+      ExperimentError: if it is damaged, or another process does not see the same.
+    """
+    found = certificates.read(path) if distributed.is_main() else None
+    progress = distributed.from_main(lambda: found.progress)
+    return found or _wait_for(path, progress)
+
+
+def _wait_for(path: Path, progress: Mapping[str, int]) -> Certificates:
+    """Reads a file that another process has written so far."""
+    end = time.monotonic() + _PATIENCE
+    while True:
+        # A listing makes network file systems forget what they remember as absent.
+        if path.parent.is_dir() and path.name in os.listdir(path.parent):
+            found = certificates.read(path)
+            if found.progress == progress:
+                return found
+        if time.monotonic() > end:
+            raise ExperimentError(
+                f"{path} is not shared: what another process wrote there did not come within "
+                f"{_PATIENCE:g} s; use a folder that all machines mount"
+            )
+        time.sleep(_INTERVAL)
+
+
+def _parts(path: Path, named: Callable[[str], str] = lambda name: name) -> list[Path]:
+    """The files that are named like its parts, of however many processes."""
+    if not path.parent.is_dir():
+        return []
+    stem, suffix = named(f"{path.stem}\n{path.suffix}").split("\n")
+    part = re.compile(rf"{re.escape(stem)}\.part-\d+-of-\d+{re.escape(suffix)}")
+    return sorted(file for file in path.parent.iterdir() if part.fullmatch(file.name))
