@@ -77,23 +77,47 @@ def complete(
         found.know_correct(_clean_pass(found, problem, network, process, processes))
     # Before there are parts: they rest on which images are correct, and on what was forgotten.
     distributed.from_main(lambda: certificates.write(path, found))
-    images, blocks = share(found.correct, network.size, process, processes)
-    part = certificates.part_of(found, images)
-    written, before = part_path(path, process, processes), part.progress
-    if len(images):
-        own = problem._replace(data=problem.data.take(images))
-        finish(part, own, config, plan, network, blocks, saving(written))
-    if part.progress != before:
-        certificates.write(written, part)
+    written = part_path(path, process, processes)
+    progress = complete_share(
+        found, problem, config, plan, network, process, processes, saving(written)
+    )
 
-    def put_together(progress: list[Mapping[str, int] | None]) -> None:
-        for number, of_part in enumerate(progress):
+    def put_together(all_progress: list[Mapping[str, int] | None]) -> None:
+        for number, of_part in enumerate(all_progress):
             if of_part is not None:
                 _wait_for(part_path(path, number, processes), of_part)
         gather(path)
 
-    distributed.decided(None if part.progress == before else part.progress, put_together)
+    distributed.decided(progress, put_together)
     return read_together(path)
+
+
+def complete_share(
+    found: Certificates,
+    problem: Problem,
+    config: EvaluationConfig,
+    plan: Plan,
+    network: Network,
+    process: int,
+    processes: int,
+    save: Callable[[Certificates], None],
+) -> Mapping[str, int] | None:
+    """The share of one process, of an evaluation whose clean pass is done; left alone otherwise.
+
+    Returns:
+      How far the part is that was saved last; None if there was nothing to do.
+    """
+    images, blocks = share(found.correct, network.size, process, processes)
+    if not len(images):
+        return None
+    part = certificates.part_of(found, images)
+    before = part.progress
+    own = problem._replace(data=problem.data.take(images))
+    finish(part, own, config, plan, network, blocks, save)
+    if part.progress == before:
+        return None
+    save(part)  # with methods that a cascade had no example for
+    return part.progress
 
 
 def _clean_pass(
