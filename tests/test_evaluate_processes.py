@@ -56,8 +56,8 @@ def finished(tmp_path_factory):
         {
             "data": {"name": "digits", "validation": 0},
             "model": {"name": "test_mlp"},
-            "train": {"epochs": 3, "batch_size": 128},
-            "optim": {"lr": 5e-3},
+            "train": {"epochs": 8, "batch_size": 128},
+            "optim": {"lr": 3e-2},
             "robust": {"method": "natural", "eps_train": 0.03, "eps_test": 0.03},
             "evaluation": {"methods": ("interval",), "pgd_steps": 0},
         }
@@ -254,7 +254,8 @@ def start(project, workdir, writes):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    joining = [f"--coordinator=localhost:{port}", "--processes=2"]
+    joining = (f"--coordinator=localhost:{port}", "--processes=2")
+    command = [sys.executable, "-c", PROCESS, str(writes), f"--workdir={workdir}", *FLAGS, *joining]
     processes = [
         subprocess.Popen(
             [
