@@ -118,9 +118,13 @@ class Checkpoints:
             ),
         )
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until everything is on disk; nothing can be saved any more."""
+        self.wait()
         self._manager.close()
 
     def __enter__(self) -> Checkpoints:

@@ -32,7 +32,7 @@ _PREFIX = "boundjax"
 # Seconds between two looks at the others.
 _INTERVAL = 0.5
 # Seconds that a process has to say itself what another one failed with.
-_GRACE = 4.0
+_GRACE = 3.0
 _FOLDER_TIMEOUT = 20.0
 
 
@@ -201,6 +201,8 @@ def _join(options: Joining) -> None:
             "process_id": options.process,
             "cluster_detection_method": "deactivate",
         }
+        if options.process == 0:
+            _require_free(int(options.coordinator.rpartition(":")[2]))
     # JAX's own time-out aborts the process with a stack trace of C++: ours comes before.
     watchdog = threading.Timer(options.timeout, _give_up, [options])
     watchdog.daemon = True
@@ -222,6 +224,19 @@ def _join(options: Joining) -> None:
         ) from error
     finally:
         watchdog.cancel()
+
+
+def _require_free(port: int) -> None:
+    """JAX's coordinator crashes on a port that another program listens to."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+        except OSError as error:
+            raise ExperimentError(
+                f"--coordinator: port {port} of this machine cannot be used ({error.strerror}); "
+                "take another one, in the command of every process"
+            ) from error
 
 
 def _give_up(options: Joining) -> NoReturn:
@@ -331,6 +346,8 @@ class _Companion(threading.Thread):
                 left = _left()
             except jax.errors.JaxRuntimeError:
                 continue  # the coordinator is gone: JAX itself ends this process
+            if process() in left:
+                continue  # `_fail` and `_leave` know what to do
             if left:
                 status, text = left.get(0, next(iter(left.values())))
                 # With an error the main thread probably has the same one.

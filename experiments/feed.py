@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from experiments import distributed
 from experiments.data import Images
 from experiments.mesh import place
 
@@ -39,7 +40,8 @@ class Feed:
         self._sharding = sharding
         self._epoch, self._order = -1, None
         self._resident = None
-        if _fits(data.images.nbytes, sharding.mesh.local_devices[0]):
+        # Machines may have unequal memory, but all must run the same programs.
+        if distributed.decided(_fits(data.images.nbytes, sharding.mesh.local_devices[0]), all):
             self._replicated = NamedSharding(sharding.mesh, PartitionSpec())
             self._resident = tuple(place(array, self._replicated) for array in data)
 

@@ -136,7 +136,7 @@ def _groups(members: Sequence[Member]) -> list[list[Member]]:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(members[0].state))
         limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
         fit = len(members) * size <= _SHARE * limit
-    if fit and len({member.step for member in members}) == 1:
+    if distributed.decided(fit, all) and len({member.step for member in members}) == 1:
         return [list(members)]
     return [[member] for member in members]
 

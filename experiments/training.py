@@ -121,6 +121,8 @@ def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None
             if due:
                 for member, writer in zip(members, writers, strict=True):
                     writer.save(done, member.state, member.selected, member.seconds)
+                    if together and distributed.processes() > 1:
+                        writer.wait()  # orbax's barriers know nothing of a second writer
             report.update(done)
             if stop:
                 raise Preempted(f"after step {done:,} of {total:,}")
