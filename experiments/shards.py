@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,17 +79,17 @@ def complete(
     # Before there are parts: they rest on which images are correct, and on what was forgotten.
     distributed.from_main(lambda: certificates.write(path, found))
     written = part_path(path, process, processes)
-    progress = complete_share(
+    state = complete_share(
         found, problem, config, plan, network, process, processes, saving(written)
     )
 
-    def put_together(all_progress: list[Mapping[str, int] | None]) -> None:
-        for number, of_part in enumerate(all_progress):
+    def put_together(states: list[Mapping[str, Any] | None]) -> None:
+        for number, of_part in enumerate(states):
             if of_part is not None:
                 _wait_for(part_path(path, number, processes), of_part)
         gather(path)
 
-    distributed.decided(progress, put_together)
+    distributed.decided(state, put_together)
     return read_together(path)
 
 
@@ -101,11 +102,11 @@ def complete_share(
     process: int,
     processes: int,
     save: Callable[[Certificates], None],
-) -> Mapping[str, int] | None:
+) -> dict[str, Any] | None:
     """The share of one process, of an evaluation whose clean pass is done; left alone otherwise.
 
     Returns:
-      How far the part is that was saved last; None if there was nothing to do.
+      The state of the part that was saved last; None if there was nothing to do.
     """
     images, blocks = share(found.correct, network.size, process, processes)
     if not len(images):
@@ -117,7 +118,7 @@ def complete_share(
     if part.progress == before:
         return None
     save(part)  # with methods that a cascade had no example for
-    return part.progress
+    return _state(part)
 
 
 def _clean_pass(
@@ -187,18 +188,23 @@ def read_together(path: Path) -> Certificates:
       ExperimentError: if it is damaged, or another process does not see the same.
     """
     found = certificates.read(path) if distributed.is_main() else None
-    progress = distributed.from_main(lambda: found.progress)
-    return found or _wait_for(path, progress)
+    state = distributed.from_main(lambda: _state(found))
+    return found or _wait_for(path, state)
 
 
-def _wait_for(path: Path, progress: Mapping[str, int]) -> Certificates:
-    """Reads a file that another process has written so far."""
+def _state(found: Certificates) -> dict[str, Any]:
+    """What tells a file from those that were there before."""
+    return {"progress": found.progress, "settings": found.metadata["settings"]}
+
+
+def _wait_for(path: Path, state: Mapping[str, Any]) -> Certificates:
+    """Reads a file that another process has brought to that state."""
     end = time.monotonic() + _PATIENCE
     while True:
         # A listing makes network file systems forget what they remember as absent.
         if path.parent.is_dir() and path.name in os.listdir(path.parent):
             found = certificates.read(path)
-            if found.progress == progress:
+            if _state(found) == state:
                 return found
         if time.monotonic() > end:
             raise ExperimentError(

@@ -1,13 +1,11 @@
 """Evaluations by several processes: shares, parts of a file, and what is killed half way."""
 
 import shutil
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+from several import free_port, start
 
 from experiments import certificates, distributed, loop, measure, models, shards
 from experiments.config import from_config_dict
@@ -25,8 +23,6 @@ FLAGS = ("--methods=crown-ibp,interval", "--count=150", "--pgd-steps=2", "--batc
 # Ends itself, as `kill -9` would, when it writes its part for the so many-th time.
 PROCESS = """
 import os, signal, sys
-import jax
-jax.config.update("jax_num_cpu_devices", 2)
 from experiments import certificates, evaluate, models
 models.MODELS["test_mlp"] = {"hidden": (8,)}
 write, left = certificates.write, int(sys.argv.pop(1))
@@ -249,53 +245,37 @@ def test_what_a_process_does_not_see_is_named(workdir, monkeypatch):
 # --- real processes -------------------------------------------------------------------------------
 
 
-def start(project, workdir, writes):
-    """Two processes of two devices, killed when they have written so often; 0: not at all."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    joining = (f"--coordinator=localhost:{port}", "--processes=2")
-    command = [sys.executable, "-c", PROCESS, str(writes), f"--workdir={workdir}", *FLAGS, *joining]
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                PROCESS,
-                str(writes),
-                f"--workdir={workdir}",
-                *FLAGS,
-                *joining,
-                f"--process={process}",
-            ],
-            cwd=project,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
+def evaluated_by_two(workdir, writes):
+    """Two processes of two devices, each killed when it has written its part so often."""
+    joining = (f"--coordinator=127.0.0.1:{free_port()}", "--processes=2")
+    arguments = [
+        ["-c", PROCESS, str(count), f"--workdir={workdir}", *FLAGS, *joining, f"--process={i}"]
+        for i, count in enumerate(writes)
     ]
-    results = [process.communicate(timeout=300) for process in processes]
-    return [process.returncode for process in processes], results
+    return start(arguments, devices=2)
 
 
-def test_two_processes_killed_half_way(workdir, reference, project, tmp_path):
-    codes, results = start(project, workdir, writes=2)
-    assert codes == [-9, -9], results
+def test_two_processes_killed_half_way(workdir, reference, tmp_path):
+    killed = evaluated_by_two(workdir, writes=(3, 1))
+    assert [process.status for process in killed] == [-9, -9], killed
     folder = workdir / "evaluations"
     parts = [shards.part_path(folder / FILE, process, 2) for process in range(2)]
     assert sorted(folder.iterdir()) == sorted([folder / FILE, *parts])
-    done = [certificates.read(part).progress["attack"] for part in parts]
+    first, second = (certificates.read(part) for part in parts)
+    # One is at its first method, one has attacked a batch; neither has half of the images.
+    assert first.attacked.all()
+    assert list(first.run_by) == ["interval"]
+    assert 0 < first.run_by["interval"].sum() < len(first.labels) < 100
+    assert second.progress == {"attack": 40}
     alone = shutil.copytree(workdir, tmp_path / "alone")
-    assert 0 < sum(done) < 150 * 2
 
-    codes, results = start(project, workdir, writes=0)
-    assert codes == [0, 0], results
+    ended = evaluated_by_two(workdir, writes=(1000, 1000))
+    assert [process.status for process in ended] == [0, 0], ended
     assert_same(certificates.read(folder / FILE), reference)
     assert [file.name for file in folder.iterdir()] == [FILE]
     # Process 0 prints, once; the other one does not.
-    assert results[0][0].count("run: error on 150 test images of UCI digits") == 1
-    assert results[1][0] == ""
+    assert ended[0].output.count("run: error on 150 test images of UCI digits") == 1
+    assert ended[1].output == ""
 
     found = evaluate_run(alone, OPTIONS)
     assert_same(found.found, reference)
