@@ -22,11 +22,9 @@ Several processes write such a file each, of their own examples, which become on
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,66 +144,6 @@ def nothing_found(labels: np.ndarray, losses: tuple[str, ...], settings: Any) ->
         verified_by={},
         margins_by={},
     )
-
-
-def part_of(found: Certificates, rows: np.ndarray) -> Certificates:
-    """A copy of some of the examples, at rows of `found`; its `seconds` count from here."""
-    metadata = copy.deepcopy(found.metadata)
-    for part in metadata["parts"].values():
-        part["seconds"] = 0.0
-
-    def taken(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: array[rows] for name, array in arrays.items()}
-
-    return Certificates(
-        metadata=metadata,
-        index=found.index[rows],
-        labels=found.labels[rows],
-        attacked=found.attacked[rows],
-        correct=found.correct[rows],
-        resisted_by=taken(found.resisted_by),
-        run_by=taken(found.run_by),
-        verified_by=taken(found.verified_by),
-        margins_by=taken(found.margins_by),
-    )
-
-
-def put_together(found: Certificates, parts: Sequence[Certificates]) -> None:
-    """Takes into `found` what `parts` of it have found since.
-
-    What is known already, of an example and a method, is left as it is: a part may be put in twice.
-    The parts worked side by side: of their times the longest counts.
-
-    Raises:
-      ExperimentError: for a part of other examples.
-    """
-    seconds: dict[str, float] = {}
-    for part in parts:
-        rows = part.index
-        if rows.max(initial=0) >= len(found.labels) or (found.labels[rows] != part.labels).any():
-            raise ExperimentError("a part of the evaluation is of other examples; delete it")
-        new = {ATTACK: part.attacked & ~found.attacked[rows]}
-        here = rows[new[ATTACK]]
-        found.correct[here] = part.correct[new[ATTACK]]
-        for loss, flags in part.resisted_by.items():
-            found.resisted_by[loss][here] = flags[new[ATTACK]]
-        found.attacked[here] = True
-        for name, run in part.run_by.items():
-            if name not in found.run_by:
-                found.add_method(name, part.margins_by[name].shape[-1])
-            new[name] = run & ~found.run_by[name][rows]
-            here = rows[new[name]]
-            found.verified_by[name][here] = part.verified_by[name][new[name]]
-            found.margins_by[name][here] = part.margins_by[name][new[name]]
-            found.run_by[name][here] = True
-        for name, flags in new.items():
-            if flags.any():
-                record = part.parts[name]
-                seconds[name] = max(seconds.get(name, 0.0), record["seconds"])
-                before = found.parts.get(name, {}).get("seconds", 0.0)
-                found.parts[name] = {**record, "seconds": before}
-    for name, longest in seconds.items():
-        found.parts[name]["seconds"] += longest
 
 
 def proven(margins: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -99,9 +99,8 @@ def evaluate_run(workdir: Path, options: Options) -> Evaluated:
 def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> Evaluated:
     """Evaluates a network whose evaluations lie in the run folder `workdir`, or goes on with it.
 
-    All processes must call this, with a `workdir` that they share, and get the same.
-
-    `run` is the network that `options.which` names.
+    All processes must call this, with a `workdir` that they share, and get the same. `run` is the
+    network that `options.which` names.
 
     Raises:
       ExperimentError, RuntimeError: as `evaluate_run`.

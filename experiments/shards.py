@@ -10,10 +10,11 @@ whatever number of processes that has.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,13 @@ def complete(
         found, problem, config, plan, network, process, processes, saving(written)
     )
 
-    def put_together(states: list[Mapping[str, Any] | None]) -> None:
+    def collect(states: list[Mapping[str, Any] | None]) -> None:
         for number, of_part in enumerate(states):
             if of_part is not None:
                 _wait_for(part_path(path, number, processes), of_part)
         gather(path)
 
-    distributed.decided(state, put_together)
+    distributed.decided(state, collect)
     return read_together(path)
 
 
@@ -111,7 +112,7 @@ def complete_share(
     images, blocks = share(found.correct, network.size, process, processes)
     if not len(images):
         return None
-    part = certificates.part_of(found, images)
+    part = part_of(found, images)
     before = part.progress
     own = problem._replace(data=problem.data.take(images))
     finish(part, own, config, plan, network, blocks, save)
@@ -137,6 +138,69 @@ def _clean_pass(
             for text, of in zip(texts, rows, strict=True)
         ]
     )
+
+
+# --------------------------------------------------------------------------- parts
+
+
+def part_of(found: Certificates, rows: np.ndarray) -> Certificates:
+    """A copy of some of the examples, at rows of `found`; its `seconds` count from here."""
+    metadata = copy.deepcopy(found.metadata)
+    for part in metadata["parts"].values():
+        part["seconds"] = 0.0
+
+    def taken(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: array[rows] for name, array in arrays.items()}
+
+    return Certificates(
+        metadata=metadata,
+        index=found.index[rows],
+        labels=found.labels[rows],
+        attacked=found.attacked[rows],
+        correct=found.correct[rows],
+        resisted_by=taken(found.resisted_by),
+        run_by=taken(found.run_by),
+        verified_by=taken(found.verified_by),
+        margins_by=taken(found.margins_by),
+    )
+
+
+def put_together(found: Certificates, parts: Sequence[Certificates]) -> None:
+    """Takes into `found` what `parts` of it have found since.
+
+    What is known already, of an example and a method, is left as it is: a part may be put in twice.
+    The parts worked side by side: of their times the longest counts.
+
+    Raises:
+      ExperimentError: for a part of other examples.
+    """
+    seconds: dict[str, float] = {}
+    for part in parts:
+        rows = part.index
+        if rows.max(initial=0) >= len(found.labels) or (found.labels[rows] != part.labels).any():
+            raise ExperimentError("a part of the evaluation is of other examples; delete it")
+        new = {ATTACK: part.attacked & ~found.attacked[rows]}
+        here = rows[new[ATTACK]]
+        found.correct[here] = part.correct[new[ATTACK]]
+        for loss, flags in part.resisted_by.items():
+            found.resisted_by[loss][here] = flags[new[ATTACK]]
+        found.attacked[here] = True
+        for name, run in part.run_by.items():
+            if name not in found.run_by:
+                found.add_method(name, part.margins_by[name].shape[-1])
+            new[name] = run & ~found.run_by[name][rows]
+            here = rows[new[name]]
+            found.verified_by[name][here] = part.verified_by[name][new[name]]
+            found.margins_by[name][here] = part.margins_by[name][new[name]]
+            found.run_by[name][here] = True
+        for name, flags in new.items():
+            if flags.any():
+                record = part.parts[name]
+                seconds[name] = max(seconds.get(name, 0.0), record["seconds"])
+                before = found.parts.get(name, {}).get("seconds", 0.0)
+                found.parts[name] = {**record, "seconds": before}
+    for name, longest in seconds.items():
+        found.parts[name]["seconds"] += longest
 
 
 # --------------------------------------------------------------------------- files
@@ -169,7 +233,7 @@ def gather(path: Path) -> Certificates | None:
             )
         parts.append(part)
     if parts:
-        certificates.put_together(found, parts)
+        put_together(found, parts)
         certificates.write(path, found)
     discard(path)
     return found
