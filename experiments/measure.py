@@ -125,11 +125,12 @@ def begin(found: Certificates, problem: Problem, config: EvaluationConfig, plan:
         raise ExperimentError("cannot evaluate on no images; set data.validation > 0")
     check_methods(config.methods)
     _begin(found, ATTACK, found.attacked, plan)
-    for name in cheapest_first(config.methods):
-        if name in found.run_by:
-            # Before its attack nobody knows whether a cascade leaves an example out.
-            due = _due(found, name, config, plan) | ~found.attacked
-            _begin(found, name, found.run_by[name], plan, due)
+    begun = [name for name in cheapest_first(config.methods) if name in found.run_by]
+    # In a cascade, what one method forgets may be due for another: so often, and it is settled.
+    for name in begun * len(begun):
+        # Before its attack nobody knows whether a cascade leaves an example out.
+        due = _due(found, name, config, plan) | ~found.attacked
+        _begin(found, name, found.run_by[name], plan, due)
 
 
 def attack_blocks(correct: np.ndarray, size: int) -> list[Block]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from several import free_port, start
 
+import boundjax as bj
 from experiments import certificates, distributed, loop, measure, models, shards
 from experiments.config import from_config_dict
 from experiments.errors import ExperimentError
@@ -235,6 +236,40 @@ def test_parts_of_another_evaluation_do_not_count(workdir, reference):
     path.unlink()
     assert_same(evaluate_run(workdir, OPTIONS).found, reference)
     assert not left.exists()
+
+
+def test_a_wrong_certificate_in_a_part_is_named_as_in_the_whole():
+    part = shards.part_of(certificates.nothing_found(np.zeros(9, int), ("margin",), {}), [7, 8])
+    part.add_method("interval", classes=3)
+    part.verified_by["interval"][1] = True
+    with pytest.raises(RuntimeError, match=r"example 8 .* by interval but misclassified"):
+        certificates.check_consistency(part.evaluation, part.index)
+
+
+def test_other_packages_begin_anew_on_all_processes(workdir, reference, monkeypatch):
+    """Where its share of a method was done as well; another number of devices is no reason."""
+    path = workdir / "evaluations" / FILE
+    simulated(workdir, 2, OPTIONS._replace(methods=("interval",)))
+    found = certificates.read(path)
+    assert found.run_by["interval"].all()
+    found.run_by["interval"][3] = found.verified_by["interval"][3] = False
+    found.margins_by["interval"][3] = np.nan
+    found.parts["interval"]["versions"]["jax"] = "0.0.1"
+    found.parts["attack"]["device"] = "64 x cpu" + found.parts["attack"]["device"][len("2 x cpu") :]
+    certificates.write(path, found)
+    attacks, bounded = _attacks(monkeypatch), []
+    certify = bj.certify
+
+    def recorded(model, x, eps, **options):
+        bounded.extend([options["method"]] * len(x))
+        return certify(model, x, eps, **options)
+
+    monkeypatch.setattr(bj, "certify", recorded)
+    found = simulated(workdir, 2)
+    assert attacks == []
+    assert bounded.count("interval") >= 150
+    assert found.parts["interval"]["versions"]["jax"] == jax.__version__
+    assert_same(found, reference)
 
 
 def test_what_a_process_does_not_see_is_named(workdir, monkeypatch):
