@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array, ArrayTree, Numeric
+from jax.sharding import Mesh
 
-from boundjax import graph, models
+from boundjax import division, graph, models
 from boundjax.memory import MemoryEstimate, available_bytes, peak_of, readable
 from boundjax.methods import (
     BEST,
@@ -66,6 +67,7 @@ def certify(
     method: str | Transform = "crown-ibp",
     batch_size: int | None = None,
     max_bytes: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Certificate:
     """Certifies that a classifier's decision cannot change within a radius.
 
@@ -87,24 +89,29 @@ def certify(
         ``"lmt"`` (Lipschitz constants alone), with provable bounds on spectral norms;
         or a transform, say ``functools.partial(boundjax.linear, slopes="parallel")``: a function of
         one example -> a function ``(input_set, specification) -> Interval``.
-      batch_size: examples per compiled call, as many as fit where not given; results do not depend
-        on it.
-      max_bytes: the most that one call may take at its peak (``memory_estimate``); three quarters
-        of what is free where not given.
+      batch_size: examples per compiled call, on all devices together; as many as fit where not
+        given; results do not depend on it.
+      max_bytes: the most that one call may take at its peak on a device (``memory_estimate``);
+        three quarters of what is free where not given.
+      devices: local devices, say ``jax.local_devices()``, that divide every batch; JAX's default
+        device where not given. They send each other nothing, and results do not depend on how many
+        there are but for the rounding of the compiled code.
 
     Returns:
       A ``Certificate``.
 
     Raises:
       ValueError: for an empty batch, NaN inputs, a negative or NaN radius, labels out of range,
-        wrong shapes, an unknown method, weights without a spectral norm; the message says what was
-        expected and what came.
+        wrong shapes, an unknown method, weights without a spectral norm, devices of another
+        process; the message says what was expected and what came.
       TypeError: for a model that cannot be called, inputs that are neither float32 nor float64, or
         a transform that returns no ``Interval`` (an ``Estimate`` is not a bound).
       MemoryError: for a call that does not fit, before it starts; it says which batch size does.
       UnsupportedOpError: at an op that is not in ``supported_ops()``.
     """
-    request = _Request.check(model, x, eps, labels, norm, clip, method, batch_size, max_bytes)
+    request = _Request.check(
+        model, x, eps, labels, norm, clip, method, batch_size, max_bytes, devices
+    )
     verified, margins = request.run(request.eps)
     return Certificate(verified, margins, request.labels, name_of(method))
 
@@ -118,6 +125,7 @@ def memory_estimate(
     clip: tuple[Numeric, Numeric] | None = None,
     batch_size: int | None = None,
     max_bytes: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> MemoryEstimate:
     """What ``certify`` with the same arguments will take at its peak; nothing is bounded.
 
@@ -125,7 +133,7 @@ def memory_estimate(
     is the largest of its methods.
 
     Args:
-      model, x, method, norm, clip, batch_size, max_bytes: as for ``certify``.
+      model, x, method, norm, clip, batch_size, max_bytes, devices: as for ``certify``.
 
     Returns:
       A ``MemoryEstimate``, for the batch size that ``certify`` would choose.
@@ -133,10 +141,12 @@ def memory_estimate(
     Raises:
       ValueError, TypeError, MemoryError, UnsupportedOpError: as ``certify``.
     """
-    request = _Request.check(model, x, 0.0, None, norm, clip, method, batch_size, max_bytes)
+    request = _Request.check(
+        model, x, 0.0, None, norm, clip, method, batch_size, max_bytes, devices
+    )
     plans = [request.plan(name) for name in request.methods]
     largest = max(plans, key=lambda plan: plan.peak)
-    return MemoryEstimate(largest.peak, largest.batch_size, available_bytes())
+    return MemoryEstimate(largest.peak, largest.batch_size, available_bytes(request.devices))
 
 
 def certified_radius(
@@ -151,11 +161,12 @@ def certified_radius(
     steps: int = 12,
     batch_size: int | None = None,
     max_bytes: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> np.ndarray:
     """The largest certified radius of every example, by bisection between 0 and ``eps_max``.
 
     Args:
-      model, x, labels, norm, clip, method, batch_size, max_bytes: as for ``certify``.
+      model, x, labels, norm, clip, method, batch_size, max_bytes, devices: as for ``certify``.
       eps_max: the largest radius tried, in the units of ``x``.
       steps: halvings; the answer is within ``eps_max / 2 ** steps`` of what the bounds can prove.
 
@@ -170,7 +181,9 @@ def certified_radius(
         raise ValueError(f"steps must be >= 1, got {steps}")
     if np.ndim(eps_max) != 0:
         raise ValueError(f"eps_max must be a scalar, got shape {np.shape(eps_max)}")
-    request = _Request.check(model, x, eps_max, labels, norm, clip, method, batch_size, max_bytes)
+    request = _Request.check(
+        model, x, eps_max, labels, norm, clip, method, batch_size, max_bytes, devices
+    )
     shape = (request.x.shape[0],) + (1,) * (request.x.ndim - 1)
     high = request.eps.reshape(shape[0], -1)[:, 0]
     certified, _ = request.run(high.reshape(shape))
@@ -184,7 +197,10 @@ def certified_radius(
 
 
 class _Plan(NamedTuple):
-    """How a method is run: ``margins(variables, clip, xs, eps, labels)`` on so many examples."""
+    """How a method is run: ``margins(variables, clip, xs, eps, labels)`` on so many examples.
+
+    Those are of all devices together, the bytes of its peak are of each.
+    """
 
     margins: Callable[..., Array]
     batch_size: int
@@ -196,6 +212,8 @@ class _Request:
     """A checked question: everything but the radius is settled."""
 
     model: models.PureModel
+    variables: ArrayTree  # the model's, where they are computed with
+    mesh: Mesh | None  # the devices that divide a batch; None: the default device
     x: np.ndarray
     eps: np.ndarray  # broadcasts to x, with x's number of dimensions
     labels: np.ndarray
@@ -221,6 +239,7 @@ class _Request:
         method: str | Transform,
         batch_size: int | None,
         max_bytes: int | None,
+        devices: Sequence[jax.Device] | None,
     ) -> _Request:
         if not callable(method) and method not in (*METHODS, BEST):
             raise ValueError(
@@ -252,9 +271,12 @@ class _Request:
             raise ValueError(
                 f"x must lie in the clip range {clip}, got values from {x.min()} to {x.max()}"
             )
+        mesh = division.mesh_of(devices, len(x))
         num_classes, program = _traced(pure, x)
         request = cls(
             model=pure,
+            variables=division.whole(pure.variables, mesh),
+            mesh=mesh,
             x=x,
             eps=_per_example(eps, x),
             labels=np.zeros(x.shape[0], np.int32),
@@ -277,14 +299,15 @@ class _Request:
         A model in train mode (batch statistics, dropout) would be bounded as it is on a batch of
         one, which is another function; batch normalisation even makes that one constant.
         """
-        function = self._compile(_make_logits, self.model.apply)
+        function = self._compile(_make_logits, self.model.apply, self.mesh)
         x = self.x if len(self.x) > 1 else np.concatenate([self.x, np.zeros_like(self.x)])
-        size = max(2, min(self._asked(self.method), len(self.x)))
+        size = max(2, self._share(self.method)) * division.count(self.mesh)
         results = []
         for start in range(0, len(x), size):
             index = np.minimum(np.arange(start, start + size), len(x) - 1)
-            results.append(np.asarray(function(self.model.variables, jnp.asarray(x[index]))))
-        together, alone = np.concatenate(results, axis=1)[:, : len(self.x)]
+            batch = division.parts(x[index], self.mesh)
+            results.append(np.asarray(function(self.variables, batch)))
+        together, alone = np.moveaxis(np.concatenate(results)[: len(self.x)], 1, 0)
         # Rounding depends on the batch size; what mixes examples changes far more.
         tolerance = 1e-3 * (1.0 + np.abs(alone).max(initial=0.0, where=np.isfinite(alone)))
         apart = ~np.isclose(together, alone, rtol=0.0, atol=tolerance, equal_nan=True).all(axis=-1)
@@ -321,8 +344,16 @@ class _Request:
             return (self.method,)
         return IN_BEST if self.norm == np.inf else IN_BEST_OF_BALLS
 
-    def _asked(self, name: str | Transform) -> int:
-        return self.batch_size or default_batch(name)
+    @property
+    def devices(self) -> Sequence[jax.Device] | None:
+        """Those that divide a batch; None: the default device."""
+        return None if self.mesh is None else list(self.mesh.devices.flat)
+
+    def _share(self, name: str | Transform) -> int:
+        """How many examples of a batch one device gets."""
+        count = division.count(self.mesh)
+        asked = -(-self.batch_size // count) if self.batch_size else default_batch(name)
+        return min(asked, -(-len(self.x) // count))
 
     def plan(self, name: str | Transform) -> _Plan:
         """The compiled margins of a method, for as many examples as asked, or as fit.
@@ -335,11 +366,12 @@ class _Request:
         return self.plans[name]
 
     def _plan(self, name: str | Transform) -> _Plan:
-        free = available_bytes()
+        free = available_bytes(self.devices)
         budget = self.max_bytes
         if budget is None and free is not None:
             budget = int(_SHARE_OF_MEMORY * free)
-        asked = size = min(self._asked(name), len(self.x))
+        count = division.count(self.mesh)
+        asked = size = self._share(name)
         while True:
             plan = self._planned(name, size)
             if budget is None or plan.peak <= budget:
@@ -355,25 +387,28 @@ class _Request:
             size = max(1, min(size // 2, int(size * budget / plan.peak)))
         if self.batch_size is not None and size < asked:
             raise MemoryError(
-                f"batch_size {asked} with method {name_of(name)!r} needs about {readable(wanted)}, "
-                f"but {readable(budget)} may be used; batch_size={size} fits"
+                f"batch_size {asked * count} with method {name_of(name)!r} needs about "
+                f"{readable(wanted)}{' on each device' if count > 1 else ''}, but "
+                f"{readable(budget)} may be used; batch_size={size * count} fits"
             )
         return plan
 
     def _planned(self, name: str | Transform, size: int) -> _Plan:
-        """The margins of a method, compiled for so many examples."""
+        """The margins of a method, compiled for so many examples on each device."""
         one_by_one = name in ONE_BY_ONE and jax.default_backend() == "cpu"
         block = _BLOCK_BYTES if self.max_bytes is None else min(_BLOCK_BYTES, self.max_bytes)
         if not one_by_one:
             block = max(1, block // size)
-        key = (self.model.apply, name, self.num_classes, self.norm, block, one_by_one)
+        key = (self.model.apply, name, self.num_classes, self.norm, block, one_by_one, self.mesh)
         # A transform hides its options from the cache, whose keys must tell all.
         make = self._compile if isinstance(name, str) else lambda make, *key: make(*key)
         margins = make(compiled_margins, *key)
-        batch = [jnp.zeros((size, *a.shape[1:]), a.dtype) for a in (self.x, self.eps, self.labels)]
-        lowered = margins.lower(self.model.variables, self.clip, *batch)
+        total = size * division.count(self.mesh)
+        shapes = [((total, *a.shape[1:]), a.dtype) for a in (self.x, self.eps, self.labels)]
+        batch = [division.parts(np.zeros(*shape), self.mesh) for shape in shapes]
+        lowered = margins.lower(self.variables, self.clip, *batch)
         weights = () if name == "interval" else self.model.variables
-        return _Plan(margins, size, peak_of(lowered.compile(), weights))
+        return _Plan(margins, total, peak_of(lowered.compile(), weights))
 
     def run(self, eps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``verified [B]`` and ``margins [B, C]`` for a radius that broadcasts to ``x``."""
@@ -394,8 +429,8 @@ class _Request:
         results = []
         for start in range(0, total, size):
             index = np.minimum(np.arange(start, start + size), total - 1)
-            batch = [jnp.asarray(a[index]) for a in (self.x, *others)]
-            results.append(np.asarray(plan.margins(self.model.variables, self.clip, *batch)))
+            batch = [division.parts(a[index], self.mesh) for a in (self.x, *others)]
+            results.append(np.asarray(plan.margins(self.variables, self.clip, *batch)))
         return np.concatenate(results)[:total]
 
 
@@ -437,13 +472,13 @@ def _per_example(eps: Numeric, x: np.ndarray) -> np.ndarray:
     return eps
 
 
-def _make_logits(apply: Callable) -> Callable[..., Array]:
-    """Compiles ``(variables, xs) -> [2, B, C]``: the logits of the batch, and one by one."""
+def _make_logits(apply: Callable, mesh: Mesh | None) -> Callable[..., Array]:
+    """Compiles ``(variables, xs) -> [B, 2, C]``: the logits of the batch, and one by one."""
 
     def logits(variables: ArrayTree, xs: Array) -> Array:
-        return jnp.stack([apply(variables, xs), jax.vmap(single(apply, variables))(xs)])
+        return jnp.stack([apply(variables, xs), jax.vmap(single(apply, variables))(xs)], axis=1)
 
-    return jax.jit(logits)
+    return division.compiled(logits, mesh, whole=1)
 
 
 @functools.lru_cache(maxsize=32)

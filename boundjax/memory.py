@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,10 @@ class MemoryEstimate(NamedTuple):
     """What bounding one batch takes at its peak, known before anything is computed.
 
     Attributes:
-      peak: bytes of the inputs, weights, results and temporaries of one compiled call, as the
-        compiler has laid them out.
-      batch_size: for how many examples.
-      available: bytes that are free on the device, None where the system does not tell.
+      peak: bytes of the inputs, weights, results and temporaries of one compiled call on one
+        device, as the compiler has laid them out.
+      batch_size: for how many examples, on all devices together.
+      available: bytes that are free on a device, None where the system does not tell.
     """
 
     peak: int
@@ -46,14 +47,19 @@ def peak_of(compiled: Any, weights: ArrayTree = ()) -> int:
     return peak
 
 
-def available_bytes() -> int | None:
-    """Bytes that are free on the first device; None where nobody tells."""
-    device = jax.local_devices()[0]
-    if device.platform != "cpu":
-        stats = device.memory_stats() or {}
-        limit = stats.get("bytes_limit")
-        return None if limit is None else limit - stats.get("bytes_in_use", 0)
-    return _limited(_free_memory())
+def available_bytes(devices: Sequence[jax.Device] | None = None) -> int | None:
+    """Bytes that are free on each of some devices, or the first; None where nobody tells.
+
+    Those of a CPU have one memory, which is divided between them.
+    """
+    devices = jax.local_devices()[:1] if devices is None else devices
+    if devices[0].platform == "cpu":
+        free = _limited(_free_memory())
+        return None if free is None else free // len(devices)
+    stats = [device.memory_stats() or {} for device in devices]
+    if not all("bytes_limit" in found for found in stats):
+        return None
+    return min(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats)
 
 
 def _free_memory() -> int | None:

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from chex import Array, ArrayTree
+from jax.sharding import Mesh
 
+from boundjax import division
 from boundjax.precision import training_precision
 from boundjax.sets import Interval, LpBall
 from boundjax.slopes import optimized
@@ -93,8 +95,12 @@ def compiled_margins(
     norm: float,
     max_bytes: int,
     one_by_one: bool,
+    mesh: Mesh | None = None,
 ) -> Callable[..., Array]:
-    """Compiles ``(variables, clip, xs, eps, labels) -> margins [B, C]`` for one method."""
+    """Compiles ``(variables, clip, xs, eps, labels) -> margins [B, C]`` for one method.
+
+    The batch is divided over the devices of ``mesh``.
+    """
 
     @training_precision("highest")  # a certificate, whoever asks
     def margins(variables: ArrayTree, clip: Any, xs: Array, eps: Array, labels: Array) -> Array:
@@ -125,7 +131,7 @@ def compiled_margins(
             return jax.lax.map(lambda example: one(*example), (xs, eps, labels))
         return jax.vmap(one)(xs, eps, labels)
 
-    return jax.jit(margins)
+    return division.compiled(margins, mesh, whole=2)
 
 
 def single(apply: Callable[[ArrayTree, Array], Array], variables: ArrayTree) -> Callable:

@@ -15,6 +15,9 @@ everything that its errors rest on can be checked again (`read`). Of N examples 
 
 "parts" says of the attacks and of every method with which packages and devices it was run, for how
 many seconds, and for which arithmetic a certificate holds.
+
+Several processes write such a file each, of their own examples, which become one at the end
+(`experiments.shards`).
 """
 
 from __future__ import annotations
@@ -92,6 +95,24 @@ class Certificates(NamedTuple):
         resisted = np.logical_and.reduce(list(self.resisted_by.values()))
         return Evaluation(self.correct, resisted, self.verified_by, self.run_by)
 
+    @property
+    def progress(self) -> dict[str, int]:
+        """On how many examples each part is done."""
+        counts = {ATTACK: self.attacked} | self.run_by
+        return {name: int(flags.sum()) for name, flags in counts.items()}
+
+    def know_correct(self, correct: np.ndarray) -> None:
+        """Takes in the clean pass, bool `[N]`."""
+        self.correct[:] = correct
+        # The centre is a point of the ball as well: what is wrong there needs no attack.
+        self.attacked[~correct] = True
+
+    def add_method(self, name: str, classes: int) -> None:
+        """Makes room for a method, which was run on nothing yet."""
+        self.run_by[name] = np.zeros(len(self.labels), bool)
+        self.verified_by[name] = np.zeros(len(self.labels), bool)
+        self.margins_by[name] = np.full((len(self.labels), classes), np.nan, np.float32)
+
     def errors(self) -> dict[str, Any]:
         """The errors, computed from the arrays.
 
@@ -131,16 +152,30 @@ def proven(margins: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return ((own | (margins > 0)) & np.isfinite(margins)).all(axis=-1)
 
 
-def check_consistency(evaluation: Evaluation) -> None:
+def check_consistency(evaluation: Evaluation, index: np.ndarray | None = None) -> None:
     """Standard <= PGD <= verified error by example: what is verified is correct and resists.
+
+    Args:
+      evaluation: of the examples `index`; None: of 0, 1, ...
+      index: int `[N]`.
 
     Raises:
       RuntimeError: naming the first example and the method that break it.
     """
-    _require(~evaluation.resisted | evaluation.correct, "resists PGD but is misclassified")
+
+    def require(holds: np.ndarray, what: str) -> None:
+        broken = np.flatnonzero(~holds)
+        if broken.size:
+            example = broken[0] if index is None else index[broken[0]]
+            raise RuntimeError(
+                f"example {example} ({broken.size} in all) {what}: "
+                "a bound or the attack is wrong, please report it"
+            )
+
+    require(~evaluation.resisted | evaluation.correct, "resists PGD but is misclassified")
     for name, flags in evaluation.verified_by.items():
-        _require(~flags | evaluation.correct, f"is verified by {name} but misclassified")
-        _require(~flags | evaluation.resisted, f"is verified by {name} but PGD breaks it")
+        require(~flags | evaluation.correct, f"is verified by {name} but misclassified")
+        require(~flags | evaluation.resisted, f"is verified by {name} but PGD breaks it")
 
 
 def write(path: Path, found: Certificates) -> None:
@@ -161,7 +196,7 @@ def write(path: Path, found: Certificates) -> None:
         arrays[f"{name}{_RUN}"] = found.run_by[name]
         arrays[f"{name}{_VERIFIED}"] = found.verified_by[name]
         arrays[f"{name}{_MARGINS}"] = found.margins_by[name]
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
@@ -169,6 +204,11 @@ def write(path: Path, found: Certificates) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise ExperimentError(f"{path} cannot be written ({error.strerror})") from error
+
+
+def temporary_name(name: str) -> str:
+    """Of what is not written to its end yet."""
+    return f".{name}.new"
 
 
 def read(path: Path) -> Certificates:
@@ -225,12 +265,3 @@ def _with_suffix(arrays: dict[str, np.ndarray], suffix: str) -> dict[str, np.nda
 
 def _error(good: np.ndarray) -> float:
     return float(1.0 - np.mean(good))
-
-
-def _require(holds: np.ndarray, what: str) -> None:
-    broken = np.flatnonzero(~holds)
-    if broken.size:
-        raise RuntimeError(
-            f"example {broken[0]} ({broken.size} in all) {what}: "
-            "a bound or the attack is wrong, please report it"
-        )

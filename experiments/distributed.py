@@ -105,7 +105,8 @@ def decided(value: Any, decide: Callable[[list[Any]], Any]) -> Any:
     name = f"{_PREFIX}/decision/{next(_NUMBERS)}"
     client = _client()
     if is_main():
-        values = [value, *(json.loads(_get(f"{name}/{i}")) for i in range(1, processes()))]
+        own = json.loads(json.dumps(value))  # as it reaches the others: lists for tuples
+        values = [own, *(json.loads(_get(f"{name}/{i}")) for i in range(1, processes()))]
         decision = json.dumps(decide(values))
         client.key_value_set(f"{name}/0", decision)
         return json.loads(decision)

@@ -8,13 +8,17 @@ What is not given is as in the run. Everything found for every example goes into
 `runs/X/evaluations/<split>-<which>-<norm>-eps<eps>.npz` (`experiments.certificates` reads and
 describes it), after each batch: the same command goes on after the last one, and one with a further
 method computes that one only. The ball is attacked by PGD on the cross-entropy and on the margin;
-an example resists if it resists both. Batches of the clean pass and of the attacks are divided
-between the local devices; `boundjax.certify` runs on one.
+an example resists if it resists both. Every batch is divided between the local devices.
+
+Several processes (`experiments.joining`) share the images: each writes what it finds into a file of
+its own beside that one, `experiments.shards` puts them together at the end. Whatever was killed,
+the same command goes on, with any number of processes.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fractions
 import hashlib
 import math
@@ -22,19 +26,19 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import certificates, trained
-from experiments.certificates import ATTACK, Certificates, nothing_found
+from experiments import certificates, distributed, joining, shards, trained
+from experiments.certificates import Certificates, nothing_found
 from experiments.certificates import Evaluation as Evaluation
 from experiments.certificates import check_consistency as check_consistency
 from experiments.config import NORMS, EvaluationConfig, differing_keys
 from experiments.data import Images
 from experiments.errors import ExperimentError
-from experiments.measure import Problem, check_methods, complete
+from experiments.measure import Plan, Problem, check_methods, complete
 from experiments.measure import evaluate as evaluate
 from experiments.measure import verified as verified
 from experiments.report import print_table, table_rows
@@ -76,6 +80,8 @@ class Evaluated(NamedTuple):
 def evaluate_run(workdir: Path, options: Options) -> Evaluated:
     """Evaluates the network of a run folder, or goes on with it.
 
+    All processes must call this, and get the same.
+
     Raises:
       ExperimentError: for a folder without a network, options out of range, or a file of other
         weights or settings.
@@ -84,15 +90,17 @@ def evaluate_run(workdir: Path, options: Options) -> Evaluated:
     check_methods(options.methods or ())
     if options.norm is not None and options.eps is None:
         raise ExperimentError(f"--norm={options.norm} needs --eps: a radius belongs to its norm")
-    return evaluate_trained(
-        trained.load(workdir, options.which, options.data_dir), workdir, options
-    )
+    if distributed.from_main(workdir.is_dir):
+        distributed.require_shared(workdir)
+    run = trained.load(workdir, options.which, options.data_dir)
+    return evaluate_trained(run, workdir, options)
 
 
 def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> Evaluated:
     """Evaluates a network whose evaluations lie in the run folder `workdir`, or goes on with it.
 
-    `run` is the network that `options.which` names.
+    All processes must call this, with a `workdir` that they share, and get the same. `run` is the
+    network that `options.which` names.
 
     Raises:
       ExperimentError, RuntimeError: as `evaluate_run`.
@@ -136,7 +144,53 @@ def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> E
         },
     }
     path = workdir / "evaluations" / f"{options.name or _name_of(options, norm, eps, clip)}.npz"
-    found = certificates.read(path) if path.exists() else None
+    title = (
+        f"{workdir.name}: error on {len(data):,} {options.split} images of {run.title}, "
+        f"{NORMS[norm].label} eps {eps:.6g}, {'clipped to [0, 1]' if clip else 'not clipped'}; "
+        f"PGD-{config.pgd_steps}, {config.pgd_restarts} start(s) "
+        f"on {' and '.join(options.losses)} loss, best iterate"
+    )
+    problem = Problem(run.model, run.variables, data, eps, NORMS[norm].order, clip)
+    plan = Plan(seed, options.cascade, {"versions": versions(), "device": _devices()})
+    if distributed.processes() == 1:
+        found = _opened(path, data.labels, options, settings)
+        complete(found, problem, config, plan, _Saving(path))
+    else:
+        found = _together(path, problem, config, plan, options, settings)
+    return Evaluated(path, found, title)
+
+
+def _together(
+    path: Path,
+    problem: Problem,
+    config: EvaluationConfig,
+    plan: Plan,
+    options: Options,
+    settings: dict[str, Any],
+) -> Certificates:
+    """By all processes, each of its share of the images."""
+    asked = {"path": str(path), "cascade": plan.cascade, **dataclasses.asdict(config)}
+    distributed.agree({"evaluation": {**settings, **asked}})
+    # The same record for all, whose machines need not be the same.
+    plan = plan._replace(made_with=distributed.from_main(lambda: plan.made_with))
+
+    def opened() -> None:
+        certificates.write(path, _opened(path, problem.data.labels, options, settings))
+
+    distributed.from_main(opened)
+    found = shards.read_together(path)
+    return shards.complete(found, problem, config, plan, path, _Saving)
+
+
+def _opened(
+    path: Path, labels: np.ndarray, options: Options, settings: dict[str, Any]
+) -> Certificates:
+    """What is in the file, or an evaluation that has found nothing yet.
+
+    Raises:
+      ExperimentError: for a file of other weights or settings, unless it is to be replaced.
+    """
+    found = shards.gather(path)
     keys = differing_keys(found.metadata["settings"], settings) if found else []
     if keys and not options.replace:
         raise ExperimentError(
@@ -144,23 +198,15 @@ def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> E
             f"{', '.join(keys)}; give this one another --name, or delete that file"
         )
     if found is None or keys:
-        found = nothing_found(data.labels, options.losses, settings)
-    title = (
-        f"{workdir.name}: error on {len(data):,} {options.split} images of {run.title}, "
-        f"{NORMS[norm].label} eps {eps:.6g}, {'clipped to [0, 1]' if clip else 'not clipped'}; "
-        f"PGD-{config.pgd_steps}, {config.pgd_restarts} start(s) "
-        f"on {' and '.join(options.losses)} loss, best iterate"
-    )
-    complete(
-        found,
-        Problem(run.model, run.variables, data, eps, NORMS[norm].order, clip),
-        config,
-        seed=seed,
-        cascade=options.cascade,
-        made_with={"versions": versions(), "device": device_name(jax.local_devices())},
-        save=_Saving(path),
-    )
-    return Evaluated(path, found, title)
+        shards.discard(path)
+        return nothing_found(labels, options.losses, settings)
+    return found
+
+
+def _devices() -> str:
+    """Number and kind of the devices of all processes."""
+    name, count = device_name(jax.devices()), distributed.processes()
+    return name if count == 1 else f"{name} in {count} processes"
 
 
 class _Saving:
@@ -173,9 +219,9 @@ class _Saving:
         certificates.write(self._path, found)
         if time.monotonic() - self._said > self._every:
             self._said = time.monotonic()
-            counts = {ATTACK: found.attacked} | found.run_by
-            done = ", ".join(f"{name} {flags.sum():,}" for name, flags in counts.items())
-            print(f"of {len(found.labels):,} images: {done}", flush=True)
+            done = ", ".join(f"{name} {count:,}" for name, count in found.progress.items())
+            whose = "" if distributed.processes() == 1 else " of this process"
+            print(f"of {len(found.labels):,} images{whose}: {done}", flush=True)
 
 
 def _name_of(options: Options, norm: str, eps: float, clip: tuple[float, float] | None) -> str:
@@ -274,14 +320,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--name", help="of the file, instead of <split>-<which>-<norm>-eps<eps>")
     parser.add_argument("--data-dir", help="where the data set lies now")
+    joining.add_arguments(parser)
     flags = vars(parser.parse_args(arguments))
     workdir = flags.pop("workdir")
+    others = [flags.pop(key) for key in ("distributed", "coordinator", "processes", "process")]
     try:
         if flags["eps"] is not None:
             flags["eps"] = radius(flags["eps"])
         if flags["methods"] is not None:
             flags["methods"] = tuple(flags["methods"].split(","))
-        print_evaluated(evaluate_run(workdir, Options(**flags)))
+        with distributed.joined(joining.joining(*others)):
+            compared = {key: value for key, value in flags.items() if key != "data_dir"}
+            command = {"options": compared, "versions": versions(), "workdir": str(workdir)}
+            distributed.agree(command)
+            print_evaluated(evaluate_run(workdir, Options(**flags)))
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -9,7 +9,6 @@ bit-identical parameters.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -186,8 +185,8 @@ def _conclude(
         )
         own = None if options.name is None else f"{options.name}-{which}"
         chosen = options._replace(which=which, name=own)
-        found = functools.partial(_evaluated, run, member.folder.path, chosen)
-        settings, results[label] = distributed.from_main(found)
+        found = evaluate.evaluate_trained(run, member.folder.path, chosen).found
+        settings, results[label] = found.metadata["settings"], found.errors()
 
     title = f"{name}: {config.robust.method}, {config.model.name}, {splits.title}"
     if distributed.is_main():
@@ -230,12 +229,6 @@ def _conclude(
     }
     print_summary(summary, member.folder.path)
     return summary
-
-
-def _evaluated(run: Trained, folder: Path, options: evaluate.Options) -> list[dict[str, Any]]:
-    """The settings of an evaluation and the errors that it found."""
-    found = evaluate.evaluate_trained(run, folder, options).found
-    return [found.metadata["settings"], found.errors()]
 
 
 def _of_seeds(summaries: Sequence[dict[str, Any]], config: Config, name: str) -> dict[str, Any]:

@@ -1,24 +1,22 @@
 """Standard, PGD and verified error of a network, example by example, in parts that can go on.
 
-Batches of the clean pass and of the attacks are divided between the local devices;
-`boundjax.certify` runs on one.
+Every batch, of the clean pass, the attacks and `boundjax.certify`, is divided between the local
+devices. Several processes share the images (`experiments.shards`).
 """
 
 from __future__ import annotations
 
-import functools
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import boundjax as bj
-from boundjax.attacks import Descent
 from boundjax.methods import BEST, METHODS, default_batch
 from experiments.certificates import (
     ATTACK,
@@ -30,22 +28,37 @@ from experiments.certificates import (
 from experiments.config import EvaluationConfig
 from experiments.data import Images
 from experiments.errors import ExperimentError
+from experiments.network import Network, Problem
 
 _KNOWN = (*METHODS, BEST)
 # One call of `certify` computes so many of its own batches: it costs some time by itself, and what
 # it computes is lost when it is killed.
 _BATCHES = 4
+# Between the devices that worked on a part one after the other.
+_AND_THEN = ", then "
 
 
-class Problem(NamedTuple):
-    """What is evaluated: an eval-mode `model` on all of `data` in balls of radius `eps`."""
+class Plan(NamedTuple):
+    """How it is evaluated.
 
-    model: nn.Module
-    variables: Any
-    data: Images
-    eps: float
-    norm: float
-    clip: tuple[float, float] | None
+    Attributes:
+      seed: of the random starts.
+      cascade: all methods but the cheapest are run only on examples that resist the attacks and
+        that no other method has verified.
+      made_with: recorded for every part. What was begun with other packages or another kind of
+        device is done again; how many devices there are may change.
+    """
+
+    seed: int = 0
+    cascade: bool = False
+    made_with: Mapping[str, Any] = {}
+
+
+class Block(NamedTuple):
+    """Images that are attacked together, from starts that depend on the block's number."""
+
+    number: int
+    rows: np.ndarray
 
 
 def evaluate(
@@ -68,7 +81,7 @@ def evaluate(
     """
     found = nothing_found(data.labels, (config.pgd_loss,), settings={})
     problem = Problem(model, variables, data, eps, norm, clip)
-    complete(found, problem, config, seed=seed)
+    complete(found, problem, config, Plan(seed))
     in_order = {name: found.verified_by[name] for name in config.methods}
     return found.evaluation._replace(verified_by=in_order)
 
@@ -77,10 +90,7 @@ def complete(
     found: Certificates,
     problem: Problem,
     config: EvaluationConfig,
-    *,
-    seed: int = 0,
-    cascade: bool = False,
-    made_with: dict[str, Any] | None = None,
+    plan: Plan = Plan(),  # noqa: B008 - a tuple
     save: Callable[[Certificates], None] = lambda found: None,
 ) -> None:
     """Computes what is missing in `found`: the attacks on its losses and `config.methods`.
@@ -89,26 +99,70 @@ def complete(
       found: filled in place.
       problem: what is evaluated, the same as before if `found` was begun before.
       config: methods, attack steps and restarts, batch size.
-      seed: of the random starts.
-      cascade: all methods but the cheapest are run only on examples that resist the attacks and
-        that no other method has verified.
-      made_with: recorded for every part. What was begun with anything else is done again: one part
-        is the work of one set of packages and devices.
+      plan: how.
       save: called after every batch.
 
     Raises:
       ExperimentError, RuntimeError: as `evaluate`.
     """
+    network = Network(problem, config)
+    begin(found, problem, config, plan)
+    if not found.attacked.any():
+        began = time.monotonic()
+        found.know_correct(network.correct(problem.data))
+        found.parts[ATTACK]["seconds"] += time.monotonic() - began
+    blocks = attack_blocks(found.correct, network.size)
+    finish(found, problem, config, plan, network, blocks, save)
+
+
+def begin(found: Certificates, problem: Problem, config: EvaluationConfig, plan: Plan) -> None:
+    """Checks what is asked for; forgets parts that cannot go on (`Plan.made_with`).
+
+    Raises:
+      ExperimentError: for an empty data set, or an unknown method.
+    """
     if len(problem.data) == 0:
         raise ExperimentError("cannot evaluate on no images; set data.validation > 0")
     check_methods(config.methods)
-    made_with = made_with or {}
-    _attack(found, problem, config, seed, made_with, save)
-    check_consistency(found.evaluation)
-    cheapest, *others = cheapest_first(config.methods)
-    for name in (cheapest, *others):
-        _certify(found, problem, config, name, cascade and name in others, made_with, save)
-        check_consistency(found.evaluation)
+    _begin(found, ATTACK, found.attacked, plan)
+    begun = [name for name in cheapest_first(config.methods) if name in found.run_by]
+    # In a cascade, what one method forgets may be due for another: so often, and it is settled.
+    for name in begun * len(begun):
+        # Before its attack nobody knows whether a cascade leaves an example out.
+        due = _due(found, name, config, plan) | ~found.attacked
+        _begin(found, name, found.run_by[name], plan, due)
+
+
+def attack_blocks(correct: np.ndarray, size: int) -> list[Block]:
+    """The batches of the attack: `size` each of the images that are `correct` `[N]`."""
+    rows = np.flatnonzero(correct)
+    starts = range(0, len(rows), size)
+    return [Block(number, rows[start : start + size]) for number, start in enumerate(starts)]
+
+
+def finish(
+    found: Certificates,
+    problem: Problem,
+    config: EvaluationConfig,
+    plan: Plan,
+    network: Network,
+    blocks: Sequence[Block],
+    save: Callable[[Certificates], None],
+) -> None:
+    """What follows when it is known which images are correct; arguments as of `complete`.
+
+    Args:
+      network: of the problem.
+      blocks: the correct images.
+
+    Raises:
+      ExperimentError, RuntimeError: as `evaluate`.
+    """
+    _attack(found, problem, plan, network, blocks, save)
+    check_consistency(found.evaluation, found.index)
+    for name in cheapest_first(config.methods):
+        _certify(found, problem, config, name, plan, save)
+        check_consistency(found.evaluation, found.index)
 
 
 def cheapest_first(methods: Sequence[str]) -> list[str]:
@@ -137,13 +191,14 @@ def verified(
     """Which examples `boundjax.certify` verifies for their true label, bool `[N]`."""
     certificate = bj.certify(
         (model, variables),
-        jnp.asarray(data.images),
+        data.images,
         eps,
-        labels=jnp.asarray(data.labels),
+        labels=data.labels,
         norm=norm,
         clip=clip,
         method=method,
         batch_size=batch_size,
+        devices=jax.local_devices(),
     )
     return np.asarray(certificate.verified)
 
@@ -154,93 +209,40 @@ def verified(
 def _attack(
     found: Certificates,
     problem: Problem,
-    config: EvaluationConfig,
-    seed: int,
-    made_with: dict[str, Any],
+    plan: Plan,
+    network: Network,
+    blocks: Sequence[Block],
     save: Callable[[Certificates], None],
 ) -> None:
-    """The clean pass and the attack on every loss."""
-    model, data = problem.model, problem.data
-    part = _begin(found, ATTACK, found.attacked, made_with)
-    if found.attacked.all():
-        return
-    devices = jax.local_devices()
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-    sharded = NamedSharding(mesh, PartitionSpec("data"))
-    variables = jax.device_put(problem.variables, NamedSharding(mesh, PartitionSpec()))
+    """The attack on every loss, of what is not attacked yet."""
+    part = _begin(found, ATTACK, found.attacked, plan)
     losses = tuple(found.resisted_by)
-    size = min(config.batch_size, len(data))
-
-    # Compiled once: the variables and the images are arguments, all batches have one shape. What
-    # counts is computed as bounds are: with the shorter factors that accelerators take by default,
-    # an example might look misclassified that is verified. The attack may take them on its way.
-    @jax.jit
-    @jax.default_matmul_precision("highest")
-    def predict(variables, images):
-        return model.apply(variables, images)
-
-    def part_of(loss: str, name: str) -> Callable[..., Any]:
-        """A part of the attack, compiled: its loops are Python's, see `Descent`."""
-
-        @jax.jit
-        @jax.default_matmul_precision("high")
-        def part(variables, images, labels, *arguments):
-            descent = Descent(
-                lambda x: model.apply(variables, x),
-                images,
-                labels,
-                problem.eps,
-                problem.norm,
-                problem.clip,
-                loss=loss,
-            )
-            return getattr(descent, name)(*arguments)
-
-        return part
-
-    parts = {
-        loss: {name: part_of(loss, name) for name in ("nothing", "start", "step", "end")}
-        for loss in losses
-    }
-
-    def attack(loss: str, images: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array:
-        of = {
-            name: functools.partial(part, variables, images, labels)
-            for name, part in parts[loss].items()
-        }
-        best = of["nothing"]()
-        for restart in range(config.pgd_restarts):
-            iterate = of["start"](key, restart)
-            for _ in range(config.pgd_steps):
-                iterate, best = of["step"](iterate, best)
-            best = of["end"](iterate, best)
-        return best.iterate
-
-    def batches(chosen: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Which images, and these filled up to a shape that the devices divide."""
-        for start in range(0, len(chosen), size):
-            rows = chosen[start : start + size]
-            yield rows, np.resize(rows, -(-size // len(devices)) * len(devices))
-
-    began = time.monotonic()
-    for rows, padded in batches(np.arange(len(data))):
-        logits = predict(variables, jax.device_put(data.images[padded], sharded))
-        found.correct[rows] = _strictly_correct(logits, data.labels[padded])[: len(rows)]
-    # The centre is a point of the ball as well: what is wrong there needs no attack.
-    found.attacked[~found.correct] = True
-    key = jax.random.key(seed)
-    for index, (rows, padded) in enumerate(batches(np.flatnonzero(found.correct))):
+    key = jax.random.key(plan.seed)
+    for number, rows in blocks:
         if found.attacked[rows].all():
             continue
-        images, labels = jax.device_put(tuple(data.take(padded)), sharded)
-        for loss in losses:
-            point = attack(loss, images, labels, jax.random.fold_in(key, index))
-            resisted = _strictly_correct(predict(variables, point), data.labels[padded])
-            found.resisted_by[loss][rows] = resisted[: len(rows)]
+        began = time.monotonic()
+        # By the number of the block: whoever attacks it starts at the same points.
+        resisted = network.resisted(
+            problem.data.take(rows), losses, jax.random.fold_in(key, number)
+        )
+        for loss, flags in zip(losses, resisted, strict=True):
+            found.resisted_by[loss][rows] = flags
         found.attacked[rows] = True
         part["seconds"] += time.monotonic() - began
-        began = time.monotonic()
         save(found)
+
+
+def _due(found: Certificates, name: str, config: EvaluationConfig, plan: Plan) -> np.ndarray:
+    """On which examples a method is run, as far as is known, bool `[N]`."""
+    due = np.ones(len(found.labels), bool)
+    if plan.cascade and name != cheapest_first(config.methods)[0]:
+        evaluation = found.evaluation
+        due &= evaluation.resisted
+        for other, flags in evaluation.verified_by.items():
+            if other != name:
+                due &= ~flags
+    return due
 
 
 def _certify(
@@ -248,30 +250,23 @@ def _certify(
     problem: Problem,
     config: EvaluationConfig,
     name: str,
-    cascade: bool,
-    made_with: dict[str, Any],
+    plan: Plan,
     save: Callable[[Certificates], None],
 ) -> None:
     """One method on the examples that it was not run on yet."""
     data = problem.data
     if name not in found.run_by:
-        found.run_by[name] = np.zeros(len(data), bool)
-        found.verified_by[name] = np.zeros(len(data), bool)
         classes = jax.eval_shape(problem.model.apply, problem.variables, data.images[:1]).shape[-1]
-        found.margins_by[name] = np.full((len(data), classes), np.nan, np.float32)
-    due = np.ones(len(data), bool)
-    if cascade:
-        evaluation = found.evaluation
-        due &= evaluation.resisted
-        for other, flags in evaluation.verified_by.items():
-            if other != name:
-                due &= ~flags
-    part = _begin(found, name, found.run_by[name], made_with, due)
+        found.add_method(name, classes)
+    due = _due(found, name, config, plan)
+    part = _begin(found, name, found.run_by[name], plan, due)
     pending = np.flatnonzero(due & ~found.run_by[name])
     if not pending.size:
         return
+    devices = jax.local_devices()
     # All calls have one shape, and are compiled once; equal ones need the least filling up.
-    calls = -(-len(pending) // min(config.batch_size, _BATCHES * default_batch(name)))
+    most = min(config.batch_size, _BATCHES * default_batch(name) * len(devices))
+    calls = -(-len(pending) // most)
     size = -(-len(pending) // calls)
     for start in range(0, len(pending), size):
         began = time.monotonic()
@@ -286,6 +281,7 @@ def _certify(
                 norm=problem.norm,
                 clip=problem.clip,
                 method=name,
+                devices=devices,
             )
         except (bj.UnsupportedOpError, ValueError, TypeError, MemoryError) as error:
             reason = " ".join(str(error).split())
@@ -303,24 +299,30 @@ def _begin(
     found: Certificates,
     name: str,
     done: np.ndarray,
-    made_with: dict[str, Any],
+    plan: Plan,
     due: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """The record of a part; one that was begun with other packages or devices begins anew."""
+    made_with = plan.made_with
     part = found.parts.setdefault(name, {**made_with, "seconds": 0.0})
-    differs = {key: part.get(key) for key in made_with} != made_with
-    if differs and not done.all() and (due is None or (due & ~done).any()):
+    if done.all() or (due is not None and not (due & ~done).any()):
+        return part
+    if {key: _kind(key, part.get(key)) for key in made_with} != {
+        key: _kind(key, value) for key, value in made_with.items()
+    }:
         done[:] = False
         if name in found.verified_by:
             found.verified_by[name][:] = False
             found.margins_by[name][:] = np.nan
         part |= {**made_with, "seconds": 0.0}
+    elif "device" in made_with and made_with["device"] not in part["device"].split(_AND_THEN):
+        part["device"] += _AND_THEN + made_with["device"]
     return part
 
 
-def _strictly_correct(logits: jax.Array, labels: np.ndarray) -> np.ndarray:
-    """The true logit exceeds every other; a tie or a NaN is an error, as for a certificate."""
-    logits = np.asarray(logits)
-    own = np.take_along_axis(logits, labels[:, None], axis=-1)
-    others = np.arange(logits.shape[-1])[None] != labels[:, None]
-    return np.all((own > logits) | ~others, axis=-1)
+def _kind(key: str, value: Any) -> Any:
+    """Of devices, what they are: `2 x cpu` and `8 x cpu in 2 processes` go on with each other."""
+    if key != "device" or not isinstance(value, str):
+        return value
+    first = value.split(_AND_THEN)[0]
+    return re.sub(r"^\d+ x | in \d+ processes$", "", first)

@@ -9,7 +9,7 @@ PGD-100 and the row's bounds (`experiments.evaluate`); what is finished is not d
 killed goes on. The means, published beside obtained, are printed and become a line of the results
 file, in the section "Reproduced rows"; a row run again with the same weights replaces its line.
 `--budget` is what may be spent: rows for an accelerator are refused where there is none, unless
-`--budget=gpu` says to run them anyway.
+`--budget=gpu` says to run them anyway. Several processes (`experiments.joining`) run it together.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import joining
 from experiments.config import NORMS, Config, from_config_dict
 from experiments.errors import ExperimentError
 from experiments.report import print_table
@@ -149,7 +150,6 @@ def reproduce(row: Row, seeds: int, workdir: Path, data_dir: str | None = None) 
       ExperimentError: for whatever the user can correct.
       RuntimeError: if a certificate contradicts an attack.
     """
-    # Only now: a mistake on the command line is reported without waiting for JAX.
     from experiments import loop
 
     config = dataclasses.replace(configuration(row, data_dir), seeds=seeds)
@@ -368,6 +368,11 @@ def check_budget(row: Row, budget: str | None) -> None:
     raise ExperimentError(f"row {row.name} is for an accelerator, but --budget=cpu was given")
 
 
+def _check_results(results: Path) -> None:
+    if not results.parent.is_dir() or results.is_dir():
+        raise ExperimentError(f"--results={results}: must be a file in a folder there is")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the flags and runs the row; mistakes end with exit status 2."""
     parser = argparse.ArgumentParser(
@@ -381,6 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", type=Path, help="default: runs/reproduce/ROW")
     parser.add_argument("--results", type=Path, default=Path("docs/results.md"))
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    joining.add_arguments(parser)
     flags = parser.parse_args(arguments)
     try:
         if flags.list:
@@ -396,14 +402,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if flags.dry_run:
             print_plan(row, seeds, workdir, flags.results, flags.data_dir)
             return
-        # Said now, not after the training.
-        check_budget(row, flags.budget)
-        if not flags.results.parent.is_dir() or flags.results.is_dir():
-            raise ExperimentError(f"--results={flags.results}: must be a file in a folder there is")
-        found = reproduce(row, seeds, workdir, flags.data_dir)
-        print_reproduction(found)
-        record(flags.results, found)
-        print(f"results: {flags.results}, section {SECTION.removeprefix('## ')!r}")
+        options = joining.joining(
+            flags.distributed, flags.coordinator, flags.processes, flags.process
+        )
+
+        # Only now: a mistake on the command line is reported without waiting for JAX.
+        from experiments import distributed
+        from experiments.summary import versions
+
+        with distributed.joined(options):
+            distributed.agree(
+                {"row": row.name, "seeds": seeds, "versions": versions(), "workdir": str(workdir)}
+            )
+            # Said now, not after the training.
+            check_budget(row, flags.budget)
+            if distributed.is_main():
+                _check_results(flags.results)
+            found = reproduce(row, seeds, workdir, flags.data_dir)
+            print_reproduction(found)
+            if distributed.is_main():
+                record(flags.results, found)
+            print(f"results: {flags.results}, section {SECTION.removeprefix('## ')!r}")
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
