@@ -216,7 +216,7 @@ def _print_estimates() -> None:
             print(
                 f"  {machine_name}: {each}; step {1e3 * step:.2f} to "
                 f"{1e3 * (step + times['all-reduce']):.2f} ms, "
-                f"at least {rate:,.0f} images/s at the limits",
+                f"{rate:,.0f} images/s at these limits",
                 flush=True,
             )
 
