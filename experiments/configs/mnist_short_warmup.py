@@ -22,11 +22,12 @@ loss fusion, as the paper compares with them. The ball is clipped to the pixel r
 paper. It differs in one thing: the last training images that are held out select the epoch (the
 paper selects on the test set). Published are means of 5 seeds (`--config.seeds=5`).
 
-Needs a GPU; not run yet.
+Needs a GPU: two minutes on an H200. `fast` with cnn7, one seed, reached 2.43 / 11.31 (the epoch
+selected on held-out images); the others have not been run.
 
 `:cpu` is ours: Small* with batch normalisation at 0.1, trained at 0.2, 30 epochs on all 60 000
 images, for 2 CPU cores; to compare with 4.47 and 3.65 % verified error of CAP and REG on Small*
-(`mnist_tightness.py`). Not run yet.
+(`mnist_tightness.py`). It reached 2.45 / 3.96.
 """
 
 from __future__ import annotations
