@@ -186,7 +186,9 @@ def _conclude(
         own = None if options.name is None else f"{options.name}-{which}"
         chosen = options._replace(which=which, name=own)
         found = evaluate.evaluate_trained(run, member.folder.path, chosen).found
-        settings, results[label] = found.metadata["settings"], found.errors()
+        settings, errors = found.metadata["settings"], found.errors()
+        by = errors["verified_error_by"]
+        results[label] = errors | {"verified_error_by": {name: by[name] for name in chosen.methods}}
 
     title = f"{name}: {config.robust.method}, {config.model.name}, {splits.title}"
     if distributed.is_main():
