@@ -24,8 +24,9 @@ _CURRENT = contextvars.ContextVar("boundjax_precision", default=lax.Precision.HI
 def training_precision(name: str) -> Iterator[None]:
     """Matrix products and convolutions of bounds that are traced inside run at this precision.
 
-    For losses that are trained on. What is computed inside is no certificate; ``certify`` runs at
-    full precision wherever it is called. On a CPU all of them are the same.
+    For losses that are trained on. What is computed inside is no certificate; ``certify`` and
+    ``boundjax.verify`` run at full precision wherever they are called. On a CPU all of them are the
+    same.
 
     Args:
       name: ``"highest"``, full float32; ``"high"``, TF32 on a GPU and three bfloat16 passes on a

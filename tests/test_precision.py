@@ -10,6 +10,7 @@ import pytest
 
 import boundjax as bj
 from boundjax import methods
+from boundjax.verify.programs import Programs
 
 
 class _Net(nn.Module):
@@ -80,13 +81,33 @@ def test_without_being_asked_bounds_are_exact(net):
         assert _precisions(bounds, variables) == {"HIGHEST"}
 
 
-@pytest.mark.parametrize("method", ["interval", "crown-ibp", "bcp"])
+@pytest.mark.parametrize("method", ["interval", "crown-ibp", "crown", "bcp"])
 def test_certificates_are_exact_whoever_asks(net, method):
     model, variables, x = net
     with bj.training_precision("default"):
+        # First, so that nothing that was traced for a loss is taken for a certificate.
+        bounds = methods.METHODS[method](methods.single(model.apply, variables), 2**28)
+        assert "DEFAULT" in _precisions(lambda image: bounds(bj.LpBall(image, 0.1)).lower, x[0])
         compiled = methods.compiled_margins(model.apply, method, 3, np.inf, 2**28, one_by_one=False)
         eps, labels = jnp.full(2, 0.1), jnp.zeros(2, jnp.int32)
         assert _precisions(compiled, variables, None, x, eps, labels) == {"HIGHEST"}
+
+
+def test_proofs_are_exact_whoever_asks(net):
+    model, variables, x = net
+    box, rows = jnp.ravel(x[0]), jnp.ones((1, 3))
+    many = [jnp.stack([a] * 2) for a in (box, box, rows, jnp.ones(1))]
+    open_ones = (*many, jnp.zeros((2, 1), jnp.int32), jnp.ones((2, 1), bool))
+
+    def programs():
+        found = Programs(methods.single(model.apply, variables), x.shape[1:])
+        bounds = found.bounds("crown").lower(box, box, rows)
+        return bounds.as_text(), found.split("crown").lower(*open_ones).as_text()
+
+    expected = programs()
+    assert all("HIGHEST" in text for text in expected)
+    with bj.training_precision("default"):
+        assert programs() == expected
 
 
 def test_the_context_ends_with_its_block_and_knows_its_names():

@@ -16,6 +16,7 @@ from chex import Array
 
 from boundjax import graph
 from boundjax.methods import METHODS
+from boundjax.precision import training_precision
 from boundjax.sets import Box
 from boundjax.transforms.linear import linear
 
@@ -127,6 +128,7 @@ class Programs:
             return self._compiled["bounds", method]
         transformed = METHODS[method](self.flat, self._max_bytes)
 
+        @training_precision("highest")  # a proof, whoever asks
         def bounds(lower: Array, upper: Array, rows: Array) -> tuple[Array, ...]:
             found, middle = transformed(Box(lower, upper), rows).lower, _middle(lower, upper)
             return found, self.flat(middle), self._largest(middle)
@@ -153,6 +155,7 @@ class Programs:
             **_SPLITTING[method],
         )
 
+        @training_precision("highest")
         def one(lower, upper, rows, offset, member, still_open):
             found, aux = transformed(Box(lower, upper), rows)
             value = found.lower + offset
