@@ -1,4 +1,4 @@
-"""Standard, PGD and verified error, example by example: as a function, and of a trained network.
+"""Standard, PGD and verified error of a trained network, example by example.
 
     python -m experiments.evaluate --workdir=runs/digits
     python -m experiments.evaluate --workdir=runs/X --methods=interval,crown,alpha-crown --cascade
@@ -33,14 +33,10 @@ import numpy as np
 
 from experiments import certificates, distributed, joining, shards, trained
 from experiments.certificates import Certificates, nothing_found
-from experiments.certificates import Evaluation as Evaluation
-from experiments.certificates import check_consistency as check_consistency
 from experiments.config import NORMS, EvaluationConfig, differing_keys
 from experiments.data import Images
 from experiments.errors import ExperimentError
 from experiments.measure import Plan, Problem, check_methods, complete
-from experiments.measure import evaluate as evaluate
-from experiments.measure import verified as verified
 from experiments.report import print_table, table_rows
 from experiments.summary import device_name, versions
 from experiments.variables import parameters_sha256

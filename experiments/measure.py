@@ -21,9 +21,7 @@ from boundjax.methods import BEST, METHODS, default_batch
 from experiments.certificates import (
     ATTACK,
     Certificates,
-    Evaluation,
     check_consistency,
-    nothing_found,
 )
 from experiments.config import EvaluationConfig
 from experiments.data import Images
@@ -61,31 +59,6 @@ class Block(NamedTuple):
     rows: np.ndarray
 
 
-def evaluate(
-    model: nn.Module,
-    variables: Any,
-    data: Images,
-    eps: float,
-    *,
-    norm: float = jnp.inf,
-    clip: tuple[float, float] | None,
-    config: EvaluationConfig,
-    seed: int = 0,
-) -> Evaluation:
-    """Evaluates the eval-mode `model` on all of `data` in the ball of radius `eps` in `norm`.
-
-    Raises:
-      ExperimentError: for an empty data set, or a method that is unknown or cannot bound the model.
-      RuntimeError: if standard error <= PGD error <= verified error fails for an example, which
-        means that a bound is wrong.
-    """
-    found = nothing_found(data.labels, (config.pgd_loss,), settings={})
-    problem = Problem(model, variables, data, eps, norm, clip)
-    complete(found, problem, config, Plan(seed))
-    in_order = {name: found.verified_by[name] for name in config.methods}
-    return found.evaluation._replace(verified_by=in_order)
-
-
 def complete(
     found: Certificates,
     problem: Problem,
@@ -103,7 +76,9 @@ def complete(
       save: called after every batch.
 
     Raises:
-      ExperimentError, RuntimeError: as `evaluate`.
+      ExperimentError: for an empty data set, or a method that is unknown or cannot bound the model.
+      RuntimeError: if standard error <= PGD error <= verified error fails for an example, which
+        means that a bound is wrong.
     """
     network = Network(problem, config)
     begin(found, problem, config, plan)
@@ -156,7 +131,7 @@ def finish(
       blocks: the correct images.
 
     Raises:
-      ExperimentError, RuntimeError: as `evaluate`.
+      ExperimentError, RuntimeError: as `complete`.
     """
     _attack(found, problem, plan, network, blocks, save)
     check_consistency(found.evaluation, found.index)

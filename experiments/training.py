@@ -16,8 +16,8 @@ import numpy as np
 from experiments import distributed
 from experiments.checkpoints import Checkpoints
 from experiments.errors import ExperimentError
-from experiments.evaluate import verified
 from experiments.feed import Feed
+from experiments.measure import verified
 from experiments.mesh import batch_sharding
 from experiments.preemption import Preempted, preemption
 from experiments.prepare import Prepared

@@ -12,12 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import loop, models, trained
+from experiments import loop, measure, models, trained
+from experiments.certificates import Evaluation, check_consistency, nothing_found
 from experiments.config import from_config_dict
 from experiments.data import Images
 from experiments.errors import ExperimentError
-from experiments.evaluate import Evaluation, check_consistency, evaluate
 from experiments.feed import batch_indices
+from experiments.network import Problem
 from experiments.report import Report, table_rows
 from experiments.variables import parameters_sha256
 
@@ -312,16 +313,23 @@ def test_inconsistent_evaluations_are_errors():
         check_consistency(Evaluation(no, yes, {"interval": no}))
 
 
+def _measured(problem, config):
+    found = nothing_found(problem.data.labels, (config.pgd_loss,), settings={})
+    measure.complete(found, problem, config)
+    return found.evaluation
+
+
 def test_nan_weights_verify_nothing():
     model = models.create("test_mlp")
     images = Images(np.zeros((3, 8, 8, 1), np.float32), np.arange(3, dtype=np.int32))
     variables = model.init(jax.random.key(0), images.images)
     broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), variables)
     config = _config().evaluation
-    errors = evaluate(model, broken, images, 0.1, clip=None, config=config).errors()
+    problem = Problem(model, broken, images, 0.1, np.inf, None)
+    errors = _measured(problem, config).errors()
     assert errors["standard_error"] == errors["pgd_error"] == errors["verified_error"] == 1.0
     with pytest.raises(ExperimentError, match=r"cannot evaluate on no images"):
-        evaluate(model, variables, images.take(slice(0)), 0.1, clip=None, config=config)
+        _measured(problem._replace(data=images.take(slice(0))), config)
 
 
 @one_worker
@@ -330,8 +338,8 @@ def test_errors_are_measured_in_the_norm_of_the_run(finished):
     config = _config(evaluation={"methods": ("crown-ibp",), "pgd_steps": 10}).evaluation
     images = found.test.take(slice(100))
     of = {
-        norm: evaluate(
-            found.model, found.variables, images, 0.15, norm=norm, clip=(0.0, 1.0), config=config
+        norm: _measured(
+            Problem(found.model, found.variables, images, 0.15, norm, (0.0, 1.0)), config
         )
         for norm in (2.0, np.inf)
     }
