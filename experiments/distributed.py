@@ -1,4 +1,4 @@
-"""Several processes as one run: joining, agreeing, waiting for each other, leaving together.
+"""Several processes as one run: agreeing, waiting for each other, leaving together.
 
 All of it goes through the key-value store of JAX's coordinator, which needs no device and cannot
 hang in a collective. With one process every function here does nothing.
@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import secrets
-import socket
 import sys
 import threading
 import time
@@ -24,7 +23,7 @@ from jax._src import distributed as _runtime  # JAX has no public name for its k
 
 from experiments.config import differing_keys
 from experiments.errors import ExperimentError
-from experiments.joining import NOT_JOINED, Joining
+from experiments.joining import Joining, join
 from experiments.preemption import Preempted, preemption
 
 # Of all keys in the store.
@@ -63,7 +62,7 @@ def joined(options: Joining) -> Iterator[None]:
       ExperimentError: if the others cannot be joined, and whatever the body raises if this process
         is alone; of several, the failing ones end here with status 2.
     """
-    _join(options)
+    join(options)
     if processes() == 1:
         with preemption.handled():
             try:
@@ -185,87 +184,6 @@ def _quiet() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
-
-
-# --------------------------------------------------------------------------- joining
-
-
-def _join(options: Joining) -> None:
-    if options.alone or jax.distributed.is_initialized():
-        return
-    given: dict[str, Any] = {}
-    if options.coordinator is not None:
-        given = {
-            "coordinator_address": options.coordinator,
-            "num_processes": options.processes,
-            "process_id": options.process,
-            "cluster_detection_method": "deactivate",
-        }
-        if options.process == 0:
-            _require_free(int(options.coordinator.rpartition(":")[2]))
-    # JAX's own time-out aborts the process with a stack trace of C++: ours comes before.
-    watchdog = threading.Timer(options.timeout, _give_up, [options])
-    watchdog.daemon = True
-    watchdog.start()
-    try:
-        jax.distributed.initialize(**given, initialization_timeout=int(options.timeout) + 300)
-    except Exception as error:  # many types: of clusters that are not what they seem, of ports
-        if options.cluster == "TPU" and "coordinator_address" in str(error):
-            return  # libtpu is installed, but this is no TPU machine
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if options.coordinator is None:
-            raise ExperimentError(
-                f"JAX cannot join the processes that {options.cluster} started ({reason}); give "
-                "--coordinator=HOST:PORT --processes=N --process=I, or --distributed=off to run "
-                "this process alone"
-            ) from error
-        raise ExperimentError(
-            f"cannot join the processes at {options.coordinator} ({reason})"
-        ) from error
-    finally:
-        watchdog.cancel()
-
-
-def _require_free(port: int) -> None:
-    """JAX's coordinator crashes on a port that another program listens to."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", port))
-        except OSError as error:
-            raise ExperimentError(
-                f"--coordinator: port {port} of this machine cannot be used ({error.strerror}); "
-                "take another one, in the command of every process"
-            ) from error
-
-
-def _give_up(options: Joining) -> NoReturn:
-    """Ends a process that waits for others: from a thread, the main one does not come back."""
-    where = options.coordinator or f"that JAX found for {options.cluster}"
-    wait = f"within {options.timeout:g} s"
-    if options.process != 0 and not _answers(options.coordinator):
-        problem = (
-            f"the coordinator {where} did not answer {wait}; is process 0 running, and is its port "
-            "open to this machine?"
-        )
-    else:
-        problem = (
-            f"not all {options.processes or ''} processes joined at {where} {wait}; start the "
-            "missing ones"
-        ).replace("  ", " ")
-    _say(f"error: {problem}", sys.stderr)
-    os._exit(NOT_JOINED)
-
-
-def _answers(coordinator: str | None) -> bool:
-    if coordinator is None:
-        return False
-    host, _, port = coordinator.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
-    except OSError:
-        return False
-    return True
 
 
 # --------------------------------------------------------------------------- the store

@@ -1,6 +1,6 @@
-"""How a process finds the others: flags, environment variables and the clusters that JAX knows.
+"""How a process finds and joins the others: flags, environment, the clusters that JAX knows.
 
-Nothing here needs JAX: mistakes are reported without waiting for it.
+Only `join` needs JAX: mistakes are reported without waiting for it.
 """
 
 from __future__ import annotations
@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import socket
+import sys
+import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
 
@@ -149,3 +152,92 @@ def _number(environment: Mapping[str, str], name: str, kind: type) -> Any:
         return kind(text)
     except ValueError as error:
         raise ExperimentError(f"${name} must be a number, got {text!r}") from error
+
+
+# --------------------------------------------------------------------------- joining
+
+
+def join(options: Joining) -> None:
+    """Joins the processes that `options` describes, or does nothing if it is alone.
+
+    Raises:
+      ExperimentError: if they cannot be joined. Where one does not come within the time, this
+        process ends with status `NOT_JOINED`.
+    """
+    import jax
+
+    if options.alone or jax.distributed.is_initialized():
+        return
+    given: dict[str, Any] = {}
+    if options.coordinator is not None:
+        given = {
+            "coordinator_address": options.coordinator,
+            "num_processes": options.processes,
+            "process_id": options.process,
+            "cluster_detection_method": "deactivate",
+        }
+        if options.process == 0:
+            _require_free(int(options.coordinator.rpartition(":")[2]))
+    # JAX's own time-out aborts the process with a stack trace of C++: ours comes before.
+    watchdog = threading.Timer(options.timeout, _give_up, [options])
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        jax.distributed.initialize(**given, initialization_timeout=int(options.timeout) + 300)
+    except Exception as error:  # many types: of clusters that are not what they seem, of ports
+        if options.cluster == "TPU" and "coordinator_address" in str(error):
+            return  # libtpu is installed, but this is no TPU machine
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if options.coordinator is None:
+            raise ExperimentError(
+                f"JAX cannot join the processes that {options.cluster} started ({reason}); give "
+                "--coordinator=HOST:PORT --processes=N --process=I, or --distributed=off to run "
+                "this process alone"
+            ) from error
+        raise ExperimentError(
+            f"cannot join the processes at {options.coordinator} ({reason})"
+        ) from error
+    finally:
+        watchdog.cancel()
+
+
+def _require_free(port: int) -> None:
+    """JAX's coordinator crashes on a port that another program listens to."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+        except OSError as error:
+            raise ExperimentError(
+                f"--coordinator: port {port} of this machine cannot be used ({error.strerror}); "
+                "take another one, in the command of every process"
+            ) from error
+
+
+def _give_up(options: Joining) -> NoReturn:
+    """Ends a process that waits for others: from a thread, the main one does not come back."""
+    where = options.coordinator or f"that JAX found for {options.cluster}"
+    wait = f"within {options.timeout:g} s"
+    if options.process != 0 and not _answers(options.coordinator):
+        problem = (
+            f"the coordinator {where} did not answer {wait}; is process 0 running, and is its port "
+            "open to this machine?"
+        )
+    else:
+        problem = (
+            f"not all {options.processes or ''} processes joined at {where} {wait}; start the "
+            "missing ones"
+        ).replace("  ", " ")
+    print(f"error: {problem}", file=sys.stderr, flush=True)
+    os._exit(NOT_JOINED)
+
+
+def _answers(coordinator: str | None) -> bool:
+    if coordinator is None:
+        return False
+    host, _, port = coordinator.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+    except OSError:
+        return False
+    return True
