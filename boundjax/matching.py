@@ -218,7 +218,7 @@ class View:
         number = self.number(one)
         if number is not None and number == self.number(other):
             return True
-        if one is other:
+        if self.same_constant(one, other):
             return bool((here == there).all())
         if any(
             isinstance(c, jax.core.Tracer) or np.size(c) > _LARGEST_CONSTANT for c in (one, other)
@@ -226,6 +226,16 @@ class View:
             return False
         ours, theirs = np.asarray(one).reshape(-1)[here], np.asarray(other).reshape(-1)[there]
         return bool((ours == theirs).all())
+
+    def same_constant(self, one: Any, other: Any) -> bool:
+        """Whether two constants are one, perhaps broadcast twice in the same way."""
+        if one is other:
+            return True
+        sources = [self._broadcasts.get(id(constant)) for constant in (one, other)]
+        if None in sources or one.shape != other.shape:
+            return False
+        (_, first, axes), (_, second, others) = sources
+        return first is second and axes == others
 
     def covers(self, name: str, node: Node, *operands: Any, **params: Any) -> bool:
         """Whether the table has an entry for an op of this name on these operands."""

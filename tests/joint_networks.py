@@ -40,6 +40,24 @@ def _attention(weights, x):
     return jax.nn.log_softmax(affine(weights["head"], x.mean(0)))
 
 
+def _masked(weights, x):
+    """Attention behind masks of -inf: by a selection, by an addend, by JAX's `where`."""
+    query, key = (jnp.einsum("td,dhk->thk", x, weights[name]) for name in ("query", "key"))
+    scores = jnp.einsum("qhd,khd->hqk", query, key)
+    causal = jnp.tril(jnp.ones((1, 3, 3), bool))
+    least = jnp.asarray(-jnp.inf, x.dtype)
+    mixed = jnp.zeros((3, 2), x.dtype)
+    for shares in (
+        jax.nn.softmax(jnp.where(causal, scores, least)),
+        jax.nn.softmax(scores + jnp.where(causal, jnp.zeros((), x.dtype), least)),
+        jax.nn.softmax(scores, where=causal),
+        jnp.exp(jax.nn.log_softmax(scores, where=causal)),
+    ):
+        mixed = mixed + jnp.einsum("hqk,kd->qd", shares, x[:, :2])
+    total = jax.nn.logsumexp(scores, axis=(0, 2), where=causal)
+    return affine(weights["head"], 0.1 * mixed[:, 0] * mixed[:, 1] + total)
+
+
 def _cosine_draw(rng):
     return {"left": dense(rng, 3, 4), "right": dense(rng, 3, 4), "norm": rng.normal(size=(2, 4))}
 
@@ -71,6 +89,7 @@ def _decisions(layers, x):
 NETWORKS: tuple[Network, ...] = (
     Network("gated", (3,), _gated_draw, _gated),
     Network("attention", (3, 3), _attention_draw, _attention),
+    Network("masked", (3, 3), _attention_draw, _masked),
     Network("cosine", (3, 3), _cosine_draw, _cosine),
     Network("decisions", (3,), _gated_draw, _decisions),
 )

@@ -303,7 +303,6 @@ def test_masked_entries_of_a_softmax_do_not_matter(optimized):
         for ours, theirs in zip(image, expected, strict=True):
             np.testing.assert_allclose(ours[kept], theirs, rtol=1e-6)
             assert (np.exp(ours[jnp.array([1, 3])]) == 0).all()
-    lower, upper = jnp.array([0.0, least, -1.0, least]), jnp.array([1.0, least, 2.0, least])
 
     @on_host
     def planes(whole, part):
@@ -312,10 +311,12 @@ def test_masked_entries_of_a_softmax_do_not_matter(optimized):
             for n, x in ((node, whole), (free, part))
         ]
 
-    found = planes(bj.Interval(lower, upper), part)
-    for mine, other in zip(*map(jax.tree.leaves, found), strict=True):
-        assert np.isfinite(mine).all()
-        np.testing.assert_allclose(mine[kept], other, rtol=1e-5, atol=1e-5)
+    for mask in (least, -jnp.inf):
+        lower, upper = jnp.array([0.0, mask, -1.0, mask]), jnp.array([1.0, mask, 2.0, mask])
+        found = planes(bj.Interval(lower, upper), part)
+        for mine, other in zip(*map(jax.tree.leaves, found), strict=True):
+            assert np.isfinite(mine).all()
+            np.testing.assert_allclose(mine[kept], other, rtol=1e-5, atol=1e-5)
 
 
 # --- normalisation --------------------------------------------------------------------------------

@@ -102,6 +102,7 @@ FUNCTIONS = {
     "mul": lambda x: jnp.tanh(x) * x[::-1] - x,
     "matmul": lambda x: jnp.outer(x, x) @ x,
     "log_softmax": lambda x: log_softmax(2 * x) - x,
+    "masked": lambda x: jnp.tanh(logsumexp(jnp.where(jnp.arange(4) < 3, x, -jnp.inf)))[None] * x,
     "logsumexp": lambda x: logsumexp(x)[None] * x,
     "normalize": lambda x: normalize(x, reciprocal(x, (0,), 1e-2), (0,), 1e-2),
     "select": lambda x: jnp.where(x > 0.1, x * x[::-1], jnp.tanh(x)) - x,

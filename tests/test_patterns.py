@@ -111,6 +111,71 @@ def test_functions_are_named_by_their_equations(case):
     same_values(function)
 
 
+MASK = jnp.asarray(np.tri(3, 4, 1, dtype=bool))
+MASKED = {
+    "softmax": (lambda x: jax.nn.softmax(x, where=MASK), ["log_softmax", "exp"]),
+    "softmax, a row for all": (
+        lambda x: jax.nn.softmax(x, where=MASK[:1]),
+        ["log_softmax", "exp"],
+    ),
+    "softmax by hand": (
+        lambda x: jax.nn.softmax(jnp.where(MASK, x, -jnp.inf)),
+        ["log_softmax", "exp"],
+    ),
+    "softmax, masked twice": (
+        lambda x: jax.nn.softmax(jnp.where(MASK, x, -jnp.inf), where=jnp.arange(4)[None] > 0),
+        ["log_softmax", "exp"],
+    ),
+    "softmax of masked exponentials": (
+        lambda x: (
+            jnp.where(MASK, jnp.exp(x), 0.0)
+            / jnp.where(MASK, jnp.exp(x), 0.0).sum(-1, keepdims=True)
+        ),
+        ["log_softmax", "exp"],
+    ),
+    "softmax, turned over": (
+        lambda x: (
+            jnp.where(~MASK, 0.0, jnp.exp(x))
+            / jnp.where(~MASK, 0.0, jnp.exp(x)).sum(-1, keepdims=True)
+        ),
+        ["log_softmax", "exp"],
+    ),
+    "log_softmax": (lambda x: jax.nn.log_softmax(x, where=MASK), ["log_softmax"]),
+    "logsumexp": (lambda x: jax.nn.logsumexp(x, axis=1, where=MASK), ["logsumexp"]),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("case", MASKED)
+def test_masked_functions_are_named_by_their_equations(case, jit):
+    function, expected = MASKED[case]
+    if jit:  # the mask's broadcasts are tracers
+
+        @jax.jit
+        def traced(x):
+            found.extend(primitives(function, x))
+            return x
+
+        found = []
+        traced(X)
+    else:
+        found = primitives(function)
+        same_values(function)
+    assert [name for name in found if name in expected] == expected
+    assert not {"reduce_sum", "div"} & set(found)
+
+
+def test_other_masks_of_exponentials_stay():
+    functions = (
+        # The mask of the sum is not that of the exponentials.
+        lambda x: jnp.exp(x) / jnp.where(MASK, jnp.exp(x), 0.0).sum(-1, keepdims=True),
+        lambda x: jnp.where(MASK, jnp.exp(x), 1.0) / jnp.exp(x).sum(-1, keepdims=True),
+    )
+    for function in functions:
+        assert "reduce_sum" in primitives(function)
+        same_values(function)
+
+
 NORMALIZED = {
     "layer": linen(nn.LayerNorm()),
     "layer, two passes": linen(nn.LayerNorm(use_fast_variance=False)),

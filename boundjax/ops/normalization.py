@@ -208,18 +208,19 @@ def _normalize_image(node: Node, d: Interval, r: Interval) -> Interval:
 Plane = tuple[Array, Array]
 
 
-def _tangent(x: Interval, position: Array) -> Plane:
+def _tangent(x: Interval, masked: Array, position: Array) -> Plane:
     """A plane below log-sum-exp, which is convex: its tangent at ``position`` between the ends."""
     # Not a mean of the ends, whose sum overflows at a mask's -1e38 (see `product.center`).
-    point = x.lower + position * (x.upper - x.lower)
-    total = _total(point)
-    slopes = jnp.exp(point - total)
+    point = jnp.where(masked, 0.0, x.lower + position * (x.upper - x.lower))
+    log_terms = jnp.where(masked, -jnp.inf, point)
+    total = _total(log_terms)
+    slopes = jnp.exp(log_terms - total)
     offset = total - jnp.sum(slopes * point, -1, keepdims=True)
     size = jnp.sum(slopes * largest(x), -1, keepdims=True) + jnp.abs(total)
     return slopes, offset - rounding(size)
 
 
-def _best_shift(x: Interval) -> Array:
+def _best_shift(x: Interval, masked: Array) -> Array:
     """The shift ``c`` with which ``_chord`` is lowest at the middle of the box.
 
     In ``log sum_j exp(m_j) cosh(R_j)``, its value there (convex in ``c``), the derivative in
@@ -235,8 +236,8 @@ def _best_shift(x: Interval) -> Array:
     safe = jnp.where(positive, r, 1.0)
     growth = jnp.where(positive, m + safe + jnp.log(-jnp.expm1(-2.0 * safe)), -jnp.inf)
     chosen = _first_largest(lax.stop_gradient(growth))
-    high = _total(jnp.where(chosen, x.upper, x.lower))
-    low = _total(jnp.where(chosen, x.lower, x.upper))
+    high = _total(jnp.where(masked, -jnp.inf, jnp.where(chosen, x.upper, x.lower)))
+    low = _total(jnp.where(masked, -jnp.inf, jnp.where(chosen, x.lower, x.upper)))
     # In a narrow interval nothing is to be gained, and the quotient would be rounding.
     wide = chosen & (r > 1e-3 * (1.0 + jnp.abs(m)))
     share = 0.5 * (high - low) / jnp.where(wide, r, 1.0)
@@ -252,7 +253,7 @@ def _log_mean_slope(r: Array) -> Array:
     return jnp.where(small, series, safe + jnp.log(-jnp.expm1(-2.0 * safe) / (2.0 * safe)))
 
 
-def _chord(x: Interval, shift: Array) -> Plane:
+def _chord(x: Interval, masked: Array, shift: Array) -> Plane:
     """A plane above log-sum-exp, for any shift ``c`` in ``[0, 1]^n``.
 
     ``LSE(x) = c x + log sum_j exp(d_j)`` with ``d_j = x_j - c x``, which lies within
@@ -265,7 +266,7 @@ def _chord(x: Interval, shift: Array) -> Plane:
     moved = c * r
     reach = (1.0 - c) * r + _sum_of_others(moved)
     base = jnp.sum(c * m, -1, keepdims=True)
-    a = m - base
+    a = jnp.where(masked, -jnp.inf, m - base)
     log_cosh = reach + jnp.log1p(jnp.exp(-2.0 * reach)) - float(np.log(2.0))
     total = _total(a + log_cosh)
     slopes_of_d = jnp.exp(a + _log_mean_slope(reach) - total)
@@ -276,10 +277,21 @@ def _chord(x: Interval, shift: Array) -> Plane:
     return slopes, offset + rounding(size)
 
 
+def _split(x: Interval) -> tuple[Interval, Array, Array]:
+    """Rows without infinite ends, which entries are masked by -inf, which rows are unbounded.
+
+    A masked entry has no part in the sum. A row of nothing else has no sum.
+    """
+    masked = x.upper == -jnp.inf
+    open_ended = (unbounded(x) & ~masked).any(-1, keepdims=True)
+    open_ended = open_ended | masked.all(-1, keepdims=True)
+    bounded = Interval(*(jnp.where(open_ended | masked, 0.0, end) for end in x))
+    return bounded, masked & ~open_ended, open_ended
+
+
 def _logsumexp_rows(x: Interval, at: Array, shift: Array) -> tuple[Plane, Plane]:
     """The plane below and the one above rows ``[..., n]``; constant where a row is unbounded."""
-    open_ended = unbounded(x).any(-1, keepdims=True)
-    bounded = Interval(*(jnp.where(open_ended, 0.0, end) for end in x))
+    bounded, masked, open_ended = _split(x)
 
     def either(plane: Plane, constant: Array) -> Plane:
         slopes, offset = plane
@@ -287,15 +299,15 @@ def _logsumexp_rows(x: Interval, at: Array, shift: Array) -> tuple[Plane, Plane]
 
     low, high = _total(x.lower), _total(x.upper)
     low, high = low - rounding(1.0 + jnp.abs(low)), high + rounding(1.0 + jnp.abs(high))
-    return either(_tangent(bounded, at), low), either(_chord(bounded, shift), high)
+    below, above = _tangent(bounded, masked, at), _chord(bounded, masked, shift)
+    return either(below, low), either(above, high)
 
 
 def _free(x: Interval, axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Array, Array]:
     """Where the free planes stand by default, in the operand's shape: tangent's point, shift."""
-    rows = _rows_of(x, axes)
-    open_ended = unbounded(rows).any(-1, keepdims=True)
-    bounded = Interval(*(jnp.where(open_ended, 0.0, end) for end in rows))
-    return jnp.full(shape, 0.5, x.lower.dtype), _from_rows(_best_shift(bounded), axes, shape)
+    bounded, masked, _ = _split(_rows_of(x, axes))
+    best = _best_shift(bounded, masked)
+    return jnp.full(shape, 0.5, x.lower.dtype), _from_rows(best, axes, shape)
 
 
 def _logsumexp_planes(node: Node, x: Interval, *, position: Position) -> Planes:

@@ -8,6 +8,7 @@ are dropped. Every rewrite is an identity of real numbers, whatever the values a
   is constant along the axes is added to ``a``: the subtracted maximum goes, whatever it is;
 * ``log(sum(exp(a))) = logsumexp(a)``, ``logsumexp(x - c) + c = logsumexp(x)``,
   ``a - logsumexp(a) = log_softmax(a)``;
+* ``where(mask, exp(a), 0) = exp(where(mask, a, -inf))``, which they are with a mask;
 * "fast variance": ``mean(x^2) - mean(x)^2 = mean((x - mean(x))^2)``;
 * layer, group, batch and RMS norm: ``d * rsqrt(mean(d^2) + eps)`` is one op, ``normalize``;
 * gelu and silu; ``where(x > 0, a x, b x)``, a hinge;
@@ -50,6 +51,6 @@ _RULES: Mapping[str, tuple[Rule, ...]] = {
     "div": (softmax.softmax, normalization.normalized, folding.folded),
     "log": (softmax.logarithm,),
     "mul": (normalization.normalized, activations.univariate, folding.folded),
-    "select_n": (activations.hinges,),
+    "select_n": (activations.hinges, softmax.masked_terms),
     "sub": (normalization.variance, softmax.log_softmax),
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from boundjax.matching import View, Walked, count, groups_of
 from boundjax.ops import normalization
@@ -71,6 +72,46 @@ def _unshifted(view: View, operand: Any, axes: Sequence[int]) -> Any:
                 break
         else:
             return operand
+
+
+def masked_terms(view: View, node: Node) -> Rewrite | None:
+    """``where(mask, exp(a), 0) = exp(where(mask, a, -inf))``, for a constant mask.
+
+    A shift of ``a`` stays one: the mask goes to what it is subtracted from, unless it is there.
+    """
+    if len(node.operands) != 3 or view.node(node.operands[0]) is not None:
+        return None
+    predicate, *cases = node.operands
+    for position, kept in enumerate(cases):
+        if view.number(cases[1 - position]) != 0.0:
+            continue
+        terms = view.made_by(view.plain(kept), "exp")
+        if terms is None:
+            return None
+        (a,) = terms.operands
+        shifted = view.made_by(view.plain(a), "sub")
+        x, *shift = (a,) if shifted is None else shifted.operands
+        if view.node(x) is None or view.shape(x) != node.shape:
+            return None
+        if _masked(view, x, predicate, position):
+            return Rewrite(jnp.exp, [a])
+
+        def function(mask: Any, x: Any, *shift: Any, position: int = position) -> Any:
+            least = jnp.full_like(x, -jnp.inf)
+            masked = lax.select_n(mask, *((x, least) if position == 0 else (least, x)))
+            return jnp.exp(masked - shift[0] if shift else masked)
+
+        return Rewrite(function, [predicate, x, *shift])
+    return None
+
+
+def _masked(view: View, x: Any, predicate: Any, position: int) -> bool:
+    """Whether an operand is -inf wherever the predicate does not choose the case ``position``."""
+    node = view.made_by(view.plain(x), "select_n")
+    if node is None or len(node.operands) != 3:
+        return False
+    given, *cases = node.operands
+    return view.number(cases[1 - position]) == -jnp.inf and view.same_constant(given, predicate)
 
 
 def softmax(view: View, node: Node) -> Rewrite | None:

@@ -139,7 +139,7 @@ def pull_back(
         index: windows.with_values(rows, sign * windows.values_of(rows))
         for index, rows in starts.items()
     }
-    constant = sum(_contract(rows, references[index]) for index, rows in pending.items())
+    constant = sum(_at_reference(rows, references[index]) for index, rows in pending.items())
     doubled = False
     for node in reversed(graph.nodes[1:]):
         rows = pending.pop(node.index, None)
@@ -184,6 +184,22 @@ def _contract(rows: Rows, value: Array) -> Array:
     return matmul.rows_matmul(rows.reshape(len(rows), value.size), value.reshape(-1, 1))[:, 0]
 
 
+def _at_reference(rows: Rows, value: Array) -> Array:
+    """``_contract`` with a reference; what is infinite counts where the row has a coefficient.
+
+    References are infinite where constants are: a mask of -inf.
+    """
+    finite = jnp.where(jnp.isinf(value), 0.0, value)
+    return _contract(rows, finite) + _infinite_part(rows, value)
+
+
+def _infinite_part(rows: Rows, value: Array) -> Array:
+    """The terms of ``<rows_k, value>`` in which ``value`` is infinite, ``[m]``; not 0 times it."""
+    values = windows.values_of(rows)
+    value = rows.crop(value) if isinstance(rows, Windowed) else value[None]
+    return _sum_per_row(values * jnp.where(jnp.isinf(value) & (values != 0), value, 0.0))
+
+
 def _sum_per_row(terms: Array) -> Array:
     """``[m, ...] -> [m]``, as a matrix product: XLA's CPU backend is far slower at sums."""
     terms = terms.reshape(len(terms), math.prod(terms.shape[1:]))  # there may be none
@@ -202,8 +218,8 @@ def around(node: Node, lines: Lines, sources: Sequence[Array], target: Array) ->
             return constant
         if isinstance(node.op, Extremum):
             chosen = node.op.windows(node, *(source[0] for source in sources))[None]
-            return constant + jnp.sum(slope * chosen, axis=-1)
-        return constant + slope * sources[0]
+            return constant + jnp.sum(_product(slope, chosen), axis=-1)
+        return constant + _product(slope, sources[0])
 
     return Lines(
         lines.lower_slope,
@@ -211,6 +227,11 @@ def around(node: Node, lines: Lines, sources: Sequence[Array], target: Array) ->
         lines.upper_slope,
         intercept(lines.upper_slope, lines.upper_intercept),
     )
+
+
+def _product(slope: Array, reference: Array) -> Array:
+    """``slope reference``, 0 for a slope of 0 on an infinite reference, which is a constant's."""
+    return slope * jnp.where((slope == 0) & jnp.isinf(reference), 0.0, reference)
 
 
 def _relax(node: Node, rows: Rows, lines: Lines | PerRow) -> tuple[tuple[Rows | None, ...], Array]:
@@ -244,7 +265,8 @@ def _relax_planes(
     """The same through a joint op, whose planes are linear in all its operands."""
     floating = [jnp.issubdtype(shape.dtype, jnp.floating) for shape in node.input_shapes]
     shapes = [s for s, f in zip(node.input_shapes, floating, strict=True) if f]
-    sources = [references[i] for i, f in zip(node.inputs, floating, strict=True) if f]
+    given = [references[i] for i, f in zip(node.inputs, floating, strict=True) if f]
+    sources = [jnp.where(jnp.isinf(source), 0.0, source) for source in given]
     target = references[node.index]
 
     def through(weights: ArrayTree, offset: Array, part: Array) -> tuple[tuple[Array, ...], Array]:
@@ -273,6 +295,8 @@ def _relax_planes(
         others, offset = through(planes.upper_weights, planes.upper_offset, above)
         operands = jax.tree.map(jnp.add, operands, others)
         constant = constant + offset
+    for operand, source in zip(operands, given, strict=True):
+        constant = constant + _infinite_part(operand, source)
     found = iter(operands)
     return tuple(next(found) if f else None for f in floating), constant
 
