@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.errors import ExperimentError
+from experiments.errors import ContradictionError, ExperimentError
 
 ATTACK = "attack"
 _FORMAT = 1
@@ -160,14 +160,14 @@ def check_consistency(evaluation: Evaluation, index: np.ndarray | None = None) -
       index: int `[N]`.
 
     Raises:
-      RuntimeError: naming the first example and the method that break it.
+      ContradictionError: naming the first example and the method that break it.
     """
 
     def require(holds: np.ndarray, what: str) -> None:
         broken = np.flatnonzero(~holds)
         if broken.size:
             example = broken[0] if index is None else index[broken[0]]
-            raise RuntimeError(
+            raise ContradictionError(
                 f"example {example} ({broken.size} in all) {what}: "
                 "a bound or the attack is wrong, please report it"
             )

@@ -384,7 +384,11 @@ def _validate(config: Config) -> None:
     among("optim.name", "adam", "sgd")
     need(0 < config.optim.lr < math.inf, "optim.lr", "positive")
     need(0 < config.optim.factor <= 1, "optim.factor", "in (0, 1]")
-    need(all(m >= 0 for m in config.optim.milestones), "optim.milestones", "epochs >= 0")
+    need(
+        all(0 <= m < config.train.epochs for m in config.optim.milestones),
+        "optim.milestones",
+        f"epochs in [0, train.epochs), {config.train.epochs}",
+    )
     at_least(0, "optim.clip_norm", "optim.momentum", "optim.weight_decay")
     among("robust.norm", *NORMS)
     among("robust.schedule", "linear", "smoothed", "stairs")

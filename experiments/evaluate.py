@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fractions
 import hashlib
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -31,7 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import certificates, distributed, joining, shards, trained
+from experiments import certificates, distributed, joining, radius, shards, trained
 from experiments.certificates import Certificates, nothing_found
 from experiments.config import NORMS, EvaluationConfig, differing_keys
 from experiments.data import Images
@@ -114,7 +112,8 @@ def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> E
         pgd_restarts=options.pgd_restarts,
     )
     check_methods(config.methods)
-    _check_options(options, norm, eps, config)
+    _check_options(options, norm, config)
+    radius.check("--eps", eps, norm, run.test.images.shape[1:], run.title)
     everything = run.test if options.split == "test" else run.validation
     if len(everything) == 0:
         raise ExperimentError(f"{workdir} has no {options.split} images: data.validation was 0")
@@ -226,7 +225,7 @@ def _name_of(options: Options, norm: str, eps: float, clip: tuple[float, float] 
     return name if options.count is None else f"{name}-first{options.count}"
 
 
-def _check_options(options: Options, norm: str, eps: float, config: EvaluationConfig) -> None:
+def _check_options(options: Options, norm: str, config: EvaluationConfig) -> None:
     for flag, value, known in (
         ("--which", options.which, ("last", "selected")),
         ("--split", options.split, ("test", "validation")),
@@ -242,9 +241,6 @@ def _check_options(options: Options, norm: str, eps: float, config: EvaluationCo
     ):
         if number < least:
             raise ExperimentError(f"{flag} must be >= {least}, got {number}")
-    if not 0 <= eps < (1 if norm == "inf" else math.inf):
-        hint = f", e.g. --eps={eps:g}/255" if 1 <= eps < math.inf else ""
-        raise ExperimentError(f"--eps must be a radius in pixels of [0, 1], got {eps:g}{hint}")
     if options.name is not None and Path(options.name).name != options.name:
         raise ExperimentError(f"--name must be a file name without folders, got {options.name!r}")
 
@@ -280,18 +276,6 @@ def _arithmetic(found: Certificates) -> str:
     return "; ".join(f"{words.get(name, name)} {dtype}" for name, dtype in sorted(kinds))
 
 
-def radius(text: str) -> float:
-    """`0.0314` or `8/255` as a number.
-
-    Raises:
-      ExperimentError: if it is neither.
-    """
-    try:
-        return float(fractions.Fraction(text))
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise ExperimentError(f"--eps must be a number like 0.1 or 8/255, got {text!r}") from error
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the flags, evaluates, prints the table; mistakes end with exit status 2."""
     parser = argparse.ArgumentParser(
@@ -322,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     others = [flags.pop(key) for key in ("distributed", "coordinator", "processes", "process")]
     try:
         if flags["eps"] is not None:
-            flags["eps"] = radius(flags["eps"])
+            flags["eps"] = radius.parse(flags["eps"])
         if flags["methods"] is not None:
             flags["methods"] = tuple(flags["methods"].split(","))
         with distributed.joined(joining.joining(*others)):

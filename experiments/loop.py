@@ -31,6 +31,22 @@ from experiments.variables import deployed
 # Seeds share an accelerator as one program if their states take at most this part of its memory:
 # what a step needs besides is several times as much.
 _SHARE = 0.02
+# What the summary of several seeds takes from the first one's.
+_COMMON = (
+    "eps_test",
+    "eps_train",
+    "norm",
+    "clip",
+    "bounds",
+    "attack",
+    "method",
+    "model",
+    "data",
+    "test_images",
+    "selection",
+    "device",
+    "versions",
+)
 
 
 def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
@@ -249,9 +265,6 @@ def _of_seeds(summaries: Sequence[dict[str, Any]], config: Config, name: str) ->
         "errors": errors,
         "parameters_sha256": [summary["parameters_sha256"] for summary in summaries],
         "train_seconds": sum(summary["train_seconds"] for summary in summaries),
-        "eps_test": config.robust.eps_test,
-        "norm": config.robust.norm,
-        "device": summaries[0]["device"],
-        "versions": summaries[0]["versions"],
+        **{key: summaries[0][key] for key in _COMMON},
         "finished": summaries[-1]["finished"],
     }

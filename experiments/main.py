@@ -20,7 +20,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
-from experiments import joining
+from experiments import joining, radius
 from experiments.config import from_config_dict
 from experiments.errors import ExperimentError
 
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> None:
 def parse_flags(arguments: list[str]) -> list[str]:
     """Absl's parser, with the mistakes that ml-collections reports by a traceback in one line."""
     try:
-        return flags.FLAGS(arguments)
+        return flags.FLAGS([_as_number(argument) for argument in arguments])
     except flags.Error as error:
         # An exception in a config file comes as its whole traceback; the last line says what it
         # was.
@@ -103,6 +103,12 @@ def parse_flags(arguments: list[str]) -> list[str]:
         return _fail(f"unknown config key: {error}")
     except (OSError, TypeError, ValueError) as error:
         return _fail(error)
+
+
+def _as_number(argument: str) -> str:
+    """`--config.robust.eps_train=8/255` with a number, which is what ml-collections reads."""
+    found = re.fullmatch(r"(-{1,2}config\.robust\.eps_\w+)=(.*/.*)", argument)
+    return f"{found[1]}={radius.parse(found[2], found[1])}" if found else argument
 
 
 def _fail(error: object) -> NoReturn:

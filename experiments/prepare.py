@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 import boundjax as bj
 import boundjax.methods
-from experiments import data, distributed, mesh, methods, models
+from experiments import data, distributed, mesh, methods, models, radius
 from experiments.augment import create_augmentation
 from experiments.config import Config
 from experiments.errors import ExperimentError
@@ -163,14 +162,16 @@ def prepare(config: Config, splits: data.Splits | None = None) -> Prepared:
             f"got {batch_size}"
         )
     total_steps = config.train.epochs * steps_per_epoch
-    # Farther than from one corner of the pixel range to the opposite one.
-    diameter = 1.0 if config.robust.norm == "inf" else math.sqrt(math.prod(splits.shape))
     for key in ("eps_train", "eps_test"):
-        eps = getattr(config.robust, key)
-        if eps >= diameter:
+        eps, name = getattr(config.robust, key), f"config.robust.{key}"
+        radius.check(name, eps, config.robust.norm, splits.shape, splits.title)
+    channels = splits.shape[-1]
+    for key in ("mean", "std"):
+        given = getattr(config.model, key)
+        if given and len(given) != channels:
             raise ExperimentError(
-                f"config.robust.{key} must be below {diameter:.4g}, the {config.robust.norm_label} "
-                f"diameter of images of {splits.title} with pixels in [0, 1], got {eps:g}"
+                f"config.model.{key} must have a number for each channel of {splits.title}, "
+                f"{channels}, or none, got {given}"
             )
     model = models.from_config(config.model)
     if model.num_classes != splits.classes:

@@ -15,14 +15,7 @@ from experiments.report import print_table, table_rows
 def print_summary(summary: dict[str, Any], workdir: Path) -> None:
     """Prints the errors on the test images, how they were measured, and the run folder."""
     header, rows = table_rows(summary["results"])
-    clipped = "clipped to [0, 1]" if summary["clip"] else "not clipped"
-    data = f" of {summary['data']}" if "data" in summary else ""  # older runs do not say
-    title = (
-        f"{summary['experiment']}: error on {summary['test_images']:,} test images{data}, "
-        f"{NORMS[summary['norm']].label} eps {summary['eps_test']:.6g}, {clipped}; "
-        f"{summary['attack']}"
-    )
-    print_table(title, header, rows)
+    print_table(_title(summary), header, rows)
     print(f"selection: {summary['selection']}")
     print(
         f"trained in {summary['train_seconds']} s, evaluated in {summary['evaluation_seconds']} s; "
@@ -39,13 +32,24 @@ def print_seeds(summary: dict[str, Any], workdir: Path) -> None:
         for index, seed in enumerate(summary["seeds"])
     ]
     both = [f"{100 * summary['mean'][k]:.2f} +- {100 * summary['std'][k]:.2f} %" for k in keys]
-    title = (
-        f"{summary['experiment']}: error on the test images, "
-        f"{NORMS[summary['norm']].label} eps {summary['eps_test']:.6g}, {len(rows)} seeds"
-    )
+    title = f"{_title(summary)}; {len(rows)} seeds"
     rows.append(["mean +- standard deviation", *both])
     print_table(title, ["run", "standard", "PGD", "verified"], rows)
+    print(
+        f"verified by {' or '.join(summary['bounds'])}; selection: {summary['selection']}; "
+        f"trained in {summary['train_seconds']:.1f} s"
+    )
     print(f"run folder: {workdir}", flush=True)
+
+
+def _title(summary: dict[str, Any]) -> str:
+    clipped = "clipped to [0, 1]" if summary["clip"] else "not clipped"
+    data = f" of {summary['data']}" if "data" in summary else ""  # older runs do not say
+    return (
+        f"{summary['experiment']}: error on {summary['test_images']:,} test images{data}, "
+        f"{NORMS[summary['norm']].label} eps {summary['eps_test']:.6g}, {clipped}; "
+        f"{summary['attack']}"
+    )
 
 
 def device_name(devices: list[Any]) -> str:

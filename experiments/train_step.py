@@ -133,7 +133,8 @@ def create_train_step(
 ) -> Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]:
     """One step, `(state, images [B, H, W, channels], labels [B]) -> (state, metrics)`, uncompiled.
 
-    The second output holds the metrics of this step alone.
+    The second output holds the metrics of this step alone, and the norm of what it has made of the
+    parameters and the statistics, which is not finite where they are not.
 
     Args:
       model: a Linen module with `__call__(x, train=False)`; with batch normalisation it has
@@ -189,9 +190,16 @@ def create_train_step(
                 for name in METRICS
             },
         }
+        metrics["norm"] = _norm((new["params"], new["batch_stats"]))
         return new, metrics
 
     return train_step
+
+
+def _norm(tree: Any) -> jax.Array:
+    # XLA's CPU backend is far quicker at products than at sums.
+    squares = [jnp.tensordot(leaf, leaf, leaf.ndim) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares))
 
 
 def _running_average(model: nn.Module, running: Any, statistics: Any) -> Any:

@@ -53,6 +53,11 @@ def load(workdir: Path, which: str = "last", data_dir: str | None = None) -> Tra
       ExperimentError: if there is no run, no checkpoint, no selection, or not the run's data.
     """
     config = from_config_dict(read_config(workdir))
+    if config.seeds > 1:
+        raise ExperimentError(
+            f"{workdir} holds the runs of {config.seeds} seeds; choose one of them, "
+            f"{workdir / f'seed-{config.seed}'} and so on"
+        )
     if data_dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
     splits = data.load(config.data)
@@ -67,8 +72,10 @@ def load(workdir: Path, which: str = "last", data_dir: str | None = None) -> Tra
         jax.random.key(0),
     )
     selected = nothing_selected(state, selecting=len(splits.validation) > 0)
-    with Checkpoints(workdir, config) as checkpoints:
-        restored = checkpoints.restore(state, selected)
+    restored = None
+    if (workdir / "checkpoints").is_dir():  # reading leaves nothing behind
+        with Checkpoints(workdir, config) as checkpoints:
+            restored = checkpoints.restore(state, selected)
     if restored is None:
         raise ExperimentError(f"{workdir} has no checkpoint yet; let its run train for longer")
     state, selected, _ = restored

@@ -95,7 +95,8 @@ def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None
     def see(state: State) -> None:
         """Hands every run its part of the state."""
         for index, member in enumerate(members):
-            member.seconds = seconds_before + time.monotonic() - began
+            # Of what is trained together everyone has a share: they add up to the time it took.
+            member.seconds = seconds_before + (time.monotonic() - began) / len(members)
             member.state = part(state, np.int32(index)) if part else state
 
     with (
@@ -151,7 +152,7 @@ def _epoch(prepared: Prepared, member: Member, step: int, together: bool) -> str
 
 
 class Watch:
-    """Reads the loss of every step, one step late, and stops runs that diverge."""
+    """Reads the metrics of every step, one step late, and stops runs that diverge."""
 
     def __init__(self, steps_per_epoch: int, members: Sequence[Member]):
         """Nothing seen yet."""
@@ -163,7 +164,7 @@ class Watch:
         """Takes the metrics of a step, and looks at those of the step before.
 
         Raises:
-          ExperimentError: if that step's loss is not finite.
+          ExperimentError: if that step's loss, or what it has made of the network, is not finite.
         """
         self.finish()
         self._pending = step, metrics
@@ -172,26 +173,27 @@ class Watch:
         """Looks at the metrics of the latest step.
 
         Raises:
-          ExperimentError: if its loss is not finite.
+          ExperimentError: if its loss, or what it has made of the network, is not finite.
         """
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
-        losses = np.atleast_1d(metrics["loss"])
-        bad = np.flatnonzero(~np.isfinite(losses))
+        losses, norms = np.atleast_1d(metrics["loss"]), np.atleast_1d(metrics["norm"])
+        bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(norms)))
         if not bad.size:
             self._last = metrics
             return
         member = self._members[bad[0]]
-        before = "it was the first step"
+        before = "it was the first step" if step == 0 else "it was the first after a checkpoint"
         if self._last is not None:
             last = {key: np.atleast_1d(value)[bad[0]] for key, value in self._last.items()}
             finite = [f"{key} {value:.4g}" for key, value in last.items() if np.isfinite(value)]
             before = f"the step before had {', '.join(finite)}"
         raise ExperimentError(
             f"training diverged at step {step + 1} (epoch {step // self._steps_per_epoch + 1}, "
-            f"loss {losses[bad[0]]}); {before}; {member.folder.path} keeps a checkpoint from "
-            "before; lower config.optim.lr or set config.optim.clip_norm, with a new --workdir"
+            f"loss {losses[bad[0]]}, norm of the network {norms[bad[0]]}); {before}; "
+            f"{member.folder.path} keeps a checkpoint from before; lower config.optim.lr or set "
+            "config.optim.clip_norm, with a new --workdir"
         )
 
 

@@ -76,7 +76,7 @@ def test_round_trip():
 
 
 def test_integers_serve_as_floats():
-    config = from_config_dict({"optim": {"lr": 1, "milestones": (1, 2.5)}})
+    config = from_config_dict({"train": {"epochs": 3}, "optim": {"lr": 1, "milestones": (1, 2.5)}})
     assert isinstance(config.optim.lr, float)
     assert config.optim.milestones == (1.0, 2.5)
 
@@ -108,6 +108,10 @@ def test_integers_serve_as_floats():
         ({"train": {"augment": "crop"}}, r"unknown config key train\.augment: known: epochs"),
         ({"augment": {"border": "wrap"}}, r"augment\.border must be 'zeros' or 'edge', got 'wrap'"),
         ({"augment": {"crop": -1}}, r"config\.augment\.crop must be >= 0, got -1"),
+        (
+            {"optim": {"milestones": (100.0,)}},
+            r"optim\.milestones must be epochs in \[0, train\.epochs\), \d+, got \(100\.0,\)",
+        ),
         ({"robust": {"eps_train": 8.0}}, r"pixels of \[0, 1\], e\.g\. 8/255 = 0\.031373, got 8\.0"),
         ({"robust": {"eps_start": 0.01}}, r"eps_start must be 0 unless robust\.schedule='stairs'"),
         ({"robust": {"ramp_epochs": 2.0}}, r"at most train\.epochs - robust\.warmup_epochs = 1,"),
@@ -141,8 +145,9 @@ def test_differing_keys():
 
 
 def test_learning_rate_falls_at_the_milestones():
-    config = from_config_dict({"optim": {"lr": 1.0, "milestones": (2.0, 3.5), "factor": 0.1}}).optim
-    rate = create_learning_rate(config, steps_per_epoch=10)
+    optim = {"lr": 1.0, "milestones": (2.0, 3.5), "factor": 0.1}
+    config = from_config_dict({"train": {"epochs": 4}, "optim": optim})
+    rate = create_learning_rate(config.optim, steps_per_epoch=10)
     values = [float(rate(step)) for step in (0, 19, 20, 34, 35, 100)]
     np.testing.assert_allclose(values, [1.0, 1.0, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
 

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 
 import boundjax as bj
-from experiments import certificates, loop, measure, models, trained
+from experiments import certificates, loop, measure, models, radius, trained
 from experiments.config import from_config_dict
-from experiments.errors import ExperimentError
+from experiments.errors import ContradictionError, ExperimentError
 from experiments.evaluate import (
     LOSSES,
     Options,
     evaluate_run,
     main,
     print_evaluated,
-    radius,
 )
 from experiments.network import Problem
 from experiments.variables import parameters_sha256
@@ -290,7 +289,7 @@ def test_damaged_files_are_refused(evaluated, tmp_path):
         certificates.read(path)
 
 
-def test_a_wrong_certificate_is_found(workdir, monkeypatch):
+def test_a_wrong_certificate_is_found(workdir, monkeypatch, capsys):
     certify = bj.certify
 
     def wrong(model, x, eps, **options):
@@ -298,8 +297,11 @@ def test_a_wrong_certificate_is_found(workdir, monkeypatch):
         return dataclasses.replace(found, verified=np.ones_like(found.verified))
 
     monkeypatch.setattr(bj, "certify", wrong)
-    with pytest.raises(RuntimeError, match=r"example \d+ .* is verified by interval but"):
+    with pytest.raises(ContradictionError, match=r"example \d+ .* is verified by interval but"):
         evaluate_run(workdir, OPTIONS)
+    with pytest.raises(SystemExit):
+        main([f"--workdir={workdir}", "--methods=interval", "--count=130", "--name=again"])
+    assert "a bound or the attack is wrong, please report it" in capsys.readouterr().err
 
 
 def test_the_selected_epoch_and_other_balls(finished, workdir):
@@ -333,17 +335,22 @@ def test_batches_are_divided_between_devices(workdir, monkeypatch):
 
 
 def test_radii_are_numbers_or_fractions():
-    assert radius("8/255") == 8 / 255
-    assert radius("0.0314") == 0.0314
-    assert radius("1e-2") == 0.01
+    assert radius.parse("8/255") == 8 / 255
+    assert radius.parse("0.0314") == 0.0314
+    assert radius.parse("1e-2") == 0.01
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--eps=8/0"], "--eps must be a number like 0.1 or 8/255, got '8/0'"),
-        (["--eps=8"], "--eps must be a radius in pixels of [0, 1], got 8, e.g. --eps=8/255"),
-        (["--eps=-0.1"], "--eps must be a radius in pixels of [0, 1], got -0.1"),
+        (
+            ["--eps=8"],
+            "--eps must be in [0, 0.5), below half the l-inf diameter of images of UCI digits with "
+            "pixels in [0, 1], got 8; in units of 1/255 write 8/255",
+        ),
+        (["--eps=36", "--norm=2"], "below half the l2 diameter of images of UCI digits"),
+        (["--eps=-0.1"], "got -0.1"),
         (["--norm=2"], "--norm=2 needs --eps"),
         (["--norm=3", "--eps=0.1"], "--norm must be inf or 2, got '3'"),
         (["--methods=interval,ibp"], "unknown method 'ibp': use interval, crown-ibp"),

@@ -343,3 +343,13 @@ def test_the_figure_of_a_run(finished, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         tightness.main()
     assert "holds no run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["nowhere/t.png", "t.xyz"])
+def test_a_figure_that_cannot_be_written_is_refused_first(out, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tightness", f"--workdir={tmp_path}", f"--out={out}"])
+    with pytest.raises(SystemExit) as caught:
+        tightness.main()
+    assert caught.value.code == 2
+    expected = f"error: --out={out}: must be a PNG file in a folder there is\n"
+    assert capsys.readouterr().err == expected

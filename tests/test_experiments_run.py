@@ -9,10 +9,12 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from experiments import loop, measure, models, trained
+from experiments import loop, measure, models, prepare, trained
 from experiments.certificates import Evaluation, check_consistency, nothing_found
 from experiments.config import from_config_dict
 from experiments.data import Images
@@ -176,12 +178,12 @@ def test_data_may_move(finished):
 
 def test_without_validation_all_images_are_trained_on(tmp_path):
     config = _config(
-        validation=0, method="natural", evaluation={"methods": ("interval",)}, train={"epochs": 3}
+        validation=0, method="natural", evaluation={"methods": ("interval",)}, train={"epochs": 4}
     )
     summary = loop.run(config, tmp_path / "run", "test")
     assert summary["train_images"] == 1437
     assert summary["selection"].startswith("none")
-    assert list(summary["results"]) == ["last epoch (3)"]
+    assert list(summary["results"]) == ["last epoch (4)"]
 
 
 class _Interrupted(Exception):
@@ -265,14 +267,45 @@ def test_impossible_runs_fail_before_they_leave_anything(tmp_path, groups, messa
 def test_divergence_stops_at_its_step_and_keeps_what_was_before(tmp_path):
     diverging = _config(optim={"lr": 1e37, "clip_norm": 0.0})
     message = (
-        r"diverged at step 2 \(epoch 1, loss nan\); the step before had loss 2\.3\d*, natural_loss "
-        r".* keeps a checkpoint from before; lower config\.optim\.lr"
+        r"diverged at step \d \(epoch 1, loss .*, norm of the network (inf|nan)\); .* keeps a "
+        r"checkpoint from before; lower config\.optim\.lr"
     )
     with pytest.raises(ExperimentError, match=message):
         loop.run(diverging, tmp_path, "test")
     found = trained.load(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.variables))
     assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize("at", [1, 4, 40])  # the first, one on the way, the last
+def test_a_finite_loss_does_not_hide_what_became_of_the_network(at, tmp_path, monkeypatch):
+    def sabotaged(config, steps_per_epoch):
+        return optax.chain(
+            optimizer(config, steps_per_epoch),
+            _nan_at(at),
+        )
+
+    optimizer = prepare.create_optimizer
+    monkeypatch.setattr(prepare, "create_optimizer", sabotaged)
+    monkeypatch.setattr(trained, "create_optimizer", sabotaged)
+    config = _config(optim={"lr": 1e-3}, checkpoint={"every": 3})
+    before = "it was the first step" if at == 1 else r"the step before had .*loss \d.*, norm \d"
+    message = rf"diverged at step {at} .*loss \d.*, norm of the network nan\); {before}"
+    for again in (message, rf"diverged at step {at} "):  # what is written is from before
+        with pytest.raises(ExperimentError, match=again):
+            loop.run(config, tmp_path, "test")
+    found = trained.load(tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.variables))
+    assert found.label == f"step {(at - 1) // 3 * 3} of 40"
+    assert not (tmp_path / "summary.json").exists()
+
+
+def _nan_at(step):
+    def update(updates, count, params=None):
+        bad = jnp.where(count + 1 == step, jnp.nan, 0.0)
+        return jax.tree.map(lambda u: u + bad, updates), count + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
 
 def test_an_unusable_workdir_is_an_error(tmp_path):

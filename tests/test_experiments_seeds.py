@@ -1,13 +1,16 @@
 """Several seeds as one program, how batches reach the devices, and population statistics."""
 
+import itertools
 import json
+import re
+import types
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments import feed, loop, models
+from experiments import feed, loop, models, trained, training
 from experiments.batch_norm import population_statistics
 from experiments.config import from_config_dict
 from experiments.data import Images
@@ -51,7 +54,10 @@ def _records(folder):
 def test_seeds_are_trained_as_one_program_and_as_if_alone(tmp_path, capsys, monkeypatch):
     together = loop.run(_config(seed=4, seeds=2), tmp_path / "both", "test")
     assert together["seeds"] == [4, 5]
-    assert "mean +- standard deviation" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "mean +- standard deviation" in printed
+    assert re.search(r"test: error on 360 test images of UCI digits, .*; 2 seeds\n", printed)
+    assert (together["data"], together["bounds"]) == ("UCI digits", ["interval"])
     alone = loop.run(_config(seed=5), tmp_path / "alone", "test")
     stored = json.loads((tmp_path / "both" / "seed-5" / "summary.json").read_text())
     # Not to the last bit: one program for both rounds otherwise.
@@ -71,6 +77,19 @@ def test_seeds_are_trained_as_one_program_and_as_if_alone(tmp_path, capsys, monk
     # Finished: said again, not trained again.
     monkeypatch.setattr(loop, "train", None)
     assert loop.run(_config(seed=4, seeds=2), tmp_path / "both", "test") == together
+
+
+def test_seconds_of_seeds_trained_together_add_up_to_the_time_it_took(tmp_path, monkeypatch):
+    clock = itertools.chain([100.0], itertools.repeat(110.0))
+    monkeypatch.setattr(training, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    assert loop.run(_config(seeds=2), tmp_path, "test")["train_seconds"] == 10.0
+
+
+def test_the_folder_of_seeds_is_no_run(tmp_path):
+    loop.run(_config(seeds=2), tmp_path, "test")
+    with pytest.raises(ExperimentError, match=r"holds the runs of 2 seeds; choose one .*seed-0"):
+        trained.load(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_seeds_that_are_unequally_far_go_on_alone(tmp_path, monkeypatch):
@@ -140,7 +159,16 @@ def test_population_statistics_are_those_of_all_images():
     [
         (
             {"robust": {"norm": "2", "method": "lmt", "eps_train": 36.0, "eps_test": 36.0}},
-            r"eps_train must be below 8, the l2 diameter of images of UCI digits .* got 36$",
+            r"eps_train must be in \[0, 4\), below half the l2 diameter of images of UCI digits "
+            r"with pixels in \[0, 1\], got 36; in units of 1/255 write 36/255$",
+        ),
+        (
+            {"robust": {"eps_test": 0.6}},
+            r"eps_test must be in \[0, 0\.5\), below half the l-inf diameter .* got 0\.6$",
+        ),
+        (
+            {"model": {"std": (0.2, 0.2)}},
+            r"model\.std must have a number for each channel of UCI digits, 1, or none, got",
         ),
         ({"model": {"name": "cnn7_tiny"}}, r"has 200 classes, but UCI digits has 10"),
         (

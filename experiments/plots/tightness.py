@@ -181,14 +181,19 @@ def main() -> None:
     """Reads the flags, writes the figure, prints the means."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", nargs="+", type=Path, required=True, help="run folders")
-    parser.add_argument("--out", type=Path, required=True, help="the PNG file")
+    parser.add_argument(
+        "--out", type=Path, help="the PNG file (default: tightness.png in the first run folder)"
+    )
     parser.add_argument("--count", type=int, help="test images of each run (default: all)")
     flags = parser.parse_args()
     if flags.count is not None and flags.count < 1:
         parser.error(f"--count must be >= 1, got {flags.count}")
     try:
+        out = flags.out or flags.workdir[0] / "tightness.png"
+        if out.suffix != ".png" or not out.parent.is_dir():
+            raise ExperimentError(f"--out={out}: must be a PNG file in a folder there is")
         found = [of_run(workdir, flags.count) for workdir in flags.workdir]
-        plot_tightness(found, flags.out)
+        plot_tightness(found, out)
     except ExperimentError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -200,7 +205,7 @@ def main() -> None:
         if "LMT" in values:
             text += f", mean reduction {100 * reduction(values):.1f} %"
         print(text)
-    print(f"figure: {flags.out}")
+    print(f"figure: {out}")
 
 
 if __name__ == "__main__":
