@@ -1,6 +1,7 @@
 """Runs a published row again and says how near it came.
 
     python -m experiments.reproduce --list
+    python -m experiments.reproduce --list family-a
     python -m experiments.reproduce mnist-ibp-0.1 --data-dir=FOLDER
     python -m experiments.reproduce cifar10-short-warmup-160 --seeds=5 --budget=gpu --dry-run
 
@@ -304,9 +305,19 @@ def _versions(seed: Seed) -> str:
 # --------------------------------------------------------------------------- the command line
 
 
-def print_rows(budget: str) -> None:
-    """Prints the rows that a budget allows."""
-    shown = [row for row in ROWS.values() if _BUDGETS.index(row.budget) <= _BUDGETS.index(budget)]
+def print_rows(budget: str, part: str = "") -> None:
+    """Prints the rows that a budget allows, with `part` in their names.
+
+    Raises:
+      ExperimentError: if there is none.
+    """
+    shown = [
+        row
+        for row in ROWS.values()
+        if _BUDGETS.index(row.budget) <= _BUDGETS.index(budget) and part in row.name
+    ]
+    if not shown:
+        raise ExperimentError(f"no row for --budget={budget} has {part!r} in its name")
     print_table(
         "error in %, standard / PGD / verified",
         ("row", "budget", "seeds", "within", "published", "source", "config"),
@@ -318,7 +329,7 @@ def print_rows(budget: str) -> None:
                 f"{row.tolerance:g}",
                 str(row.published),
                 row.source,
-                row.config,
+                row.config.removeprefix("experiments/configs/"),
             ]
             for row in shown
         ],
@@ -379,7 +390,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m experiments.reproduce", description=__doc__.splitlines()[0]
     )
     parser.add_argument("row", nargs="?", metavar="ROW", help="of --list")
-    parser.add_argument("--list", action="store_true", help="show all rows, or those of --budget")
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="show all rows, or those of --budget, or with ROW in their names",
+    )
     parser.add_argument("--budget", choices=_BUDGETS, help="default: by the machine")
     parser.add_argument("--seeds", type=int, help="0, 1, ...; how many (default: the row's)")
     parser.add_argument("--data-dir", help="where the data set lies")
@@ -390,7 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(arguments)
     try:
         if flags.list:
-            print_rows(flags.budget or "gpu")
+            print_rows(flags.budget or "gpu", flags.row or "")
             return
         if flags.row is None:
             raise ExperimentError("which row? --list shows all")

@@ -29,13 +29,22 @@ COMBINATIONS = [
     ("mnist_one_step", "eps=0.3,kappa=0,eps_train=same,steps=7"),
     ("cifar10_one_step", "eps=2,eps_train=1.1x,epochs=100"),
     ("cifar10_slopes", "slopes=random,epochs=400,kappa=0"),
+    ("cifar10_slopes", "eps=2,eps_train=1.1x,epochs=100,kappa=1"),
+    ("cifar10_slopes", "slopes=0-1,stability=10"),
     ("cifar10_l2", "method=ibp,net=wrn"),
     ("cifar10_bcp", "linf,net=4c3f"),
     ("mnist_tightness", "cpu,eps=0.3,net=small,projections=50,baseline"),
     ("mnist_tightness", "eps=0.3,net=xlarge,baseline"),
+    ("mnist_tightness", "cap_adam,net=small,projections=50,baseline"),
     ("cifar10_tightness", "eps=8,net=large,cap_sgd,baseline"),
     ("mnist_families", "net=j,method=one_step,r,epochs=140"),
+    ("mnist_families", "cpu,net=b,method=one_step"),
+    ("mnist_families", "net=b,fused,epochs=140"),
+    ("mnist_families", "net=c,method=fast"),
     ("mnist_short_warmup", "cpu,method=ibp"),
+    ("mnist_short_warmup", "cpu,eps=0.3"),
+    ("mnist_expressive", "eps=0.3,method=exp_ibp"),
+    ("cifar10_expressive", "eps=8,method=cc_ibp"),
     ("mnist_ctbench", "eps=0.3,method=taps"),
     ("cifar10_ctbench", "eps=8,method=staps"),
 ]
@@ -177,7 +186,11 @@ def test_a_config_without_arguments_says_so():
         ("cifar10_lmt", "cpu,net=4c3f", "cpu", "net=4c3f"),
         ("mnist_tightness", "net=xlarge,projections=50", "net=xlarge", "projections=50"),
         ("mnist_families", "r,fused", "fused", "r"),
+        ("mnist_tightness", "cpu,cap_adam", "cpu", "cap_adam"),
         ("mnist_families", "r,method=ibp", "method=ibp", "r"),
+        ("mnist_families", "r,method=fast", "method=fast", "r"),
+        ("mnist_families", "method=fast,epochs=140", "method=fast", "epochs=140"),
+        ("mnist_families", "cpu,epochs=140", "cpu", "epochs=140"),
         ("mnist_short_warmup", "net=resnext,cpu", "cpu", "net=resnext"),
     ],
 )
@@ -271,8 +284,22 @@ def test_slopes():
     config = _config("cifar10_slopes", "slopes=0.5-1")
     assert config.robust.method == "pq_slopes"
     assert (config.relaxation.p, config.relaxation.q) == (0.5, 1)
-    assert _config("cifar10_slopes").robust.method == "cap_ibp"
     assert _config("cifar10_slopes", "slopes=random").robust.method == "random_slopes"
+    # The settings of the paper's figures.
+    default = _config("cifar10_slopes")
+    assert (default.robust.method, default.train.epochs, default.optim.lr) == ("cap_ibp", 200, 1e-3)
+    assert (default.robust.kappa, default.robust.beta) == ((0, 0), (1, 1))
+    assert (default.robust.warmup_epochs, default.robust.ramp_epochs) == (10, 120)
+    np.testing.assert_allclose(255 * default.robust.eps_test, 8)
+    # One-step slopes by the same settings, the last column of that table.
+    ours = _config("cifar10_one_step", "epochs=200,kappa=0").to_dict()
+    changed = differing_keys(default.to_dict(), ours)
+    assert changed == ["robust.method"]
+    stable = _config("cifar10_slopes", "slopes=0-1,stability=10")
+    assert (stable.relaxation.q, stable.regularizers.relu_stability) == (1, 10)
+    first_look = _config("cifar10_slopes", "eps=2,epochs=100,kappa=1")
+    assert (first_look.robust.kappa, first_look.optim.lr) == ((1, 0), 3e-4)
+    np.testing.assert_allclose(255 * first_look.robust.eps_train, 2)
 
 
 def test_stairs_of_the_tightness_regularizers():
@@ -288,6 +315,9 @@ def test_stairs_of_the_tightness_regularizers():
     large = _config("mnist_tightness", "eps=0.3,net=xlarge")
     assert (large.robust.method, large.model.name) == ("crown_ibp", "large")
     assert (large.robust.eps_train, large.regularizers.slack) == (0.4, 0.5)
+    own = _config("mnist_tightness", "cap_adam,baseline")
+    assert (own.optim.name, own.optim.lr, own.train.epochs) == ("adam", 1e-3, 60)
+    assert own.optim.milestones == (30, 40, 50)
     two_cores = _config("mnist_tightness", "cpu")
     assert (two_cores.train.epochs, two_cores.optim.milestones) == (30, (13, 18, 23, 28))
 
@@ -311,6 +341,14 @@ def test_families():
     np.testing.assert_allclose([middle.kappa, end.kappa, end.beta], [0.75, 0.5, 0], atol=1e-6)
     assert config.regularizers.slack == 0.5
     assert _config("mnist_families", "fused").relaxation.fused
+    fast = _config("mnist_families", "net=b,method=fast")
+    assert (fast.model.name, fast.model.init, fast.robust.method) == ("family_b", "ibp", "ibp")
+    assert (fast.train.epochs, fast.optim.milestones) == (70, (50, 60))
+    assert (fast.robust.eps_train, fast.robust.eps_test, fast.robust.kappa) == (0.4, 0.3, (0, 0))
+    assert (fast.regularizers.tightness, fast.regularizers.relu_balance) == (0.5, 0.5)
+    two_cores = _config("mnist_families", "cpu,method=one_step")
+    assert (two_cores.train.epochs, two_cores.optim.milestones) == (60, (42, 48, 54))
+    assert (two_cores.robust.warmup_epochs, two_cores.robust.ramp_epochs) == (1, 20)
 
 
 def test_short_warmup():
@@ -343,6 +381,15 @@ def test_short_warmup():
     assert (small.robust.eps_train, small.robust.eps_test) == (0.2, 0.1)
     assert (small.robust.warmup_epochs, small.robust.ramp_epochs) == (0, 12)
     assert (small.optim.lr, small.optim.milestones) == (1e-3, (20, 26))
+    wider = _config("mnist_short_warmup", "cpu,eps=0.3")
+    assert (wider.model.name, wider.train.epochs) == ("small_star_bn", 30)
+    for config, eps_train, eps_test in (
+        (wider, 0.4, 0.3),
+        (_config("mnist_short_warmup"), 0.4, 0.4),
+        (_config("mnist_short_warmup", "eps=0.3"), 0.4, 0.3),
+        (_config("mnist_short_warmup", "cpu,eps=0.1"), 0.2, 0.1),
+    ):
+        assert (config.robust.eps_train, config.robust.eps_test) == (eps_train, eps_test)
 
 
 def test_ctbench():
@@ -366,12 +413,70 @@ def test_ctbench():
     assert _config("tiny_imagenet_ctbench", "method=sabr").adversary.box == 0.4
 
 
+# Weight of the interval bounds, l1 norm, epochs, attack steps, radii of attack and training in
+# terms of the test radius.
+EXPRESSIVE = {
+    ("mnist", "eps=0.1,method=mtl_ibp"): (0.01, 1e-5, 70, 1, 1, 2),
+    ("mnist", "eps=0.1,method=cc_ibp"): (0.1, 2e-6, 70, 1, 1, 2),
+    ("mnist", "eps=0.3,method=mtl_ibp"): (0.08, 1e-6, 70, 1, 1, 4 / 3),
+    ("mnist", "eps=0.3,method=cc_ibp"): (0.3, 3e-6, 70, 1, 1, 4 / 3),
+    ("cifar10", "eps=2,method=mtl_ibp"): (4e-3, 3e-6, 160, 8, 2.1, 1),
+    ("cifar10", "eps=2,method=cc_ibp"): (0.01, 3e-6, 160, 8, 2.1, 1),
+    ("cifar10", "eps=2,method=exp_ibp"): (0.095, 4e-6, 160, 8, 2.1, 1),
+    ("cifar10", "eps=8,method=mtl_ibp"): (0.5, 1e-7, 260, 1, 1, 1),
+    ("cifar10", "eps=8,method=exp_ibp"): (0.5, 0, 260, 1, 1, 1),
+    ("tiny_imagenet", "method=mtl_ibp"): (0.01, 5e-5, 160, 1, 1, 1),
+    ("tiny_imagenet", "method=exp_ibp"): (0.04, 5e-5, 160, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize(("data", "variant"), EXPRESSIVE)
+def test_expressive_losses_as_in_their_own_paper(data, variant):
+    config = _config(f"{data}_expressive", variant)
+    adversary, robust = config.adversary, config.robust
+    assert robust.method == variant.rpartition("=")[2]
+    found = (adversary.alpha, config.regularizers.l1, config.train.epochs, adversary.steps)
+    ratio = robust.eps_train / robust.eps_test
+    np.testing.assert_allclose(
+        (*found, adversary.scale, ratio), EXPRESSIVE[data, variant], rtol=1e-6
+    )
+    assert (robust.kappa, adversary.restarts) == ((0, 0), 1)
+    assert config.regularizers.tightness == (0.2 if data == "tiny_imagenet" else 0.5)
+    if config.train.epochs == 260:
+        assert config.optim.milestones == (180, 220)
+        assert (robust.warmup_epochs, robust.ramp_epochs) == (1, 80)
+
+
+def test_ctbench_takes_what_it_has_no_recipe_for_from_that_paper():
+    for eps in ("2", "8"):
+        variant = f"eps={eps},method=cc_ibp"
+        theirs = _config("cifar10_ctbench", variant).to_dict()
+        own = _config("cifar10_expressive", variant).to_dict()
+        assert differing_keys(theirs, own) == ["evaluation.precise_bn"]
+    # It has one of MTL-IBP.
+    assert _config("cifar10_ctbench", "eps=8,method=mtl_ibp").adversary.alpha == 0.6
+
+
+def test_relu_stability():
+    config = _config("mnist_relu_stability")
+    assert (config.robust.method, config.model.name) == ("pgd", "small_star")
+    assert (config.regularizers.relu_stability, config.regularizers.l1) == (1e-4, 2e-5)
+    assert (config.robust.eps_train, config.adversary.steps, config.optim.lr) == (0.1, 8, 1e-4)
+    np.testing.assert_allclose(_radii(config, 0, 25, 50, 99), [0, 0.05, 0.1, 0.1], rtol=1e-6)
+    wide = _config("cifar10_relu_stability", "eps=8")
+    assert (wide.regularizers.relu_stability, wide.regularizers.l1) == (2e-3, 1e-5)
+    np.testing.assert_allclose(255 * wide.robust.eps_test, 8)
+
+
 def test_tiny_imagenet_in_l2():
     config = _config("tiny_imagenet_bcp")
     assert (config.model.name, config.optim.name, config.optim.lr) == ("8c2f", "sgd", 1e-3)
     assert (config.train.batch_size, config.optim.weight_decay) == (5, 2e-4)
     assert (config.robust.warmup_epochs, config.robust.ramp_epochs) == (2, 50)
     assert config.optim.milestones == (50, 70, 90)
+    ibp = _config("tiny_imagenet_l2")
+    assert (ibp.robust.method, ibp.robust.norm, ibp.model.name) == ("ibp", "2", "8c2f")
+    assert ibp.evaluation.methods == ("interval",)
     linf = _config("cifar10_l2", "method=ibp,linf")
     assert (linf.robust.norm, linf.model.name) == ("inf", "medium")
     np.testing.assert_allclose(255 * linf.robust.eps_test, 8)

@@ -1,11 +1,14 @@
 """Rows: that they can be run, what is recorded of one, and how mistakes end."""
 
+import collections
 import json
+import pathlib
 import re
 
 import pytest
 
-from experiments import models, reproduce, rows
+from boundjax.methods import METHODS as CERTIFICATES
+from experiments import configs, methods, models, published, reproduce, rows
 from experiments.errors import ExperimentError
 from experiments.reproduce import SECTION, Reproduction, Seed, configuration, main, record
 from experiments.rows import ROWS, Numbers, Row
@@ -157,18 +160,170 @@ def test_other_weights_are_another_line(tmp_path):
 @pytest.mark.parametrize("name", [name for name in ROWS if name != TINY.name])
 def test_every_row_has_a_configuration(name):
     row = ROWS[name]
+    assert row.name == name
     config = configuration(row, data_dir="somewhere")
     assert (config.seed, config.seeds, config.data.dir) == (0, 1, "somewhere")
     assert set(row.methods) >= set(config.evaluation.methods)
+    assert set(row.methods) <= set(CERTIFICATES)
     assert row.note
     assert row.source
     assert 0 < row.tolerance < 10
-    assert row.anchor.verified > (row.anchor.standard or 0)
-    # The name says at which radius, in pixels or 255ths.
-    radius = re.search(r"-(0\.\d|8|2)$", name)
-    if radius:
+    # A constant model has no more verified than standard errors.
+    assert row.anchor.verified >= (row.anchor.standard or 0)
+    # The name says at which radius, in pixels or 255ths, and how many epochs.
+    radius = re.search(r"-(0\.\d+|2|4|6|8|16)(-[24]00)?$", name)
+    if radius and "slopes" not in name:
         value = float(radius[1])
         assert config.robust.eps_test == pytest.approx(value if value < 1 else value / 255)
+    epochs = re.search(r"-(70|1[046]0|[24]00)$", name)
+    assert not epochs or config.train.epochs == int(epochs[1])
+    # What `prepare` refuses without data.
+    model = models.from_config(config.model)
+    assert model.num_classes == (200 if config.data.name == "tiny_imagenet" else 10)
+    methods.create(model, config)
+
+
+# Numbers as the papers print them (errors, BCP and CTBench accuracies), and what is run for them.
+PUBLISHED = {
+    "mnist-ibp-large-0.4": ((3.50, 7.30, 17.96), "mnist_ibp:eps=0.4"),
+    "mnist-cap-large-0.3": ((19.19, 35.84, 47.85), "mnist_cap:eps=0.3"),
+    "cifar10-ibp-16-400": ((67.10, 75.12, 78.26), "cifar10_ibp:eps=16"),
+    "cifar10-crown-ibp-8-400": ((61.37, 70.66, 75.37), "cifar10_crown:eps=8"),
+    "cifar10-crown-ibp-beta0-4-400": ((45.92, 57.58, 62.07), "cifar10_crown:eps=4,beta=0"),
+    "cifar10-one-step-6-400": ((50.19, 61.88, 66.90), "cifar10_one_step:eps=6"),
+    "cifar10-one-step-more-2-400": (
+        *((33.04, 43.70, 48.60), "cifar10_one_step:eps=2,kappa=0,eps_train=1.1x"),
+    ),
+    "cifar10-one-step-8-200": ((57.14, 66.88, 71.45), "cifar10_one_step:eps=8,epochs=200,kappa=0"),
+    "cifar10-one-step-8": ((56.01, 66.17, 69.70), "cifar10_one_step:eps=8,epochs=100"),
+    "cifar10-slopes-0-0.25-200": ((64.50, 72.67, 74.47), "cifar10_slopes:slopes=0-0.25"),
+    "cifar10-slopes-cap-ibp-200": ((60.36, 69.46, 74.29), "cifar10_slopes:slopes=cap_ibp"),
+    "cifar10-slopes-0-1-stability-10-200": (
+        *((60.90, 70.85, 76.00), "cifar10_slopes:stability=10,slopes=0-1"),
+    ),
+    "cifar10-cap-ibp-2": ((28.80, 38.95, 48.50), "cifar10_slopes:eps=2,epochs=100,kappa=1"),
+    "mnist-crown-ibp-large-beta0-0.3": ((2.37, 3.63, 7.22), "mnist_crown:eps=0.3,beta=0,kappa=0"),
+    "svhn-one-step-0.01": ((16.41, 30.43, 39.44), "svhn_one_step"),
+    "mnist-relu-stability-0.3": ((2.67, None, 19.32), "mnist_relu_stability:eps=0.3"),
+    "mnist-cap-4c3f": ((11.61, 37.75, 56.05), "mnist_l2:method=cap"),
+    "cifar10-ibp-6c2f": ((67.04, 68.92, 76.58), "cifar10_l2:method=ibp,net=6c2f"),
+    "cifar10-lmt-wrn": ((38.67, 43.61, 66.65), "cifar10_lmt:net=wrn"),
+    "cifar10-bcp-linf": ((63.50, 72.18, 75.80), "cifar10_bcp:net=4c3f,linf"),
+    "tiny-imagenet-bcp-8c2f": ((71.24, 73.36, 79.92), "tiny_imagenet_bcp"),
+    "tiny-imagenet-ibp-8c2f": ((99.5, 99.5, 99.5), "tiny_imagenet_l2"),
+    "mnist-small-cap-50-tight-0.3": (
+        *((14.29, 24.0, 41.36), "mnist_tightness:eps=0.3,net=small,projections=50"),
+    ),
+    "mnist-xlarge-crown-ibp-r-0.3": ((1.76, None, 6.64), "mnist_tightness:eps=0.3,net=xlarge"),
+    "cifar10-large-cap-8": ((59.73, 68.8, 74.04), "cifar10_tightness:eps=8,net=large,baseline"),
+    "mnist-family-j-crown-ibp-100": ((None, None, 9.21), "mnist_families:net=j,method=crown_ibp"),
+    "mnist-family-c-crown-ibp": (
+        *((None, None, 13.78), "mnist_families:net=c,method=crown_ibp,epochs=140"),
+    ),
+    "mnist-short-warmup-resnext-crown-ibp-0.4": (
+        *((4.22, None, 15.24), "mnist_short_warmup:net=resnext,method=crown_ibp"),
+    ),
+    "cifar10-short-warmup-ibp-70": (
+        *((58.72, None, 69.88), "cifar10_short_warmup:epochs=70,method=ibp"),
+    ),
+    "cifar10-short-warmup-init-relu-160": (
+        *((53.29, None, 66.46), "cifar10_short_warmup:parts=init+relu"),
+    ),
+    "tiny-imagenet-short-warmup-wide-resnet": (
+        *((74.59, None, 82.75), "tiny_imagenet_short_warmup:net=wide_resnet"),
+    ),
+    "mnist-ctbench-taps-0.3": ((1.44, None, 6.05), "mnist_ctbench:eps=0.3,method=taps"),
+    "cifar10-ctbench-staps-8": ((48.51, None, 64.89), "cifar10_ctbench:eps=8,method=staps"),
+    "tiny-imagenet-ctbench-crown-ibp": (
+        *((71.56, None, 77.86), "tiny_imagenet_ctbench:method=crown_ibp"),
+    ),
+    "cifar10-expressive-mtl-ibp-8": (
+        *((46.65, None, 64.56), "cifar10_expressive:eps=8,method=mtl_ibp"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_numbers(name):
+    numbers, config = PUBLISHED[name]
+    row = ROWS[name]
+    assert row.published == numbers
+    stem, _, arguments = config.partition(":")
+    file, _, found = row.config.partition(".py")
+    assert file == f"experiments/configs/{stem}"
+    assert set(found.removeprefix(":").split(",")) == set(arguments.split(","))
+
+
+def test_every_line_of_the_tables_has_a_row():
+    tables = {
+        "LANDSCAPE": 74,
+        "STABILITY": 4,
+        "LIPSCHITZ": 19,
+        "TIGHTNESS": 24,
+        "SHORT_WARMUP": 34,
+        "CTBENCH": 30,
+        "EXPRESSIVE": 4,
+    }
+    rows_of = collections.Counter(row.published for row in ROWS.values())
+    cells = collections.Counter()
+    for name, lines in tables.items():
+        table = getattr(published, name)
+        found = [t[-1] for t in table] if name == "LANDSCAPE" else [table]
+        numbers = [errors for part in found for errors in part.values()]
+        assert len(numbers) == lines, name
+        cells.update(numbers)
+    for first, again, with_r, standard_r in published.FAMILIES.values():
+        cells.update(Numbers(*line) for line in ((None, None, first), (None, None, again)))
+        cells.update([Numbers(standard_r, None, with_r)])
+    assert cells <= rows_of
+
+
+def test_every_configuration_of_a_paper_is_a_row():
+    folder = pathlib.Path(configs.__file__).parent
+    files = {path.stem for path in folder.glob("*_*.py") if path.stem != "__init__"}
+    used = {re.match(r"experiments/configs/(\w+)", row.config)[1] for row in ROWS.values()}
+    assert used == files
+
+
+def test_the_cheap_rows_are_those_of_two_cores():
+    cheap = {name: row for name, row in ROWS.items() if row.budget == "cpu" and row is not TINY}
+    for name, arguments, seeds in (
+        ("mnist-ibp-0.1", "cpu60", 3),
+        ("mnist-ibp-0.2", "cpu60,eps=0.2", 3),
+        ("mnist-ibp-0.3", "cpu60,eps=0.3", 3),
+        ("mnist-short-warmup-small-0.3", "cpu,eps=0.3", 3),
+        ("mnist-short-warmup-small-ibp", "cpu,method=ibp", 3),
+        ("mnist-family-a-fast", "net=a,method=fast", 3),
+        ("mnist-family-b-ibp", "net=b,method=ibp", 3),
+        ("mnist-family-b-one-step", "net=b,method=one_step,cpu", 3),
+        ("mnist-family-a-crown-ibp-fused", "net=a,fused,epochs=140", 3),
+        ("mnist-mlp-cap-50-tight", "cpu,projections=50", 3),
+        ("mnist-bcp-small", "cpu", 3),
+    ):
+        assert cheap[name].config.partition(".py:")[2] == arguments
+        assert cheap[name].seeds == seeds
+    assert ROWS["mnist-ibp-0.3"].anchor == (5.93, None, 15.68)
+    # By intervals alone, which is what bounds can be compared with.
+    assert ROWS["cifar10-ctbench-sabr-2"].anchor == (22.14, None, 87.88)
+    assert ROWS["cifar10-ctbench-sabr-2"].published == (22.14, None, 36.39)
+    assert {row.config.split("/")[-1].split("_")[0] for row in cheap.values()} == {"mnist"}
+
+
+def test_tables():
+    text = """
+             one          other
+        a    1/2/3        10/20
+        b    1/-/3        -
+    """
+    found = published.table(text)
+    assert found == {
+        ("a", "one"): (1, 2, 3),
+        ("a", "other"): (10, None, 20),
+        ("b", "one"): (1, None, 3),
+    }
+    assert published.table(text, accuracies=True)["a", "other"] == (90, None, 80)
+    with pytest.raises(ValueError, match="zip"):
+        published.table("one other\na 1/2")
 
 
 def test_numbers_of_accuracies():
@@ -195,6 +350,10 @@ def test_the_list_shows_what_a_budget_allows(capsys):
         assert row.name in everything
         assert (f"{row.name} " in cheap) == (row.budget == "cpu")
     assert "13.52 / 46.44 / 59.45" in cheap
+    main(["--list", "family-a", "--budget=cpu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 3
+    assert all("mnist-family-a" in line for line in lines[2:])
 
 
 def test_a_dry_run_trains_nothing(tmp_path, capsys):
@@ -209,6 +368,7 @@ def test_a_dry_run_trains_nothing(tmp_path, capsys):
     ("arguments", "message"),
     [
         ([], "which row? --list shows all"),
+        (["--list", "nothing"], "no row for --budget=gpu has 'nothing' in its name"),
         (["digits-tny"], "unknown row 'digits-tny': did you mean digits-tiny? --list shows all"),
         ([TINY.name, "--seeds=0"], "--seeds must be >= 1, got 0"),
         ([TINY.name, "--results=nowhere/results.md"], "--results=nowhere/results.md: must be"),

@@ -20,15 +20,16 @@ CTBench: standard / verified error in %, by `method` and `eps`
 
 The column of 8 is recalled from the publication, not checked against it. By intervals alone the
 column of 2 has 45.78, 50.08, 87.88, 71.78, 99.28 and 99.38 % verified error. `cc_ibp` and `exp_ibp`
-are not in the table. Their recipe is that of their own paper, at 8/255 for 240 epochs instead of
-260.
+are not in the table: their recipe is that of their own paper (`cifar10_expressive.py`).
 
 Published certificates are by a complete verifier, ours by bounds: they are near each other for IBP
 and CROWN-IBP, and far apart for networks trained on attacks at small radii. Other differences: no
 stochastic weight averaging (it has it for the expressive losses, and on Tiny ImageNet for
 CROWN-IBP) and no shrinking of boxes after every ReLU (by 0.8 for SABR, TAPS and STAPS at 2/255);
-TAPS starts one attack per margin, not three; the last training images that are held out select the
-epoch of IBP and CROWN-IBP, otherwise the last epoch counts (it selects on the test set).
+TAPS and EXP-IBP combine the losses of each image, not the means of the batch, and TAPS' gradient is
+(1 + scale) / 2 times shorter; the latent attack starts once per margin, not three times, and keeps
+its last iterate, not the best; the last training images that are held out select the epoch of IBP
+and CROWN-IBP, otherwise the last epoch counts (it selects on the test set).
 
 Needs a GPU; not run yet.
 """

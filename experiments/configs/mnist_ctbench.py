@@ -18,13 +18,15 @@ CTBench: standard / verified error in %, by `method` and `eps`
     mtl_ibp       0.82 / 1.63     1.26 / 6.10
 
 Recalled from the publication, not checked against it. `cc_ibp` and `exp_ibp` are not in the table.
-At 0.3 their recipe is that of their own paper, as far as it is known.
+At 0.3 their recipe is that of their own paper (`mnist_expressive.py`).
 
 Published certificates are by a complete verifier, ours by bounds: they are near each other for IBP
 and CROWN-IBP, and far apart for networks trained on attacks at small radii. Other differences: no
 stochastic weight averaging (it has it for the expressive losses, and on Tiny ImageNet for
-CROWN-IBP); TAPS starts one attack per margin, not three; the last training images that are held out
-select the epoch of IBP and CROWN-IBP, otherwise the last epoch counts (it selects on the test set).
+CROWN-IBP); TAPS and EXP-IBP combine the losses of each image, not the means of the batch, and TAPS'
+gradient is (1 + scale) / 2 times shorter; the latent attack starts once per margin, not three
+times, and keeps its last iterate, not the best; the last training images that are held out select
+the epoch of IBP and CROWN-IBP, otherwise the last epoch counts (it selects on the test set).
 
 Needs a GPU; not run yet.
 """
