@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from chex import Array, ArrayTree
 
 # Values that differ by less than this many roundings of their size share the derivative.
@@ -61,6 +62,11 @@ def quick_smaller(first: Array, second: Array) -> Array:
 def signed_parts(x: Array) -> tuple[Array, Array]:
     """``min(x, 0)`` and ``max(x, 0)``; NaN only in the second."""
     return jnp.where(x < 0, x, 0.0), jnp.where(x < 0, 0.0, x)
+
+
+def squarable(dtype: np.dtype, terms: int = 1) -> float:
+    """A magnitude with room below that at which a sum of so many squares overflows."""
+    return float(jnp.finfo(dtype).max / terms) ** 0.5 / 16.0
 
 
 def root(squares: Array) -> Array:

@@ -98,8 +98,9 @@ def _prepared(config, step=0):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_method_lowers_its_own_loss_and_resumes(name, tmp_path):
-    config = _config(name)
+def test_a_method_lowers_its_robust_loss_and_resumes(name, tmp_path):
+    # So small that more is learned than how frequent the classes are, which is worth 2 to 4 %.
+    config = _config(name, robust={"eps_train": 0.01, "eps_test": 0.01})
     state, train_step = _prepared(config)
     batch = _batch()
     losses = []
@@ -108,10 +109,10 @@ def test_a_method_lowers_its_own_loss_and_resumes(name, tmp_path):
             with Checkpoints(tmp_path, config) as checkpoints:
                 checkpoints.save(step, state, nothing_selected(state, False), 0.0)
         state, metrics = train_step(state, *batch)
-        losses.append(float(metrics["loss"]))
+        losses.append(float(metrics["robust_loss"]))
     assert np.isfinite(losses).all()
     # Of means, because attacks, slopes and projections are drawn anew at every step.
-    assert np.mean(losses[-4:]) < 0.99 * np.mean(losses[:4])
+    assert np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4])
     assert 0.0 <= float(metrics["standard_error"]) <= float(metrics["verified_error"]) <= 1.0
 
     # Killed after the checkpoint, in another process as it were: the same to the last bit.

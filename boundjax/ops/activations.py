@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
+from boundjax.numerics import squarable
 from boundjax.ops import piecewise, powers, smooth
 from boundjax.ops.envelope import Function
 from boundjax.ops.registry import Expansion, Scalar, register
@@ -246,7 +247,9 @@ def _squareplus(node: Node) -> Curve:
     b = _operand(node, 4.0)
 
     def rounding(x: Array) -> Array:
-        return jnp.abs(x) + jnp.sqrt(jnp.abs(jnp.asarray(b, x.dtype)))
+        size = jnp.abs(x) + jnp.sqrt(jnp.abs(jnp.asarray(b, x.dtype)))
+        # x^2 overflows, also where the function is next to 0.
+        return jnp.where(size >= squarable(x.dtype), jnp.inf, size)
 
     return Curve(curvatures=(1,), low=0.0, rounding=rounding)
 

@@ -10,6 +10,7 @@ import numpy as np
 from chex import Array
 from jax import lax
 
+from boundjax.numerics import with_derivative_of
 from boundjax.ops.registry import Extremum, Lines, register
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ def window_lines(op: Extremum, lower: Array, upper: Array, valid: Array | None) 
     kink = jnp.where(dominates, lower_m, others)
     width = jnp.where(dominates, 1.0, upper_m - lower_m)
     slope = jnp.where(dominates, 1.0, (upper_m - kink) / width)
-    intercept = jnp.where(dominates, 0.0, kink - slope * lower_m)
+    # A slope that under- or overflows is not the chord's: the line must be above both ends.
+    through_kink = kink - slope * lower_m
+    through_both = jnp.maximum(through_kink, upper_m - slope * upper_m)
+    intercept = jnp.where(dominates, 0.0, with_derivative_of(through_both, through_kink))
     slopes = chosen * slope[..., None]
     bad = jnp.isnan(lower).any(axis=-1) | jnp.isnan(upper).any(axis=-1)
     if valid is not None:

@@ -204,6 +204,10 @@ def _normalize_image(node: Node, d: Interval, r: Interval) -> Interval:
 
 # --- planes of log-sum-exp ------------------------------------------------------------------------
 
+# Of the logarithm of a weight.
+_MOST_ROUNDING = 0.1
+_FAR = 200.0
+
 # A function from rows of weights and an offset per row, both below or above log-sum-exp.
 Plane = tuple[Array, Array]
 
@@ -212,12 +216,16 @@ def _tangent(x: Interval, masked: Array, position: Array) -> Plane:
     """A plane below log-sum-exp, which is convex: its tangent at ``position`` between the ends."""
     # Not a mean of the ends, whose sum overflows at a mask's -1e38 (see `product.center`).
     point = jnp.where(masked, 0.0, x.lower + position * (x.upper - x.lower))
-    log_terms = jnp.where(masked, -jnp.inf, point)
-    total = _total(log_terms)
-    slopes = jnp.exp(log_terms - total)
+    shift = lax.stop_gradient(jnp.max(jnp.where(masked, -jnp.inf, point), -1, keepdims=True))
+    # Not exp(point - total), which has the rounding of the total for an error.
+    terms = jnp.where(masked, 0.0, jnp.exp(jnp.where(masked, 0.0, point - shift)))
+    sum_of_terms = jnp.sum(terms, -1, keepdims=True)
+    total, slopes = shift + jnp.log(sum_of_terms), terms / sum_of_terms
     offset = total - jnp.sum(slopes * point, -1, keepdims=True)
     size = jnp.sum(slopes * largest(x), -1, keepdims=True) + jnp.abs(total)
-    return slopes, offset - rounding(size)
+    # What is wrong in a slope counts as far as its entry goes from the point.
+    reach = slopes * (1.0 + jnp.abs(point - shift)) * (x.upper - x.lower)
+    return slopes, offset - rounding(size + jnp.sum(reach, -1, keepdims=True))
 
 
 def _best_shift(x: Interval, masked: Array) -> Array:
@@ -274,7 +282,13 @@ def _chord(x: Interval, masked: Array, shift: Array) -> Plane:
     offset = base + total - jnp.sum(slopes * m, -1, keepdims=True)
     size = (jnp.abs(slopes) + c) * largest(x) + slopes_of_d * reach
     size = jnp.sum(size, -1, keepdims=True) + jnp.abs(base) + jnp.abs(total)
-    return slopes, offset + rounding(size)
+    # What is wrong in a slope, by the rounding of its logarithm, counts as far as its entry goes
+    # from the middle.
+    logarithms = jnp.where(masked, 0.0, jnp.abs(m - base)) + jnp.abs(base) + reach + jnp.abs(total)
+    wrong = slopes_of_d * jnp.expm1(jnp.minimum(rounding(logarithms), 1.0))
+    reached = jnp.sum(wrong * r, -1, keepdims=True)
+    reached += jnp.sum(moved, -1, keepdims=True) * jnp.sum(wrong, -1, keepdims=True)
+    return slopes, offset + rounding(size) + lax.stop_gradient(reached)
 
 
 def _split(x: Interval) -> tuple[Interval, Array, Array]:
@@ -300,6 +314,10 @@ def _logsumexp_rows(x: Interval, at: Array, shift: Array) -> tuple[Plane, Plane]
     low, high = _total(x.lower), _total(x.upper)
     low, high = low - rounding(1.0 + jnp.abs(low)), high + rounding(1.0 + jnp.abs(high))
     below, above = _tangent(bounded, masked, at), _chord(bounded, masked, shift)
+    # No digit is left of the weights of so wide a row. Entries far below the others have none.
+    counts = ~masked & (bounded.upper > bounded.lower.max(-1, keepdims=True) - _FAR)
+    size = jnp.where(counts, largest(bounded), 0.0).max(-1, keepdims=True)
+    open_ended = open_ended | (rounding(size) > _MOST_ROUNDING)
     return either(below, low), either(above, high)
 
 
@@ -341,11 +359,14 @@ def _log_softmax_planes(node: Node, x: Interval, *, position: Position) -> Plane
         total = jnp.sum(others * value, axes, keepdims=True)
         return (own - others) * value + jnp.broadcast_to(total, value.shape)
 
-    def plane(rows: Plane) -> tuple[tuple[Array, Array], Array]:
-        slopes, offset = (_from_rows(part, axes, node.shape) for part in rows)
-        return (1.0 - slopes, -slopes), -offset
+    # That of the own weight, 1 - slope + slope.
+    own = rounding(jnp.where(jnp.isfinite(x.lower + x.upper), largest(x), 0.0))
 
-    return Planes(product, *plane(above), *plane(below))
+    def plane(rows: Plane, sign: float) -> tuple[tuple[Array, Array], Array]:
+        slopes, offset = (_from_rows(part, axes, node.shape) for part in rows)
+        return (1.0 - slopes, -slopes), sign * own - offset
+
+    return Planes(product, *plane(above, -1.0), *plane(below, 1.0))
 
 
 # --- planes of the normalisation ------------------------------------------------------------------

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array, Numeric
 
-from boundjax.numerics import larger, signed_parts, smaller
+from boundjax.numerics import larger, signed_parts, smaller, with_derivative_of
 from boundjax.ops.registry import Lines, Position
 
 if TYPE_CHECKING:
@@ -43,13 +43,16 @@ def hinge_lines(
     width = jnp.where(stable, 1.0, upper - lower)
     fraction = jnp.where(stable, 0.0, upper / width)  # NaN bounds are neither on nor off: NaN
     chord_slope = jnp.where(stable, stable_slope, left + (right - left) * fraction)
-    chord_intercept = jnp.where(stable, 0.0, (left - right) * lower * fraction)
+    chord_intercept = (left - right) * lower * fraction
+    at_ends = left * lower - chord_slope * lower, right * upper - chord_slope * upper
+    convex = right >= left
+    chord_intercept = _through_ends(chord_intercept, *at_ends, convex)
+    chord_intercept = jnp.where(stable, 0.0, chord_intercept)
     free_slope = jnp.where(stable, stable_slope, left + (right - left) * position(lower, upper))
     if isinstance(left, float) and isinstance(right, float):
-        if right >= left:
+        if convex:
             return Lines(free_slope, None, chord_slope, chord_intercept)
         return Lines(chord_slope, chord_intercept, free_slope, None)
-    convex = right >= left
     zero = jnp.zeros_like(chord_intercept)
     return Lines(
         jnp.where(convex, free_slope, chord_slope),
@@ -57,6 +60,20 @@ def hinge_lines(
         jnp.where(convex, chord_slope, free_slope),
         jnp.where(convex, chord_intercept, zero),
     )
+
+
+def _through_ends(chord: Array, at_lower: Array, at_upper: Array, above: bool | Array) -> Array:
+    """The intercept with which a chord of this slope is above (below) both of its ends.
+
+    A slope that under- or overflows is not the chord's, by which its formula is wrong. `chord` is
+    that formula, for the derivative.
+    """
+    high, low = jnp.maximum(at_lower, at_upper), jnp.minimum(at_lower, at_upper)
+    if isinstance(above, bool):
+        found = high if above else low
+    else:
+        found = jnp.where(above, high, low)
+    return with_derivative_of(found, chord)
 
 
 def shifted(lines: Lines, x: Numeric, y: Numeric) -> Lines:
@@ -179,18 +196,27 @@ def ramp_lines(
     past_high, past_low = upper > high, lower < low
     width = jnp.where(single, 1.0, upper - lower)
     chord = jnp.where(single, 0.0, (image_upper - image_lower) / width)
+    from_lower, from_upper = image_lower - chord * lower, image_upper - chord * upper
 
     to_high = jnp.where(single | ~past_high, 1.0, high - lower)
     steepest_upper = (high - image_lower) / to_high
     upper_free = steepest_upper * position(high - upper, high - lower)
     upper_slope = jnp.where(past_high, upper_free, chord)
-    upper_intercept = jnp.where(past_high, high - upper_free * high, image_lower - chord * lower)
+    upper_intercept = jnp.where(
+        past_high,
+        high - upper_free * high,
+        _through_ends(from_lower, from_lower, from_upper, above=True),
+    )
 
     from_low = jnp.where(single | ~past_low, 1.0, upper - low)
     steepest_lower = (image_upper - low) / from_low
     lower_free = steepest_lower * position(lower - low, upper - low)
     lower_slope = jnp.where(past_low, lower_free, chord)
-    lower_intercept = jnp.where(past_low, low - lower_free * low, image_upper - chord * upper)
+    lower_intercept = jnp.where(
+        past_low,
+        low - lower_free * low,
+        _through_ends(from_upper, from_lower, from_upper, above=False),
+    )
 
     return Lines(
         jnp.where(single, slope_single, lower_slope),

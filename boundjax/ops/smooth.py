@@ -20,13 +20,15 @@ import jax
 import jax.numpy as jnp
 from chex import Array, Numeric
 
-from boundjax.numerics import larger, smaller
+from boundjax.numerics import larger, smaller, squarable
 from boundjax.ops import domain
 from boundjax.ops.envelope import ULPS, Function, Pieces, line_above, slope_of
 from boundjax.ops.registry import Lines, Position, Scalar
 
 if TYPE_CHECKING:
     from boundjax.graph import Node
+
+_SHARE_OF_A_SUM = 2.0**-20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,8 @@ class Curve:
       monotone: 1 increasing, -1 decreasing, 0 neither.
       low, high: the range of all values.
       rounding: ``x -> size``: the function's evaluation at ``x`` is wrong by no more than 8 ulp of
-        its value and of this: ``|x|`` for ``x (1 + tanh x)``, where that much cancels.
+        its value and of this: ``|x|`` for ``x (1 + tanh x)``, where that much cancels; infinite
+        where the evaluation says nothing.
       kinks: pairs of a kink and the largest absolute slope beside it.
       least: the lower end of the domain.
       at_least: the value there, possibly infinite.
@@ -110,11 +113,13 @@ def outward(value: Array, rounding: Array) -> tuple[Array, Array]:
     # Results below the smallest normal number may come out as 0.
     slack = ULPS * (float(info.eps) * size + float(info.tiny))
     # Past the largest number there is no end to move outward from: an infinite value was one that
-    # is too large, or truly infinite.
-    most = float(info.max)
+    # is too large, or truly infinite. A sum of many such ends must not become infinite either.
+    most = float(info.max) * _SHARE_OF_A_SUM
     finite = jnp.isfinite(value) | jnp.isnan(value)
     low = jnp.where(finite, value - jnp.where(finite, slack, 0.0), jnp.minimum(value, most))
-    return low, jnp.where(finite, value + jnp.where(finite, slack, 0.0), jnp.maximum(value, -most))
+    up = jnp.where(finite, value + jnp.where(finite, slack, 0.0), jnp.maximum(value, -most))
+    lost = jnp.isinf(rounding)
+    return jnp.where(lost, -jnp.inf, low), jnp.where(lost, jnp.inf, up)
 
 
 def lipschitz(function: Function, curve: Curve, lower: Array, upper: Array) -> Array:
@@ -155,6 +160,8 @@ def lines(
     low, high = image(function, curve, lower, upper) if ends is None else ends
     fits = jnp.isfinite(low) & jnp.isfinite(high) & jnp.isfinite(upper - lower)
     fits = fits & jnp.isfinite(function(lower)) & jnp.isfinite(function(upper))
+    # Derivatives may be computed with squares; where these overflow they are 0.
+    fits = fits & (jnp.maximum(jnp.abs(lower), jnp.abs(upper)) < squarable(lower.dtype))
     # Double where: what does not fit must reach neither the values nor their derivatives.
     safe = (jnp.where(fits, lower, 1.0), jnp.where(fits, upper, 1.0))
 

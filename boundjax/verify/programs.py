@@ -121,8 +121,8 @@ class Programs:
     def bounds(self, method: str) -> Callable[[Array, Array, Array], tuple[Array, ...]]:
         """``(lower [n], upper [n], rows [R, m])`` -> lower bounds ``[R]`` of ``rows @ y``.
 
-        With them the outputs at the centre and the largest value inside the network there, by which
-        rounding is judged: large values may cancel in the outputs.
+        With them the outputs at the centre and the largest value inside the network there and at
+        two corners, by which rounding is judged: large values may cancel in the outputs.
         """
         if ("bounds", method) in self._compiled:
             return self._compiled["bounds", method]
@@ -131,7 +131,8 @@ class Programs:
         @training_precision("highest")  # a proof, whoever asks
         def bounds(lower: Array, upper: Array, rows: Array) -> tuple[Array, ...]:
             found, middle = transformed(Box(lower, upper), rows).lower, _middle(lower, upper)
-            return found, self.flat(middle), self._largest(middle)
+            points = jnp.stack([middle, lower, upper])
+            return found, self.flat(middle), jnp.max(jax.vmap(self._largest)(points))
 
         return self._compiled.setdefault(("bounds", method), jax.jit(bounds))
 
@@ -140,7 +141,8 @@ class Programs:
 
         ``(lower [N, n], upper [N, n], rows [N, R, m], offset [N, R], member [N, R], open [N, R])``
         -> lower bounds ``[N, R]`` of ``rows @ y``; the size ``[N, R]`` of their terms in the input,
-        ``|coefficients| |x|``, by which rounding is judged; the influence ``[N, n]`` of every input
+        ``|coefficients| |x|``, or of the largest value inside the network at the points, by which
+        rounding is judged; the influence ``[N, n]`` of every input
         on the best row of each open conjunction; points ``[N, 2, n]``, the centre and the corner
         where the relaxation is least; and their outputs ``[N, 2, m]``. ``member`` says which
         conjunction a row belongs to, ``open`` whether that is still unrefuted.
@@ -167,6 +169,7 @@ class Programs:
             corner = jnp.where(weight @ coefficients > 0.0, lower, upper)
             size = jnp.abs(coefficients) @ jnp.maximum(jnp.abs(lower), jnp.abs(upper))
             points = jnp.stack([_middle(lower, upper), corner])
+            size = jnp.maximum(size, jnp.max(jax.vmap(self._largest)(points)))
             return found.lower, size, influence, points, jax.vmap(self.flat)(points)
 
         return self._compiled.setdefault(("split", method), jax.jit(jax.vmap(one)))

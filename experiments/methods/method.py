@@ -168,7 +168,7 @@ def one_example(model: nn.Module, params: PyTree, statistics: PyTree) -> OneExam
 
 def margin_rows(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The specifications `[B, C - 1, C]` whose values are `z_y - z_m` for the other classes `m`."""
-    return bj.margin_specification(labels, logits.shape[-1], rows="others")
+    return bj.margin_specification(labels, logits.shape[-1], rows="others", dtype=logits.dtype)
 
 
 def clean_metrics(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:

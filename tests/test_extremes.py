@@ -1,0 +1,128 @@
+"""Intervals near the ends of the floating-point range, where products, squares and widths overflow.
+
+What is expected is computed in float64, in which nothing here overflows.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compiled import on_host
+
+import boundjax as bj
+
+# Upper ends of x0 and x1 >= 0, of which the functions see x0 - x1, behind a relu of its own.
+BOXES = [
+    (3.0, 3e38),
+    (1e-2, 1e37),
+    (2e38, 2e38),
+    (1.0, 1e18),
+    (1.0, 1e20),
+    (1e20, 1.0),
+    (1e30, 1e30),
+]
+FUNCTIONS = {
+    "relu": (jax.nn.relu, lambda z: np.maximum(z, 0)),
+    "leaky_relu": (jax.nn.leaky_relu, lambda z: np.where(z > 0, z, 0.01 * z)),
+    "hinge": (
+        lambda z: jnp.where(z > 0, 0.5 * z, -2.0 * z),
+        lambda z: np.where(z > 0, z / 2, -2 * z),
+    ),
+    "minimum": (lambda z: jnp.minimum(z, 1.0), lambda z: np.minimum(z, 1)),
+    "clip": (lambda z: jnp.clip(z, -1.0, 2.0), lambda z: np.clip(z, -1, 2)),
+    "relu6": (jax.nn.relu6, lambda z: np.clip(z, 0, 6)),
+    "tanh": (jnp.tanh, np.tanh),
+    "soft_sign": (jax.nn.soft_sign, lambda z: z / (1 + np.abs(z))),
+    "asinh": (jnp.arcsinh, np.arcsinh),
+    # Written so that nothing cancels left of 0.
+    "squareplus": (
+        jax.nn.squareplus,
+        lambda z: np.maximum(z, 0) + 2 / (np.abs(z) + np.hypot(z, 2)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_elementwise_functions_of_huge_intervals(name):
+    function, expected = FUNCTIONS[name]
+
+    def composed(x):
+        return function(x[0] - jax.nn.relu(x[1]))
+
+    @on_host
+    def run(upper):
+        box = bj.Box(jnp.zeros(2), upper)
+        alone = bj.linear(composed, intersect=False)(box)
+        return bj.interval(composed)(box), bj.linear(composed)(box), alone
+
+    for upper in BOXES:
+        ends = np.float32(upper).astype(np.float64)
+        shares = np.array([0.0, 1e-38, 1e-20, 1e-10, 1e-3, 0.5, 1.0])
+        points = np.stack(np.meshgrid(shares, shares), -1).reshape(-1, 2) * ends
+        values = expected(points[:, 0] - points[:, 1])
+        slack = 1e-5 * np.abs(values).max() + 1e-6
+        for found in run(jnp.asarray(upper, jnp.float32)):
+            if np.isnan(found.lower):
+                continue  # nothing is said
+            assert found.lower <= values.min() + slack, upper
+            assert found.upper >= values.max() - slack, upper
+
+
+def test_the_larger_of_two_huge_values():
+    def function(x):
+        return jnp.maximum(x[0] - jax.nn.relu(x[1]), x[2])
+
+    for high, far in ((3.0, 3e38), (1e-2, 1e37), (2e38, 2e38)):
+        ends = jnp.asarray([high, far, high / 2], jnp.float32)
+        found = on_host(bj.linear(function))(bj.Box(jnp.zeros(3), ends))
+        assert found.upper >= ends[0]
+        assert found.lower <= 0
+
+
+@pytest.mark.parametrize("scale", [1e18, 1e19, 3e19, 1e20, 1e24])
+def test_norms_of_values_whose_squares_overflow(scale):
+    lower, upper = np.array([-1.0, -0.9, 0.3]), np.array([0.5, 1.1, 1.2])
+
+    def norm(t):
+        x = scale * t
+        return x * jax.lax.rsqrt(jnp.mean(x * x, keepdims=True) + 1e-5)
+
+    @on_host
+    def run(lower, upper):
+        return [bounds(norm)(bj.Box(lower, upper)) for bounds in (bj.interval, bj.linear)]
+
+    points = np.random.default_rng(0).uniform(lower, upper, (1000, 3))
+    points = np.concatenate([points, [lower, upper]])
+    values = points / np.sqrt(np.mean(points**2, axis=1, keepdims=True))
+    for found in run(jnp.asarray(lower, jnp.float32), jnp.asarray(upper, jnp.float32)):
+        assert np.isfinite(found.lower).all()
+        assert (found.lower <= values.min(0) + 1e-4).all()
+        assert (found.upper >= values.max(0) - 1e-4).all()
+
+
+@pytest.mark.parametrize("magnitude", [10.0, 1e3, 1e4, 1e5, 1e7, 1e10])
+def test_planes_of_log_sum_exp_of_wide_rows(magnitude):
+    """Far from the middle the error of a slope counts as often as the row is wide."""
+    rng = np.random.default_rng(0)
+    center = magnitude * rng.normal(size=(200, 3))
+    radius = magnitude * np.abs(rng.normal(size=(200, 3))) * (rng.uniform(size=(200, 3)) < 0.8)
+    # A common shift, by which the logarithm of the sum has few digits.
+    center += np.repeat([[0.0], [30.0 * magnitude]], 100, axis=0)
+    lower, upper = ((center + s * radius).astype(np.float32) for s in (-1, 1))
+    corners = np.stack(np.meshgrid(*[[0.0, 0.5, 1.0]] * 3), -1).reshape(-1, 1, 3)
+
+    @on_host
+    def planes(lower, upper):
+        def of_row(lower, upper):
+            _, aux = bj.linear(jax.nn.logsumexp, has_aux=True)(bj.Box(lower, upper))
+            return jax.tree.map(lambda a: a[0], aux.coefficients)
+
+        return jax.vmap(of_row)(lower, upper)
+
+    found = [np.asarray(part, np.float64) for part in planes(lower, upper)]
+    x = lower.astype(np.float64) * (1 - corners) + upper.astype(np.float64) * corners
+    most = x.max(-1)
+    values = most + np.log(np.exp(x - most[..., None]).sum(-1))
+    slack = 1e-6 * np.abs(x).max(-1)  # of a plane's evaluation
+    assert ((x * found[0]).sum(-1) + found[1] <= values + slack).all()
+    assert ((x * found[2]).sum(-1) + found[3] >= values - slack).all()
