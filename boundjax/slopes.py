@@ -186,9 +186,9 @@ def resolve(slopes: Slopes) -> Callable[[str], Any]:
     """From what a user gives as ``slopes=`` to the free lines' positions of the op of a label.
 
     Args:
-      slopes: a name in ``POLICIES``; one number in ``[0, 1]``; a function of ``(lower, upper)``; a
-        policy that draws; or positions by label (as returned under ``aux.slopes``), arrays that
-        broadcast to the op's shape with values in ``[0, 1]``.
+      slopes: a name in ``POLICIES``; one number in ``[0, 1]``; a function of ``(lower, upper)``,
+        cut to ``[0, 1]``; a policy that draws; or positions by label (as returned under
+        ``aux.slopes``), arrays that broadcast to the op's shape with values in ``[0, 1]``.
 
     Returns:
       ``label -> position``, see ``ops.registry.Position``; or ``CONSTANT`` for every label.
@@ -212,7 +212,8 @@ def resolve(slopes: Slopes) -> Callable[[str], Any]:
     if isinstance(slopes, _Drawn):
         return lambda label: _or_default(slopes.at(label))
     if callable(slopes):
-        return lambda label: _or_default(slopes)
+        # A line with another slope is none of the op's.
+        return lambda label: _or_default(lambda *ends: jnp.clip(slopes(*ends), 0.0, 1.0))
     raise TypeError(
         "slopes must be a policy's name, a function of (lower, upper), a dict of arrays or "
         f"optimized(...), got {type(slopes).__name__}"

@@ -175,6 +175,7 @@ CASES = {
     "concat": network([node("Concat", "x w x", axis=-1)], [1, 3], {"w": f32(1, 2)}),
     "slice_9": single("Slice", IMAGE, starts=[1, -3], ends=[-1, 99], axes=[1, 2], opset=9),
     "slice_13": single("Slice", IMAGE, i64(0, 5), i64(9, -99), i64(-2, 3), i64(2, -2)),
+    "slice_before": single("Slice", IMAGE, i64(-9), i64(-99), i64(2), i64(-1)),
     "slice_empty": single("Slice", [1, 3], i64(2), i64(1), i64(1)),
     "gather": single("Gather", IMAGE, i64([0, -1], [2, 2]), axis=2),
     "gather_scalar": single("Gather", IMAGE, scalar(-1, np.int64), axis=1),

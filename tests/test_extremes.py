@@ -10,6 +10,7 @@ import pytest
 from compiled import on_host
 
 import boundjax as bj
+from boundjax import verify, vnnlib
 
 # Upper ends of x0 and x1 >= 0, of which the functions see x0 - x1, behind a relu of its own.
 BOXES = [
@@ -126,3 +127,60 @@ def test_planes_of_log_sum_exp_of_wide_rows(magnitude):
     slack = 1e-6 * np.abs(x).max(-1)  # of a plane's evaluation
     assert ((x * found[0]).sum(-1) + found[1] <= values + slack).all()
     assert ((x * found[2]).sum(-1) + found[3] >= values - slack).all()
+
+
+@pytest.mark.parametrize(("inputs", "method", "seed"), [(24, "crown", 4), (14, "alpha-crown", 2)])
+def test_no_proof_where_values_inside_are_large_off_the_points_that_are_looked_at(
+    inputs, method, seed
+):
+    """Weights of 1e5 cancel to about 1, and pairs of inputs at the centre and at equal ends."""
+    rng = np.random.default_rng(seed)
+    half = (rng.uniform(0.1, 1, (inputs // 2, 64)) * 1e5).astype(np.float32)
+    exact = half.astype(np.float64)
+    second = rng.normal(size=64)
+    second -= exact.T @ np.linalg.lstsq(exact.T, second, rcond=None)[0]
+    second += np.linalg.lstsq(exact, np.ones(inputs // 2), rcond=None)[0]
+    first, second = np.repeat(half, 2, axis=0), second.astype(np.float32)
+    first[1::2] *= -1
+    slopes = first.astype(np.longdouble) @ second.astype(np.longdouble)
+    threshold = np.float32(np.abs(slopes).sum() - 0.01)
+    # Unsafe at a corner, where the relu is active by 0.01.
+    assert np.abs(slopes).sum() - threshold > 0.005
+
+    def model(x):
+        return 1.0 - 1000.0 * jax.nn.relu((x @ first) @ second[:, None] - threshold)
+
+    lines = [
+        f"(declare-const X_{i} Real) (assert (>= X_{i} -1.0)) (assert (<= X_{i} 1.0))"
+        for i in range(inputs)
+    ]
+    case = vnnlib.parse(" ".join([*lines, "(declare-const Y_0 Real) (assert (<= Y_0 0))"]))
+    assert verify.verify(model, case, method=method, timeout=10).verdict != "unsat"
+
+
+@pytest.mark.parametrize("method", ["one-step", "best"])
+def test_slopes_are_optimised_in_networks_with_ops_that_have_no_free_line(method):
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(4, 3)).astype(np.float32)
+
+    def model(x):
+        h = jax.nn.relu(x @ weights[:, :2] + 0.1)
+        return jnp.maximum(h, -h[:, ::-1]) @ weights[:2] + jnp.sign(x[:, :3])
+
+    x = rng.normal(size=(3, 4)).astype(np.float32)
+    found = bj.certify(model, x, 0.01, method=method)
+    assert np.isfinite(found.margins).all()
+    assert (found.margins >= bj.certify(model, x, 0.01, method="interval").margins - 1e-5).all()
+
+
+def test_a_policy_gives_slopes_between_those_of_the_pieces():
+    found = on_host(bj.linear(jax.nn.relu, slopes=lambda lower, upper: 3.0 + 0.0 * lower))(
+        bj.Box(-jnp.ones(1), jnp.ones(1))
+    )
+    np.testing.assert_allclose([found.lower, found.upper], [[0.0], [1.0]], atol=1e-6)
+
+
+def test_selections_of_constant_arrays():
+    fill = np.ones(3, np.float32)
+    found = bj.interval(lambda x: jnp.where(x > 0, x, fill))(bj.Box(-jnp.ones(3), jnp.ones(3)))
+    np.testing.assert_array_equal(found.upper, fill)

@@ -248,7 +248,9 @@ def slice_(
     low, high, step = [0] * x.ndim, list(x.shape), [1] * x.ndim
     turned = []
     for axis, a, b, s in zip(chosen, first, last, stride, strict=True):
-        # Python's own slices have the rules of ONNX, but read an end of -1 - length as outside.
+        # Python's own slices have the rules of ONNX, but read a start before the first element,
+        # from which steps go back, as outside.
+        a = max(a, -x.shape[axis]) if s < 0 else a
         places = range(x.shape[axis])[a:b:s]
         if s < 0:
             places = places[::-1]

@@ -123,7 +123,7 @@ def hinges(view: View, node: Node) -> Rewrite | None:
 def _multiple(view: View, operand: Any, x: Any) -> Any | None:
     """The constant ``c`` for which an operand is ``c x``, else None."""
     operand = view.plain(operand)
-    if operand == x:
+    if isinstance(operand, Perturbed) and operand == x:
         return np.ones((), view.node(x).dtype)
     node = view.node(operand)
     if node is None:

@@ -45,7 +45,8 @@ def propagate(node: Node, operands: tuple[Interval, ...], center: Array | None =
             return Interval(node.apply(*lower), node.apply(*upper))
         case Weighted() if node.op.diagonal:
             # The factor's sign, not min and max of the ends, whose derivative has to look at ties.
-            positive = node.apply(jnp.ones_like(lower[0])) >= 0
+            # A tiny factor may be flushed to a zero, which keeps its sign.
+            positive = ~jnp.signbit(node.apply(jnp.ones_like(lower[0])))
             ends = node.apply(*lower), node.apply(*upper)
             return Interval(jnp.where(positive, *ends), jnp.where(positive, *ends[::-1]))
         case Weighted():

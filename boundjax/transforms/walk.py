@@ -209,6 +209,7 @@ class Walk:
         """The best positions for these rows, and the bounds that were seen; no gradient flows."""
         ancestors = self._relaxed_ancestors(starts)
         walk = self._detached()
+        walk._relaxed_ancestors(starts)  # what the gradient's trace makes would be its tracers
         starts, constant = jax.lax.stop_gradient((starts, constant))
         if per_row:
             start = walk._positions_per_row(starts, sides)

@@ -16,8 +16,10 @@ from chex import Array
 
 from boundjax import graph
 from boundjax.methods import METHODS
+from boundjax.numerics import larger
 from boundjax.precision import training_precision
 from boundjax.sets import Box
+from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.linear import linear
 
 # Methods that are tried one after another, cheap ones first, up to the one that is asked for.
@@ -118,11 +120,20 @@ class Programs:
                 found.append(jnp.max(jnp.abs(values[-1])))
         return jnp.max(jnp.stack(found))
 
+    def _reach(self, lower: Array, upper: Array) -> Array:
+        """What no value inside the network exceeds in magnitude on the box, by intervals."""
+        found = []
+        for interval in intervals_of.forward(graph.trace(self.flat, lower), Box(lower, upper)):
+            if jnp.issubdtype(interval.lower.dtype, jnp.floating) and interval.lower.size:
+                found += [jnp.max(jnp.abs(end)) for end in interval]
+        return jnp.max(jnp.stack(found))
+
     def bounds(self, method: str) -> Callable[[Array, Array, Array], tuple[Array, ...]]:
         """``(lower [n], upper [n], rows [R, m])`` -> lower bounds ``[R]`` of ``rows @ y``.
 
-        With them the outputs at the centre and the largest value inside the network there and at
-        two corners, by which rounding is judged: large values may cancel in the outputs.
+        With them the outputs at the centre and a size by which rounding is judged: large values may
+        cancel in the outputs. It is that of the largest value inside the network, at the centre and
+        two corners, or a tenth of what intervals say of all of the box.
         """
         if ("bounds", method) in self._compiled:
             return self._compiled["bounds", method]
@@ -132,7 +143,8 @@ class Programs:
         def bounds(lower: Array, upper: Array, rows: Array) -> tuple[Array, ...]:
             found, middle = transformed(Box(lower, upper), rows).lower, _middle(lower, upper)
             points = jnp.stack([middle, lower, upper])
-            return found, self.flat(middle), jnp.max(jax.vmap(self._largest)(points))
+            size = jnp.max(jax.vmap(self._largest)(points))
+            return found, self.flat(middle), larger(size, 0.1 * self._reach(lower, upper))
 
         return self._compiled.setdefault(("bounds", method), jax.jit(bounds))
 
@@ -141,8 +153,8 @@ class Programs:
 
         ``(lower [N, n], upper [N, n], rows [N, R, m], offset [N, R], member [N, R], open [N, R])``
         -> lower bounds ``[N, R]`` of ``rows @ y``; the size ``[N, R]`` of their terms in the input,
-        ``|coefficients| |x|``, or of the largest value inside the network at the points, by which
-        rounding is judged; the influence ``[N, n]`` of every input
+        ``|coefficients| |x|``, or of the largest value inside the network that intervals allow, by
+        which rounding is judged; the influence ``[N, n]`` of every input
         on the best row of each open conjunction; points ``[N, 2, n]``, the centre and the corner
         where the relaxation is least; and their outputs ``[N, 2, m]``. ``member`` says which
         conjunction a row belongs to, ``open`` whether that is still unrefuted.
@@ -169,7 +181,7 @@ class Programs:
             corner = jnp.where(weight @ coefficients > 0.0, lower, upper)
             size = jnp.abs(coefficients) @ jnp.maximum(jnp.abs(lower), jnp.abs(upper))
             points = jnp.stack([_middle(lower, upper), corner])
-            size = jnp.maximum(size, jnp.max(jax.vmap(self._largest)(points)))
+            size = larger(size, jnp.broadcast_to(self._reach(lower, upper), size.shape))
             return found.lower, size, influence, points, jax.vmap(self.flat)(points)
 
         return self._compiled.setdefault(("split", method), jax.jit(jax.vmap(one)))
