@@ -27,6 +27,7 @@ SETTINGS = {
     "checkpoint.every": 2,
     "robust.warmup_epochs": 0.0,
     "robust.ramp_epochs": 0.0,
+    "optim.milestones": (),
     "robust.beta": (1.0, 0.5),
     "evaluation.methods": ("interval",),
     "evaluation.pgd_steps": 1,

@@ -283,7 +283,9 @@ def _advance(node: Node, operands: tuple[Reached, ...], norms: Norms, box: bool)
         raise ValueError(_without_constant(node))
     if box:
         # Slopes may be large or unbounded; no value is further away than a corner of the box.
-        corner = quick_larger(jnp.abs(found.upper - center), jnp.abs(center - found.lower))
+        fixed = found.lower == found.upper  # perhaps a mask's -inf
+        ends = (jnp.where(fixed, 0.0, end - jnp.where(fixed, 0.0, center)) for end in found)
+        corner = quick_larger(*(jnp.abs(end) for end in ends))
         radius = jnp.minimum(radius, length(corner))
     return Reached(center, radius, found)
 
