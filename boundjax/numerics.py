@@ -64,9 +64,9 @@ def signed_parts(x: Array) -> tuple[Array, Array]:
     return jnp.where(x < 0, x, 0.0), jnp.where(x < 0, 0.0, x)
 
 
-def squarable(dtype: np.dtype, terms: int = 1) -> float:
-    """A magnitude with room below that at which a sum of so many squares overflows."""
-    return float(jnp.finfo(dtype).max / terms) ** 0.5 / 16.0
+def squarable(dtype: np.dtype) -> float:
+    """A magnitude with room below that at which squares overflow."""
+    return float(jnp.finfo(dtype).max) ** 0.5 / 16.0
 
 
 def root(squares: Array) -> Array:

@@ -41,6 +41,13 @@ def pull_back(node: Node, rows: Rows) -> tuple[Rows, ...]:
     return tuple(jax.vmap(jax.linear_transpose(node.apply, *node.input_shapes))(rows))
 
 
+def rises(node: Node) -> Array:
+    """Where the factor of a diagonal op is not negative, ``[*shape]``."""
+    (operand,) = node.input_shapes
+    # A tiny factor may be flushed to a zero, which keeps its sign.
+    return ~jnp.signbit(node.apply(jnp.ones(operand.shape, operand.dtype)))
+
+
 def _only_first(node: Node) -> bool:
     first, *others = node.perturbed
     return first and not any(others)

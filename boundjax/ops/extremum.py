@@ -10,7 +10,7 @@ import numpy as np
 from chex import Array
 from jax import lax
 
-from boundjax.numerics import with_derivative_of
+from boundjax.ops import piecewise
 from boundjax.ops.registry import Extremum, Lines, register
 
 if TYPE_CHECKING:
@@ -50,10 +50,9 @@ def window_lines(op: Extremum, lower: Array, upper: Array, valid: Array | None) 
     kink = jnp.where(dominates, lower_m, others)
     width = jnp.where(dominates, 1.0, upper_m - lower_m)
     slope = jnp.where(dominates, 1.0, (upper_m - kink) / width)
-    # A slope that under- or overflows is not the chord's: the line must be above both ends.
-    through_kink = kink - slope * lower_m
-    through_both = jnp.maximum(through_kink, upper_m - slope * upper_m)
-    intercept = jnp.where(dominates, 0.0, with_derivative_of(through_both, through_kink))
+    at_kink, at_upper = kink - slope * lower_m, upper_m - slope * upper_m
+    chord = piecewise.through_ends(at_kink, at_kink, at_upper, above=True)
+    intercept = jnp.where(dominates, 0.0, chord)
     slopes = chosen * slope[..., None]
     bad = jnp.isnan(lower).any(axis=-1) | jnp.isnan(upper).any(axis=-1)
     if valid is not None:

@@ -204,8 +204,9 @@ def _normalize_image(node: Node, d: Interval, r: Interval) -> Interval:
 
 # --- planes of log-sum-exp ------------------------------------------------------------------------
 
-# Of the logarithm of a weight.
+# Of the logarithm of a weight; planes of rows with more of it are constant.
 _MOST_ROUNDING = 0.1
+# Below the others' lower ends, from where an entry has no weight: exp of it is 0 in float32.
 _FAR = 200.0
 
 # A function from rows of weights and an offset per row, both below or above log-sum-exp.

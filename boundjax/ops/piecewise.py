@@ -46,7 +46,7 @@ def hinge_lines(
     chord_intercept = (left - right) * lower * fraction
     at_ends = left * lower - chord_slope * lower, right * upper - chord_slope * upper
     convex = right >= left
-    chord_intercept = _through_ends(chord_intercept, *at_ends, convex)
+    chord_intercept = through_ends(chord_intercept, *at_ends, convex)
     chord_intercept = jnp.where(stable, 0.0, chord_intercept)
     free_slope = jnp.where(stable, stable_slope, left + (right - left) * position(lower, upper))
     if isinstance(left, float) and isinstance(right, float):
@@ -62,7 +62,7 @@ def hinge_lines(
     )
 
 
-def _through_ends(chord: Array, at_lower: Array, at_upper: Array, above: bool | Array) -> Array:
+def through_ends(chord: Array, at_lower: Array, at_upper: Array, above: bool | Array) -> Array:
     """The intercept with which a chord of this slope is above (below) both of its ends.
 
     A slope that under- or overflows is not the chord's, by which its formula is wrong. `chord` is
@@ -205,7 +205,7 @@ def ramp_lines(
     upper_intercept = jnp.where(
         past_high,
         high - upper_free * high,
-        _through_ends(from_lower, from_lower, from_upper, above=True),
+        through_ends(from_lower, from_lower, from_upper, above=True),
     )
 
     from_low = jnp.where(single | ~past_low, 1.0, upper - low)
@@ -215,7 +215,7 @@ def ramp_lines(
     lower_intercept = jnp.where(
         past_low,
         low - lower_free * low,
-        _through_ends(from_upper, from_lower, from_upper, above=False),
+        through_ends(from_upper, from_lower, from_upper, above=False),
     )
 
     return Lines(

@@ -164,7 +164,7 @@ def _through_linear(node: Node, operands: tuple[Pair, ...]) -> Pair:
         return Pair(*(_mapped(node, list(side)) for side in zip(*sides, strict=True)))
     (pair,) = operands
     if node.op.diagonal:
-        positive = ~jnp.signbit(node.apply(jnp.ones_like(pair.lower.value)))
+        positive = affine.rises(node)
         lower, upper = (_mapped(node, [function]) for function in pair)
         return Pair(_where(positive, lower, upper), _where(positive, upper, lower))
     center = _mapped(node, [_blend(pair, 0.5)])

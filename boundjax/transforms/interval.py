@@ -11,7 +11,7 @@ from chex import Array
 
 from boundjax import graph as graphs
 from boundjax.graph import Graph, Node
-from boundjax.ops import domain
+from boundjax.ops import affine, domain
 from boundjax.ops.registry import (
     LINEAR,
     NONLINEAR,
@@ -45,8 +45,7 @@ def propagate(node: Node, operands: tuple[Interval, ...], center: Array | None =
             return Interval(node.apply(*lower), node.apply(*upper))
         case Weighted() if node.op.diagonal:
             # The factor's sign, not min and max of the ends, whose derivative has to look at ties.
-            # A tiny factor may be flushed to a zero, which keeps its sign.
-            positive = ~jnp.signbit(node.apply(jnp.ones_like(lower[0])))
+            positive = affine.rises(node)
             ends = node.apply(*lower), node.apply(*upper)
             return Interval(jnp.where(positive, *ends), jnp.where(positive, *ends[::-1]))
         case Weighted():

@@ -16,7 +16,6 @@ from chex import Array
 
 from boundjax import graph
 from boundjax.methods import METHODS
-from boundjax.numerics import larger
 from boundjax.precision import training_precision
 from boundjax.sets import Box
 from boundjax.transforms import interval as intervals_of
@@ -131,9 +130,9 @@ class Programs:
     def bounds(self, method: str) -> Callable[[Array, Array, Array], tuple[Array, ...]]:
         """``(lower [n], upper [n], rows [R, m])`` -> lower bounds ``[R]`` of ``rows @ y``.
 
-        With them the outputs at the centre and a size by which rounding is judged: large values may
-        cancel in the outputs. It is that of the largest value inside the network, at the centre and
-        two corners, or a tenth of what intervals say of all of the box.
+        With them the outputs at the centre; and sizes by which rounding is judged, as large values
+        may cancel in the outputs: the largest value inside the network at the centre and two
+        corners, and what none exceeds on all of the box by intervals.
         """
         if ("bounds", method) in self._compiled:
             return self._compiled["bounds", method]
@@ -143,8 +142,8 @@ class Programs:
         def bounds(lower: Array, upper: Array, rows: Array) -> tuple[Array, ...]:
             found, middle = transformed(Box(lower, upper), rows).lower, _middle(lower, upper)
             points = jnp.stack([middle, lower, upper])
-            size = jnp.max(jax.vmap(self._largest)(points))
-            return found, self.flat(middle), larger(size, 0.1 * self._reach(lower, upper))
+            largest = jnp.max(jax.vmap(self._largest)(points))
+            return found, self.flat(middle), largest, self._reach(lower, upper)
 
         return self._compiled.setdefault(("bounds", method), jax.jit(bounds))
 
@@ -154,10 +153,10 @@ class Programs:
         ``(lower [N, n], upper [N, n], rows [N, R, m], offset [N, R], member [N, R], open [N, R])``
         -> lower bounds ``[N, R]`` of ``rows @ y``; the size ``[N, R]`` of their terms in the input,
         ``|coefficients| |x|``, or of the largest value inside the network that intervals allow, by
-        which rounding is judged; the influence ``[N, n]`` of every input
-        on the best row of each open conjunction; points ``[N, 2, n]``, the centre and the corner
-        where the relaxation is least; and their outputs ``[N, 2, m]``. ``member`` says which
-        conjunction a row belongs to, ``open`` whether that is still unrefuted.
+        which rounding is judged; the influence ``[N, n]`` of every input on the best row of each
+        open conjunction; points ``[N, 2, n]``, the centre and the corner where the relaxation is
+        least; and their outputs ``[N, 2, m]``. ``member`` says which conjunction a row belongs to,
+        ``open`` whether that is still unrefuted.
         """
         if ("split", method) in self._compiled:
             return self._compiled["split", method]
@@ -181,7 +180,7 @@ class Programs:
             corner = jnp.where(weight @ coefficients > 0.0, lower, upper)
             size = jnp.abs(coefficients) @ jnp.maximum(jnp.abs(lower), jnp.abs(upper))
             points = jnp.stack([_middle(lower, upper), corner])
-            size = larger(size, jnp.broadcast_to(self._reach(lower, upper), size.shape))
+            size = jnp.maximum(size, self._reach(lower, upper))
             return found.lower, size, influence, points, jax.vmap(self.flat)(points)
 
         return self._compiled.setdefault(("split", method), jax.jit(jax.vmap(one)))

@@ -236,10 +236,11 @@ class _Search:
             self.check_time()
             specification = jnp.asarray(rows.weights.astype(np.float32))
             found = function(jnp.asarray(case.lower), jnp.asarray(case.upper), specification)
-            lower, outputs, largest = map(np.asarray, found)
+            lower, outputs, largest, reach = map(np.asarray, found)
             self.programs.first_call.setdefault(method, time.monotonic() - start)
-            inside = np.abs(rows.weights).max(axis=1, initial=0.0) * float(largest)
-            sizes = inside * (RELATIVE_SLACK / INPUT_SLACK)
+            # At points more exactly than by intervals, which may be far too wide.
+            inside = np.maximum(largest * (RELATIVE_SLACK / INPUT_SLACK), reach)  # NaN stays NaN
+            sizes = np.abs(rows.weights).max(axis=1, initial=0.0) * inside
             positive = _positive(lower, rows.weights, rows.offset, outputs, sizes)
             still_open[rows.member[positive]] = False
         if not any(still_open.any() for still_open in self.open):
