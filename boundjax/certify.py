@@ -13,7 +13,7 @@ import numpy as np
 from chex import Array, ArrayTree, Numeric
 from jax.sharding import Mesh
 
-from boundjax import division, graph, models
+from boundjax import division, graph, independence, models, rounding
 from boundjax.memory import MemoryEstimate, available_bytes, peak_of, readable
 from boundjax.methods import (
     BEST,
@@ -28,7 +28,13 @@ from boundjax.methods import (
     name_of,
     single,
 )
-from boundjax.sets import require_clip, require_finite, require_radius
+from boundjax.sets import (
+    require_array,
+    require_clip,
+    require_finite,
+    require_norm,
+    require_radius,
+)
 
 # Of the free memory, what one call may take; and of that, what one block of rows may.
 _SHARE_OF_MEMORY = 0.75
@@ -78,7 +84,8 @@ def certify(
       x: the inputs ``[B, ...]``, float32 or float64.
       eps: the radius in the units of ``x`` (8 / 255 for pixels in [0, 1]), ``>= 0``: a scalar, one
         per example ``[B]``, or an array that broadcasts to ``x`` with as many dimensions (per
-        feature).
+        feature). It and the ends ``x - eps``, ``x + eps`` are rounded outwards where they are
+        inexact; 0 stays the point.
       labels: classes ``[B]``; the model's own predictions where not given.
       norm: order p of the norm, 1, 2 or inf.
       clip: ``(low, high)``, the range of valid inputs, or None; ``x`` must lie in it.
@@ -102,8 +109,9 @@ def certify(
 
     Raises:
       ValueError: for an empty batch, NaN inputs, a negative or NaN radius, labels out of range,
-        wrong shapes, an unknown method, weights without a spectral norm, devices of another
-        process; the message says what was expected and what came.
+        wrong shapes, fewer than two logits, a model that mixes examples, an unknown method,
+        weights without a spectral norm, devices of another process; the message says what was
+        expected and what came.
       TypeError: for a model that cannot be called, inputs that are neither float32 nor float64, or
         a transform that returns no ``Interval`` (an ``Estimate`` is not a bound).
       MemoryError: for a call that does not fit, before it starts; it says which batch size does.
@@ -250,11 +258,11 @@ class _Request:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
         if max_bytes is not None and max_bytes < 1:
             raise ValueError(f"max_bytes must be >= 1 or None, got {max_bytes}")
-        if not norm >= 1:
-            raise ValueError(f"norm must be 1, 2 or inf (any order >= 1), got {norm}")
+        require_norm("norm", norm)
         pure = models.as_pure(model)
         if method in LIPSCHITZ:
             _require_finite_weights(pure.variables)
+        require_array("x", x)
         x = np.asarray(x)
         if x.dtype not in (np.float32, np.float64):
             raise TypeError(f"x must be float32 or float64, got {x.dtype}; use x.astype('float32')")
@@ -283,7 +291,9 @@ class _Request:
             num_classes=num_classes,
             program=program,
             norm=float(norm),
-            clip=clip,
+            # A range that is not representable is rounded outwards, as the radius is.
+            clip=clip
+            and (-rounding.up(-np.asarray(clip[0]), x.dtype), rounding.up(clip[1], x.dtype)),
             method=method,
             batch_size=batch_size,
             max_bytes=max_bytes,
@@ -294,30 +304,20 @@ class _Request:
         return _kept(self.program, make, *key) if self.model.cacheable else make(*key)
 
     def _logits(self) -> np.ndarray:
-        """The model's logits ``[B, C]``, after a check that examples do not change each other's.
-
-        A model in train mode (batch statistics, dropout) would be bounded as it is on a batch of
-        one, which is another function; batch normalisation even makes that one constant.
-        """
-        function = self._compile(_make_logits, self.model.apply, self.mesh)
-        x = self.x if len(self.x) > 1 else np.concatenate([self.x, np.zeros_like(self.x)])
+        """The model's logits ``[B, C]``, after a check that it is a function of one example."""
+        x = self.x if len(self.x) > 1 else np.concatenate([self.x, independence.others(self.x)])
         size = max(2, self._share(self.method)) * division.count(self.mesh)
-        results = []
-        for start in range(0, len(x), size):
-            index = np.minimum(np.arange(start, start + size), len(x) - 1)
-            batch = division.parts(x[index], self.mesh)
-            results.append(np.asarray(function(self.variables, batch)))
-        together, alone = np.moveaxis(np.concatenate(results)[: len(self.x)], 1, 0)
-        # Rounding depends on the batch size; what mixes examples changes far more.
-        tolerance = 1e-3 * (1.0 + np.abs(alone).max(initial=0.0, where=np.isfinite(alone)))
-        apart = ~np.isclose(together, alone, rtol=0.0, atol=tolerance, equal_nan=True).all(axis=-1)
-        if apart.any():
-            raise ValueError(
-                "model must treat the examples of a batch independently, but the logits of "
-                f"example {np.argmax(apart)} change when it is alone; use eval mode "
-                "(running averages, no dropout)"
-            )
-        return alone
+        function = self._compile(_make_logits, self.model.apply, self.mesh)
+
+        def evaluate(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            results = []
+            for start in range(0, len(x), size):
+                index = np.minimum(np.arange(start, start + size), len(x) - 1)
+                batch = division.parts(x[index], self.mesh)
+                results.append(np.asarray(function(self.variables, batch)))
+            return np.moveaxis(np.concatenate(results)[: len(x)], 1, 0)
+
+        return independence.logits(evaluate, x, size)[: len(self.x)]
 
     def _checked_labels(self, labels: Array | None) -> np.ndarray:
         logits = self._logits()
@@ -418,8 +418,7 @@ class _Request:
         # fmax: a method that failed numerically (NaN) does not spoil the others' sound bounds.
         margins = functools.reduce(np.fmax, bounds)
         others = np.arange(self.num_classes)[None] != self.labels[:, None]
-        # With one class nothing can change, but a NaN logit still must not certify; nor do logits
-        # that overflow, whatever side they are on.
+        # NaN does not certify, nor do logits that overflow, whatever side they are on.
         verified = (np.where(others, margins > 0, True) & np.isfinite(margins)).all(axis=-1)
         return verified, margins
 
@@ -445,8 +444,12 @@ def _traced(model: models.PureModel, x: np.ndarray) -> tuple[int, Hashable]:
             f"model must return logits [B, C] with B = {x.shape[0]} for x of shape {x.shape}, "
             f"got {got}"
         )
-    if shape.shape[1] == 0:
-        raise ValueError("model must return at least one logit per example, got 0")
+    if shape.shape[1] < 2:
+        raise ValueError(
+            f"model must return at least two logits per example, got {shape.shape[1]}; for a "
+            "decision at z = 0 return jnp.concatenate([jnp.zeros_like(z), z], axis=1), for the "
+            "range of an output use boundjax.linear(f)(boundjax.LpBall(x, eps))"
+        )
     return shape.shape[1], program
 
 
@@ -457,8 +460,11 @@ def _require_finite_weights(variables: ArrayTree) -> None:
 
 
 def _per_example(eps: Numeric, x: np.ndarray) -> np.ndarray:
-    """The radius with as many dimensions as ``x``: scalar, ``[B]``, or broadcastable to ``x``."""
-    eps = np.asarray(eps, dtype=x.dtype)
+    """The radius with as many dimensions as ``x``: scalar, ``[B]``, or broadcastable to ``x``.
+
+    It is rounded up: 0.01 is no float32, and the nearest one is less.
+    """
+    eps = rounding.up(eps, x.dtype)
     if eps.ndim == 0:
         return np.full((x.shape[0],) + (1,) * (x.ndim - 1), eps)
     if eps.shape == x.shape[:1]:

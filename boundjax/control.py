@@ -238,6 +238,11 @@ RULES: Mapping[str, Callable[[Any, Any, list[Any], Place], list[Any]]] = {
 }
 
 
+def is_half_precision(node: Node) -> bool:
+    """Whether a node's value has fewer bits than float32."""
+    return jnp.issubdtype(node.dtype, jnp.floating) and node.dtype.itemsize < 4
+
+
 def is_index(node: Node) -> bool:
     """Whether a node only computes with integers that depend on the input."""
     if "advice" in node.params or node.primitive in (*_INDEX_OPERANDS, *_ORDER_STATISTICS):
@@ -250,6 +255,11 @@ def advice(node: Node) -> str | None:
     """What to do about an op that has no bounds, where more can be said than that."""
     if "advice" in node.params:
         return node.params["advice"]
+    if is_half_precision(node):
+        return (
+            f"it computes in {node.dtype}, and only float32 and float64 have bounds; build the "
+            "module with dtype=jnp.float32 (its weights may stay as they are), or cast to float32"
+        )
     first = _INDEX_OPERANDS.get(node.primitive)
     if first is not None and any(node.perturbed[first]):
         return (

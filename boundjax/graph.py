@@ -186,7 +186,7 @@ def trace_body(
     inputs = len(builder.nodes)
     outputs = builder.run(body, operands, Place())
     nodes, outputs = _pruned(builder.nodes, outputs, inputs)
-    unsupported = [node for node in nodes[inputs:] if node.op is None]
+    unsupported = [n for n in nodes[inputs:] if n.op is None or control.is_half_precision(n)]
     if unsupported:
         # Of a value that is cast to an index, what it indexes says more than the cast.
         node = next((n for n in unsupported if not control.is_index(n)), unsupported[0])

@@ -255,6 +255,10 @@ def _fingerprint(jaxpr: Any) -> Any:
     return invars, equations, tuple(atom(v) for v in jaxpr.outvars)
 
 
+# Endings of primitives that run Python or foreign code, whose results may depend on anything.
+_CALLS_OUTSIDE = ("callback", "ffi_call", "custom_call")
+
+
 def program(function: Callable[..., Any], *arguments: Any) -> tuple[Hashable, Any]:
     """What a function computes now, as a key that is equal for equal programs, and its outputs.
 
@@ -267,8 +271,9 @@ def program(function: Callable[..., Any], *arguments: Any) -> tuple[Hashable, An
       *arguments: arrays or shapes.
 
     Returns:
-      The key, from the traced equations, the values of all constants and the unroll limit; and the
-      shapes of the function's outputs.
+      The key, from the traced equations, the values of all constants and the unroll limit, which
+      equals nothing for a program that calls code outside of it (callbacks, foreign functions) or
+      has side effects; and the shapes of the function's outputs.
     """
     # A new function object, so that no trace of an earlier call is found for an equal module.
     closed, shapes = jax.make_jaxpr(lambda *values: function(*values), return_shape=True)(
@@ -285,6 +290,8 @@ def program(function: Callable[..., Any], *arguments: Any) -> tuple[Hashable, An
             digest.update(f"{array.dtype} {array.shape};".encode())
             digest.update(array.tobytes())
         for eqn in getattr(part, "jaxpr", part).eqns:
+            if eqn.effects or eqn.primitive.name.endswith(_CALLS_OUTSIDE):
+                return object(), shapes  # what it computes is not in the program
             for value in eqn.params.values():
                 branches = value if isinstance(value, (tuple, list)) else (value,)
                 pending += [b for b in branches if _subjaxpr(b) is not None]

@@ -119,10 +119,9 @@ def compiled_margins(
             return found
 
         def one(x: Array, radius: Array, label: Array) -> Array:
-            if num_classes == 1:  # no margin to bound; pass a NaN logit on
-                return 0.0 * bounds(LpBall(x, radius, norm, clip), jnp.ones((1, 1), x.dtype)).lower
             specification = margin_specification(label, num_classes, dtype=x.dtype)
-            lower = bounds(LpBall(x, radius, norm, clip), specification).lower
+            ball = LpBall(x, radius, norm, clip, outward=True)
+            lower = bounds(ball, specification).lower
             steps = jnp.arange(1, num_classes, dtype=label.dtype)
             others = (label + steps) % num_classes
             return jnp.zeros((num_classes,), lower.dtype).at[others].set(lower)

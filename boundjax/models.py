@@ -40,8 +40,9 @@ class _NNXApply:
     graphdef: Any
 
     def __call__(self, state: Any, x: Array) -> Array:
-        # A copy is merged inside the trace; eval mode is set on it, the user's model is left alone.
-        model = nnx.merge(self.graphdef, state)
+        # A copy: eval mode is set on it, and modules that draw random keys (the carry of nnx.RNN)
+        # may only change variables that belong to this trace.
+        model = nnx.merge(self.graphdef, state, copy=True)
         model.eval()
         return model(x)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -21,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array, Numeric
 
-from boundjax import ball_box
-from boundjax.numerics import larger, length, smaller
+from boundjax import ball_box, rounding
+from boundjax.numerics import larger, length, smaller, with_derivative_of
 
 
 class Interval(NamedTuple):
@@ -103,6 +104,51 @@ def require_radius(value: Any) -> None:
             )
 
 
+def require_norm(name: str, value: Any) -> None:
+    """Raises ValueError where ``value`` is no order of a norm, TypeError where it is no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(
+            f"{name} must be a number, the order of a norm (1, 2 or jax.numpy.inf), got {value!r}"
+        )
+    if not value >= 1:
+        raise ValueError(f"{name} must be a norm's order >= 1 (1, 2 or inf), got {value}")
+
+
+def require_input_set(value: Any) -> None:
+    """Raises TypeError where ``value`` is not one input set."""
+    if isinstance(value, InputSet):
+        return
+    if isinstance(value, Interval):
+        raise TypeError("expected an input set, got an Interval; use boundjax.Box(*interval)")
+    if isinstance(value, (dict, list, tuple)):
+        raise TypeError(f"expected one input set, got a {type(value).__name__}; {_ONE_ARRAY}")
+    if hasattr(value, "shape"):
+        raise TypeError(
+            f"expected an input set, got an array of shape {tuple(value.shape)}; say what may be "
+            "perturbed: boundjax.LpBall(x, eps) or boundjax.Box(lower, upper)"
+        )
+    raise TypeError(
+        "expected an input set such as boundjax.LpBall or boundjax.Box (with is_box, interval(), "
+        f"support() and spread()), got {type(value).__name__}"
+    )
+
+
+def require_array(name: str, value: Any) -> None:
+    """Raises TypeError where ``value`` is a collection of arrays instead of one."""
+    leaves = value.values() if isinstance(value, Mapping) else ()
+    if isinstance(value, (list, tuple)):
+        leaves = [v for v in value if np.ndim(v) > 0 and hasattr(v, "shape")]
+    if isinstance(value, Mapping) or len(leaves):
+        raise TypeError(f"{name} must be one array, got a {type(value).__name__}; {_ONE_ARRAY}")
+
+
+# What to do with a function of several inputs.
+_ONE_ARRAY = (
+    "a function of several inputs takes them as one array: concatenate them, and split that array "
+    "inside the function"
+)
+
+
 def _float(value: Numeric, like: Any = None) -> Array:
     """``value`` as a floating array (of ``like``'s dtype where given)."""
     if like is not None:
@@ -124,6 +170,8 @@ class Box:
     upper: Array
 
     def __post_init__(self) -> None:
+        require_array("Box.lower", self.lower)
+        require_array("Box.upper", self.upper)
         lower, upper = _concrete(self.lower), _concrete(self.upper)
         if lower is None or upper is None:
             return
@@ -167,7 +215,9 @@ class Box:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["center", "eps", "clip"], meta_fields=["p"]
+    jax.tree_util.register_dataclass,
+    data_fields=["center", "eps", "clip"],
+    meta_fields=["p", "outward"],
 )
 @dataclasses.dataclass(frozen=True)
 class LpBall:
@@ -180,6 +230,9 @@ class LpBall:
         fixed).
       p: order of the norm, 1, 2 or ``inf`` (any ``p >= 1`` works through its dual norm).
       clip: ``None`` or ``(low, high)``, the range of valid inputs, scalars or arrays.
+      outward: whether the ends of ``interval()`` are rounded outwards where they are inexact, as
+        certificates need it; else to nearest, where an ``eps`` below half a spacing of the center
+        is lost.
 
     ``support`` is exact for every ball without clip, and for a clipped one with ``p = inf`` or
     ``p = 2`` whose center lies in the clip range. Else (other finite ``p``, a center outside) it is
@@ -194,10 +247,11 @@ class LpBall:
     eps: Numeric
     p: float = jnp.inf
     clip: tuple[Numeric, Numeric] | None = None
+    outward: bool = False
 
     def __post_init__(self) -> None:
-        if not self.p >= 1:
-            raise ValueError(f"p must be a norm's order >= 1 (1, 2, inf), got {self.p}")
+        require_norm("p", self.p)
+        require_array("LpBall.center", self.center)
         require_finite("LpBall.center", self.center)
         require_radius(self.eps)
         require_clip(self.clip)
@@ -229,7 +283,14 @@ class LpBall:
     def interval(self) -> Interval:
         """``[center - eps, center + eps]``, cut to the clip range."""
         center, radius = _float(self.center), self._radius()
-        lower, upper = center - radius, center + radius
+        nearest = self._cut(center - radius, center + radius)
+        if not self.outward:
+            return nearest
+        ends = rounding.with_exact_middle(*self._cut(*rounding.outward_ends(center, radius)))
+        # Rounding has no derivative; that of the sums is the right one.
+        return Interval(*map(with_derivative_of, jax.lax.stop_gradient(ends), nearest))
+
+    def _cut(self, lower: Array, upper: Array) -> Interval:
         if self.clip is not None:
             low, high = self._clip()
             lower, upper = jnp.clip(lower, low, high), jnp.clip(upper, low, high)
@@ -254,15 +315,17 @@ class LpBall:
         return jnp.sum(coefficients * self.interval().middle) + self.spread(coefficients)
 
     def spread(self, coefficients: Array) -> Array:
-        """``max <c, x - middle>``; the middle is the center unless the clip range cuts the ball."""
+        """``max <c, x - middle>``; the middle is the center unless clipped or rounded outwards."""
         interval = self.interval()
         box = jnp.sum(jnp.abs(coefficients) * interval.radius)
         if self.is_box:
             return box
         center, radius = _float(self.center), self._radius()
-        if self.clip is None:
+        if self.clip is None and not self.outward:
             return dual_norm(radius * coefficients, self.p)
         shift = jnp.sum(coefficients * (center - interval.middle))
+        if self.clip is None:
+            return dual_norm(radius * coefficients, self.p) + shift
         if self.p != 2:
             return smaller(dual_norm(radius * coefficients, self.p) + shift, box)
         # In u = (x - center) / eps the ball is round; a fixed feature's slope is 0 there.
@@ -309,6 +372,7 @@ class BallBox:
     upper: Array
 
     def __post_init__(self) -> None:
+        require_array("BallBox.center", self.center)
         require_finite("BallBox.center", self.center)
         radius = _concrete(self.radius)
         if radius is not None and not (radius >= 0).all():

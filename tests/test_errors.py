@@ -22,6 +22,8 @@ def model(x):
 certify = functools.partial(bj.certify, model)
 radius = functools.partial(bj.certified_radius, model)
 nan_image = np.where(np.arange(12).reshape(3, 4) == 5, np.float32(np.nan), IMAGES)
+half = nn.Sequential([nn.Dense(6, dtype=jnp.bfloat16), nn.relu, nn.Dense(3, dtype=jnp.bfloat16)])
+HALF = half, half.init(jax.random.key(0), IMAGES)
 identity_box = bj.Box(jnp.zeros(3), jnp.ones(3))
 ZEROS = jnp.zeros(3)
 
@@ -83,6 +85,28 @@ BAD_INPUT = {
         ValueError,
         r"norm must be .*got 0\.5",
     ),
+    "norm as a string": (
+        lambda: certify(IMAGES, 0.1, norm="inf"),
+        TypeError,
+        r"norm must be a number.*jax\.numpy\.inf\), got 'inf'",
+    ),
+    "radius: norm as a string": (lambda: radius(IMAGES, norm="2"), TypeError, "norm .*got '2'"),
+    "memory: norm as a string": (
+        lambda: bj.memory_estimate(model, IMAGES, norm="2"),
+        TypeError,
+        "norm .*got '2'",
+    ),
+    "norm as a truth value": (lambda: certify(IMAGES, 0.1, norm=True), TypeError, "got True"),
+    "inputs as a dict": (
+        lambda: certify({"a": IMAGES, "b": IMAGES}, 0.1),
+        TypeError,
+        "x must be one array, got a dict; .*concatenate",
+    ),
+    "inputs as a tuple": (
+        lambda: certify((IMAGES, IMAGES[:, :2]), 0.1),
+        TypeError,
+        "x must be one array, got a tuple",
+    ),
     "clip reversed": (lambda: certify(IMAGES, 0.1, clip=(1.0, 0.0)), ValueError, "low <= high"),
     "clip not a pair": (lambda: certify(IMAGES, 0.1, clip=0.5), ValueError, r"pair \(low, high\)"),
     "input outside clip": (
@@ -110,7 +134,24 @@ BAD_INPUT = {
     "model without classes": (
         lambda: bj.certify(lambda x: x[:, :0], IMAGES, 0.1),
         ValueError,
-        "got 0",
+        "at least two logits per example, got 0",
+    ),
+    "model with one class": (
+        lambda: bj.certify(lambda x: x[:, :1], IMAGES, 0.1),
+        ValueError,
+        r"at least two logits per example, got 1.*zeros_like.*boundjax\.linear",
+    ),
+    "model in half precision": (
+        lambda: bj.certify(HALF, IMAGES, 0.1),
+        bj.UnsupportedOpError,
+        r"computes in bfloat16.*only float32.*dtype=jnp\.float32",
+    ),
+    "model with a half-precision product": (
+        lambda: bj.certify(
+            lambda x: jnp.dot(x, KERNEL, preferred_element_type=jnp.float16), IMAGES, 0.1
+        ),
+        bj.UnsupportedOpError,
+        "computes in float16",
     ),
     "model not callable": (
         lambda: bj.certify(3, IMAGES, 0.1),
@@ -130,6 +171,27 @@ BAD_INPUT = {
         "got 9 at index 0",
     ),
     "ball: eps": (lambda: bj.LpBall(ZEROS, -1.0), ValueError, r"eps must be .*got -1\.0"),
+    "ball: norm as a string": (lambda: bj.LpBall(ZEROS, 0.1, p="inf"), TypeError, "p .*'inf'"),
+    "ball: a dict": (
+        lambda: bj.LpBall({"a": ZEROS}, 0.1),
+        TypeError,
+        r"LpBall\.center must be one array, got a dict",
+    ),
+    "box: a dict": (
+        lambda: bj.Box({"a": ZEROS, "b": ZEROS}, {"a": ZEROS, "b": ZEROS}),
+        TypeError,
+        r"Box\.lower must be one array, got a dict; .*concatenate",
+    ),
+    "box: a tuple of arrays": (
+        lambda: bj.Box((ZEROS, ZEROS[:2]), (ZEROS, ZEROS[:2])),
+        TypeError,
+        r"Box\.lower must be one array, got a tuple",
+    ),
+    "ball and box: a dict": (
+        lambda: bj.BallBox({"a": ZEROS}, 0.1, ZEROS, ZEROS),
+        TypeError,
+        r"BallBox\.center must be one array, got a dict",
+    ),
     "ball: norm": (lambda: bj.LpBall(ZEROS, 0.1, p=0), ValueError, "norm's order.*got 0"),
     "ball: norm nan": (lambda: bj.LpBall(ZEROS, 0.1, p=np.nan), ValueError, "got nan"),
     "ball: center": (lambda: bj.LpBall(ZEROS * np.nan, 0.1), ValueError, "center must be finite"),
@@ -216,3 +278,41 @@ def test_every_position_of_a_bad_radius_is_caught():
         eps[index] = np.nan
         with pytest.raises(ValueError, match=f"at index {index}"):
             certify(IMAGES, eps)
+
+
+TRANSFORMS = {
+    "interval": bj.interval,
+    "linear": bj.linear,
+    "relax": bj.relax,
+    "forward_linear": bj.forward_linear,
+    "lipschitz": bj.lipschitz,
+    "estimate": lambda f: bj.estimate(f, jax.random.key(0)),
+}
+NO_SETS = {
+    "an array": (ZEROS, r"expected an input set, got an array of shape \(3,\).*LpBall\(x, eps\)"),
+    "a numpy array": (np.zeros(3), r"got an array of shape \(3,\).*Box\(lower, upper\)"),
+    "a dict of sets": (
+        {"a": identity_box, "b": identity_box},
+        "expected one input set, got a dict; .*concatenate",
+    ),
+    "a tuple of sets": ((identity_box, identity_box), "expected one input set, got a tuple"),
+    "an interval": (bj.Interval(ZEROS, ZEROS), r"got an Interval; use boundjax\.Box"),
+    "a number": (0.1, "expected an input set .*, got float"),
+    "nothing": (None, "expected an input set .*, got NoneType"),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("kind", NO_SETS)
+def test_what_is_no_input_set_gives_one_clear_line(kind, transform):
+    value, message = NO_SETS[kind]
+    with pytest.raises(TypeError, match=message) as raised:
+        TRANSFORMS[transform](jax.nn.relu)(value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_half_precision_input_set_names_the_cure(transform):
+    half_box = bj.Box(ZEROS.astype(jnp.bfloat16), ZEROS.astype(jnp.bfloat16))
+    with pytest.raises(TypeError, match=r"float32 or float64, got bfloat16.*astype"):
+        TRANSFORMS[transform](jax.nn.relu)(half_box)

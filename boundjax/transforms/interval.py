@@ -24,7 +24,7 @@ from boundjax.ops.registry import (
     Structural,
     Weighted,
 )
-from boundjax.sets import InputSet, Interval
+from boundjax.sets import InputSet, Interval, require_input_set
 from boundjax.transforms import backward
 from boundjax.transforms.balls import FirstLayers
 from boundjax.windows import Rows
@@ -192,7 +192,12 @@ def starts_of(graph: Graph, specification: Array) -> tuple[dict[int, Array], Arr
 
 
 def example_of(input_set: InputSet) -> Array:
-    """A value of the input's shape and dtype, to trace a function with."""
+    """A value of the input's shape and dtype, to trace a function with.
+
+    Raises:
+      TypeError: for anything but one input set.
+    """
+    require_input_set(input_set)
     return input_set.interval().lower
 
 

@@ -1,0 +1,79 @@
+"""Input sets that still hold every point of a certificate once their ends are floating point.
+
+The ends `center - eps` and `center + eps` are rounded, and where `eps` is below half a spacing of
+`center` both round to `center`: bounds on that set say nothing about the radius that was asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from chex import Array
+
+
+def outward_ends(center: Array, radius: Array) -> tuple[Array, Array]:
+    """`center - radius` and `center + radius`, rounded outwards where they are inexact.
+
+    Args:
+      center: any shape.
+      radius: of the same shape, `>= 0`; NaN gives NaN.
+
+    Returns:
+      The lower and the upper end. Exact sums stay as they are, so a radius of 0 gives the point.
+    """
+    return -_rounded_up(-center, radius), _rounded_up(center, radius)
+
+
+def _two_sum(x: Array, y: Array) -> tuple[Array, Array]:
+    """The rounded sum and its error: `x + y` is exactly their sum, unless the error underflows."""
+    total = x + y
+    part = total - x
+    return total, (x - (total - part)) + (y - part)
+
+
+def _rounded_up(x: Array, radius: Array) -> Array:
+    """An upper bound on `x + radius`, equal to it where that is a floating-point number."""
+    total, error = _two_sum(x, radius)
+    # XLA turns errors and sums that underflow into 0.
+    info = jnp.finfo(x.dtype)
+    small = jnp.minimum(jnp.abs(x), radius) < info.tiny / info.eps**2
+    underflows = small & (x != 0) & (radius != 0) & (x != -radius)
+    # A little more than half a spacing, which the sum rounds to one.
+    step = (0.5 * info.eps) * (1.0 + 2.0 * info.eps) * jnp.abs(total)
+    above = total + jnp.maximum(step, info.tiny)
+    return jnp.where((error > 0) | underflows, above, total)
+
+
+def with_exact_middle(lower: Array, upper: Array) -> tuple[Array, Array]:
+    """Moves ends outwards, by two spacings at most, until middle and half-width are exact.
+
+    Transforms compute with `(lower + upper) / 2` and `(upper - lower) / 2`. Rounded, these may
+    describe a smaller interval than the ends do: half of `[x, x + one spacing]`, say.
+    """
+    inexact = (_two_sum(lower, upper)[1] != 0) | (_two_sum(upper, -lower)[1] != 0)
+    # On multiples of `grid` the ends, their sum and their difference all fit the significand.
+    info = jnp.finfo(lower.dtype)
+    largest = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
+    _, exponent = jnp.frexp(largest)
+    grid = jnp.ldexp(jnp.ones_like(lower), exponent - info.nmant)
+    moves = inexact & jnp.isfinite(largest) & (largest > info.tiny / info.eps**2)
+    grid = jnp.where(moves, grid, 1.0)
+    return (
+        jnp.where(moves, jnp.floor(lower / grid) * grid, lower),
+        jnp.where(moves, jnp.ceil(upper / grid) * grid, upper),
+    )
+
+
+def up(value: Any, dtype: np.dtype) -> np.ndarray:
+    """The smallest numbers of a floating dtype that are `>= value`, elementwise.
+
+    Of those the normal ones: XLA takes a subnormal number for 0.
+    """
+    exact = np.asarray(value)
+    rounded = exact.astype(dtype)
+    rounded = np.where(rounded < exact, np.nextafter(rounded, dtype.type(np.inf)), rounded)
+    tiny = np.finfo(dtype).tiny
+    rounded = np.where((rounded > 0) & (rounded < tiny), tiny, rounded)
+    return np.where((rounded < 0) & (rounded > -tiny), 0.0, rounded).astype(dtype)
