@@ -11,23 +11,22 @@ from boundjax import ops as ops
 from boundjax import slopes as slopes
 from boundjax import training as training
 from boundjax import vnnlib as vnnlib
-from boundjax.certify import Certificate as Certificate
-from boundjax.certify import certified_radius as certified_radius
-from boundjax.certify import certify as certify
-from boundjax.certify import memory_estimate as memory_estimate
-from boundjax.graph import unroll_limit as unroll_limit
-from boundjax.memory import MemoryEstimate as MemoryEstimate
+from boundjax.certification.certify import Certificate as Certificate
+from boundjax.certification.certify import certified_radius as certified_radius
+from boundjax.certification.certify import certify as certify
+from boundjax.certification.certify import memory_estimate as memory_estimate
+from boundjax.certification.memory import MemoryEstimate as MemoryEstimate
 from boundjax.onnx import from_onnx as from_onnx
 from boundjax.ops import UnsupportedOpError as UnsupportedOpError
 from boundjax.ops import supported_ops as supported_ops
 from boundjax.precision import training_precision as training_precision
-from boundjax.sets import BallBox as BallBox
-from boundjax.sets import Box as Box
-from boundjax.sets import InputSet as InputSet
-from boundjax.sets import Interval as Interval
-from boundjax.sets import LpBall as LpBall
+from boundjax.sets.ball import LpBall as LpBall
+from boundjax.sets.ball_box import BallBox as BallBox
+from boundjax.sets.box import Box as Box
+from boundjax.sets.input_set import InputSet as InputSet
+from boundjax.sets.interval import Interval as Interval
 from boundjax.slopes import optimized as optimized
-from boundjax.specification import margin_specification as margin_specification
+from boundjax.tracing.jaxprs import unroll_limit as unroll_limit
 from boundjax.transforms.forward import forward_linear as forward_linear
 from boundjax.transforms.interval import interval as interval
 from boundjax.transforms.linear import Relaxation as Relaxation
@@ -40,5 +39,6 @@ from boundjax.transforms.lipschitz import power_vectors as power_vectors
 from boundjax.transforms.lipschitz import spectral_norms as spectral_norms
 from boundjax.transforms.projection import Estimate as Estimate
 from boundjax.transforms.projection import estimate as estimate
+from boundjax.transforms.specification import margin_specification as margin_specification
 
 __version__ = "0.1.0"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from boundjax.sets import InputSet
+from boundjax.sets.input_set import InputSet
 from boundjax.transforms.balls import enclosing_ball
 from boundjax.transforms.lipschitz import lipschitz
 

@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 import boundjax as bj
-from boundjax.methods import BEST, METHODS, default_batch
+from boundjax.certification.presets import BEST, METHODS, default_batch
 from experiments.certificates import (
     ATTACK,
     Certificates,

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 
 import boundjax as bj
-import boundjax.methods
+from boundjax.certification import presets
 from experiments import data, distributed, mesh, methods, models, radius
 from experiments.augment import create_augmentation
 from experiments.config import Config
@@ -144,7 +144,7 @@ def prepare(config: Config, splits: data.Splits | None = None) -> Prepared:
     Raises:
       ExperimentError: for whatever the user can correct.
     """
-    certifying = (*boundjax.methods.METHODS, boundjax.methods.BEST)
+    certifying = (*presets.METHODS, presets.BEST)
     for name in (*config.evaluation.methods, config.evaluation.selection_method):
         if name not in certifying:  # said now, not after the training
             raise ExperimentError(

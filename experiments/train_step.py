@@ -12,12 +12,7 @@ from flax import linen as nn
 from jax.sharding import NamedSharding
 
 from boundjax import training_precision
-from boundjax.training import (
-    eps_dependent,
-    linear_schedule,
-    smoothed_schedule,
-    stairs_schedule,
-)
+from boundjax.training import eps_dependent, linear_schedule, smoothed_schedule, stairs_schedule
 from experiments.config import OptimConfig, RobustConfig
 from experiments.methods import Batch, Method, Objective, Weights
 from experiments.methods.method import RELU_METRICS, one_example

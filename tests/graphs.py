@@ -2,18 +2,18 @@
 
 import jax
 
-from boundjax import graph
-from boundjax.ops.registry import Perturbed
+from boundjax.ir.node import Perturbed
+from boundjax.tracing.trace import trace
 
 
 def primitives(function, x):
     """The perturbed ops of a function, in order, without the input."""
-    return [node.primitive for node in graph.trace(function, x).nodes[1:]]
+    return [node.primitive for node in trace(function, x).nodes[1:]]
 
 
 def graph_values(function, x):
     """What the graph of a function computes, node by node."""
-    traced = graph.trace(function, x)
+    traced = trace(function, x)
     values = [x]
     for node in traced.nodes[1:]:
         values.append(node.apply(*(values[i] for i in node.inputs)))

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import boundjax as bj
-from boundjax import graph
+from boundjax.ir.composite import composite
+from boundjax.ir.families import Joint
 from boundjax.ops import normalization
-from boundjax.ops.composite import composite
-from boundjax.ops.registry import Joint
+from boundjax.tracing.trace import trace
 
 
 def named(name, function, *operands, **params):
@@ -37,7 +37,7 @@ def joint_node(function, *shapes, dtype=np.float64):
         return function(*(p.reshape(s) for p, s in zip(parts, shapes, strict=True)))
 
     size = sum(int(np.prod(shape)) for shape in shapes)
-    nodes = graph.trace(flat, jnp.zeros(size, dtype)).nodes
+    nodes = trace(flat, jnp.zeros(size, dtype)).nodes
     (node,) = [n for n in nodes if isinstance(n.op, Joint)]
     return node
 

@@ -9,8 +9,8 @@ import pytest
 from compiled import AS_USERS_HAVE_IT, on_host
 from test_relaxations import SCALARS, SMOOTH, scalar_intervals
 
-from boundjax import graph
-from boundjax.ops import registry
+from boundjax.ir.families import Scalar
+from boundjax.tracing.trace import trace
 
 # Steps have no derivative; the others are not one op.
 COMPOSED = ("sign", "floor", "ceil", "round", "predicate", "hard_sigmoid", "power_of_a_base")
@@ -35,8 +35,8 @@ each_function = pytest.mark.parametrize(
 
 
 def scalar_node(function, example):
-    nodes = graph.trace(function, example).nodes
-    return next(node for node in nodes if isinstance(node.op, registry.Scalar))
+    nodes = trace(function, example).nodes
+    return next(node for node in nodes if isinstance(node.op, Scalar))
 
 
 def in_domain(intervals, low, high):

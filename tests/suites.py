@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import boundjax as bj
-from boundjax import graph as graphs
 from boundjax import slopes, verify, vnnlib
-from boundjax.methods import METHODS
+from boundjax.certification.presets import METHODS
 from boundjax.sets import Interval
+from boundjax.tracing.trace import trace
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.walk import Walk
 
@@ -117,7 +117,7 @@ def _linear(function, refine):
     """Not intersected with interval bounds at the end, unlike ``bj.linear``."""
 
     def lower(box, rows):
-        traced = graphs.trace(function, box.lower)
+        traced = trace(function, box.lower)
         walk = ReferenceWalk(traced, box, slopes.resolve("adaptive"), refine=refine)
         starts, constant = intervals_of.starts_of(traced, rows)
         return walk.pull_back(starts, "lower").concretize(box)[0] + constant

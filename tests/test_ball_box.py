@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import boundjax as bj
-from boundjax import ball_box
-from boundjax.sets import BallBox
+from boundjax.sets import BallBox, ball_box
 
 SEEDS = st.integers(0, 2**32 - 1)
 BATCH, SIZE = 64, 9

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import boundjax as bj
-from boundjax import division, memory
-from boundjax.certify import _Request
+from boundjax.certification import memory, sharding
+from boundjax.certification.certify import _Request
 
 EXAMPLES, CLASSES, EPS = 7, 4, 0.02
 CLIP = (0.0, 1.0)
@@ -62,7 +62,7 @@ def test_the_devices_send_each_other_nothing(method, model, images):
     plan = request.plan(method)
     assert plan.batch_size == 8  # seven, filled up
     filled = [np.resize(a, (8, *a.shape[1:])) for a in (images, request.eps, request.labels)]
-    placed = [division.parts(array, request.mesh) for array in filled]
+    placed = [sharding.parts(array, request.mesh) for array in filled]
     assert all(len(array.sharding.device_set) == 2 for array in placed)
     margins = plan.margins(request.variables, CLIP, *placed)
     assert [shard.data.shape for shard in margins.addressable_shards] == [(4, CLASSES)] * 2

@@ -13,7 +13,7 @@ from graphs import primitives as primitives_at
 from jax import lax
 
 import boundjax as bj
-from boundjax import graph
+from boundjax.tracing.jaxprs import program, unroll_limit
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32)
@@ -106,7 +106,7 @@ def check_samples(function, *transforms, box=BOX):
 @pytest.mark.parametrize("limit", [2, 128])
 def test_loops_are_sound_and_compute_the_function(name, limit):
     function = LOOPS[name]
-    with graph.unroll_limit(limit):
+    with unroll_limit(limit):
         # Two of the loops have one inside that stays below the limit.
         assert ("scan" in primitives(function)) == (limit == 2)
         assert "while" not in primitives(function)
@@ -120,7 +120,7 @@ def test_loops_are_sound_and_compute_the_function(name, limit):
 def test_a_long_loop_has_the_interval_bounds_of_the_unrolled_one(name):
     function = LOOPS[name]
     written_out = jax.jit(bj.interval(function))(BOX)
-    with graph.unroll_limit(0):
+    with unroll_limit(0):
         assert "scan" in primitives(function)
         in_a_loop = jax.jit(bj.interval(function))(BOX)
         compiled = jax.jit(jax.vmap(bj.interval(function)))(jax.tree.map(lambda a: a[None], BOX))
@@ -145,7 +145,7 @@ def test_gradients_through_a_loop(limit):
         x = jnp.asarray(X, jnp.float64)
         return bj.interval(function)(bj.Box(x - radius, x + radius)).width.sum()
 
-    with jax.enable_x64(True), graph.unroll_limit(limit):
+    with jax.enable_x64(True), unroll_limit(limit):
         mix, direction = np.asarray(MIX, np.float64), RNG.normal(size=(4, 4))
         run = jax.jit(lambda t, r: width(jnp.asarray(mix + t * direction), r))
         found = jax.grad(run, argnums=(0, 1))(0.0, 0.1)
@@ -160,7 +160,7 @@ def test_labels_and_pre_activations_around_a_long_loop():
     def function(x):
         return jax.nn.relu(scanned(jax.nn.relu(x))[0] @ MIX)
 
-    with graph.unroll_limit(2):
+    with unroll_limit(2):
         for intermediate in ("interval", "linear"):
             transform = bj.linear(function, intermediate=intermediate, has_aux=True)
             aux = traced_aux(transform, BOX)
@@ -184,13 +184,13 @@ def test_a_loop_that_grows_without_end_warns():
 def test_the_unroll_limit():
     assert primitives(lambda x: lax.fori_loop(0, 128, lambda k, v: -v, x)) == ["neg"] * 128
     assert primitives(lambda x: lax.fori_loop(0, 129, lambda k, v: -v, x))[0] == "scan"
-    with pytest.raises(ValueError, match="must be >= 0 steps, got -1"), graph.unroll_limit(-1):
+    with pytest.raises(ValueError, match="must be >= 0 steps, got -1"), unroll_limit(-1):
         pass
-    keys = [graph.program(scanned, X)[0]]
-    with graph.unroll_limit(1):
-        keys.append(graph.program(scanned, X)[0])
+    keys = [program(scanned, X)[0]]
+    with unroll_limit(1):
+        keys.append(program(scanned, X)[0])
     assert keys[0] != keys[1]
-    assert keys[0] == graph.program(scanned, X)[0]
+    assert keys[0] == program(scanned, X)[0]
 
 
 def test_a_loop_over_no_steps():
@@ -272,7 +272,7 @@ def test_flax_loops():
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
         check_samples(function, bj.interval)
         written_out = jax.jit(bj.interval(function))(BOX)
-        with graph.unroll_limit(2):
+        with unroll_limit(2):
             assert "scan" in primitives(function)
             in_a_loop = jax.jit(bj.interval(function))(BOX)
         np.testing.assert_allclose(in_a_loop, written_out, rtol=1e-5, atol=1e-6)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 import boundjax
-from boundjax.ops import registry
+from boundjax.ir import table
 
 
 def blocks(path, language):
@@ -17,7 +17,7 @@ def blocks(path, language):
 @pytest.fixture(autouse=True)
 def own_table(monkeypatch):
     """An op that a document registers must not stay for the other tests."""
-    monkeypatch.setattr(registry, "_TABLE", {k: list(v) for k, v in registry._TABLE.items()})
+    monkeypatch.setattr(table, "_TABLE", {k: list(v) for k, v in table._TABLE.items()})
 
 
 def test_the_readme_example_prints_what_the_readme_shows(project):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import boundjax as bj
-import boundjax.methods
 from experiments import loop, methods, models, trained
 from experiments.benchmarks import train_step as benchmark
 from experiments.config import Config, OptimConfig, RobustConfig, from_config_dict

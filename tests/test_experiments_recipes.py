@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from boundjax.methods import METHODS as CERTIFICATES
+from boundjax.certification.presets import METHODS as CERTIFICATES
 from experiments import configs, methods
 from experiments.config import Config, differing_keys, from_config_dict
 from experiments.configs import common

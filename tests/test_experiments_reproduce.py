@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from boundjax.methods import METHODS as CERTIFICATES
+from boundjax.certification.presets import METHODS as CERTIFICATES
 from experiments import configs, methods, models, published, reproduce, rows
 from experiments.errors import ExperimentError
 from experiments.reproduce import SECTION, Reproduction, Seed, configuration, main, record

@@ -11,13 +11,13 @@ import pytest
 from graphs import traced_aux
 
 import boundjax as bj
-from boundjax import graph
+from boundjax.tracing.trace import trace
 
 
 def primitives(function, x=None):
     """The perturbed ops of a function, in order, without the input."""
     x = jnp.ones(3) if x is None else x
-    return [node.primitive for node in graph.trace(function, x).nodes[1:]]
+    return [node.primitive for node in trace(function, x).nodes[1:]]
 
 
 @jax.custom_vjp

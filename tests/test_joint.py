@@ -24,8 +24,8 @@ from joint_nodes import (
 from networks import points
 
 import boundjax as bj
+from boundjax.ir.families import Planes
 from boundjax.ops import product
-from boundjax.ops.registry import Planes
 
 
 def random_position(key):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import boundjax as bj
-from boundjax import memory
+from boundjax.certification import memory
 
 MEASURE = """
 import re, sys

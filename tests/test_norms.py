@@ -7,8 +7,8 @@ import pytest
 from compiled import SEEDS, on_host
 from hypothesis import given
 
-from boundjax import graph
 from boundjax.ops import norms, spectrum
+from boundjax.tracing.trace import trace
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -31,7 +31,7 @@ def matrix_and(function, shape, *others):
 
 
 def layers_of(function, shape):
-    nodes = graph.trace(function, jnp.zeros(shape)).nodes
+    nodes = trace(function, jnp.zeros(shape)).nodes
     return [node for node in nodes if norms.has_spectrum(node.op)]
 
 
@@ -197,7 +197,7 @@ STRUCTURAL = {
 @pytest.mark.parametrize("name", STRUCTURAL)
 def test_norms_of_what_has_no_weights(name):
     function, expected = STRUCTURAL[name]
-    nodes = graph.trace(function, jnp.zeros((4, 4))).nodes
+    nodes = trace(function, jnp.zeros((4, 4))).nodes
 
     def radius():
         radii = [jnp.ones(())]

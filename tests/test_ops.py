@@ -11,8 +11,9 @@ from compiled import on_host
 from networks import points
 
 import boundjax as bj
-from boundjax import graph
-from boundjax.ops import convolution, extremum, registry
+from boundjax.ir.table import all_ops
+from boundjax.ops import convolution, extremum
+from boundjax.tracing.trace import trace
 from boundjax.transforms import backward
 
 
@@ -121,8 +122,8 @@ def test_gradient_of_bounds_through_a_max_pool_equals_finite_differences():
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_window_lines_at_ties_and_points(sign):
-    op = next(op for op in registry.all_ops() if op.name == "reduce_max" and op.sign == 1)
-    op = op if sign > 0 else next(op for op in registry.all_ops() if op.name == "reduce_min")
+    op = next(op for op in all_ops() if op.name == "reduce_max" and op.sign == 1)
+    op = op if sign > 0 else next(op for op in all_ops() if op.name == "reduce_min")
     ends = [(-1.0, 1.0), (-1.0, -1.0), (0.0, 1.0), (1.0, 1.0)]
     for intervals in itertools.product(ends, repeat=3):
         lower, upper = (np.array(end, np.float32) for end in zip(*intervals, strict=True))
@@ -266,7 +267,7 @@ def test_lipschitz_constants_bound_the_slope():
         lower, upper = np.array([-3.0, -1.0, 0.5, -2.0]), np.array([-1.0, 2.0, 3.0, 0.1])
         grid = lower + np.linspace(0.0, 1.0, 400)[:, None] * (upper - lower)
         for name, function in functions.items():
-            node = graph.trace(function, jnp.asarray(lower)).nodes[-1]
+            node = trace(function, jnp.asarray(lower)).nodes[-1]
             assert node.primitive == name
             constant = node.op.lipschitz(node, jnp.asarray(lower), jnp.asarray(upper))
             values = np.asarray(function(jnp.asarray(grid)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import boundjax as bj
-from boundjax import methods
+from boundjax.certification import presets
 from boundjax.verify.programs import Programs
 
 
@@ -86,9 +86,9 @@ def test_certificates_are_exact_whoever_asks(net, method):
     model, variables, x = net
     with bj.training_precision("default"):
         # First, so that nothing that was traced for a loss is taken for a certificate.
-        bounds = methods.METHODS[method](methods.single(model.apply, variables), 2**28)
+        bounds = presets.METHODS[method](presets.single(model.apply, variables), 2**28)
         assert "DEFAULT" in _precisions(lambda image: bounds(bj.LpBall(image, 0.1)).lower, x[0])
-        compiled = methods.compiled_margins(model.apply, method, 3, np.inf, 2**28, one_by_one=False)
+        compiled = presets.compiled_margins(model.apply, method, 3, np.inf, 2**28, one_by_one=False)
         eps, labels = jnp.full(2, 0.1), jnp.zeros(2, jnp.int32)
         assert _precisions(compiled, variables, None, x, eps, labels) == {"HIGHEST"}
 
@@ -100,7 +100,7 @@ def test_proofs_are_exact_whoever_asks(net):
     open_ones = (*many, jnp.zeros((2, 1), jnp.int32), jnp.ones((2, 1), bool))
 
     def programs():
-        found = Programs(methods.single(model.apply, variables), x.shape[1:])
+        found = Programs(presets.single(model.apply, variables), x.shape[1:])
         bounds = found.bounds("crown").lower(box, box, rows)
         return bounds.as_text(), found.split("crown").lower(*open_ones).as_text()
 

@@ -12,8 +12,8 @@ from compiled import BY_NAME, on_host
 from network import affine, dense
 
 import boundjax as bj
-from boundjax import graph
 from boundjax.slopes import resolve
+from boundjax.tracing.trace import trace
 from boundjax.transforms import projection
 from boundjax.transforms.walk import Walk
 
@@ -52,7 +52,7 @@ def ratios(p: float, projections: int, size: int = 120, units: int = 8, draws: i
 
 def pre_activations(function, input_set, key, projections):
     """The estimated pre-activations, which the public function does not return."""
-    traced = graph.trace(function, input_set.interval().lower)
+    traced = trace(function, input_set.interval().lower)
     companion = projection.Projection(key, projections)
     walk = Walk(traced, input_set, resolve("parallel"), companion=companion)
     return [walk.intervals[node.inputs[0]] for node in traced.nodes if "relu" in node.label]

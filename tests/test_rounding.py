@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import boundjax as bj
-from boundjax import rounding
+from boundjax.sets import rounding
 
 FLOATS = {"float32": np.float32, "float64": np.float64}
 

@@ -30,8 +30,9 @@ from hypothesis import given
 from networks import METHODS, NETWORKS, ONLY_ON, Network, ball_points, points
 
 import boundjax as bj
-from boundjax import graph
-from boundjax.ops import registry
+from boundjax.ir.families import Expansion
+from boundjax.ir.table import all_ops
+from boundjax.tracing.trace import trace
 
 
 def check_network(network: Network, method: str, seed: int, dtype) -> None:
@@ -88,13 +89,13 @@ def test_every_op_of_the_table_occurs_in_a_network():
     used = set()
     for network in NETWORKS:
         apply = functools.partial(network.apply, network.weights(0))
-        nodes = graph.trace(apply, jnp.zeros(network.input_shape)).nodes
+        nodes = trace(apply, jnp.zeros(network.input_shape)).nodes
         used |= {id(node.op) for node in nodes}
     # Only a weakly typed input is cast to its own dtype; test_ops.py bounds one.
-    cast = graph.trace(lambda x: jax.lax.convert_element_type(x, jnp.float32), jnp.asarray(0.5))
+    cast = trace(lambda x: jax.lax.convert_element_type(x, jnp.float32), jnp.asarray(0.5))
     used |= {id(node.op) for node in cast.nodes}
     # Expansions are gone from a graph; what they become is what is bounded.
-    kept = (op for op in registry.all_ops() if not isinstance(op, registry.Expansion))
+    kept = (op for op in all_ops() if not isinstance(op, Expansion))
     missing = [f"{op.name} ({op.note})" for op in kept if id(op) not in used]
     assert not missing, f"add these ops to a network in tests/networks.py: {missing}"
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import boundjax as bj
-from boundjax import graph, windows
+from boundjax import windows
 from boundjax.ops import channels_last, matmul
+from boundjax.tracing.trace import trace
 from boundjax.transforms import backward
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -149,7 +150,7 @@ def test_blocks_give_the_same_bounds(function):
 def test_rows_are_the_derivatives_of_linear_parts(function):
     """Through everything before the first nonlinear op; their coefficients, not only bounds."""
     with jax.enable_x64(True):
-        traced = graph.trace(function, jnp.zeros(SHAPE))
+        traced = trace(function, jnp.zeros(SHAPE))
         first = next(n for n in traced.nodes[1:] if not hasattr(n.op, "local"))
         node = traced.nodes[first.inputs[0]]
         indices = jnp.arange(0, node.size, 3)
@@ -173,7 +174,7 @@ def test_rows_are_the_derivatives_of_linear_parts(function):
 
 def test_windows_are_small_and_frames_tell_their_size():
     with jax.enable_x64(True):
-        traced = graph.trace(strided, jnp.zeros(SHAPE))
+        traced = trace(strided, jnp.zeros(SHAPE))
         last = max(n.index for n in traced.nodes if n.primitive == "conv_general_dilated")
         middle = traced.nodes[last].inputs[0]
         frames = backward.frames_of(traced, middle)
@@ -318,6 +319,6 @@ def test_a_factor_that_repeats_the_value_is_not_folded(operation, channels):
 
 
 def test_batch_normalisation_is_folded():
-    primitives = [node.primitive for node in graph.trace(normalised, jnp.zeros(SHAPE)).nodes]
+    primitives = [node.primitive for node in trace(normalised, jnp.zeros(SHAPE)).nodes]
     # The factor per row of the image is not one per channel, and stays.
     assert primitives.count("mul") == 1

@@ -5,21 +5,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
+from boundjax.ir.families import Expansion, Scalar
+from boundjax.ir.node import Node
+from boundjax.ir.table import register
 from boundjax.numerics import squarable
 from boundjax.ops import piecewise, powers, smooth
 from boundjax.ops.envelope import Function
-from boundjax.ops.registry import Expansion, Scalar, register
 from boundjax.ops.smooth import Curve
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
 
 INFINITY = float("inf")
 

@@ -6,18 +6,15 @@ and affine maps without a word, so it is only ever applied to an equation whose 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 from chex import Array
 
+from boundjax.ir.families import Structural, Weighted
+from boundjax.ir.node import Node, Op
+from boundjax.ir.table import register
 from boundjax.ops import convolution, local, matmul
-from boundjax.ops.registry import Op, Structural, Weighted, register
 from boundjax.windows import Rows, Windowed, dense
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
 
 
 def pull_back(node: Node, rows: Rows) -> tuple[Rows, ...]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from boundjax.ops.registry import Loop, Structural, Weighted, register
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
+from boundjax.ir.families import Loop, Structural, Weighted
+from boundjax.ir.node import Node
+from boundjax.ir.table import register
 
 
 def _constant_places(node: Node) -> bool:

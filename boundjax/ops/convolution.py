@@ -16,7 +16,7 @@ import contextvars
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,11 @@ from chex import Array
 from jax import lax
 
 from boundjax import precision
+from boundjax.ir.families import Local
+from boundjax.ir.node import Node
 from boundjax.ops import channels_last, matmul
 from boundjax.ops.local import window_before
-from boundjax.ops.registry import Local
 from boundjax.windows import Frame, Windowed, whole
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
 
 _LOWERING: contextvars.ContextVar[str] = contextvars.ContextVar("lowering", default="auto")
 

@@ -7,17 +7,14 @@ infinite then. At the very edge of the domain a pole has one infinite end.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array, Numeric
 
+from boundjax.ir.node import Node
 from boundjax.ops.envelope import Function
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
 
 
 class DomainWarning(UserWarning):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
 from jax import lax
 
+from boundjax.ir.families import Extremum, Lines
+from boundjax.ir.node import Node
+from boundjax.ir.table import register
 from boundjax.ops import piecewise
-from boundjax.ops.registry import Extremum, Lines, register
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
 
 
 def window_lines(op: Extremum, lower: Array, upper: Array, valid: Array | None) -> Lines:

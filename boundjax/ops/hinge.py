@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax.numpy as jnp
 from chex import Array
 
+from boundjax.ir.families import Lines, Position, Scalar
+from boundjax.ir.node import Node
+from boundjax.ir.table import register
 from boundjax.numerics import larger, signed_parts, smaller
 from boundjax.ops import piecewise
-from boundjax.ops.registry import Lines, Position, Scalar, register
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
 
 
 def hinge(x: Array, left: Array, right: Array) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,9 @@ from chex import Array
 from jax import lax
 
 from boundjax import windows
-from boundjax.ops.registry import Local
+from boundjax.ir.families import Local
+from boundjax.ir.node import Node
 from boundjax.windows import Axis, Frame, Windowed
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
 
 
 def window_before(axis: Axis, full: int, stride: int, dilation: int, pad: int, taps: int) -> Axis:

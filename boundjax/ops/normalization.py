@@ -7,7 +7,6 @@ They occur as named composites: patterns of a traced function are written as one
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,9 @@ import numpy as np
 from chex import Array
 from jax import lax
 
+from boundjax.ir.families import Joint, Planes, Position
+from boundjax.ir.node import Node
+from boundjax.ir.table import register
 from boundjax.numerics import larger, signed_parts, smaller
 from boundjax.ops.product import (
     center,
@@ -25,11 +27,7 @@ from boundjax.ops.product import (
     rounding,
     unbounded,
 )
-from boundjax.ops.registry import Joint, Planes, Position, register
-from boundjax.sets import Interval
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
+from boundjax.sets.interval import Interval
 
 
 def logsumexp(x: Array, axes: tuple[int, ...]) -> Array:

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from chex import Array
 
+from boundjax.ir.families import Weighted
+from boundjax.ir.node import Node, Op
 from boundjax.numerics import length, root
 from boundjax.ops import affine, spectrum
-from boundjax.ops.registry import LINEAR, Op, Weighted
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
 
 # Up to so many elements a layer's matrix is written out, which is exact at padded borders.
 _UNROLLED = 2**20
@@ -137,7 +134,7 @@ def _unit_rows(node: Node) -> Array:
 
 def _row_sums(node: Node) -> list[Array]:
     """Per operand the row sums of the absolute values of a structural op's matrix."""
-    assert isinstance(node.op, LINEAR)
+    assert node.is_linear
     zeros = [jnp.zeros(s.shape, s.dtype) for s in node.input_shapes]
     sums = []
     for k, sign in enumerate(node.op.sign(node)):

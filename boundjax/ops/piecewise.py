@@ -10,19 +10,15 @@ Lines follow Zhang et al. 2018 (CROWN); the free slope of a hinge or ramp is a s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array, Numeric
 
+from boundjax.ir.families import Lines, Position
+from boundjax.ir.node import Node
 from boundjax.numerics import larger, signed_parts, smaller, with_derivative_of
-from boundjax.ops.registry import Lines, Position
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
-
 
 # --- hinges: left * t for t < 0, right * t for t >= 0 ---------------------------------------------
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from chex import Array
 
+from boundjax.ir.families import Lines, Position, Scalar
+from boundjax.ir.node import Node
 from boundjax.ops import domain, piecewise, smooth
-from boundjax.ops.registry import Lines, Position, Scalar
 from boundjax.ops.smooth import Curve
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
 
 _INFINITY = float("inf")
 

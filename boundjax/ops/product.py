@@ -21,7 +21,6 @@ parallel, so that a walk passes them once.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +28,11 @@ from chex import Array
 from jax import lax
 
 from boundjax import precision
+from boundjax.ir.families import Expansion, Joint, Planes, Position
+from boundjax.ir.node import Node
+from boundjax.ir.table import register
 from boundjax.numerics import larger
-from boundjax.ops.registry import Expansion, Joint, Planes, Position, register
-from boundjax.sets import Interval
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
+from boundjax.sets.interval import Interval
 
 # Offsets are moved outward by this many roundings of the largest term.
 _ULPS = 8.0

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 from chex import Array
 
+from boundjax.ir.families import Joint, Planes, Position
+from boundjax.ir.node import Node, Perturbed
+from boundjax.ir.table import register
 from boundjax.numerics import larger, signed_parts, smaller
 from boundjax.ops.product import center, weighted_sum
-from boundjax.ops.registry import Joint, Perturbed, Planes, Position, register
-from boundjax.sets import Interval
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
+from boundjax.sets.interval import Interval
 
 
 def _operands(node: Node, intervals: tuple[Interval, ...]) -> list[Interval]:

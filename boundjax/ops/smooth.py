@@ -14,19 +14,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from chex import Array, Numeric
 
+from boundjax.ir.families import Lines, Position, Scalar
+from boundjax.ir.node import Node
 from boundjax.numerics import larger, smaller, squarable
 from boundjax.ops import domain
 from boundjax.ops.envelope import ULPS, Function, Pieces, line_above, slope_of
-from boundjax.ops.registry import Lines, Position, Scalar
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
 
 _SHARE_OF_A_SUM = 2.0**-20
 

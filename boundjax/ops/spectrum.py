@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
 from jax import lax
 
-if TYPE_CHECKING:
-    from boundjax.graph import Node
+from boundjax.ir.node import Node
 
 # After k squarings the bound is at most rank ** (1 / 2 ** (k + 1)) times the norm: 0.3 % for 512.
 _SQUARINGS = 10

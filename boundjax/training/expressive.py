@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from chex import Numeric
 
-from boundjax.sets import Box, require_clip, require_radius
+from boundjax.sets.box import Box
+from boundjax.sets.checks import require_clip, require_radius
 
 
 def _require_one_shape(first: tuple[str, jax.Array], second: tuple[str, jax.Array]) -> None:

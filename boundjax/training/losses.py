@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from boundjax.numerics import with_derivative_of
-from boundjax.sets import Interval
+from boundjax.sets.interval import Interval
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

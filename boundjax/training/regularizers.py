@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from boundjax.sets import Interval
+from boundjax.sets.interval import Interval
 
 PreActivations = Mapping[str, Interval]
 

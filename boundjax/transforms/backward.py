@@ -25,11 +25,12 @@ import jax.numpy as jnp
 from chex import Array, ArrayTree
 
 from boundjax import windows
-from boundjax.graph import Graph, Node
+from boundjax.ir.families import Extremum, Lines, Planes, Scalar
+from boundjax.ir.node import Graph, Node
 from boundjax.numerics import larger, signed_parts, smaller
 from boundjax.ops import affine, local, matmul
-from boundjax.ops.registry import LINEAR, Extremum, Lines, Planes, Scalar
-from boundjax.sets import InputSet, Interval
+from boundjax.sets.input_set import InputSet
+from boundjax.sets.interval import Interval
 from boundjax.windows import Rows, Windowed
 
 Sides = Literal["lower", "upper", "both"]
@@ -102,7 +103,7 @@ class Result:
 
 def extend_references(references: list[Array], node: Node, interval: Interval | None) -> None:
     """Appends the reference of the next node: the affine image, or the middle of its interval."""
-    if isinstance(node.op, LINEAR):
+    if node.is_linear:
         references.append(node.apply(*(references[i] for i in node.inputs)))
     elif not jnp.issubdtype(node.dtype, jnp.floating):
         references.append(interval.lower)  # a predicate; no coefficient ever reaches it
@@ -145,7 +146,7 @@ def pull_back(
         rows = pending.pop(node.index, None)
         if rows is None:
             continue
-        if isinstance(node.op, LINEAR):
+        if node.is_linear:
             operands = affine.pull_back(node, rows)
         else:
             if sides == "both" and not doubled:
@@ -331,7 +332,7 @@ def frames_of(graph: Graph, index: int) -> dict[int, windows.Frame]:
         if frame is None:
             continue
         found = None
-        if isinstance(node.op, LINEAR):
+        if node.is_linear:
             found = local.operand_frames(node, frame)
         elif isinstance(node.op, Scalar):
             found = (frame,)

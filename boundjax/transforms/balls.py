@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from chex import Array
 
-from boundjax.graph import Node
+from boundjax.ir.families import Weighted
+from boundjax.ir.node import Node
 from boundjax.numerics import larger, length, quick_larger, quick_smaller, smaller
 from boundjax.ops import matmul, norms
-from boundjax.ops.registry import LINEAR, Weighted
-from boundjax.sets import InputSet, Interval
+from boundjax.sets.input_set import InputSet
+from boundjax.sets.interval import Interval
 
 
 def enclosing_ball(input_set: InputSet) -> tuple[Array, Array]:
@@ -59,7 +60,7 @@ class FirstLayers:
 
     def cut(self, node: Node, box: Interval) -> Interval:
         """The box of a node's value, cut where the node is one of the first; asked in order."""
-        if not isinstance(node.op, LINEAR) or any(i not in self._balls for i in node.inputs):
+        if not node.is_linear or any(i not in self._balls for i in node.inputs):
             return box
         centers, radii = zip(*(self._balls[i] for i in node.inputs), strict=True)
         center = node.apply(*centers)

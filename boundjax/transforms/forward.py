@@ -18,24 +18,16 @@ import jax
 import jax.numpy as jnp
 from chex import Array, ArrayTree
 
-from boundjax import graph as graphs
 from boundjax import precision
 from boundjax import slopes as slope_policies
-from boundjax.graph import Graph, Node
+from boundjax.ir.families import Extremum, Lines, Planes, Structural, Weighted
+from boundjax.ir.node import Graph, Node, Perturbed
 from boundjax.numerics import signed_parts
 from boundjax.ops import affine
-from boundjax.ops.registry import (
-    LINEAR,
-    NONLINEAR,
-    Extremum,
-    Lines,
-    Perturbed,
-    Planes,
-    Structural,
-    Weighted,
-)
-from boundjax.sets import InputSet, Interval
+from boundjax.sets.input_set import InputSet
+from boundjax.sets.interval import Interval
 from boundjax.slopes import Optimized
+from boundjax.tracing.trace import trace
 from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.backward import LinearBounds
@@ -99,7 +91,7 @@ class Forward:
             self.pairs[node.index] = Pair(function, function)
             return known
         operands = tuple(self.pairs[i] for i in node.inputs if i in self.pairs)
-        if isinstance(node.op, LINEAR):
+        if node.is_linear:
             self.pairs[node.index] = _through_linear(node, operands)
         else:
             relaxation = planes_of(node, walk.relaxation(node))
@@ -113,7 +105,7 @@ class Forward:
 
 def concretized(graph: Graph) -> frozenset[int]:
     """The nodes whose bounds are used: operands of nonlinear ops, and outputs."""
-    relaxed = {i for n in graph.nodes if isinstance(n.op, NONLINEAR) for i in n.inputs}
+    relaxed = {i for n in graph.nodes if n.is_nonlinear for i in n.inputs}
     outputs = {o.index for o in graph.outputs if isinstance(o, Perturbed)}
     return frozenset(relaxed | outputs)
 
@@ -289,7 +281,7 @@ def _frontier(graph: Graph, starts: dict[int, Array]) -> dict[int, Array]:
     """
     pending = dict(starts)
     for node in reversed(graph.nodes):
-        if node.index not in pending or not isinstance(node.op, LINEAR):
+        if node.index not in pending or not node.is_linear:
             continue
         rows = pending.pop(node.index)
         for index, operand in zip(node.inputs, affine.pull_back(node, rows), strict=True):
@@ -373,7 +365,7 @@ def forward_linear(
     policy_of = slope_policies.resolve(slopes)
 
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
-        graph = graphs.trace(function, intervals_of.example_of(input_set))
+        graph = trace(function, intervals_of.example_of(input_set))
         if isinstance(slopes, Mapping):
             slope_policies.require_known(slopes, graph.nonlinear_labels)
         forward = Forward()

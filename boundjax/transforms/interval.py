@@ -9,22 +9,21 @@ import jax
 import jax.numpy as jnp
 from chex import Array
 
-from boundjax import graph as graphs
-from boundjax.graph import Graph, Node
-from boundjax.ops import affine, domain
-from boundjax.ops.registry import (
-    LINEAR,
-    NONLINEAR,
+from boundjax.ir.families import (
     Extremum,
     Joint,
     Lines,
     Loop,
-    Perturbed,
     Scalar,
     Structural,
     Weighted,
 )
-from boundjax.sets import InputSet, Interval, require_input_set
+from boundjax.ir.node import Graph, Node, Perturbed
+from boundjax.ops import affine, domain
+from boundjax.sets.checks import require_input_set
+from boundjax.sets.input_set import InputSet
+from boundjax.sets.interval import Interval
+from boundjax.tracing.trace import trace, trace_body
 from boundjax.transforms import backward
 from boundjax.transforms.balls import FirstLayers
 from boundjax.windows import Rows
@@ -84,7 +83,7 @@ def _loop(node: Node, operands: tuple[Interval, ...]) -> Interval:
             jax.ShapeDtypeStruct(a.lower.shape, a.lower.dtype) if isinstance(a, Interval) else a
             for a in arguments
         ]
-        nodes, outputs = graphs.trace_body(loop.scan.body, shapes)
+        nodes, outputs = trace_body(loop.scan.body, shapes)
         for inner in nodes[len(intervals) :]:
             intervals.append(propagate(inner, tuple(intervals[i] for i in inner.inputs)))
         found = [intervals[o.index] if isinstance(o, Perturbed) else o for o in outputs]
@@ -225,7 +224,7 @@ def interval(
     """
 
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
-        graph = graphs.trace(function, example_of(input_set))
+        graph = trace(function, example_of(input_set))
         intervals = forward(graph, input_set)
         if specification is None:
             leaves = [
@@ -248,7 +247,7 @@ def pre_activations(graph: Graph, intervals: list[Interval]) -> dict[str, Interv
     """Bounds on the inputs of the nonlinear ops, by label."""
     found: dict[str, Interval] = {}
     for node in graph.nodes[1:]:
-        if isinstance(node.op, NONLINEAR):
+        if node.is_nonlinear:
             for position, index in enumerate(node.inputs):
                 suffix = f":{position}" if len(node.inputs) > 1 else ""
                 found[node.label + suffix] = intervals[index]
@@ -274,7 +273,7 @@ def exact_intervals(graph: Graph, input_set: InputSet) -> set[int]:
             or (isinstance(op, Weighted) and op.diagonal)
             or (isinstance(op, Scalar) and op.monotone)
         ) and node.size <= graph.nodes[source].size
-        if source in independent and isinstance(op, (*LINEAR, Scalar, Extremum)):
+        if source in independent and (op.is_linear or isinstance(op, (Scalar, Extremum))):
             exact.add(node.index)
             if keeps:
                 independent.add(node.index)

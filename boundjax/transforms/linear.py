@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 from chex import Array
 
-from boundjax import graph as graphs
 from boundjax import slopes as slope_policies
-from boundjax.ops.registry import Perturbed
-from boundjax.sets import InputSet, Interval
+from boundjax.ir.node import Perturbed
+from boundjax.sets.input_set import InputSet
+from boundjax.sets.interval import Interval
 from boundjax.slopes import Optimized
+from boundjax.tracing.trace import trace
 from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.backward import LinearBounds, Sides
@@ -207,7 +208,7 @@ def relax(
         )
 
     def relaxed(input_set: InputSet) -> Relaxation:
-        graph = graphs.trace(function, intervals_of.example_of(input_set))
+        graph = trace(function, intervals_of.example_of(input_set))
         if isinstance(start, Mapping):
             slope_policies.require_known(start, graph.nonlinear_labels)
         walk = Walk(

@@ -19,13 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from boundjax import ball_box
-from boundjax import graph as graphs
-from boundjax.graph import Graph, Node
+from boundjax.ir.families import Extremum, Lines, Scalar
+from boundjax.ir.node import Graph, Node, Perturbed
 from boundjax.numerics import length, quick_larger, quick_smaller, root
 from boundjax.ops import norms as norms_of
-from boundjax.ops.registry import LINEAR, NONLINEAR, Extremum, Lines, Perturbed, Scalar
-from boundjax.sets import BallBox, InputSet, Interval
+from boundjax.sets import ball_box
+from boundjax.sets.ball_box import BallBox
+from boundjax.sets.input_set import InputSet
+from boundjax.sets.interval import Interval
+from boundjax.tracing.trace import trace
 from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.balls import cut, enclosing_ball
@@ -121,7 +123,7 @@ def lipschitz(
     """
 
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
-        graph = graphs.trace(function, intervals_of.example_of(input_set))
+        graph = trace(function, intervals_of.example_of(input_set))
         sizes = _spectral_bounds(graph) if norms is None else _checked(graph, norms)
         reached = _walk(graph, input_set, sizes, box)
         if specification is None:
@@ -139,7 +141,7 @@ def lipschitz(
         met = {
             node.label: reached[node.inputs[0]].as_set()
             for node in graph.nodes
-            if isinstance(node.op, NONLINEAR)
+            if node.is_nonlinear
             and len(node.inputs) == 1
             and jnp.issubdtype(node.input_shapes[0].dtype, jnp.floating)
         }
@@ -158,7 +160,7 @@ def spectral_norms(function: Callable[[Array], Any], example: Array) -> dict[str
     Returns:
       ``{label: scalar}``; NaN for weights that are not finite.
     """
-    return _spectral_bounds(graphs.trace(function, _zeros(example)))
+    return _spectral_bounds(trace(function, _zeros(example)))
 
 
 def power_vectors(function: Callable[[Array], Any], example: Array, key: Array) -> dict[str, Array]:
@@ -169,7 +171,7 @@ def power_vectors(function: Callable[[Array], Any], example: Array, key: Array) 
       example: an input, or a ``jax.ShapeDtypeStruct``.
       key: PRNG key.
     """
-    layers = _layers(graphs.trace(function, _zeros(example)))
+    layers = _layers(trace(function, _zeros(example)))
     found = {}
     for node, part in zip(layers, jax.random.split(key, max(1, len(layers))), strict=False):
         (shape,) = node.input_shapes
@@ -196,7 +198,7 @@ def power_iteration(
     Raises:
       ValueError: for vectors of other layers than the function has.
     """
-    graph = graphs.trace(function, _zeros(example))
+    graph = trace(function, _zeros(example))
     _checked(graph, vectors)
     found = {n.label: norms_of.power_step(n, vectors[n.label]) for n in _layers(graph)}
     return {k: v[0] for k, v in found.items()}, {k: v[1] for k, v in found.items()}
@@ -218,7 +220,7 @@ def global_lipschitz(
     Raises:
       ValueError: at an op without a Lipschitz constant (``exp``, a product of perturbed values).
     """
-    graph = graphs.trace(function, _zeros(example))
+    graph = trace(function, _zeros(example))
     sizes = _spectral_bounds(graph) if norms is None else _checked(graph, norms)
     if len(graph.outputs) != 1:
         raise ValueError(f"a Lipschitz constant needs one output array, got {len(graph.outputs)}")
@@ -265,9 +267,9 @@ def _advance(node: Node, operands: tuple[Reached, ...], norms: Norms, box: bool)
         if not box:
             raise ValueError(_without_constant(node))
         return Reached(center, jnp.full_like(radii[0], jnp.inf), found)
-    if isinstance(node.op, (*LINEAR, Extremum)):
+    if node.is_linear or isinstance(node.op, Extremum):
         radius = _radius(node, radii, norms)
-        if box and isinstance(node.op, LINEAR):
+        if box and node.is_linear:
             found = cut(node, found, center, radii)
         return Reached(center, radius, found)
     if isinstance(node.op, Scalar):
@@ -292,7 +294,7 @@ def _advance(node: Node, operands: tuple[Reached, ...], norms: Norms, box: bool)
 
 def _radius(node: Node, radii: list[Array], norms: Norms) -> Array:
     """The radius behind an op that is linear, or as good as linear."""
-    if isinstance(node.op, LINEAR):
+    if node.is_linear:
         return norms_of.radius(node, radii, norms.get(node.label))
     if isinstance(node.op, Extremum):
         # |max x - max z| <= max |x - z|, and an element counts once per window that it is in.
@@ -343,7 +345,7 @@ def _meets_input(graph: Graph, starts: Iterable[int]) -> bool:
         node = graph.nodes[stack.pop()]
         if node.index == 0:
             return True
-        if isinstance(node.op, LINEAR):
+        if node.is_linear:
             stack.extend(node.inputs)
     return False
 

@@ -22,18 +22,14 @@ import jax
 import jax.numpy as jnp
 from chex import Array, PRNGKey
 
-from boundjax import graph as graphs
 from boundjax import slopes as slope_policies
-from boundjax.graph import Node
-from boundjax.ops.registry import LINEAR, Perturbed
-from boundjax.sets import InputSet, Interval, LpBall
+from boundjax.ir.node import Node, Perturbed
+from boundjax.sets.ball import LpBall
+from boundjax.sets.input_set import InputSet
+from boundjax.sets.interval import Interval
+from boundjax.tracing.trace import trace
 from boundjax.transforms import interval as intervals_of
-from boundjax.transforms.forward import (
-    apply_planes,
-    concretized,
-    linear_part,
-    planes_of,
-)
+from boundjax.transforms.forward import apply_planes, concretized, linear_part, planes_of
 from boundjax.transforms.walk import Walk
 
 
@@ -105,7 +101,7 @@ class Projection:
             return known
         floating = [i for i in node.inputs if i in self.values]
         operands = [self.values[i] for i in floating]
-        if isinstance(node.op, LINEAR):
+        if node.is_linear:
             rows, sources = self._aligned(operands)
             value = node.apply(*(operand.value for operand in operands))
             self.values[node.index] = Disturbed(value, linear_part(node, *rows), sources)
@@ -303,7 +299,7 @@ def estimate(
     policy_of = slope_policies.resolve("parallel")
 
     def estimates(input_set: InputSet, specification: Array | None = None) -> Any:
-        graph = graphs.trace(function, intervals_of.example_of(input_set))
+        graph = trace(function, intervals_of.example_of(input_set))
         walk = Walk(graph, input_set, policy_of, companion=Projection(key, projections))
         if specification is not None:
             found = _specified(walk, *intervals_of.starts_of(graph, specification), sides)

@@ -12,20 +12,12 @@ from chex import Array
 
 from boundjax import slopes as slope_policies
 from boundjax import windows
-from boundjax.graph import Graph, Node
+from boundjax.ir.families import Extremum, Joint, Lines, Loop, Planes, Scalar
+from boundjax.ir.node import Graph, Node
 from boundjax.numerics import materialized
 from boundjax.ops import extremum
-from boundjax.ops.registry import (
-    LINEAR,
-    NONLINEAR,
-    Extremum,
-    Joint,
-    Lines,
-    Loop,
-    Planes,
-    Scalar,
-)
-from boundjax.sets import InputSet, Interval
+from boundjax.sets.input_set import InputSet
+from boundjax.sets.interval import Interval
 from boundjax.slopes import Optimized
 from boundjax.transforms import backward, optimize
 from boundjax.transforms import interval as intervals_of
@@ -96,7 +88,7 @@ class Walk:
         demanding = {
             i
             for n in graph.nodes
-            if isinstance(n.op, NONLINEAR) and (not isinstance(n.op, Scalar) or n.op.partial)
+            if n.is_nonlinear and (not isinstance(n.op, Scalar) or n.op.partial)
             for i in n.inputs
         }
         apart = set() if intersect else self.consumers.keys() - demanding
@@ -107,7 +99,7 @@ class Walk:
         centered = {0}
         for node in graph.nodes[1:]:
             operands = tuple(self.intervals[i] for i in node.inputs)
-            linear, center = isinstance(node.op, LINEAR), None
+            linear, center = node.is_linear, None
             if linear:
                 backward.extend_references(self.references, node, None)
                 if centered.issuperset(node.inputs):
@@ -256,7 +248,7 @@ class Walk:
         for index in ancestors:
             node = self.graph.nodes[index]
             # No coefficient ever reaches a predicate.
-            if isinstance(node.op, NONLINEAR) and jnp.issubdtype(node.dtype, jnp.floating):
+            if node.is_nonlinear and jnp.issubdtype(node.dtype, jnp.floating):
                 self.lines_of(node, None, None)
         return ancestors
 
@@ -478,7 +470,7 @@ def _mapped(
 def _nonlinear_consumers(graph: Graph) -> dict[int, list[Node]]:
     found: dict[int, list[Node]] = {}
     for node in graph.nodes:
-        if isinstance(node.op, NONLINEAR):
+        if node.is_nonlinear:
             for index in node.inputs:
                 found.setdefault(index, []).append(node)
     return found

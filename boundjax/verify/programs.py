@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from chex import Array
 
-from boundjax import graph
-from boundjax.methods import METHODS
+from boundjax.certification.presets import METHODS
 from boundjax.precision import training_precision
-from boundjax.sets import Box
+from boundjax.sets.box import Box
+from boundjax.tracing.trace import trace
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.linear import linear
 
@@ -113,7 +113,7 @@ class Programs:
     def _largest(self, x: Array) -> Array:
         """The largest magnitude of a value inside the network at ``x``, a scalar."""
         values, found = [x], [jnp.max(jnp.abs(x))]
-        for node in graph.trace(self.flat, x).nodes[1:]:
+        for node in trace(self.flat, x).nodes[1:]:
             values.append(node.apply(*(values[i] for i in node.inputs)))
             if jnp.issubdtype(node.dtype, jnp.floating) and node.size:
                 found.append(jnp.max(jnp.abs(values[-1])))
@@ -122,7 +122,7 @@ class Programs:
     def _reach(self, lower: Array, upper: Array) -> Array:
         """What no value inside the network exceeds in magnitude on the box, by intervals."""
         found = []
-        for interval in intervals_of.forward(graph.trace(self.flat, lower), Box(lower, upper)):
+        for interval in intervals_of.forward(trace(self.flat, lower), Box(lower, upper)):
             if jnp.issubdtype(interval.lower.dtype, jnp.floating) and interval.lower.size:
                 found += [jnp.max(jnp.abs(end)) for end in interval]
         return jnp.max(jnp.stack(found))

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from boundjax.memory import peak_of
+from boundjax.certification.memory import peak_of
 
 
 @dataclasses.dataclass

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from boundjax import jaxprs
-from boundjax.matching import COMMUTATIVE, View, times_constant
-from boundjax.ops.composite import composite
+from boundjax.ir.composite import composite
+from boundjax.ir.node import Node, Perturbed
 from boundjax.ops.hinge import hinge
-from boundjax.ops.registry import Perturbed
-from boundjax.patterns.rule import Rewrite
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
-
+from boundjax.tracing import jaxprs
+from boundjax.tracing.builder import build
+from boundjax.tracing.matching import COMMUTATIVE, View, times_constant
+from boundjax.tracing.patterns.rule import Rewrite
 
 # Functions of one value that JAX traces without a name of their own.
 _TEMPLATES: Mapping[str, Callable[..., Any]] = {
@@ -32,11 +29,9 @@ _TEMPLATES: Mapping[str, Callable[..., Any]] = {
 @functools.cache
 def _template(name: str, dtype: np.dtype) -> tuple[View, Any]:
     """The graph of a function in the table, and its output."""
-    from boundjax import graph  # traces with the patterns of this file
-
     closed = jax.make_jaxpr(_TEMPLATES[name])(jax.ShapeDtypeStruct((2,), dtype))
     shape = jax.ShapeDtypeStruct((2,), dtype)
-    nodes, (output,) = graph.trace_body(jaxprs.body_of(closed), [shape], rewrite=False)
+    nodes, (output,) = build(jaxprs.body_of(closed), [shape], rules={}, rewrite=None)
     view = View(nodes)
     return view, view.plain(output)
 

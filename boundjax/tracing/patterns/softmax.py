@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from boundjax.matching import View, Walked, count, groups_of
+from boundjax.ir.composite import composite
+from boundjax.ir.node import Node
 from boundjax.ops import normalization
-from boundjax.ops.composite import composite
-from boundjax.patterns.rule import Rewrite, replayed
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
+from boundjax.tracing.matching import View, Walked, count, groups_of
+from boundjax.tracing.patterns.rule import Rewrite, replayed
 
 
 def _exponential_sum(view: View, operand: Any) -> tuple[Node, Any] | None:

@@ -20,14 +20,11 @@ A pattern whose op has no entry in the table is left as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
-from boundjax.matching import View
-from boundjax.patterns import activations, folding, normalization, softmax
-from boundjax.patterns.rule import Rewrite
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
+from boundjax.ir.node import Node
+from boundjax.tracing.matching import View
+from boundjax.tracing.patterns import activations, folding, normalization, softmax
+from boundjax.tracing.patterns.rule import Rewrite
 
 Rule = Callable[[View, "Node"], Rewrite | None]
 

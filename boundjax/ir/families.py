@@ -1,4 +1,4 @@
-"""The one table of ops: what is known of each, stated once, for every transform.
+"""The families of ops: what is known of an op, stated once, for every transform.
 
 An op belongs to a family; a transform has one rule per family and never asks for an op by name.
 
@@ -9,34 +9,20 @@ An op belongs to a family; a transform has one rule per family and never asks fo
 * ``Joint``: any other function of several perturbed values at once (products, log-softmax).
 * ``Loop``: a loop too long to unroll; its rule is the interval walk's.
 * ``Expansion``: an op that is written in terms of others while the function is traced.
-
-``register`` adds an op; ``supported_ops()`` prints the table.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax.numpy as jnp
 from chex import Array, ArrayTree
 
-if TYPE_CHECKING:
-    from boundjax.graph import Node
-    from boundjax.sets import Interval
-    from boundjax.windows import Frame, Windowed
-
-
-class UnsupportedOpError(NotImplementedError):
-    """An op of the function is not in the table; the message says which, where and what to do."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Perturbed:
-    """An operand that depends on the input: the index of the node that makes it."""
-
-    index: int
+from boundjax.ir.node import Node, Op
+from boundjax.sets.interval import Interval
+from boundjax.windows import Frame, Windowed
 
 
 class Lines(NamedTuple):
@@ -81,21 +67,6 @@ class Position(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Op:
-    """What every op has.
-
-    Attributes:
-      name: the primitive's (or the named composite's) name in a jaxpr.
-      note: one line for the printed table.
-      accepts: whether this entry covers a given equation, e.g. a product with one constant factor.
-    """
-
-    name: str
-    note: str = ""
-    accepts: Callable[[Node], bool] = lambda node: True
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Local:
     """How rows in windows (``boundjax.windows``) pass a linear op.
 
@@ -123,6 +94,8 @@ class Structural(Op):
     rows in windows pass it.
     """
 
+    is_linear: ClassVar[bool] = True
+
     moves: bool = False
 
     sign: Callable[[Node], tuple[int, ...]] = lambda node: (1,) * len(node.inputs)
@@ -143,6 +116,8 @@ class Weighted(Op):
     ``diagonal`` says that every output depends on one input only (a product with a constant).
     ``magnitude(node, radius)`` is the map whose weights are the absolute values of these.
     """
+
+    is_linear: ClassVar[bool] = True
 
     diagonal: bool = False
     transpose: Callable[[Node, Array], tuple[Array, ...]] | None = None
@@ -165,6 +140,8 @@ class Scalar(Op):
       jumps: whether it has steps, so that its slope may be infinite.
     """
 
+    is_nonlinear: ClassVar[bool] = True
+
     image: Callable[[Node, Array, Array], tuple[Array, Array]]
     lines: Callable[[Node, Array, Array, Position], Lines]
     lipschitz: Callable[[Node, Array, Array], Array]
@@ -182,6 +159,8 @@ class Extremum(Op):
     ``[*out, K]`` that is False at padding, or None.
     """
 
+    is_nonlinear: ClassVar[bool] = True
+
     sign: int
     windows: Callable[..., Array]
     valid: Callable[[Node], Array | None] = lambda node: None
@@ -198,6 +177,8 @@ class Joint(Op):
         and of boolean ones alike. None where the value is boolean.
     """
 
+    is_nonlinear: ClassVar[bool] = True
+
     image: Callable[..., Interval]
     planes: Callable[..., Planes] | None = None
 
@@ -205,6 +186,8 @@ class Joint(Op):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loop(Op):
     """A loop that is not unrolled: bounded by intervals, step by step."""
+
+    is_nonlinear: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,40 +198,3 @@ class Expansion(Op):
     """
 
     expand: Callable[[Node], Callable[..., Any]]
-
-
-LINEAR = (Structural, Weighted)
-NONLINEAR = (Scalar, Extremum, Joint, Loop)
-
-_TABLE: dict[str, list[Op]] = {}
-
-
-def register(op: Op) -> Op:
-    """Adds an entry to the table; of several that accept an equation the first registered wins."""
-    if not isinstance(op, (*LINEAR, *NONLINEAR, Expansion)):
-        raise TypeError(f"expected an op of a known family, got {type(op).__name__}")
-    _TABLE.setdefault(op.name, []).append(op)
-    return op
-
-
-def resolve(node: Node) -> Op | None:
-    """The entry that covers ``node``, or None."""
-    return next((op for op in _TABLE.get(node.primitive, ()) if op.accepts(node)), None)
-
-
-def all_ops() -> Iterator[Op]:
-    """Every registered entry."""
-    for entries in _TABLE.values():
-        yield from entries
-
-
-def supported_ops() -> None:
-    """Prints the table: op, family, note; one line each, sorted by family and name.
-
-    ``boundjax.ops.all_ops()`` gives the entries themselves.
-    """
-    rows = sorted((type(op).__name__.lower(), op.name, op.note) for op in all_ops())
-    width = max(len(name) for _, name, _ in rows)
-    print(f"{'op':<{width}}  {'family':<10}  note")
-    for family, name, note in rows:
-        print(f"{name:<{width}}  {family:<10}  {note}".rstrip())

@@ -9,19 +9,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from boundjax import jaxprs
-from boundjax.jaxprs import Place, Scan
-from boundjax.ops.registry import Perturbed
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node, _Builder
+from boundjax.ir.node import Perturbed
+from boundjax.tracing import jaxprs
+from boundjax.tracing.builder import Builder
+from boundjax.tracing.jaxprs import Place, Scan
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +40,7 @@ class Repeated:
     outputs: tuple[int, ...]
 
 
-def _scan(builder: _Builder, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
+def _scan(builder: Builder, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
     scan = jaxprs.scan_of(eqn)
     if scan.length > jaxprs.most_steps():
         return _long_scan(builder, eqn, scan, operands, place)
@@ -70,7 +68,7 @@ def _slices(index: int, *xs: Any) -> list[Any]:
 
 
 def _long_scan(
-    builder: _Builder, eqn: Any, scan: Scan, operands: list[Any], place: Place
+    builder: Builder, eqn: Any, scan: Scan, operands: list[Any], place: Place
 ) -> list[Any]:
     """One node per dtype for the perturbed outputs, see ``Repeated``; the others are evaluated."""
     perturbed, outputs = _dependence(builder, scan, operands)
@@ -117,7 +115,7 @@ def _part(value: Any, *, start: int, stop: int, shape: tuple[int, ...]) -> Any:
 
 
 def _dependence(
-    builder: _Builder, scan: Scan, operands: list[Any]
+    builder: Builder, scan: Scan, operands: list[Any]
 ) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
     """Which operands and outputs of the body are perturbed: the least fixed point of its carry.
 
@@ -153,7 +151,7 @@ def _dependence(
             marks[k] = True
 
 
-def _while(builder: _Builder, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
+def _while(builder: Builder, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
     loop = jaxprs.while_of(eqn)
     tests, consts, carry = ([operands[i] for i in role] for role in loop[2:])
     for _ in range(jaxprs.most_steps() + 1):
@@ -169,7 +167,7 @@ def _while(builder: _Builder, eqn: Any, operands: list[Any], place: Place) -> li
         eqn,
         operands,
         place,
-        f"it takes more than {jaxprs.most_steps()} steps (boundjax.graph.unroll_limit); {_FIXED}",
+        f"it takes more than {jaxprs.most_steps()} steps (boundjax.unroll_limit); {_FIXED}",
     )
 
 
@@ -177,7 +175,7 @@ _UNKNOWN = "is not known while tracing"
 _FIXED = "use jax.lax.scan, or fori_loop with Python integers as its bounds"
 
 
-def _cond(builder: _Builder, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
+def _cond(builder: Builder, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
     index, *arguments = operands
     branches = jaxprs.branches_of(eqn)
     known = not isinstance(index, (Perturbed, jax.core.Tracer))
@@ -213,7 +211,7 @@ def _cond(builder: _Builder, eqn: Any, operands: list[Any], place: Place) -> lis
 
 
 def _refused(
-    builder: _Builder, eqn: Any, operands: list[Any], place: Place, advice: str
+    builder: Builder, eqn: Any, operands: list[Any], place: Place, advice: str
 ) -> list[Perturbed]:
     """Nodes without an entry, whose error says why."""
     evaluate = jaxprs.evaluator(eqn)
@@ -235,56 +233,4 @@ RULES: Mapping[str, Callable[[Any, Any, list[Any], Place], list[Any]]] = {
     "scan": _scan,
     "while": _while,
     "cond": _cond,
-}
-
-
-def is_half_precision(node: Node) -> bool:
-    """Whether a node's value has fewer bits than float32."""
-    return jnp.issubdtype(node.dtype, jnp.floating) and node.dtype.itemsize < 4
-
-
-def is_index(node: Node) -> bool:
-    """Whether a node only computes with integers that depend on the input."""
-    if "advice" in node.params or node.primitive in (*_INDEX_OPERANDS, *_ORDER_STATISTICS):
-        return False
-    dtypes = (node.dtype, *(shape.dtype for shape in node.input_shapes))
-    return any(jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes)
-
-
-def advice(node: Node) -> str | None:
-    """What to do about an op that has no bounds, where more can be said than that."""
-    if "advice" in node.params:
-        return node.params["advice"]
-    if is_half_precision(node):
-        return (
-            f"it computes in {node.dtype}, and only float32 and float64 have bounds; build the "
-            "module with dtype=jnp.float32 (its weights may stay as they are), or cast to float32"
-        )
-    first = _INDEX_OPERANDS.get(node.primitive)
-    if first is not None and any(node.perturbed[first]):
-        return (
-            "its index depends on the perturbed input; index by a constant, or write the choice "
-            "with jnp.where"
-        )
-    if node.primitive in _ORDER_STATISTICS:
-        return (
-            "order statistics of perturbed values are not supported, only max and min are; use "
-            "jnp.max or jnp.min, or take this op out of the function that is bounded"
-        )
-    if is_index(node):
-        return (
-            "it makes integers of a perturbed value; neither a count nor an index that depends "
-            "on the perturbed input has bounds"
-        )
-    return None
-
-
-_ORDER_STATISTICS = frozenset(["sort", "argsort", "argmax", "argmin", "top_k", "approx_top_k"])
-
-# Which operands say where, by position.
-_INDEX_OPERANDS: Mapping[str, slice] = {
-    "gather": slice(1, 2),
-    "dynamic_slice": slice(1, None),
-    "dynamic_update_slice": slice(2, None),
-    **{f"scatter{kind}": slice(1, 2) for kind in ("", "-add", "-sub", "-mul", "-min", "-max")},
 }

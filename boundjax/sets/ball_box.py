@@ -6,9 +6,124 @@ The last layer of Lee, Lee and Park 2020, "Lipschitz-Certifiable Training with a
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 from chex import Array, Numeric
+
+from boundjax.numerics import larger, length, smaller
+from boundjax.sets.checks import (
+    as_float,
+    concrete,
+    first_index,
+    require_array,
+    require_finite,
+)
+from boundjax.sets.interval import Interval
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["center", "radius", "lower", "upper"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class BallBox:
+    """All ``x`` with ``||x - center||_2 <= radius`` and ``lower <= x <= upper``, elementwise.
+
+    What is known of a hidden layer when both its Lipschitz constant and its interval are.
+
+    Attributes:
+      center: the ball's center, any shape.
+      radius: scalar, in the units of ``x``, ``>= 0``; infinite where only the box is known.
+      lower: of the center's shape; may be ``-inf``.
+      upper: of the center's shape; may be ``inf``.
+
+    ``support`` is exact where the center lies in the box. Where it lies outside, the box counts as
+    extended to the center: an upper bound, no larger than the support of ``interval()``. A set that
+    is unbounded in some feature has no middle; its support is NaN.
+
+    Raises:
+      ValueError: for different shapes, a center that is not finite, a radius that is negative or
+        NaN, ``lower > upper``.
+
+    Source: Lee, Lee and Park 2020, "Lipschitz-Certifiable Training with a Tight Outer Bound".
+    """
+
+    center: Array
+    radius: Numeric
+    lower: Array
+    upper: Array
+
+    def __post_init__(self) -> None:
+        require_array("BallBox.center", self.center)
+        require_finite("BallBox.center", self.center)
+        radius = concrete(self.radius)
+        if radius is not None and not (radius >= 0).all():
+            bad = ~(radius >= 0)
+            raise ValueError(
+                f"BallBox.radius must be >= 0, got {radius[bad].flat[0]}{first_index(bad)}"
+            )
+        center, lower, upper = map(concrete, (self.center, self.lower, self.upper))
+        if center is None or lower is None or upper is None:
+            return
+        if not center.shape == lower.shape == upper.shape:
+            raise ValueError(
+                f"BallBox needs arrays of one shape, got center {center.shape}, "
+                f"lower {lower.shape} and upper {upper.shape}"
+            )
+        bad = ~(lower <= upper)
+        if bad.any():
+            raise ValueError(
+                f"BallBox needs lower <= upper, got {lower[bad].flat[0]} > {upper[bad].flat[0]}"
+                f"{first_index(bad)}"
+            )
+
+    @property
+    def is_box(self) -> bool:
+        """False: the ball cuts the box's corners."""
+        return False
+
+    def _radius(self) -> Array:
+        radius = as_float(self.radius, as_float(self.center))
+        # Not in __post_init__: a batch of sets (vmap's result) has one radius per center.
+        if radius.ndim:
+            raise ValueError(f"BallBox.radius must be a scalar, got shape {radius.shape}")
+        return radius
+
+    def interval(self) -> Interval:
+        """``[center - radius, center + radius]``, cut to the box; NaN where that is empty."""
+        center, radius = as_float(self.center), self._radius()
+        lower = larger(as_float(self.lower, center), center - radius)
+        upper = smaller(as_float(self.upper, center), center + radius)
+        empty = ~(lower <= upper)
+        return Interval(jnp.where(empty, jnp.nan, lower), jnp.where(empty, jnp.nan, upper))
+
+    def ball(self) -> tuple[Array, Array]:
+        """``center`` and ``radius``, or less where the box does not reach as far."""
+        center = as_float(self.center)
+        lower, upper = as_float(self.lower, center), as_float(self.upper, center)
+        corner = jnp.maximum(jnp.abs(upper - center), jnp.abs(center - lower))
+        return center, jnp.minimum(self._radius(), length(corner))
+
+    def support(self, coefficients: Array) -> Array:
+        """``max <c, x>``; ``c`` has the input's shape."""
+        return jnp.sum(coefficients * self.interval().middle) + self.spread(coefficients)
+
+    def spread(self, coefficients: Array) -> Array:
+        """``max <c, x - middle>``, see ``ball_box.spread``."""
+        center, interval = as_float(self.center), self.interval()
+        below = center - as_float(self.lower, center)
+        above = as_float(self.upper, center) - center
+        shift = jnp.sum(coefficients * (center - interval.middle))
+        found = spread(coefficients, self._radius(), below, above) + shift
+        # With the center inside it is exact; a tie with the box would only blur its derivative.
+        inside = jnp.all((below >= 0) & (above >= 0))
+        box = jnp.sum(jnp.abs(coefficients) * interval.radius)
+        return jnp.where(inside, found, smaller(found, box))
+
 
 # Every round is sound; random problems need fewer than ten.
 _MOST_ROUNDS = 64

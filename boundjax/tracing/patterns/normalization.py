@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from boundjax.matching import MOVES, View, Walked, count, groups_of, times_constant
+from boundjax.ir.composite import composite
+from boundjax.ir.node import Node, Perturbed
 from boundjax.ops import normalization
-from boundjax.ops.composite import composite
-from boundjax.ops.registry import Perturbed
-from boundjax.patterns.rule import Rewrite
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
+from boundjax.tracing.matching import MOVES, View, Walked, count, groups_of, times_constant
+from boundjax.tracing.patterns.rule import Rewrite
 
 
 class _Mean(NamedTuple):

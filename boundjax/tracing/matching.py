@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from boundjax.ops import registry
-from boundjax.ops.registry import Perturbed
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
+from boundjax.ir import table
+from boundjax.ir.node import Node, Perturbed
 
 # Equations that only place the elements of their one operand.
 MOVES = frozenset(["broadcast_in_dim", "reshape", "squeeze", "transpose", "copy", "stop_gradient"])
@@ -247,7 +244,7 @@ class View:
         asked = dataclasses.replace(
             node, primitive=name, operands=tuple(operands), params=params, input_shapes=shapes
         )
-        return registry.resolve(asked) is not None
+        return table.resolve(asked) is not None
 
 
 class Walked(NamedTuple):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 from chex import Array
 
-from boundjax.matching import View, times_constant
-from boundjax.ops.registry import Perturbed
-from boundjax.patterns.rule import Rewrite
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
+from boundjax.ir.node import Node, Perturbed
+from boundjax.tracing.matching import View, times_constant
+from boundjax.tracing.patterns.rule import Rewrite
 
 
 def folded(view: View, node: Node) -> Rewrite | None:

@@ -13,9 +13,9 @@ import numpy as np
 from chex import Array, ArrayTree, Numeric
 from jax.sharding import Mesh
 
-from boundjax import division, graph, independence, models, rounding
-from boundjax.memory import MemoryEstimate, available_bytes, peak_of, readable
-from boundjax.methods import (
+from boundjax.certification import independence, models, sharding
+from boundjax.certification.memory import MemoryEstimate, available_bytes, peak_of, readable
+from boundjax.certification.presets import (
     BEST,
     IN_BEST,
     IN_BEST_OF_BALLS,
@@ -28,13 +28,15 @@ from boundjax.methods import (
     name_of,
     single,
 )
-from boundjax.sets import (
+from boundjax.sets import rounding
+from boundjax.sets.checks import (
     require_array,
     require_clip,
     require_finite,
     require_norm,
     require_radius,
 )
+from boundjax.tracing.jaxprs import program
 
 # Of the free memory, what one call may take; and of that, what one block of rows may.
 _SHARE_OF_MEMORY = 0.75
@@ -279,11 +281,11 @@ class _Request:
             raise ValueError(
                 f"x must lie in the clip range {clip}, got values from {x.min()} to {x.max()}"
             )
-        mesh = division.mesh_of(devices, len(x))
+        mesh = sharding.mesh_of(devices, len(x))
         num_classes, program = _traced(pure, x)
         request = cls(
             model=pure,
-            variables=division.whole(pure.variables, mesh),
+            variables=sharding.whole(pure.variables, mesh),
             mesh=mesh,
             x=x,
             eps=_per_example(eps, x),
@@ -306,14 +308,14 @@ class _Request:
     def _logits(self) -> np.ndarray:
         """The model's logits ``[B, C]``, after a check that it is a function of one example."""
         x = self.x if len(self.x) > 1 else np.concatenate([self.x, independence.others(self.x)])
-        size = max(2, self._share(self.method)) * division.count(self.mesh)
+        size = max(2, self._share(self.method)) * sharding.count(self.mesh)
         function = self._compile(_make_logits, self.model.apply, self.mesh)
 
         def evaluate(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             results = []
             for start in range(0, len(x), size):
                 index = np.minimum(np.arange(start, start + size), len(x) - 1)
-                batch = division.parts(x[index], self.mesh)
+                batch = sharding.parts(x[index], self.mesh)
                 results.append(np.asarray(function(self.variables, batch)))
             return np.moveaxis(np.concatenate(results)[: len(x)], 1, 0)
 
@@ -351,7 +353,7 @@ class _Request:
 
     def _share(self, name: str | Transform) -> int:
         """How many examples of a batch one device gets."""
-        count = division.count(self.mesh)
+        count = sharding.count(self.mesh)
         asked = -(-self.batch_size // count) if self.batch_size else default_batch(name)
         return min(asked, -(-len(self.x) // count))
 
@@ -370,7 +372,7 @@ class _Request:
         budget = self.max_bytes
         if budget is None and free is not None:
             budget = int(_SHARE_OF_MEMORY * free)
-        count = division.count(self.mesh)
+        count = sharding.count(self.mesh)
         asked = size = self._share(name)
         while True:
             plan = self._planned(name, size)
@@ -403,9 +405,9 @@ class _Request:
         # A transform hides its options from the cache, whose keys must tell all.
         make = self._compile if isinstance(name, str) else lambda make, *key: make(*key)
         margins = make(compiled_margins, *key)
-        total = size * division.count(self.mesh)
+        total = size * sharding.count(self.mesh)
         shapes = [((total, *a.shape[1:]), a.dtype) for a in (self.x, self.eps, self.labels)]
-        batch = [division.parts(np.zeros(*shape), self.mesh) for shape in shapes]
+        batch = [sharding.parts(np.zeros(*shape), self.mesh) for shape in shapes]
         lowered = margins.lower(self.variables, self.clip, *batch)
         weights = () if name == "interval" else self.model.variables
         return _Plan(margins, total, peak_of(lowered.compile(), weights))
@@ -428,16 +430,14 @@ class _Request:
         results = []
         for start in range(0, total, size):
             index = np.minimum(np.arange(start, start + size), total - 1)
-            batch = [division.parts(a[index], self.mesh) for a in (self.x, *others)]
+            batch = [sharding.parts(a[index], self.mesh) for a in (self.x, *others)]
             results.append(np.asarray(plan.margins(self.variables, self.clip, *batch)))
         return np.concatenate(results)[:total]
 
 
 def _traced(model: models.PureModel, x: np.ndarray) -> tuple[int, Hashable]:
     """The number of logits, and the key of what the model computes now."""
-    program, shape = graph.program(
-        model.apply, model.variables, jax.ShapeDtypeStruct(x.shape, x.dtype)
-    )
+    key, shape = program(model.apply, model.variables, jax.ShapeDtypeStruct(x.shape, x.dtype))
     if not hasattr(shape, "shape") or len(shape.shape) != 2 or shape.shape[0] != x.shape[0]:
         got = getattr(shape, "shape", type(shape).__name__)
         raise ValueError(
@@ -450,7 +450,7 @@ def _traced(model: models.PureModel, x: np.ndarray) -> tuple[int, Hashable]:
             "decision at z = 0 return jnp.concatenate([jnp.zeros_like(z), z], axis=1), for the "
             "range of an output use boundjax.linear(f)(boundjax.LpBall(x, eps))"
         )
-    return shape.shape[1], program
+    return shape.shape[1], key
 
 
 def _require_finite_weights(variables: ArrayTree) -> None:
@@ -484,7 +484,7 @@ def _make_logits(apply: Callable, mesh: Mesh | None) -> Callable[..., Array]:
     def logits(variables: ArrayTree, xs: Array) -> Array:
         return jnp.stack([apply(variables, xs), jax.vmap(single(apply, variables))(xs)], axis=1)
 
-    return division.compiled(logits, mesh, whole=1)
+    return sharding.compiled(logits, mesh, whole=1)
 
 
 @functools.lru_cache(maxsize=32)

@@ -12,15 +12,16 @@ import optax
 from chex import Array, ArrayTree
 from jax.sharding import Mesh
 
-from boundjax import division
+from boundjax.certification import sharding
 from boundjax.precision import training_precision
-from boundjax.sets import Interval, LpBall
+from boundjax.sets.ball import LpBall
+from boundjax.sets.interval import Interval
 from boundjax.slopes import optimized
-from boundjax.specification import margin_specification
 from boundjax.training.losses import robust_cross_entropy
 from boundjax.transforms.interval import interval
 from boundjax.transforms.linear import linear
 from boundjax.transforms.lipschitz import lipschitz
+from boundjax.transforms.specification import margin_specification
 
 
 def _preset(**options: Any) -> Callable[[Callable[[Array], Array], int], Callable[..., Any]]:
@@ -130,7 +131,7 @@ def compiled_margins(
             return jax.lax.map(lambda example: one(*example), (xs, eps, labels))
         return jax.vmap(one)(xs, eps, labels)
 
-    return division.compiled(margins, mesh, whole=2)
+    return sharding.compiled(margins, mesh, whole=2)
 
 
 def single(apply: Callable[[ArrayTree, Array], Array], variables: ArrayTree) -> Callable:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from boundjax.matching import MOVES
-
-if TYPE_CHECKING:
-    from boundjax.graph import Node
+from boundjax.ir.node import Node
+from boundjax.tracing.matching import MOVES
 
 
 class Rewrite(NamedTuple):

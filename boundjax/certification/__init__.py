@@ -1,0 +1,1 @@
+"""Certificates for a model and a batch."""

@@ -1,0 +1,144 @@
+"""Graphs of perturbed values: what a function is once it has been traced.
+
+A ``Graph`` lists, in evaluation order, the equations that depend on the function's input (its
+*perturbed values*). Everything else (weights, masks, batch statistics) has been evaluated while
+tracing and appears as a constant operand, so gradients with respect to weights simply flow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from chex import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Perturbed:
+    """An operand that depends on the input: the index of the node that makes it."""
+
+    index: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Op:
+    """What every op has; the families say the rest.
+
+    Attributes:
+      name: the primitive's (or the named composite's) name in a jaxpr.
+      note: one line for the printed table.
+      accepts: whether this entry covers a given equation, e.g. a product with one constant factor.
+    """
+
+    name: str
+    note: str = ""
+    accepts: Callable[[Node], bool] = lambda node: True
+
+    is_linear: ClassVar[bool] = False
+    is_nonlinear: ClassVar[bool] = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """One equation on perturbed values.
+
+    Attributes:
+      index: position in the graph; operands come before.
+      primitive: the primitive's name, or a named composite's (``relu``).
+      operands: ``Perturbed`` references and constant arrays, in the equation's order.
+      params: the equation's parameters.
+      evaluate: all operands' values -> the node's value.
+      shape, dtype: of the node's value.
+      input_shapes: shape and dtype of every perturbed operand.
+      scope: the Flax scope it stands in (``block1/Dense_2``), possibly empty.
+      label: a readable unique name, of layers (``block1/Dense_2``) and of nonlinear nodes for their
+        pre-activations and slopes (``block1/Dense_2/relu``); empty for other nodes.
+      location: ``file:line (function)`` in the user's source.
+      op: the entry of the op table; None at the input.
+    """
+
+    index: int
+    primitive: str
+    operands: tuple[Perturbed | Array, ...]
+    params: Mapping[str, Any]
+    evaluate: Callable[..., Array]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    input_shapes: tuple[jax.ShapeDtypeStruct, ...]
+    scope: str
+    location: str
+    label: str = ""
+    op: Op | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the node's value."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def perturbed(self) -> tuple[bool, ...]:
+        """Which operands are perturbed, in the equation's order."""
+        return tuple(isinstance(o, Perturbed) for o in self.operands)
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Indices of the perturbed operands, in the equation's order."""
+        return tuple(o.index for o in self.operands if isinstance(o, Perturbed))
+
+    @property
+    def constants(self) -> tuple[Array, ...]:
+        """The constant operands, in the equation's order."""
+        return tuple(o for o in self.operands if not isinstance(o, Perturbed))
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether its op is a linear map of its perturbed operands."""
+        return self.op is not None and self.op.is_linear
+
+    @property
+    def is_nonlinear(self) -> bool:
+        """Whether its op is relaxed: it is neither linear nor the input."""
+        return self.op is not None and self.op.is_nonlinear
+
+    def apply(self, *perturbed: Array, constants: Callable[[Array], Array] | None = None) -> Array:
+        """The node's value for given perturbed operands; ``constants`` maps the constant ones."""
+        values = iter(perturbed)
+        change = constants or (lambda constant: constant)
+        return self.evaluate(
+            *(next(values) if isinstance(o, Perturbed) else change(o) for o in self.operands)
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """The perturbed part of a function of one example.
+
+    Attributes:
+      nodes: in evaluation order; ``nodes[0]`` is the input.
+      outputs: per output leaf a ``Perturbed`` reference or a constant array.
+      output_tree: the outputs' tree structure.
+    """
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[Perturbed | Array, ...]
+    output_tree: Any
+
+    @property
+    def nonlinear_labels(self) -> set[str]:
+        """The names of the nonlinear nodes."""
+        return {node.label for node in self.nodes if node.is_nonlinear}
+
+    def detached(self) -> Graph:
+        """The same graph; constants that are being differentiated are plain constants."""
+
+        def detach(operand: Perturbed | Array) -> Perturbed | Array:
+            traced = isinstance(operand, jax.core.Tracer)
+            return jax.lax.stop_gradient(operand) if traced else operand
+
+        nodes = [
+            dataclasses.replace(n, operands=tuple(map(detach, n.operands))) for n in self.nodes
+        ]
+        return dataclasses.replace(self, nodes=tuple(nodes))

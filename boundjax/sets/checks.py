@@ -1,0 +1,117 @@
+"""One-line errors for arguments that describe input sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import Array, Numeric
+
+from boundjax.sets.input_set import InputSet
+from boundjax.sets.interval import Interval
+
+
+def concrete(value: Any) -> np.ndarray | None:
+    """``value`` as a numpy array where its numbers are known now, else None.
+
+    None stands for tracers and the placeholders that JAX puts into a pytree (``in_axes``, sharding
+    trees).
+    """
+    if isinstance(value, jax.core.Tracer):
+        return None
+    if isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)):
+        return np.asarray(value)
+    return None
+
+
+def first_index(mask: np.ndarray) -> str:
+    """Where a mask first holds, as the end of a message; empty for a scalar."""
+    index = tuple(int(i) for i in np.argwhere(mask)[0])
+    return "" if not index else f" at index {index[0] if len(index) == 1 else index}"
+
+
+def require_finite(name: str, value: Any) -> None:
+    """Raises ValueError where a concrete ``value`` holds a NaN or an infinity."""
+    array = concrete(value)
+    if array is not None and not np.isfinite(array).all():
+        bad = ~np.isfinite(array)
+        raise ValueError(f"{name} must be finite, got {array[bad].flat[0]}{first_index(bad)}")
+
+
+def require_radius(value: Any) -> None:
+    """Raises ValueError where a concrete radius is negative or not finite."""
+    array = concrete(value)
+    if array is not None:
+        bad = ~(np.isfinite(array) & (array >= 0))
+        if bad.any():
+            raise ValueError(
+                f"eps must be finite and >= 0, got {array[bad].flat[0]}{first_index(bad)}; "
+                "give the radius in the units of the input"
+            )
+
+
+def require_clip(clip: tuple[Numeric, Numeric] | None) -> None:
+    """Raises ValueError where ``clip`` is neither None nor a pair ``(low, high)``, low <= high."""
+    if clip is None:
+        return
+    if not isinstance(clip, (tuple, list)) or len(clip) != 2:
+        raise ValueError(f"clip must be None or a pair (low, high), got {clip!r}")
+    low, high = concrete(clip[0]), concrete(clip[1])
+    if low is not None and high is not None and not (low <= high).all():
+        raise ValueError(f"clip must be (low, high) with low <= high, got {clip!r}")
+
+
+def require_norm(name: str, value: Any) -> None:
+    """Raises ValueError where ``value`` is no order of a norm, TypeError where it is no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(
+            f"{name} must be a number, the order of a norm (1, 2 or jax.numpy.inf), got {value!r}"
+        )
+    if not value >= 1:
+        raise ValueError(f"{name} must be a norm's order >= 1 (1, 2 or inf), got {value}")
+
+
+# What to do with a function of several inputs.
+_ONE_ARRAY = (
+    "a function of several inputs takes them as one array: concatenate them, and split that array "
+    "inside the function"
+)
+
+
+def require_input_set(value: Any) -> None:
+    """Raises TypeError where ``value`` is not one input set."""
+    if isinstance(value, InputSet):
+        return
+    if isinstance(value, Interval):
+        raise TypeError("expected an input set, got an Interval; use boundjax.Box(*interval)")
+    if isinstance(value, (dict, list, tuple)):
+        raise TypeError(f"expected one input set, got a {type(value).__name__}; {_ONE_ARRAY}")
+    if hasattr(value, "shape"):
+        raise TypeError(
+            f"expected an input set, got an array of shape {tuple(value.shape)}; say what may be "
+            "perturbed: boundjax.LpBall(x, eps) or boundjax.Box(lower, upper)"
+        )
+    raise TypeError(
+        "expected an input set such as boundjax.LpBall or boundjax.Box (with is_box, interval(), "
+        f"support() and spread()), got {type(value).__name__}"
+    )
+
+
+def require_array(name: str, value: Any) -> None:
+    """Raises TypeError where ``value`` is a collection of arrays instead of one."""
+    leaves = value.values() if isinstance(value, Mapping) else ()
+    if isinstance(value, (list, tuple)):
+        leaves = [v for v in value if np.ndim(v) > 0 and hasattr(v, "shape")]
+    if isinstance(value, Mapping) or len(leaves):
+        raise TypeError(f"{name} must be one array, got a {type(value).__name__}; {_ONE_ARRAY}")
+
+
+def as_float(value: Numeric, like: Any = None) -> Array:
+    """``value`` as a floating array (of ``like``'s dtype where given)."""
+    if like is not None:
+        return jnp.asarray(value, dtype=jnp.result_type(like))
+    array = jnp.asarray(value)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)

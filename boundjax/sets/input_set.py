@@ -1,0 +1,27 @@
+"""What a transform asks of an input set."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from chex import Array
+
+from boundjax.sets.interval import Interval
+
+
+@runtime_checkable
+class InputSet(Protocol):
+    """What a transform asks of an input set; a user's own set only needs these."""
+
+    @property
+    def is_box(self) -> bool:
+        """Whether the set equals its ``interval()``; intervals are then exact at the input."""
+
+    def interval(self) -> Interval:
+        """The smallest box that contains the set."""
+
+    def support(self, coefficients: Array) -> Array:
+        """``max <coefficients, x>`` over the set (or an upper bound on it), a scalar."""
+
+    def spread(self, coefficients: Array) -> Array:
+        """``max <coefficients, x - m>`` with ``m`` the middle of ``interval()``, a scalar."""

@@ -1,0 +1,1 @@
+"""From a JAX function to a graph: jaxprs interpreted, control flow resolved, forms recognised."""

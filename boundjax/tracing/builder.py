@@ -1,0 +1,285 @@
+"""The nodes of a graph, appended equation by equation.
+
+Calls are inlined, constants folded, composite activations named. What becomes of control flow and
+which forms are rewritten is handed in, so that both can build graphs of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import Array
+
+from boundjax.ir.composite import primitive as composite_primitive
+from boundjax.ir.families import Expansion, Scalar
+from boundjax.ir.node import Node, Perturbed
+from boundjax.ir.table import UnsupportedOpError, resolve
+from boundjax.tracing import jaxprs, matching, refusals
+from boundjax.tracing.jaxprs import Place
+
+# Composite activations, recognised before they are inlined. A jit called `relu` is only taken for
+# jax.nn.relu if it holds the very equations that JAX's own function traces to.
+_COMPOSITES: dict[str, Callable[..., Array]] = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "leaky_relu": jax.nn.leaky_relu,
+    "hard_tanh": jax.nn.hard_tanh,
+    "softplus": jax.nn.softplus,
+    "clip": jnp.clip,
+    "elu": jax.nn.elu,
+    "selu": jax.nn.selu,
+    "celu": jax.nn.celu,
+    "silu": jax.nn.silu,
+    "mish": jax.nn.mish,
+    "hard_silu": jax.nn.hard_silu,
+    "soft_sign": jax.nn.soft_sign,
+    "log_sigmoid": jax.nn.log_sigmoid,
+    "squareplus": jax.nn.squareplus,
+    "sparse_plus": jax.nn.sparse_plus,
+}
+
+
+class Replacement(Protocol):
+    """A function that is traced in place of a node, and its operands."""
+
+    function: Callable[..., Any]
+    operands: Sequence[Any]
+
+
+# (nodes so far, new node) -> what to trace instead of it, or None.
+Rewriter = Callable[[matching.View, Node], "Replacement | None"]
+
+# (builder, equation, operands, place) -> the outputs' operands.
+Rule = Callable[["Builder", Any, list[Any], Place], list[Any]]
+
+
+def build(
+    body: jaxprs.Body,
+    arguments: Sequence[Any],
+    rules: Mapping[str, Rule],
+    rewrite: Rewriter | None,
+) -> tuple[list[Node], list[Any]]:
+    """The perturbed nodes and the outputs of a jaxpr.
+
+    Args:
+      body: the jaxpr.
+      arguments: a ``ShapeDtypeStruct`` for every perturbed one, which become the first nodes in
+        this order; the values of the others.
+      rules: what becomes of control flow, by primitive (``control.RULES``).
+      rewrite: names composite functions by their structure (``patterns.rewrite``); None: none is.
+
+    Raises:
+      UnsupportedOpError: at the first equation on a perturbed value that the table does not cover.
+    """
+    builder = Builder(rules, rewrite)
+    operands = [builder.input(a) if isinstance(a, jax.ShapeDtypeStruct) else a for a in arguments]
+    inputs = len(builder.nodes)
+    outputs = builder.run(body, operands, Place())
+    nodes, outputs = _pruned(builder.nodes, outputs, inputs)
+    unsupported = [n for n in nodes[inputs:] if n.op is None or refusals.is_half_precision(n)]
+    if unsupported:
+        # Of a value that is cast to an index, what it indexes says more than the cast.
+        node = next((n for n in unsupported if not refusals.is_index(n)), unsupported[0])
+        raise UnsupportedOpError(refusals.unsupported(node))
+    return nodes, outputs
+
+
+def _pruned(nodes: list[Node], outputs: list[Any], inputs: int = 1) -> tuple[list[Node], list[Any]]:
+    """The nodes that outputs depend on, renumbered, and the outputs; the inputs always stay."""
+    needed = {*range(inputs), *(o.index for o in outputs if isinstance(o, Perturbed))}
+    for node in reversed(nodes):
+        if node.index in needed:
+            needed.update(node.inputs)
+    new = {old: index for index, old in enumerate(sorted(needed))}
+
+    def renumber(operand: Any) -> Any:
+        return Perturbed(new[operand.index]) if isinstance(operand, Perturbed) else operand
+
+    kept = [
+        dataclasses.replace(
+            nodes[old], index=index, operands=tuple(map(renumber, nodes[old].operands))
+        )
+        for old, index in new.items()
+    ]
+    return kept, [renumber(output) for output in outputs]
+
+
+class Builder:
+    """Interprets jaxprs on operands that are either constants or ``Perturbed`` references.
+
+    Attributes:
+      nodes: what has been appended.
+      rules: what becomes of control flow, by primitive.
+      rewrite: what to trace instead of a node about to be appended; None: nothing is rewritten.
+      view: the nodes as ``rewrite`` sees them.
+    """
+
+    def __init__(self, rules: Mapping[str, Rule], rewrite: Rewriter | None) -> None:
+        self.rules, self.rewrite = rules, rewrite
+        self.nodes: list[Node] = []
+        self.view = matching.View(self.nodes)
+
+    def input(self, shape: jax.ShapeDtypeStruct) -> Perturbed:
+        """A perturbed value that nothing computes."""
+        index = len(self.nodes)
+        self.nodes.append(
+            Node(
+                index=index,
+                primitive="input",
+                operands=(),
+                params={},
+                evaluate=lambda: None,
+                shape=tuple(shape.shape),
+                dtype=shape.dtype,
+                input_shapes=(),
+                scope="",
+                location="the input",
+                label="input",
+            )
+        )
+        return Perturbed(index)
+
+    def run(self, body: jaxprs.Body, arguments: Sequence[Any], outer: Place) -> list[Any]:
+        """Appends the equations of a jaxpr; its outputs."""
+        jaxpr, consts = body
+        environment: dict[Any, Any] = {}
+
+        def read(atom: Any) -> Any:
+            value = jaxprs.literal(atom)
+            return environment[atom] if value is None else value
+
+        environment.update(zip(jaxpr.constvars, consts, strict=True))
+        environment.update(zip(jaxpr.invars, arguments, strict=True))
+        for eqn in jaxprs.live(jaxpr):
+            operands = [read(atom) for atom in eqn.invars]
+            if any(isinstance(o, Perturbed) for o in operands):
+                results = self._perturbed(eqn, operands, jaxprs.place(eqn, outer))
+            else:
+                results = jaxprs.evaluate(eqn, operands)
+                if self.rewrite is not None:
+                    self.view.note(eqn.primitive.name, eqn.params, operands, results)
+            environment.update(zip(eqn.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _perturbed(self, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
+        name = eqn.primitive.name
+        if name in jaxprs.CALLS:
+            composite = self._composite(eqn, operands, place)
+            if composite is not None:
+                return [composite]
+            return self.run(jaxprs.called(eqn), operands, place)
+        if name in self.rules:
+            return self.rules[name](self, eqn, operands, place)
+        evaluate = jaxprs.evaluator(eqn)
+        results = []
+        for k, variable in enumerate(eqn.outvars):
+            node = self._node(
+                name, eqn.params, operands, place, lambda *v, k=k: evaluate(*v)[k], variable.aval
+            )
+            if eqn.primitive is composite_primitive:
+                params = dict(eqn.params["items"])
+                function = functools.partial(eqn.params["function"], **params)
+                name = eqn.params["name"]
+                node = self._node(name, params, operands, place, function, variable.aval)
+            elif self.rewrite is not None:
+                replacement = self.rewrite(self.view, node)
+                if replacement is not None:
+                    return self.inline(replacement.function, replacement.operands, place)
+            if isinstance(node.op, Expansion):
+                return self.inline(node.op.expand(node), operands, place)
+            if _repeats(node):
+                return self.inline(_with_repetition(node), operands, place)
+            # An op without an entry is an error only if an output depends on it, see `build`.
+            self.nodes.append(node)
+            results.append(Perturbed(node.index))
+        return results
+
+    def inline(
+        self, function: Callable[..., Any], operands: Sequence[Any], place: Place
+    ) -> list[Any]:
+        """Traces a JAX function of the operands and appends its equations; its outputs, flat."""
+        closed = jax.make_jaxpr(function)(*(self.shape(o) for o in operands))
+        return self.run(jaxprs.body_of(closed), list(operands), place._replace(fixed=True))
+
+    def shape(self, operand: Any) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of an operand's value."""
+        if isinstance(operand, Perturbed):
+            node = self.nodes[operand.index]
+            return jax.ShapeDtypeStruct(node.shape, node.dtype)
+        return jax.ShapeDtypeStruct(np.shape(operand), jnp.result_type(operand))
+
+    def nested(self, body: jaxprs.Body, arguments: Sequence[Any]) -> tuple[list[Node], list[Any]]:
+        """``build`` of a body that stays one: its nodes are no part of this graph."""
+        return build(body, arguments, self.rules, self.rewrite)
+
+    def append(
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        operands: Sequence[Any],
+        place: Place,
+        evaluate: Callable[..., Array],
+        aval: Any,
+    ) -> Perturbed:
+        """Appends one node; it may have no entry in the table."""
+        self.nodes.append(self._node(name, params, operands, place, evaluate, aval))
+        return Perturbed(len(self.nodes) - 1)
+
+    def _composite(self, eqn: Any, operands: list[Any], place: Place) -> Perturbed | None:
+        """A named activation, where the call is really JAX's own and the table covers it."""
+        name = eqn.params.get("name")
+        function = _COMPOSITES.get(name) if len(eqn.outvars) == 1 else None
+        if function is None or not jaxprs.calls_the_same(eqn, name, function):
+            return None
+        node = self._node(name, eqn.params, operands, place, function, eqn.outvars[0].aval)
+        if node.op is None:
+            return None
+        if _repeats(node):
+            (result,) = self.inline(_with_repetition(node), operands, place)
+            return result
+        self.nodes.append(node)
+        return Perturbed(node.index)
+
+    def _node(
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        operands: Sequence[Any],
+        place: Place,
+        evaluate: Callable[..., Array],
+        aval: Any,
+    ) -> Node:
+        node = Node(
+            index=len(self.nodes),
+            primitive=name,
+            operands=tuple(operands),
+            params=params,
+            evaluate=evaluate,
+            shape=tuple(aval.shape),
+            dtype=aval.dtype,
+            input_shapes=tuple(self.shape(o) for o in operands if isinstance(o, Perturbed)),
+            scope=place.scope,
+            location=place.location,
+        )
+        return dataclasses.replace(node, op=resolve(node))
+
+
+def _repeats(node: Node) -> bool:
+    """Whether an elementwise function repeats its operand along axes of a larger constant."""
+    return isinstance(node.op, Scalar) and node.input_shapes[0].shape != node.shape
+
+
+def _with_repetition(node: Node) -> Callable[..., Array]:
+    """The node's function, which repeats its operand first: elementwise ops keep its shape."""
+
+    def function(*operands: Array) -> Array:
+        pairs = zip(operands, node.perturbed, strict=True)
+        return node.evaluate(*(jnp.broadcast_to(o, node.shape) if p else o for o, p in pairs))
+
+    return function

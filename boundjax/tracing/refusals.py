@@ -1,0 +1,80 @@
+"""What is said of ops that have no bounds: which, where, why, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from boundjax.ir.node import Node, Perturbed
+
+
+def unsupported(node: Node) -> str:
+    """The message of the ``UnsupportedOpError`` at a node."""
+    where = f" in scope {node.scope}" if node.scope else ""
+    reason = advice(node)
+    if reason is not None:
+        return f"no bounds for the op '{node.primitive}' at {node.location}{where}: {reason}"
+    kinds = ", ".join(
+        "perturbed" if isinstance(o, Perturbed) else f"constant {np.shape(o)}"
+        for o in node.operands
+    )
+    return (
+        f"no bounds are known for the op '{node.primitive}' ({kinds}) at {node.location}{where}; "
+        "replace it by a supported op (boundjax.supported_ops() prints them) or add it with "
+        "boundjax.ops.register(boundjax.ops.Scalar(name="
+        f"'{node.primitive}', image=..., lines=..., lipschitz=...)), see CONTRIBUTING.md"
+    )
+
+
+def is_half_precision(node: Node) -> bool:
+    """Whether a node's value has fewer bits than float32."""
+    return jnp.issubdtype(node.dtype, jnp.floating) and node.dtype.itemsize < 4
+
+
+def is_index(node: Node) -> bool:
+    """Whether a node only computes with integers that depend on the input."""
+    if "advice" in node.params or node.primitive in (*_INDEX_OPERANDS, *_ORDER_STATISTICS):
+        return False
+    dtypes = (node.dtype, *(shape.dtype for shape in node.input_shapes))
+    return any(jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes)
+
+
+def advice(node: Node) -> str | None:
+    """What to do about an op that has no bounds, where more can be said than that."""
+    if "advice" in node.params:
+        return node.params["advice"]
+    if is_half_precision(node):
+        return (
+            f"it computes in {node.dtype}, and only float32 and float64 have bounds; build the "
+            "module with dtype=jnp.float32 (its weights may stay as they are), or cast to float32"
+        )
+    first = _INDEX_OPERANDS.get(node.primitive)
+    if first is not None and any(node.perturbed[first]):
+        return (
+            "its index depends on the perturbed input; index by a constant, or write the choice "
+            "with jnp.where"
+        )
+    if node.primitive in _ORDER_STATISTICS:
+        return (
+            "order statistics of perturbed values are not supported, only max and min are; use "
+            "jnp.max or jnp.min, or take this op out of the function that is bounded"
+        )
+    if is_index(node):
+        return (
+            "it makes integers of a perturbed value; neither a count nor an index that depends "
+            "on the perturbed input has bounds"
+        )
+    return None
+
+
+_ORDER_STATISTICS = frozenset(["sort", "argsort", "argmax", "argmin", "top_k", "approx_top_k"])
+
+# Which operands say where, by position.
+_INDEX_OPERANDS: Mapping[str, slice] = {
+    "gather": slice(1, 2),
+    "dynamic_slice": slice(1, None),
+    "dynamic_update_slice": slice(2, None),
+    **{f"scatter{kind}": slice(1, 2) for kind in ("", "-add", "-sub", "-mul", "-min", "-max")},
+}

@@ -1,0 +1,46 @@
+"""function -> Graph: the one place that joins the builder with control flow and rewrites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from chex import Array
+
+from boundjax.ir.node import Graph, Node
+from boundjax.tracing import control, jaxprs, labels, patterns
+from boundjax.tracing.builder import build
+
+
+def trace(function: Callable[[Array], Any], example: Array) -> Graph:
+    """Traces a function of one example.
+
+    Args:
+      function: any JAX function of one array; it may close over (traced) weights.
+      example: an array or tracer of the input's shape; its values are not used.
+
+    Raises:
+      TypeError: if the example is neither float32 nor float64.
+      UnsupportedOpError: at the first equation on a perturbed value that the table does not cover.
+    """
+    if jnp.result_type(example) not in (jnp.float32, jnp.float64):
+        # Half precision would round the bounds themselves in the third digit.
+        raise TypeError(
+            f"the input set must be float32 or float64, got {jnp.result_type(example)}; "
+            "convert it, e.g. x.astype(jnp.float32)"
+        )
+    closed, output_shape = jax.make_jaxpr(function, return_shape=True)(example)
+    shape = jax.ShapeDtypeStruct(jnp.shape(example), jnp.result_type(example))
+    nodes, outputs = trace_body(jaxprs.body_of(closed), [shape])
+    return Graph(
+        nodes=labels.label(nodes),
+        outputs=tuple(outputs),
+        output_tree=jax.tree.structure(output_shape),
+    )
+
+
+def trace_body(body: jaxprs.Body, arguments: Sequence[Any]) -> tuple[list[Node], list[Any]]:
+    """The perturbed nodes and the outputs of a jaxpr, see ``builder.build``."""
+    return build(body, arguments, control.RULES, patterns.rewrite)
