@@ -11,6 +11,7 @@ from compiled import on_host
 from networks import points
 
 import boundjax as bj
+from boundjax.ir import table
 from boundjax.ir.table import all_ops
 from boundjax.ops import convolution, extremum
 from boundjax.tracing.trace import trace
@@ -302,3 +303,53 @@ def test_bounds_that_contradict_each_other_are_nan():
     rounded = bj.Interval(jnp.full(2, 1.0 + 1e-6), jnp.full(2, 2.0))
     lower, upper = backward.intersect(known, rounded)
     assert (lower <= upper).all()
+
+
+NAMED = [op for op in all_ops() if op.traced_as is not None]
+
+
+@pytest.mark.parametrize("op", NAMED, ids=lambda op: op.name)
+def test_a_function_of_jax_is_recognised_by_its_entry(op):
+    ends = (-0.5, 0.5) if op.name == "clip" else ()
+    (_, node) = trace(lambda x: op.traced_as(x, *ends), jnp.zeros(2)).nodes
+    assert node.op is op
+
+    # A function of another's that only bears the name is inlined.
+    def other(x):
+        return 3.0 * x
+
+    other.__name__ = op.name
+    nodes = trace(jax.jit(other), jnp.zeros(2)).nodes
+    assert [node.primitive for node in nodes] == ["input", "mul"]
+
+
+def test_the_facts_of_ops_hold():
+    rng = np.random.default_rng(0)
+    commutative = {op.name for op in all_ops() if op.commutative}
+    assert commutative == {"add", "mul", "max", "min"}
+    x, y = rng.normal(size=(2, 5)).astype(np.float32)
+    for name in commutative:
+        primitive = getattr(jax.lax, f"{name}_p")
+        np.testing.assert_array_equal(primitive.bind(x, y), primitive.bind(y, x))
+    assert {op.name for op in all_ops() if op.moves_only} == {
+        *("broadcast_in_dim", "reshape", "squeeze", "transpose", "copy", "stop_gradient")
+    }
+
+
+def test_an_op_that_is_refused_today_can_be_added(monkeypatch):
+    with pytest.raises(bj.UnsupportedOpError, match="order statistics"):
+        bj.interval(jnp.sort)(bj.Box(-jnp.ones(3), jnp.ones(3)))
+    monkeypatch.setattr(table, "_TABLE", {k: list(v) for k, v in table._TABLE.items()})
+    # Sorting is monotone in every element.
+    bj.ops.register(
+        bj.ops.Scalar(
+            name="sort",
+            image=lambda node, lower, upper: (node.apply(lower), node.apply(upper)),
+            lines=None,
+            lipschitz=None,
+        )
+    )
+    lower, upper = jnp.array([2.0, 0.0, 1.0]), jnp.array([2.5, 3.0, 1.0])
+    bounds = bj.interval(jnp.sort)(bj.Box(lower, upper))
+    np.testing.assert_array_equal(bounds.lower, [0.0, 1.0, 2.0])
+    np.testing.assert_array_equal(bounds.upper, [1.0, 2.5, 3.0])

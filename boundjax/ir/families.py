@@ -191,6 +191,17 @@ class Loop(Op):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Refused(Op):
+    """An op that has no bounds, where more can be said than that.
+
+    Attributes:
+      reason: why, and what to do instead.
+    """
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Expansion(Op):
     """An op that others can express: ``expand(node)`` is traced in its place.
 

@@ -31,11 +31,21 @@ class Op:
       name: the primitive's (or the named composite's) name in a jaxpr.
       note: one line for the printed table.
       accepts: whether this entry covers a given equation, e.g. a product with one constant factor.
+      traced_as: JAX's own function of this name. A ``jit`` of that name is this op where it holds
+        the very equations that JAX's function traces to.
+      elementwise: whether formulas that contain it may be compared: every element depends on the
+        operands' elements at the same place, and on no parameter but ``y``.
+      commutative: whether its two operands may be exchanged.
+      moves_only: whether it only places the elements of its one operand, perhaps several times.
     """
 
     name: str
     note: str = ""
     accepts: Callable[[Node], bool] = lambda node: True
+    traced_as: Callable[..., Array] | None = None
+    elementwise: bool = False
+    commutative: bool = False
+    moves_only: bool = False
 
     is_linear: ClassVar[bool] = False
     is_nonlinear: ClassVar[bool] = False

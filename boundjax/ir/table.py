@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from boundjax.ir.families import Expansion
+from chex import Array
+
+from boundjax.ir.families import Expansion, Refused
 from boundjax.ir.node import Node, Op
 
 
@@ -13,10 +15,17 @@ class UnsupportedOpError(NotImplementedError):
 
 
 _TABLE: dict[str, list[Op]] = {}
+_REFUSED: dict[str, list[Refused]] = {}
 
 
 def register(op: Op) -> Op:
-    """Adds an entry to the table; of several that accept an equation the first registered wins."""
+    """Adds an entry to the table; of several that accept an equation the first registered wins.
+
+    What is refused is asked last, so that an op can be added to the table that is refused today.
+    """
+    if isinstance(op, Refused):
+        _REFUSED.setdefault(op.name, []).append(op)
+        return op
     if not isinstance(op, Op) or not (op.is_linear or op.is_nonlinear or isinstance(op, Expansion)):
         raise TypeError(f"expected an op of a known family, got {type(op).__name__}")
     _TABLE.setdefault(op.name, []).append(op)
@@ -28,8 +37,39 @@ def resolve(node: Node) -> Op | None:
     return next((op for op in _TABLE.get(node.primitive, ()) if op.accepts(node)), None)
 
 
+def is_refused(primitive: str) -> bool:
+    """Whether equations of a primitive may be refused for a reason of its own."""
+    return primitive in _REFUSED
+
+
+def refusal(node: Node) -> str | None:
+    """Why ``node`` is refused and what to do, where its op says so."""
+    return next((op.reason for op in _REFUSED.get(node.primitive, ()) if op.accepts(node)), None)
+
+
+def traced_as(name: str) -> Callable[..., Array] | None:
+    """JAX's own function of a name that an entry bears, or None."""
+    functions = (op.traced_as for op in _TABLE.get(name, ()))
+    return next((function for function in functions if function is not None), None)
+
+
+def is_elementwise(primitive: str) -> bool:
+    """Whether formulas with this primitive may be compared, see ``Op``."""
+    return any(op.elementwise for op in _TABLE.get(primitive, ()))
+
+
+def is_commutative(primitive: str) -> bool:
+    """Whether the two operands of this primitive may be exchanged."""
+    return any(op.commutative for op in _TABLE.get(primitive, ()))
+
+
+def moves_only(primitive: str) -> bool:
+    """Whether this primitive only places the elements of its one operand."""
+    return any(op.moves_only for op in _TABLE.get(primitive, ()))
+
+
 def all_ops() -> Iterator[Op]:
-    """Every registered entry."""
+    """Every entry that has bounds."""
     for entries in _TABLE.values():
         yield from entries
 

@@ -38,10 +38,15 @@ _increasing = functools.partial(
     _pieces, image=piecewise.monotone_image, lipschitz=piecewise.constant_slope(1.0)
 )
 
-register(_increasing(name="relu", note="gradient 0 at 0", lines=piecewise.relu_lines))
+register(
+    _increasing(
+        name="relu", note="gradient 0 at 0", traced_as=jax.nn.relu, lines=piecewise.relu_lines
+    )
+)
 register(
     _pieces(
         name="leaky_relu",
+        traced_as=jax.nn.leaky_relu,
         note="any slope, also above 1 and negative",
         accepts=_first_perturbed,
         image=piecewise.leaky_image,
@@ -52,6 +57,7 @@ register(
 register(
     _pieces(
         name="abs",
+        elementwise=True,
         image=piecewise.abs_image,
         lines=piecewise.abs_lines,
         lipschitz=piecewise.constant_slope(1.0),
@@ -59,19 +65,30 @@ register(
 )
 register(
     _increasing(
-        name="max", note="with a constant", accepts=_one_constant, lines=piecewise.max_lines
+        name="max",
+        note="with a constant",
+        elementwise=True,
+        commutative=True,
+        accepts=_one_constant,
+        lines=piecewise.max_lines,
     )
 )
 register(
     _increasing(
-        name="min", note="with a constant", accepts=_one_constant, lines=piecewise.min_lines
+        name="min",
+        note="with a constant",
+        elementwise=True,
+        commutative=True,
+        accepts=_one_constant,
+        lines=piecewise.min_lines,
     )
 )
-register(_increasing(name="relu6", lines=piecewise.ramp(0.0, 6.0)))
-register(_increasing(name="hard_tanh", lines=piecewise.ramp(-1.0, 1.0)))
+register(_increasing(name="relu6", traced_as=jax.nn.relu6, lines=piecewise.ramp(0.0, 6.0)))
+register(_increasing(name="hard_tanh", traced_as=jax.nn.hard_tanh, lines=piecewise.ramp(-1.0, 1.0)))
 register(
     _increasing(
         name="clip",
+        traced_as=jnp.clip,
         note="jnp.clip with constant ends",
         accepts=lambda node: len(node.constants) == 2 and node.perturbed[0],
         lines=piecewise.clip_lines,
@@ -180,16 +197,25 @@ _CURVES: dict[str, Curve] = {
     "selu": Curve(breakpoints=(0.0,), curvatures=(1, 0), kinks=((0.0, 1.7580993408473768),)),
 }
 
-_NOTES = {
-    "logistic": "sigmoid",
-    "gelu": "tanh approximation",
-    "gelu_exact": "with erf",
-    "silu": "also swish",
-    "hard_silu": "also hard_swish",
+# What is known of some of them besides.
+_FACTS: dict[str, dict[str, Any]] = {
+    "logistic": {"note": "sigmoid"},
+    "soft_sign": {"traced_as": jax.nn.soft_sign},
+    "softplus": {"traced_as": jax.nn.softplus},
+    "log_sigmoid": {"traced_as": jax.nn.log_sigmoid},
+    "sparse_plus": {"traced_as": jax.nn.sparse_plus},
+    "silu": {"note": "also swish", "traced_as": jax.nn.silu},
+    "gelu": {"note": "tanh approximation"},
+    "gelu_exact": {"note": "with erf"},
+    "mish": {"traced_as": jax.nn.mish},
+    "hard_silu": {"note": "also hard_swish", "traced_as": jax.nn.hard_silu},
+    "selu": {"traced_as": jax.nn.selu},
+    # Parts of the formulas that patterns compare.
+    **{name: {"elementwise": True} for name in ("exp", "square", "sqrt", "rsqrt")},
 }
 
 for _name, _curve in _CURVES.items():
-    register(smooth.entry(_name, _curve, note=_NOTES.get(_name, "")))
+    register(smooth.entry(_name, _curve, **_FACTS.get(_name, {})))
 
 # These overflow, or have a least argument.
 _PARTIAL_CURVES: dict[str, Curve] = {
@@ -209,7 +235,7 @@ _PARTIAL_CURVES: dict[str, Curve] = {
 
 for _name, _curve in _PARTIAL_CURVES.items():
     _note = "" if _curve.least == -INFINITY else f"of values above {_curve.least:g}"
-    register(smooth.entry(_name, _curve, note=_note, partial=True))
+    register(smooth.entry(_name, _curve, note=_note, partial=True, **_FACTS.get(_name, {})))
 
 
 # --- activations with an operand ------------------------------------------------------------------
@@ -253,9 +279,23 @@ def _squareplus(node: Node) -> Curve:
     return Curve(curvatures=(1,), low=0.0, rounding=rounding)
 
 
-register(smooth.entry("elu", _elu, note="any alpha", accepts=_first_perturbed))
-register(smooth.entry("celu", _celu, note="any alpha but 0", accepts=_first_perturbed))
-register(smooth.entry("squareplus", _squareplus, note="any b >= 0", accepts=_first_perturbed))
+register(
+    smooth.entry("elu", _elu, traced_as=jax.nn.elu, note="any alpha", accepts=_first_perturbed)
+)
+register(
+    smooth.entry(
+        "celu", _celu, traced_as=jax.nn.celu, note="any alpha but 0", accepts=_first_perturbed
+    )
+)
+register(
+    smooth.entry(
+        "squareplus",
+        _squareplus,
+        traced_as=jax.nn.squareplus,
+        note="any b >= 0",
+        accepts=_first_perturbed,
+    )
+)
 
 
 # --- powers and quotients -------------------------------------------------------------------------
@@ -277,6 +317,7 @@ register(
     smooth.entry(
         "integer_pow",
         powers.integer_curve,
+        elementwise=True,
         note="of positive exponents",
         accepts=lambda node: node.params["y"] > 0,
         partial=True,

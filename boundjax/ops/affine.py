@@ -115,14 +115,20 @@ def _table() -> tuple[Op, ...]:
         Structural(
             name="reduce_window_sum", note="average pooling, with a division", local=local.POOLED
         ),
-        Structural(name="transpose", moves=True, local=local.PERMUTED),
-        Structural(name="broadcast_in_dim", **units),
-        *(Structural(name=n, transpose=_reshape, **units) for n in ("reshape", "squeeze")),
-        *(Structural(name=n, transpose=_identity, **same) for n in ("copy", "stop_gradient")),
+        Structural(name="transpose", moves=True, moves_only=True, local=local.PERMUTED),
+        Structural(name="broadcast_in_dim", moves_only=True, **units),
+        *(
+            Structural(name=n, transpose=_reshape, moves_only=True, **units)
+            for n in ("reshape", "squeeze")
+        ),
+        *(
+            Structural(name=n, transpose=_identity, moves_only=True, **same)
+            for n in ("copy", "stop_gradient")
+        ),
         Structural(name="add_any", local=local.ELEMENTWISE),
-        Structural(name="add", **same),
-        Structural(name="sub", sign=_difference_signs, **same),
-        Structural(name="neg", sign=lambda node: (-1,), **same),
+        Structural(name="add", elementwise=True, commutative=True, **same),
+        Structural(name="sub", elementwise=True, sign=_difference_signs, **same),
+        Structural(name="neg", elementwise=True, sign=lambda node: (-1,), **same),
         Structural(
             name="convert_element_type",
             note="to the same dtype",
@@ -133,6 +139,7 @@ def _table() -> tuple[Op, ...]:
         Structural(
             name="select_n",
             note="with a constant predicate",
+            elementwise=True,
             accepts=lambda node: not node.perturbed[0],
         ),
         Structural(name="gather", note="with constant indices", accepts=_only_first),
@@ -146,12 +153,15 @@ def _table() -> tuple[Op, ...]:
             name="mul",
             note="by a constant; BatchNorm",
             accepts=_exactly_one,
+            elementwise=True,
+            commutative=True,
             diagonal=True,
             local=local.SCALED,
         ),
         Weighted(
             name="div",
             note="by a constant",
+            elementwise=True,
             accepts=_only_first,
             diagonal=True,
             local=local.SCALED,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +193,7 @@ def entry(
     note: str = "",
     accepts: Callable[[Node], bool] = lambda node: len(node.inputs) == 1,
     partial: bool = False,
+    **facts: Any,
 ) -> Scalar:
     """The entry of a function in the table of ops.
 
@@ -202,10 +204,11 @@ def entry(
       accepts: which equations of that name are covered.
       partial: whether it overflows on finite intervals, or is infinite at their ends; implied where
         the curve has a least argument.
+      **facts: other fields of the entry, say ``traced_as``.
     """
     infinite = partial or callable(curve) or curve.least > -float("inf")
 
-    def facts(node: Node) -> tuple[Curve, Function, Function]:
+    def functions(node: Node) -> tuple[Curve, Function, Function]:
         found = curve(node) if callable(curve) else curve
         detached = functools.partial(node.apply, constants=jax.lax.stop_gradient)
         function, detached = (
@@ -214,26 +217,26 @@ def entry(
         return found, domain.overflowing(function) if infinite else function, detached
 
     def node_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
-        found, function, _ = facts(node)
+        found, function, _ = functions(node)
         low, high = image(function, found, lower, upper)
         if found.least > -float("inf"):
             return domain.restricted(low, high, found.least, found.at_least, lower, upper)
         return low, high
 
     def warned_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
-        found, *_ = facts(node)
+        found, *_ = functions(node)
         if found.least > -float("inf"):
             outside = domain.outside(found.least, found.at_least, lower)
             domain.warn(node, outside, f"leave its domain, from {found.least:g} upward")
         return node_image(node, lower, upper)
 
     def node_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
-        found, function, detached = facts(node)
+        found, function, detached = functions(node)
         ends = node_image(node, lower, upper)
         return lines(function, found, lower, upper, position, ends, detached)
 
     def node_lipschitz(node: Node, lower: Array, upper: Array) -> Array:
-        found, *_ = facts(node)
+        found, *_ = functions(node)
         constant = lipschitz(node.apply, found, lower, upper)
         return jnp.where(lower < found.least, jnp.inf, constant)
 
@@ -245,4 +248,5 @@ def entry(
         lines=node_lines,
         lipschitz=node_lipschitz,
         partial=infinite,
+        **facts,
     )

@@ -16,33 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
+from boundjax.ir import table
 from boundjax.ir.composite import primitive as composite_primitive
 from boundjax.ir.families import Expansion, Scalar
 from boundjax.ir.node import Node, Perturbed
 from boundjax.ir.table import UnsupportedOpError, resolve
 from boundjax.tracing import jaxprs, matching, refusals
 from boundjax.tracing.jaxprs import Place
-
-# Composite activations, recognised before they are inlined. A jit called `relu` is only taken for
-# jax.nn.relu if it holds the very equations that JAX's own function traces to.
-_COMPOSITES: dict[str, Callable[..., Array]] = {
-    "relu": jax.nn.relu,
-    "relu6": jax.nn.relu6,
-    "leaky_relu": jax.nn.leaky_relu,
-    "hard_tanh": jax.nn.hard_tanh,
-    "softplus": jax.nn.softplus,
-    "clip": jnp.clip,
-    "elu": jax.nn.elu,
-    "selu": jax.nn.selu,
-    "celu": jax.nn.celu,
-    "silu": jax.nn.silu,
-    "mish": jax.nn.mish,
-    "hard_silu": jax.nn.hard_silu,
-    "soft_sign": jax.nn.soft_sign,
-    "log_sigmoid": jax.nn.log_sigmoid,
-    "squareplus": jax.nn.squareplus,
-    "sparse_plus": jax.nn.sparse_plus,
-}
 
 
 class Replacement(Protocol):
@@ -232,9 +212,12 @@ class Builder:
         return Perturbed(len(self.nodes) - 1)
 
     def _composite(self, eqn: Any, operands: list[Any], place: Place) -> Perturbed | None:
-        """A named activation, where the call is really JAX's own and the table covers it."""
+        """A named activation, where the call is really JAX's own and the table covers it.
+
+        A user's function that happens to be called ``relu`` is inlined like any other.
+        """
         name = eqn.params.get("name")
-        function = _COMPOSITES.get(name) if len(eqn.outvars) == 1 else None
+        function = table.traced_as(name) if len(eqn.outvars) == 1 else None
         if function is None or not jaxprs.calls_the_same(eqn, name, function):
             return None
         node = self._node(name, eqn.params, operands, place, function, eqn.outvars[0].aval)

@@ -14,12 +14,6 @@ import numpy as np
 from boundjax.ir import table
 from boundjax.ir.node import Node, Perturbed
 
-# Equations that only place the elements of their one operand.
-MOVES = frozenset(["broadcast_in_dim", "reshape", "squeeze", "transpose", "copy", "stop_gradient"])
-# Elementwise functions that two formulas may share.
-_ARITHMETIC = ("add", "sub", "mul", "div", "neg", "abs", "max", "min", "select_n")
-_ELEMENTWISE = frozenset([*_ARITHMETIC, "square", "integer_pow", "exp", "sqrt", "rsqrt"])
-COMMUTATIVE = frozenset(["add", "mul", "max", "min"])
 _LARGEST_CONSTANT = 1 << 16
 # How many equations deep two formulas are compared; the patterns need five.
 _DEPTH = 6
@@ -44,7 +38,7 @@ class View:
         if name == "broadcast_in_dim" and len(operands) == 1 and np.ndim(operands[0]):
             axes = tuple(params["broadcast_dimensions"])
             self._broadcasts[id(results[0])] = (results[0], operands[0], axes)
-        if name not in (*MOVES, "convert_element_type") or len(operands) != 1:
+        if not (table.moves_only(name) or name == "convert_element_type") or len(operands) != 1:
             return
         (result,) = results
         if isinstance(result, jax.core.Tracer) and jnp.issubdtype(result.dtype, jnp.floating):
@@ -96,7 +90,7 @@ class View:
 
     def passed(self, node: Node) -> Any | None:
         """The operand whose elements a node only places, None if it does anything else."""
-        if node.primitive in MOVES:
+        if table.moves_only(node.primitive):
             # A reshape may permute the axes first; nothing that jax.numpy traces to does.
             plain = node.primitive != "reshape" or node.params["dimensions"] is None
             return node.operands[0] if plain else None
@@ -108,7 +102,7 @@ class View:
             neutral = 0.0 if node.primitive in ("add", "sub") else 1.0
             if self.number(second) == neutral and self.shape(first) == node.shape:
                 return first
-            commutes = node.primitive in COMMUTATIVE
+            commutes = table.is_commutative(node.primitive)
             if commutes and self.number(first) == neutral and self.shape(second) == node.shape:
                 return second
         if node.primitive == "select_n" and len(node.operands) == 3:
@@ -167,7 +161,7 @@ class View:
             chosen = np.zeros(groups.size, values.dtype)
             chosen[groups.reshape(-1)] = values.reshape(-1)
             return bool((chosen[groups] == values).all())
-        if node.primitive not in _ELEMENTWISE or depth == 0:
+        if not table.is_elementwise(node.primitive) or depth == 0:
             return False
         return all(
             self.constant_in(o, self._inner(o, node, inner), groups, depth - 1)
@@ -204,7 +198,9 @@ class View:
             return shape == self.shape(right.operands[0]) and self.equal(
                 left.operands[0], whole, right.operands[0], whole, depth - 1
             )
-        if left.primitive not in _ELEMENTWISE or left.params.get("y") != right.params.get("y"):
+        if not table.is_elementwise(left.primitive) or left.params.get("y") != right.params.get(
+            "y"
+        ):
             return False
         return all(
             self.equal(a, self._inner(a, left, here), b, self._inner(b, right, there), depth - 1)

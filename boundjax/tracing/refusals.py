@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import jax.numpy as jnp
 import numpy as np
 
+from boundjax.ir import table
 from boundjax.ir.node import Node, Perturbed
 
 
@@ -35,7 +34,7 @@ def is_half_precision(node: Node) -> bool:
 
 def is_index(node: Node) -> bool:
     """Whether a node only computes with integers that depend on the input."""
-    if "advice" in node.params or node.primitive in (*_INDEX_OPERANDS, *_ORDER_STATISTICS):
+    if "advice" in node.params or table.is_refused(node.primitive):
         return False
     dtypes = (node.dtype, *(shape.dtype for shape in node.input_shapes))
     return any(jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes)
@@ -50,31 +49,12 @@ def advice(node: Node) -> str | None:
             f"it computes in {node.dtype}, and only float32 and float64 have bounds; build the "
             "module with dtype=jnp.float32 (its weights may stay as they are), or cast to float32"
         )
-    first = _INDEX_OPERANDS.get(node.primitive)
-    if first is not None and any(node.perturbed[first]):
-        return (
-            "its index depends on the perturbed input; index by a constant, or write the choice "
-            "with jnp.where"
-        )
-    if node.primitive in _ORDER_STATISTICS:
-        return (
-            "order statistics of perturbed values are not supported, only max and min are; use "
-            "jnp.max or jnp.min, or take this op out of the function that is bounded"
-        )
+    reason = table.refusal(node)
+    if reason is not None:
+        return reason
     if is_index(node):
         return (
             "it makes integers of a perturbed value; neither a count nor an index that depends "
             "on the perturbed input has bounds"
         )
     return None
-
-
-_ORDER_STATISTICS = frozenset(["sort", "argsort", "argmax", "argmin", "top_k", "approx_top_k"])
-
-# Which operands say where, by position.
-_INDEX_OPERANDS: Mapping[str, slice] = {
-    "gather": slice(1, 2),
-    "dynamic_slice": slice(1, None),
-    "dynamic_update_slice": slice(2, None),
-    **{f"scatter{kind}": slice(1, 2) for kind in ("", "-add", "-sub", "-mul", "-min", "-max")},
-}

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from boundjax.ir import table
 from boundjax.ir.composite import composite
 from boundjax.ir.node import Node, Perturbed
 from boundjax.ops.hinge import hinge
 from boundjax.tracing import jaxprs
 from boundjax.tracing.builder import build
-from boundjax.tracing.matching import COMMUTATIVE, View, times_constant
+from boundjax.tracing.matching import View, times_constant
 from boundjax.tracing.patterns.rule import Rewrite
 
 # Functions of one value that JAX traces without a name of their own.
@@ -60,7 +61,7 @@ def _unified(
     if node.params.get("y") != pattern.params.get("y"):
         return
     orders = [node.operands]
-    if node.primitive in COMMUTATIVE:
+    if table.is_commutative(node.primitive):
         orders.append(node.operands[::-1])
     for operands in orders:
         yield from _all_unified(view, list(operands), template, list(pattern.operands), leaf)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from boundjax.ir import table
 from boundjax.ir.composite import composite
 from boundjax.ir.node import Node, Perturbed
 from boundjax.ops import normalization
-from boundjax.tracing.matching import MOVES, View, Walked, count, groups_of, times_constant
+from boundjax.tracing.matching import View, Walked, count, groups_of, times_constant
 from boundjax.tracing.patterns.rule import Rewrite
 
 
@@ -229,7 +230,7 @@ def _rewritten(
         inverse = lax.rsqrt(base) if found.under else base
         scale = None
         for step in found.path:
-            if step.primitive in MOVES:
+            if table.moves_only(step.primitive):
                 inverse = step.apply(inverse)
                 scale = None if scale is None else step.apply(scale)
             else:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from boundjax.ir import table
 from boundjax.ir.node import Node
-from boundjax.tracing.matching import MOVES
 
 
 class Rewrite(NamedTuple):
@@ -21,6 +21,6 @@ class Rewrite(NamedTuple):
 def replayed(path: Sequence[Node], value: Any) -> Any:
     """A value moved as the nodes of a path move their operands."""
     for node in path:
-        moves = node.primitive in MOVES
+        moves = table.moves_only(node.primitive)
         value = node.apply(value) if moves else jnp.broadcast_to(value, node.shape)
     return value
