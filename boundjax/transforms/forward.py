@@ -94,7 +94,7 @@ class Forward:
         if node.is_linear:
             self.pairs[node.index] = _through_linear(node, operands)
         else:
-            relaxation = planes_of(node, walk.relaxation(node))
+            relaxation = planes_of(node, walk.relaxations.relaxation(node))
             inputs = self.pairs[0].lower.coefficients.shape[0]
             self.pairs[node.index] = _relaxed(node, relaxation, operands, inputs, known)
         if node.index not in self.wanted:

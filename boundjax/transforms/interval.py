@@ -245,13 +245,18 @@ def interval(
 
 def pre_activations(graph: Graph, intervals: list[Interval]) -> dict[str, Interval]:
     """Bounds on the inputs of the nonlinear ops, by label."""
-    found: dict[str, Interval] = {}
+    return {label: intervals[index] for label, index in pre_activation_nodes(graph).items()}
+
+
+def pre_activation_nodes(graph: Graph) -> dict[str, int]:
+    """The nodes that are inputs of nonlinear ops, by label (`label:k` where an op has several)."""
+    nodes: dict[str, int] = {}
     for node in graph.nodes[1:]:
         if node.is_nonlinear:
             for position, index in enumerate(node.inputs):
                 suffix = f":{position}" if len(node.inputs) > 1 else ""
-                found[node.label + suffix] = intervals[index]
-    return found
+                nodes[node.label + suffix] = index
+    return nodes
 
 
 def exact_intervals(graph: Graph, input_set: InputSet) -> set[int]:

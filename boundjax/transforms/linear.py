@@ -31,7 +31,7 @@ from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.backward import LinearBounds, Sides
 from boundjax.transforms.forward import Forward
-from boundjax.transforms.optimize import Positions
+from boundjax.transforms.relaxations import Positions
 from boundjax.transforms.walk import Companion, Walk
 
 
@@ -173,6 +173,7 @@ def relax(
     intermediate: str = "interval",
     sides: Sides = "both",
     intersect: bool = True,
+    known: Mapping[str, Interval] | None = None,
     max_rows: int | None = None,
     max_bytes: int = 2**30,
 ) -> Callable[[InputSet], Relaxation]:
@@ -181,6 +182,9 @@ def relax(
     Args:
       function: as the options, those of ``linear``.
       slopes, intermediate, sides, intersect, max_rows, max_bytes: see there.
+      known: bounds on pre-activations from elsewhere, by the labels of ``pre_activations``; the
+        result holds for the part of the input set where they do. They are intersected with the
+        bounds that are found. Where both cannot hold, that is an error, or, under ``jit``, NaN.
 
     Returns:
       ``relaxed(input_set)``: a ``Relaxation`` with ``interval(specification)``,
@@ -188,7 +192,9 @@ def relax(
       function is differentiated once, however many specifications it serves.
 
     Raises:
-      UnsupportedOpError, ValueError: as ``linear``.
+      UnsupportedOpError, ValueError: as ``linear``; ValueError also for known bounds of another
+        shape, or that contradict the others.
+      KeyError: for known bounds of no op.
     """
     optimized = slopes if isinstance(slopes, Optimized) else None
     start = slopes if optimized is None else optimized.start
@@ -219,6 +225,7 @@ def relax(
             companion=_SOURCES[intermediate](),
             optimized=optimized,
             intersect=intersect,
+            known=known,
             max_rows=max_rows,
             max_bytes=max_bytes,
         )
@@ -268,7 +275,7 @@ def _specification(
         interval=merged,
         linear=found,
         pre_activations=intervals_of.pre_activations(walk.graph, walk.intervals),
-        slopes=walk.slopes if positions is None else positions,
+        slopes=walk.relaxations.slopes if positions is None else positions,
         coefficients=walked.in_input(walk.references[0]),
         rows=rows,
         worst_input=walk.worst_input(side),
@@ -289,4 +296,4 @@ def _optimized(
     values = jax.lax.stop_gradient(found.values)
     lower = -infinite if sides == "upper" else values[:count]
     upper = infinite if sides == "lower" else -values[-count:]
-    return found.positions, Interval(lower, upper)
+    return found.parameters, Interval(lower, upper)

@@ -1,4 +1,4 @@
-"""Moving the free lines of a relaxation towards tighter bounds, by projected gradient steps.
+"""Moving the parameters of a bound towards tighter ones, by projected gradient steps.
 
 One step of the signed gradient is the method of Lee et al. 2021 ("Loss Landscape Matters"); an
 optax optimizer with positions per row is alpha-CROWN (Xu et al. 2021).
@@ -6,6 +6,7 @@ optax optimizer with positions per row is alpha-CROWN (Xu et al. 2021).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,91 +17,119 @@ from chex import Array, ArrayTree
 
 from boundjax.slopes import Optimized
 
-Positions = dict[str, Array]
-
 # Steps that are written out one after the other; more of them become a loop, which compiles once
 # but in which XLA's CPU backend runs convolutions several times slower.
 _UNROLLED = 4
 
 
-class Found(NamedTuple):
+class Best(NamedTuple):
     """The best of all iterates.
 
     Attributes:
       values: ``[R]``, the largest lower bound of every row.
-      positions: which positions to bound with again: of every row, if they are per row; else of
-        the iterate with the least objective.
+      parameters: which to bound with again: of every row, if they are per row; else of the iterate
+        with the least objective.
     """
 
     values: Array
-    positions: Positions
+    parameters: ArrayTree
 
 
-class _State(NamedTuple):
-    positions: Positions
+class State(NamedTuple):
+    """Between two steps.
+
+    Attributes:
+      parameters: the current iterate.
+      memory: the optimizer's.
+      best: of the iterates before it.
+      least: the objective of the best one.
+    """
+
+    parameters: ArrayTree
     memory: ArrayTree
-    best: Found
+    best: Best
     least: Array
 
 
-def best_positions(
-    bound: Callable[[Positions], Array],
-    start: Positions,
-    per_row: bool,
-    options: Optimized,
-) -> Found:
-    """Maximises lower bounds over positions in ``[0, 1]``.
+def unit_interval(value: Array) -> Array:
+    """The projection of positions."""
+    return jnp.clip(value, 0.0, 1.0)
 
-    Args:
-      bound: positions -> lower bounds ``[R]``; differentiable, and of nothing else than its
+
+@dataclasses.dataclass(frozen=True)
+class Ascent:
+    """Maximises lower bounds over a pytree of parameters.
+
+    Attributes:
+      bound: parameters -> lower bounds ``[R]``; differentiable, and of nothing else than its
         argument: no gradient may flow out of it.
-      start: positions by label, ``[*shape]``, or ``[R, *shape]`` where ``per_row``.
-      per_row: whether every row has positions of its own.
+      per_row: whether every row has parameters of its own, ``[R, ...]`` in every leaf.
       options: steps, rule and objective.
+      projection: what a leaf is mapped to after a step, one function for all leaves or a pytree of
+        functions, one per leaf.
     """
-    transformation = options.transformation()
 
-    def loss(positions: Positions) -> tuple[Array, Array]:
-        values = bound(positions)
-        objective = None if per_row else options.objective
+    bound: Callable[[ArrayTree], Array]
+    per_row: bool
+    options: Optimized
+    projection: Callable[[Array], Array] | ArrayTree = unit_interval
+
+    def init(self, start: ArrayTree) -> State:
+        """The state before the first step; the start itself counts as an iterate."""
+        shapes = jax.eval_shape(self.bound, start)
+        worst = jnp.full(shapes.shape, -jnp.inf, shapes.dtype)
+        memory = self.options.transformation().init(start)
+        return State(start, memory, Best(worst, start), jnp.asarray(jnp.inf, shapes.dtype))
+
+    def step(self, state: State) -> State:
+        """One projected step of the optimizer."""
+        (value, bounds), gradient = jax.value_and_grad(self._loss, has_aux=True)(state.parameters)
+        state = self._keep(state, value, bounds)
+        # A bound that is not finite has no direction; its parameters stay.
+        gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0.0), gradient)
+        # optax and the user's schedules count steps in integers, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, memory = self.options.transformation().update(
+                gradient, state.memory, state.parameters
+            )
+            moved = optax.apply_updates(state.parameters, updates)
+        return state._replace(parameters=self._projected(moved), memory=memory)
+
+    def finish(self, state: State) -> Best:
+        """The best of all iterates, the last one among them."""
+        value, bounds = self._loss(state.parameters)
+        return self._keep(state, value, bounds).best
+
+    def run(self, start: ArrayTree) -> Best:
+        """All steps of the options from a start."""
+        state = self.init(start)
+        if self.options.steps <= _UNROLLED:
+            for _ in range(self.options.steps):
+                state = self.step(state)
+        else:
+            state, _ = jax.lax.scan(
+                lambda state, _: (self.step(state), None), state, None, length=self.options.steps
+            )
+        return self.finish(state)
+
+    def _loss(self, parameters: ArrayTree) -> tuple[Array, Array]:
+        values = self.bound(parameters)
+        objective = None if self.per_row else self.options.objective
         return -jnp.sum(values) if objective is None else objective(values), values
 
-    def keep(state: _State, positions: Positions, value: Array, bounds: Array) -> _State:
+    def _keep(self, state: State, value: Array, bounds: Array) -> State:
         better = ~(bounds <= state.best.values)  # NaN at the start is replaced
         values = jnp.fmax(state.best.values, bounds)
-        chosen = better if per_row else value < state.least
+        chosen = better if self.per_row else value < state.least
 
         def pick(new: Array, old: Array) -> Array:
             mask = chosen.reshape(chosen.shape + (1,) * (new.ndim - chosen.ndim))
             return jnp.where(mask, new, old)
 
-        best = Found(values, jax.tree.map(pick, positions, state.best.positions))
+        best = Best(values, jax.tree.map(pick, state.parameters, state.best.parameters))
         return state._replace(best=best, least=jnp.fmin(state.least, value))
 
-    def step(state: _State, _: None) -> tuple[_State, None]:
-        (value, bounds), gradient = jax.value_and_grad(loss, has_aux=True)(state.positions)
-        state = keep(state, state.positions, value, bounds)
-        # A bound that is not finite has no direction; its positions stay.
-        gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0.0), gradient)
-        # optax and the user's schedules count steps in integers, which strict promotion refuses.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, memory = transformation.update(gradient, state.memory, state.positions)
-            moved = optax.apply_updates(state.positions, updates)
-        moved = jax.tree.map(lambda p: jnp.clip(p, 0.0, 1.0), moved)
-        return state._replace(positions=moved, memory=memory), None
-
-    shapes = jax.eval_shape(bound, start)
-    worst = jnp.full(shapes.shape, -jnp.inf, shapes.dtype)
-    state = _State(
-        start,
-        transformation.init(start),
-        Found(worst, start),
-        jnp.asarray(jnp.inf, shapes.dtype),
-    )
-    if options.steps <= _UNROLLED:
-        for _ in range(options.steps):
-            state, _ = step(state, None)
-    else:
-        state, _ = jax.lax.scan(step, state, None, length=options.steps)
-    value, bounds = loss(state.positions)
-    return keep(state, state.positions, value, bounds).best
+    def _projected(self, parameters: ArrayTree) -> ArrayTree:
+        if callable(self.projection):
+            return jax.tree.map(self.projection, parameters)
+        return jax.tree.map(lambda project, leaf: project(leaf), self.projection, parameters)

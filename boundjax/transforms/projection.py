@@ -159,7 +159,7 @@ class Projection:
         self, node: Node, walk: Walk, operands: list[Disturbed], intervals: list[Interval]
     ) -> Disturbed:
         """Through a nonlinear op by two parallel planes; their distance is a new source."""
-        planes = planes_of(node, walk.relaxation(node))
+        planes = planes_of(node, walk.relaxations.relaxation(node))
         lower, upper = planes.lower_offset, planes.upper_offset
         weights = planes.lower_weights
         if planes.lower_weights is not planes.upper_weights:
