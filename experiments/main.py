@@ -20,9 +20,10 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
-from experiments import joining, radius
-from experiments.config import from_config_dict
-from experiments.errors import ExperimentError
+from experiments.cluster import process_group
+from experiments.settings import radius
+from experiments.settings.checks import from_config_dict
+from experiments.settings.errors import ExperimentError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment: FILE.py or FILE.py:VARIANT.", lock_config=True
@@ -30,7 +31,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run folder; by default runs/<name of the config>."
 )
-_JOINING = joining.define_flags()
+_JOINING = process_group.define_flags()
 
 
 def default_workdir(config_file: str) -> Path:
@@ -69,14 +70,14 @@ def main(arguments: list[str]) -> None:
             Path(_WORKDIR.value).expanduser() if _WORKDIR.value else default_workdir(config_file)
         )
         config = from_config_dict(_CONFIG.value)
-        options = joining.joining(**{key: flag.value for key, flag in _JOINING.items()})
+        options = process_group.joining(**{key: flag.value for key, flag in _JOINING.items()})
 
         # Only now: a mistake above is reported without waiting for JAX.
-        from experiments import distributed
+        from experiments.cluster import distributed
 
         with distributed.joined(options):
-            from experiments.loop import run
-            from experiments.summary import versions
+            from experiments.records.versions import versions
+            from experiments.run.run import run
 
             command = {"config": config.to_dict(), "versions": versions(), "workdir": str(workdir)}
             distributed.agree(command)

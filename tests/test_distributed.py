@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from several import free_port, start
 
-from experiments import loop, trained
-from experiments.config import from_config_dict
+from experiments.cluster.process_group import NOT_JOINED, Joining, joining
 from experiments.configs import digits_crown
-from experiments.errors import ExperimentError
-from experiments.joining import NOT_JOINED, Joining, joining
+from experiments.evaluation import trained
+from experiments.run import run as runs
+from experiments.settings.checks import from_config_dict
+from experiments.settings.errors import ExperimentError
 
 SETTINGS = {
     "model.name": "mlp_2x100",
@@ -106,7 +107,7 @@ def interrupted(tmp_path_factory):
 
 @one_worker
 def test_two_processes_end_with_the_parameters_of_one_device(uninterrupted, tmp_path):
-    alone = loop.run(_config(**{"mesh.data": 1}), tmp_path / "alone", "test")
+    alone = runs.run(_config(**{"mesh.data": 1}), tmp_path / "alone", "test")
     assert alone["device"].startswith("1 x cpu")
     _assert_same_network(uninterrupted, tmp_path / "alone")
     (found,), (expected,) = (
@@ -135,7 +136,7 @@ def test_a_terminated_run_goes_on_bit_identically(uninterrupted, interrupted, tm
 def test_a_terminated_run_goes_on_in_one_process(uninterrupted, interrupted, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(interrupted, workdir)
-    loop.run(_config(**{"mesh.fsdp": 2}), workdir, "test")
+    runs.run(_config(**{"mesh.fsdp": 2}), workdir, "test")
     assert "resumed after step" in capsys.readouterr().out
     _assert_same_network(uninterrupted, workdir)
 
@@ -153,9 +154,9 @@ def test_processes_with_different_configs_are_refused(tmp_path):
 
 BODY = """
 from pathlib import Path
-from experiments import distributed
-from experiments.errors import ExperimentError
-from experiments.joining import joining
+from experiments.cluster import distributed
+from experiments.cluster.process_group import joining
+from experiments.settings.errors import ExperimentError
 with distributed.joined(joining()):
 """
 
@@ -207,10 +208,10 @@ print(distributed.processes())
 def test_every_process_reads_its_own_part_of_a_batch():
     body = """
 import jax, numpy as np
-from experiments import feed
-from experiments.config import MeshConfig
+from experiments.cluster.mesh import batch_sharding, create_mesh
 from experiments.data import Images
-from experiments.mesh import batch_sharding, create_mesh
+from experiments.settings.config import MeshConfig
+from experiments.train import feed
 feed._fits = lambda size, device: False
 taken = []
 take = Images.take
@@ -308,7 +309,7 @@ def test_flags_that_do_not_go_together_are_refused(arguments, message):
 def test_one_process_answers_sigterm_after_a_step(tmp_path):
     body = """
 import os, signal
-from experiments.preemption import preemption
+from experiments.cluster.preemption import preemption
 with preemption.deferred(lambda calls: calls):
     assert not preemption.due()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -10,11 +10,12 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from experiments import models
-from experiments.config import MeshConfig, from_config_dict
-from experiments.errors import ExperimentError
-from experiments.feed import Feed
-from experiments.mesh import batch_sharding, create_mesh, on_host, place, state_shardings
-from experiments.prepare import prepare
+from experiments.cluster.mesh import batch_sharding, create_mesh, on_host, place, state_shardings
+from experiments.settings.checks import from_config_dict
+from experiments.settings.config import MeshConfig
+from experiments.settings.errors import ExperimentError
+from experiments.train.feed import Feed
+from experiments.train.prepare import prepare
 
 NETWORKS = {
     "test_mlp": {"hidden": (64,)},

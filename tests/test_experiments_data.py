@@ -8,10 +8,10 @@ import pytest
 from data_files import shrink
 
 from experiments import data
-from experiments.config import DataConfig
 from experiments.data import statistics
 from experiments.data.idx import read_idx
-from experiments.errors import ExperimentError
+from experiments.settings.config import DataConfig
+from experiments.settings.errors import ExperimentError
 
 FILES = {
     "train-images-idx3-ubyte": 3,

@@ -9,17 +9,18 @@ import pytest
 
 from boundjax import training
 from experiments import data, methods, models
-from experiments.checkpoints import Checkpoints
-from experiments.config import DataConfig, from_config_dict
-from experiments.errors import ExperimentError
 from experiments.methods.method import Batch, Weights
-from experiments.train_step import (
+from experiments.records.checkpoints import Checkpoints
+from experiments.settings.checks import from_config_dict
+from experiments.settings.config import DataConfig
+from experiments.settings.errors import ExperimentError
+from experiments.train.step import (
     create_optimizer,
     create_schedule,
     create_state,
     create_train_step,
 )
-from experiments.variables import nothing_selected
+from experiments.train.variables import nothing_selected
 
 NETWORK = {"hidden": (12, 10)}
 EPS = 0.05

@@ -11,10 +11,12 @@ import pytest
 
 from boundjax.methods import METHODS as CERTIFICATES
 from experiments import configs, methods
-from experiments.config import Config, differing_keys, from_config_dict
 from experiments.configs import common
-from experiments.errors import ExperimentError
-from experiments.train_step import create_learning_rate, create_schedule
+from experiments.settings.checks import from_config_dict
+from experiments.settings.config import Config
+from experiments.settings.differences import differing_keys
+from experiments.settings.errors import ExperimentError
+from experiments.train.step import create_learning_rate, create_schedule
 
 FOLDER = pathlib.Path(configs.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*_*.py") if path.stem != "__init__")

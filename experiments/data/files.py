@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 
 def reason(error: BaseException) -> str:

@@ -8,8 +8,6 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from boundjax import slopes
-from experiments.config import Config
-from experiments.errors import ExperimentError
 from experiments.methods import adversarial, bounded
 from experiments.methods.certified import certified
 from experiments.methods.lipschitz import lipschitz
@@ -21,6 +19,8 @@ from experiments.methods.method import Setting as Setting
 from experiments.methods.method import Threat as Threat
 from experiments.methods.method import Weights as Weights
 from experiments.methods.natural import natural
+from experiments.settings.config import Config
+from experiments.settings.errors import ExperimentError
 
 
 def _linear(setting: Setting, slopes_of: Callable) -> Method:

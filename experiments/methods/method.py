@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 import boundjax as bj
 from boundjax.training import cross_entropy, relu_states
-from experiments.config import Config
+from experiments.settings.config import Config
 
 PyTree = Any
 PIXEL_RANGE = (0.0, 1.0)
@@ -57,7 +57,7 @@ class Setting(NamedTuple):
     """What a method is made for: `model` is a Linen module with `__call__(x, train=False)`.
 
     With batch normalisation it has a field `bn_momentum`. `mesh` has the devices that share the
-    work (`experiments.mesh`); None: one device.
+    work (`experiments.cluster.mesh`); None: one device.
     """
 
     model: nn.Module

@@ -25,10 +25,10 @@ from matplotlib.figure import Figure
 import boundjax as bj
 from boundjax.diagnostics import mean_translation
 from boundjax.training import robust_cross_entropy
-from experiments import trained
 from experiments.data import Images
-from experiments.errors import ExperimentError
+from experiments.evaluation import trained
 from experiments.methods import Setting, Threat
+from experiments.settings.errors import ExperimentError
 
 BATCH_SIZE = 100
 # Name of a bound -> its value for every image, [N].

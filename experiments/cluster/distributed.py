@@ -21,10 +21,10 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed as _runtime  # JAX has no public name for its key-value store
 
-from experiments.config import differing_keys
-from experiments.errors import ExperimentError
-from experiments.joining import Joining, join
-from experiments.preemption import Preempted, preemption
+from experiments.cluster.preemption import Preempted, preemption
+from experiments.cluster.process_group import Joining, join
+from experiments.settings.differences import differing_keys
+from experiments.settings.errors import ExperimentError
 
 # Of all keys in the store.
 _PREFIX = "boundjax"

@@ -13,18 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import distributed
-from experiments.checkpoints import Checkpoints
-from experiments.errors import ExperimentError
-from experiments.feed import Feed
-from experiments.measure import verified
-from experiments.mesh import batch_sharding
-from experiments.preemption import Preempted, preemption
-from experiments.prepare import Prepared
-from experiments.report import Report
-from experiments.run_folder import RunFolder
-from experiments.train_step import METRICS, State
-from experiments.variables import deployed, nothing_selected, select
+from experiments.cluster import distributed
+from experiments.cluster.mesh import batch_sharding
+from experiments.cluster.preemption import Preempted, preemption
+from experiments.records.checkpoints import Checkpoints
+from experiments.records.folder import RunFolder
+from experiments.records.printing import Report
+from experiments.settings.errors import ExperimentError
+from experiments.train.feed import Feed
+from experiments.train.prepare import Prepared
+from experiments.train.step import METRICS, State
+from experiments.train.validation import validate
+from experiments.train.variables import nothing_selected, select
 
 
 @dataclass
@@ -143,7 +143,7 @@ def _epoch(prepared: Prepared, member: Member, step: int, together: bool) -> str
     record |= {key: value for key, value in means.items() if math.isfinite(value)}
     last = epoch == config.train.epochs
     if len(prepared.splits.validation) and (epoch % config.evaluation.every == 0 or last):
-        errors = _validate(prepared, member.state)
+        errors = validate(prepared, member.state)
         record |= {f"validation_{key}": value for key, value in errors.items()}
         member.selected = select(member.selected, member.state, epoch, errors)
     member.folder.append_record(record)
@@ -195,31 +195,6 @@ class Watch:
             f"{member.folder.path} keeps a checkpoint from before; lower config.optim.lr or set "
             "config.optim.clip_norm, with a new --workdir"
         )
-
-
-def _validate(prepared: Prepared, state: State) -> dict[str, float]:
-    """Standard and verified error at eps_test on the validation images, found by process 0."""
-    config, validation = prepared.config, prepared.splits.validation
-    variables = jax.device_put(deployed(config, prepared.model, state, prepared.splits))
-    size = min(config.evaluation.batch_size, len(validation))
-
-    def errors() -> dict[str, float]:
-        flags = {
-            key: verified(
-                prepared.model,
-                variables,
-                validation,
-                eps,
-                norm=prepared.threat.norm,
-                clip=prepared.threat.clip,
-                method=config.evaluation.selection_method,
-                batch_size=size,
-            )
-            for key, eps in (("standard_error", 0.0), ("verified_error", config.robust.eps_test))
-        }
-        return {key: float(1.0 - np.mean(value)) for key, value in flags.items()}
-
-    return distributed.from_main(errors)
 
 
 def _describe(record: dict[str, Any], epochs: int) -> str:

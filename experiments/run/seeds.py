@@ -1,10 +1,4 @@
-"""Runs, from a configuration to `summary.json`.
-
-Everything that depends on chance or time is a pure function of (seed, step): the initial
-parameters, the order of the batches, what is random in a step, the radius and the weights. The
-state holds everything else. A run that was killed therefore continues from its latest checkpoint to
-bit-identical parameters.
-"""
+"""The runs of one or several seeds: trained together where that pays, evaluated one by one."""
 
 from __future__ import annotations
 
@@ -15,72 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from experiments import distributed, evaluate, models
-from experiments.config import Config
+from experiments import models
+from experiments.cluster import distributed
+from experiments.evaluation import evaluate
+from experiments.evaluation.trained import Trained
 from experiments.plots.curves import plot_curves
-from experiments.prepare import Prepared, prepare
-from experiments.report import Report
-from experiments.run_folder import RunFolder
-from experiments.summary import print_seeds, print_summary, versions
-from experiments.trained import Trained
-from experiments.training import Member, open_members, train
-from experiments.variables import deployed
+from experiments.records.folder import RunFolder
+from experiments.records.printing import Report
+from experiments.records.versions import versions
+from experiments.run.summary import print_summary
+from experiments.settings.config import Config
+from experiments.train.loop import Member, open_members, train
+from experiments.train.prepare import Prepared, prepare
+from experiments.train.variables import deployed
 
 # Seeds share an accelerator as one program if their states take at most this part of its memory:
 # what a step needs besides is several times as much.
 _SHARE = 0.02
-# What the summary of several seeds takes from the first one's.
-_COMMON = (
-    "eps_test",
-    "eps_train",
-    "norm",
-    "clip",
-    "bounds",
-    "attack",
-    "method",
-    "model",
-    "data",
-    "test_images",
-    "selection",
-    "device",
-    "versions",
-)
-
-
-def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
-    """Trains and evaluates; resumes an interrupted run; of a finished one, repeats the summary.
-
-    With `config.seeds` above 1 there is a run in `workdir/seed-K` for every seed, and a summary of
-    them all.
-
-    Args:
-      config: the validated configuration.
-      workdir: the run folder, created if need be.
-      name: of the experiment, for the records.
-
-    Returns:
-      What `summary.json` holds.
-
-    Raises:
-      ExperimentError: for whatever the user can correct.
-    """
-    folder = RunFolder(workdir, config)
-    summary = folder.summary()
-    if summary is not None:
-        print(f"{workdir} holds a finished run ({summary['finished']}); nothing to do.")
-        (print_summary if config.seeds == 1 else print_seeds)(summary, workdir)
-        return summary
-    if config.seeds == 1:
-        return _run_members(config, [Member(config.seed, folder)], name, _configured(config))[0]
-
-    summaries = run_seeds(config, workdir, name)
-    folder.create()
-    summary = _of_seeds(summaries, config, name)
-    folder.write_summary(summary)
-    print_seeds(summary, workdir)
-    return summary
 
 
 def run_seeds(
@@ -97,10 +43,10 @@ def run_seeds(
     for seed in range(config.seed, config.seed + config.seeds):
         alone = dataclasses.replace(config, seed=seed, seeds=1)
         members.append(Member(seed, RunFolder(workdir / f"seed-{seed}", alone)))
-    return _run_members(config, members, name, options or _configured(config))
+    return run_members(config, members, name, options or configured(config))
 
 
-def _run_members(
+def run_members(
     config: Config, members: Sequence[Member], name: str, options: evaluate.Options
 ) -> list[dict[str, Any]]:
     """The summaries of all, those that are finished already as they are."""
@@ -157,7 +103,7 @@ def _groups(members: Sequence[Member]) -> list[list[Member]]:
     return [[member] for member in members]
 
 
-def _configured(config: Config) -> evaluate.Options:
+def configured(config: Config) -> evaluate.Options:
     """How a run is evaluated at its end, apart from what `experiments.evaluate` is asked for."""
     settings = config.evaluation
     return evaluate.Options(
@@ -247,24 +193,3 @@ def _conclude(
     }
     print_summary(summary, member.folder.path)
     return summary
-
-
-def _of_seeds(summaries: Sequence[dict[str, Any]], config: Config, name: str) -> dict[str, Any]:
-    """Mean and standard deviation over the seeds, of the model that each run reports first."""
-    first = [next(iter(summary["results"].values())) for summary in summaries]
-    errors = {
-        key: [result[key] for result in first]
-        for key in ("standard_error", "pgd_error", "verified_error")
-    }
-    return {
-        "experiment": name,
-        "seeds": [summary["seed"] for summary in summaries],
-        "mean": {key: float(np.mean(values)) for key, values in errors.items()},
-        # Of a sample, not of all seeds that there are.
-        "std": {key: float(np.std(values, ddof=1)) for key, values in errors.items()},
-        "errors": errors,
-        "parameters_sha256": [summary["parameters_sha256"] for summary in summaries],
-        "train_seconds": sum(summary["train_seconds"] for summary in summaries),
-        **{key: summaries[0][key] for key in _COMMON},
-        "finished": summaries[-1]["finished"],
-    }

@@ -17,7 +17,7 @@ everything that its errors rest on can be checked again (`read`). Of N examples 
 many seconds, and for which arithmetic a certificate holds.
 
 Several processes write such a file each, of their own examples, which become one at the end
-(`experiments.shards`).
+(`experiments.evaluation.shards`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.errors import ContradictionError, ExperimentError
+from experiments.settings.errors import ContradictionError, ExperimentError
 
 ATTACK = "attack"
 _FORMAT = 1

@@ -18,9 +18,9 @@ from boundjax.training import (
     smoothed_schedule,
     stairs_schedule,
 )
-from experiments.config import OptimConfig, RobustConfig
 from experiments.methods import Batch, Method, Objective, Weights
 from experiments.methods.method import RELU_METRICS, one_example
+from experiments.settings.config import OptimConfig, RobustConfig
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -144,7 +144,7 @@ def create_train_step(
       schedule: the radius and the weights at a step.
       steps_per_epoch: after how many steps the metric sums start again.
       key: of all that is random in a step, as is its number.
-      augment: what is done to the images first (`experiments.augment`), or None.
+      augment: what is done to the images first (`experiments.train.augment`), or None.
       precision: of all products, see `boundjax.training_precision`.
       whole: how parameters that are divided between devices lie while they are used.
     """

@@ -1,4 +1,4 @@
-"""The numbers of the papers that `experiments.rows` runs again, as their tables have them.
+"""The numbers of the papers that `published.rows` runs again, as their tables have them.
 
 Where they stand is said there, with the names of the papers.
 """

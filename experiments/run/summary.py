@@ -1,15 +1,32 @@
-"""The end of a run: what it was run on, and the closing table."""
+"""The end of a run: the closing table, and the summary of several seeds."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config import NORMS
-from experiments.report import print_table, table_rows
+import numpy as np
+
+from experiments.records.printing import print_table, table_rows
+from experiments.settings.config import NORMS, Config
+
+# What the summary of several seeds takes from the first one's.
+_COMMON = (
+    "eps_test",
+    "eps_train",
+    "norm",
+    "clip",
+    "bounds",
+    "attack",
+    "method",
+    "model",
+    "data",
+    "test_images",
+    "selection",
+    "device",
+    "versions",
+)
 
 
 def print_summary(summary: dict[str, Any], workdir: Path) -> None:
@@ -52,21 +69,22 @@ def _title(summary: dict[str, Any]) -> str:
     )
 
 
-def device_name(devices: list[Any]) -> str:
-    """Number and kind of the devices, and what is known of the machine on CPU."""
-    name = f"{len(devices)} x {devices[0].device_kind}"
-    return (
-        f"{name} ({platform.machine()}, {os.cpu_count()} cores)" if name.endswith("cpu") else name
-    )
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that the numbers depend on."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "boundjax")
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed, run from a checkout"
-    return found
+def of_seeds(summaries: Sequence[dict[str, Any]], config: Config, name: str) -> dict[str, Any]:
+    """Mean and standard deviation over the seeds, of the model that each run reports first."""
+    first = [next(iter(summary["results"].values())) for summary in summaries]
+    errors = {
+        key: [result[key] for result in first]
+        for key in ("standard_error", "pgd_error", "verified_error")
+    }
+    return {
+        "experiment": name,
+        "seeds": [summary["seed"] for summary in summaries],
+        "mean": {key: float(np.mean(values)) for key, values in errors.items()},
+        # Of a sample, not of all seeds that there are.
+        "std": {key: float(np.std(values, ddof=1)) for key, values in errors.items()},
+        "errors": errors,
+        "parameters_sha256": [summary["parameters_sha256"] for summary in summaries],
+        "train_seconds": sum(summary["train_seconds"] for summary in summaries),
+        **{key: summaries[0][key] for key in _COMMON},
+        "finished": summaries[-1]["finished"],
+    }

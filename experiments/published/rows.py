@@ -5,9 +5,9 @@ Models"; CI: Zhang et al. 2020; BCP: Lee, Lee & Park 2020; FAST: Shi et al. 2021
 al. 2024; RS: Xiao et al. 2019. Where a smaller network stands in for the published one, the anchor
 is what it has been seen to reach, or the published number with a tolerance for its size.
 
-Every paper has its tables, in `experiments.published`, and here a function that makes rows of them,
-with one tolerance. A name ends with the radius (pixels or 255ths), or with the epochs where there
-are rows of several lengths.
+Every paper has its tables, in `experiments.published.tables`, and here a function that makes rows
+of them, with one tolerance. A name ends with the radius (pixels or 255ths), or with the epochs
+where there are rows of several lengths.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from experiments import published
-from experiments.published import Numbers as Numbers
+from experiments.published import tables
+from experiments.published.tables import Numbers as Numbers
 
 
 class Row(NamedTuple):
@@ -135,7 +135,7 @@ _SHORTER = {
 
 def _landscape() -> dict[str, Row]:
     rows = {}
-    for data, arguments, said, table, found in published.LANDSCAPE:
+    for data, arguments, said, table, found in tables.LANDSCAPE:
         for (line, column), errors in found.items():
             given = line if "=" in line else f"eps={line}"
             if data == "svhn":  # one radius
@@ -178,7 +178,7 @@ _BY_CROWN = (
 
 
 def _stability() -> Iterator[Row]:
-    for (where, _), errors in published.STABILITY.items():
+    for (where, _), errors in tables.STABILITY.items():
         data, _, eps = where.partition(":")
         source = f"RS, as in LLM Table 3.5, {_TITLES[data, eps]}"
         stem = f"{data}_relu_stability"
@@ -205,7 +205,7 @@ _CONSTANT = (
 
 
 def _lipschitz() -> Iterator[Row]:
-    for (where, method), errors in published.LIPSCHITZ.items():
+    for (where, method), errors in tables.LIPSCHITZ.items():
         data, _, net = where.partition(":")
         own = method in _BALLS
         linf = net == "linf"
@@ -236,7 +236,7 @@ _LAST_EPOCH = (
 
 
 def _tightness() -> Iterator[Row]:
-    for (where, column), errors in published.TIGHTNESS.items():
+    for (where, column), errors in tables.TIGHTNESS.items():
         data, eps, net, *rest = where.split(":")
         projections, baseline = "".join(rest), column == "baseline"
         # The largest network is trained by CROWN-IBP, and with r alone.
@@ -281,7 +281,7 @@ _OTHERS = {
 
 
 def _families() -> Iterator[Row]:
-    for net, (first, again, with_r, standard_r) in published.FAMILIES.items():
+    for net, (first, again, with_r, standard_r) in tables.FAMILIES.items():
         small = net in "ab"
         for end, (arguments, what) in (_OTHERS if small else {}).items():
             yield _row(
@@ -321,7 +321,7 @@ _MEAN_OF_FIVE = (
 
 
 def _short_warmup() -> Iterator[Row]:
-    for (where, method), errors in published.SHORT_WARMUP.items():
+    for (where, method), errors in tables.SHORT_WARMUP.items():
         data, _, given = where.partition(":")
         key, _, value = given.partition("=")
         eps = {"mnist": "0.4", "cifar10": "8"}.get(data, "")
@@ -364,12 +364,12 @@ _OF_INTERVALS = (
 
 def _ctbench() -> Iterator[Row]:
     for paper, stem, found in (
-        ("CTBench", "ctbench", published.CTBENCH),
-        ("De Palma et al. 2024", "expressive", published.EXPRESSIVE),
+        ("CTBench", "ctbench", tables.CTBENCH),
+        ("De Palma et al. 2024", "expressive", tables.EXPRESSIVE),
     ):
         for (method, where), errors in found.items():
             data, _, eps = where.partition(":")
-            anchors = published.BY_INTERVALS if stem == "ctbench" else {}
+            anchors = tables.BY_INTERVALS if stem == "ctbench" else {}
             anchor = anchors.get((method, where))
             bounded = method in ("ibp", "crown_ibp")
             # The column with two sources is the one that has been checked.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
 
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 MODES = ("auto", "off")
 # The exit status when the others do not come: the same command may find them later (EX_TEMPFAIL).

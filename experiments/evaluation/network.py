@@ -12,8 +12,8 @@ from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from boundjax.attacks import Descent
-from experiments.config import EvaluationConfig
 from experiments.data import Images
+from experiments.settings.config import EvaluationConfig
 
 
 class Problem(NamedTuple):

@@ -1,7 +1,7 @@
 """Standard, PGD and verified error of a network, example by example, in parts that can go on.
 
 Every batch, of the clean pass, the attacks and `boundjax.certify`, is divided between the local
-devices. Several processes share the images (`experiments.shards`).
+devices. Several processes share the images (`experiments.evaluation.shards`).
 """
 
 from __future__ import annotations
@@ -12,21 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 import boundjax as bj
 from boundjax.methods import BEST, METHODS, default_batch
-from experiments.certificates import (
-    ATTACK,
-    Certificates,
-    check_consistency,
-)
-from experiments.config import EvaluationConfig
-from experiments.data import Images
-from experiments.errors import ExperimentError
-from experiments.network import Network, Problem
+from experiments.evaluation.certificates import ATTACK, Certificates, check_consistency
+from experiments.evaluation.network import Network, Problem
+from experiments.settings.config import EvaluationConfig
+from experiments.settings.errors import ExperimentError
 
 _KNOWN = (*METHODS, BEST)
 # One call of `certify` computes so many of its own batches: it costs some time by itself, and what
@@ -150,32 +143,6 @@ def check_methods(methods: Sequence[str]) -> None:
     for name in methods:
         if name not in _KNOWN:
             raise ExperimentError(f"unknown method {name!r}: use {', '.join(_KNOWN)}")
-
-
-def verified(
-    model: nn.Module,
-    variables: Any,
-    data: Images,
-    eps: float,
-    *,
-    norm: float = jnp.inf,
-    clip: tuple[float, float] | None,
-    method: str,
-    batch_size: int,
-) -> np.ndarray:
-    """Which examples `boundjax.certify` verifies for their true label, bool `[N]`."""
-    certificate = bj.certify(
-        (model, variables),
-        data.images,
-        eps,
-        labels=data.labels,
-        norm=norm,
-        clip=clip,
-        method=method,
-        batch_size=batch_size,
-        devices=jax.local_devices(),
-    )
-    return np.asarray(certificate.verified)
 
 
 # --------------------------------------------------------------------------- the two parts

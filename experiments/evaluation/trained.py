@@ -10,13 +10,14 @@ import jax
 from flax import linen as nn
 
 from experiments import data, methods, models
-from experiments.checkpoints import Checkpoints
-from experiments.config import Config, from_config_dict
 from experiments.data import Images
-from experiments.errors import ExperimentError
-from experiments.run_folder import read_config
-from experiments.train_step import create_optimizer, create_state
-from experiments.variables import deployed, nothing_selected
+from experiments.records.checkpoints import Checkpoints
+from experiments.records.folder import read_config
+from experiments.settings.checks import from_config_dict
+from experiments.settings.config import Config
+from experiments.settings.errors import ExperimentError
+from experiments.train.step import create_optimizer, create_state
+from experiments.train.variables import deployed, nothing_selected
 
 
 class Trained(NamedTuple):

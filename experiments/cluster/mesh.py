@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from experiments.config import MeshConfig
-from experiments.errors import ExperimentError
+from experiments.settings.config import MeshConfig
+from experiments.settings.errors import ExperimentError
 
 AXES = ("data", "fsdp", "spec")
 # The axes that a batch is divided over.

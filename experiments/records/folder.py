@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from experiments import distributed
-from experiments.checkpoints import check_same_config
-from experiments.config import Config
-from experiments.errors import ExperimentError
+from experiments.cluster import distributed
+from experiments.records.same_config import check_same_config
+from experiments.settings.config import Config
+from experiments.settings.errors import ExperimentError
 
 
 class RunFolder:

@@ -17,12 +17,14 @@ from jax.sharding import Mesh, NamedSharding
 
 import boundjax as bj
 import boundjax.methods
-from experiments import data, distributed, mesh, methods, models, radius
-from experiments.augment import create_augmentation
-from experiments.config import Config
-from experiments.errors import ExperimentError
-from experiments.summary import device_name
-from experiments.train_step import (
+from experiments import data, methods, models
+from experiments.cluster import distributed, mesh
+from experiments.records.versions import device_name
+from experiments.settings import radius
+from experiments.settings.config import Config
+from experiments.settings.errors import ExperimentError
+from experiments.train.augment import create_augmentation
+from experiments.train.step import (
     State,
     create_learning_rate,
     create_optimizer,
@@ -38,7 +40,7 @@ class Prepared:
 
     Attributes:
       config: of the runs.
-      mesh: the devices (`experiments.mesh`).
+      mesh: the devices (`experiments.cluster.mesh`).
       splits: the data.
       steps_per_epoch, total_steps: of the training.
       model: the unbound Linen module.

@@ -6,8 +6,8 @@ import fractions
 import math
 from collections.abc import Sequence
 
-from experiments.config import NORMS
-from experiments.errors import ExperimentError
+from experiments.settings.config import NORMS
+from experiments.settings.errors import ExperimentError
 
 
 def parse(text: str, name: str = "--eps") -> float:
@@ -30,7 +30,7 @@ def check(name: str, eps: float, norm: str, shape: Sequence[int], title: str) ->
     Args:
       name: of the flag or key.
       eps: the radius.
-      norm: a key of `experiments.config.NORMS`.
+      norm: a key of `experiments.settings.config.NORMS`.
       shape: of an image, `[H, W, channels]`.
       title: of the data set.
 

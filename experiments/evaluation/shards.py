@@ -20,11 +20,21 @@ from typing import Any
 
 import numpy as np
 
-from experiments import certificates, distributed
-from experiments.certificates import ATTACK, Certificates
-from experiments.config import EvaluationConfig, differing_keys
-from experiments.errors import ExperimentError
-from experiments.measure import Block, Network, Plan, Problem, attack_blocks, begin, finish
+from experiments.cluster import distributed
+from experiments.evaluation import certificates
+from experiments.evaluation.certificates import ATTACK, Certificates
+from experiments.evaluation.measure import (
+    Block,
+    Network,
+    Plan,
+    Problem,
+    attack_blocks,
+    begin,
+    finish,
+)
+from experiments.settings.config import EvaluationConfig
+from experiments.settings.differences import differing_keys
+from experiments.settings.errors import ExperimentError
 
 # Seconds until a network file system shows what another machine wrote, and between two looks.
 _PATIENCE, _INTERVAL = 60.0, 0.2

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 # What the padding is made of: the mode of `jnp.pad` by the name of the configuration.
 BORDERS = {"zeros": "constant", "edge": "edge"}

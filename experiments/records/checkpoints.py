@@ -10,33 +10,13 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from experiments.config import Config, differing_keys, with_defaults
-from experiments.errors import ExperimentError
-
-# Where the data lies does not change the run, and folders move. How many devices share the work
-# changes only the order of sums.
-_FREE_KEYS = ("data.dir", "data.tfds_dir", "mesh.data", "mesh.fsdp", "mesh.spec")
-
-
-def check_same_config(found: dict[str, Any], config: Config, where: Path) -> None:
-    """Refuses a stored configuration that differs from this one, naming the keys.
-
-    A run that is older than a key was made with its default.
-
-    Raises:
-      ExperimentError: if the run in `where` was made with another configuration.
-    """
-    differing = differing_keys(with_defaults(found), config.to_dict())
-    keys = [key for key in differing if key not in _FREE_KEYS]
-    if keys:
-        raise ExperimentError(
-            f"{where} holds a run of another config, which differs in {', '.join(keys)}; "
-            "choose another --workdir, or repeat that run's settings"
-        )
+from experiments.records.same_config import check_same_config
+from experiments.settings.config import Config
+from experiments.settings.errors import ExperimentError
 
 
 class _Manager(ocp.CheckpointManager):
-    """Leaves preemption to `experiments.preemption`, which counts its calls itself."""
+    """Leaves preemption to `experiments.cluster.preemption`, which counts its calls itself."""
 
     def reached_preemption(self, step: int) -> bool:
         """Never: JAX would take this for one of those calls."""

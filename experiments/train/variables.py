@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.batch_norm import population_statistics
-from experiments.config import Config
+from experiments.cluster.mesh import on_host, place
 from experiments.data import Splits
-from experiments.mesh import on_host, place
+from experiments.settings.config import Config
+from experiments.train.batch_norm import population_statistics
 
 
 def parameters_sha256(variables: Any) -> str:
