@@ -18,7 +18,6 @@ end. Whatever was killed, the same command goes on, with any number of processes
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from experiments.cluster import distributed, process_group
 from experiments.evaluation.evaluate import Options, evaluate_run, print_evaluated
 from experiments.records.versions import versions
 from experiments.settings import radius
-from experiments.settings.errors import ExperimentError
+from experiments.settings.errors import ExperimentError, fail
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,20 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     process_group.add_arguments(parser)
     flags = vars(parser.parse_args(arguments))
     workdir = flags.pop("workdir")
-    others = [flags.pop(key) for key in ("distributed", "coordinator", "processes", "process")]
+    processes = process_group.take_flags(flags)
     try:
         if flags["eps"] is not None:
             flags["eps"] = radius.parse(flags["eps"])
         if flags["methods"] is not None:
             flags["methods"] = tuple(flags["methods"].split(","))
-        with distributed.joined(process_group.joining(*others)):
+        with distributed.joined(process_group.from_flags(**processes)):
             compared = {key: value for key, value in flags.items() if key != "data_dir"}
             command = {"options": compared, "versions": versions(), "workdir": str(workdir)}
             distributed.agree(command)
             print_evaluated(evaluate_run(workdir, Options(**flags)))
     except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(error)
 
 
 if __name__ == "__main__":

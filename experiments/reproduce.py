@@ -17,7 +17,6 @@ is none, unless `--budget=gpu` says to run them anyway. Several processes
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from experiments.published.reproduction import (
     record,
     reproduce,
 )
-from experiments.settings.errors import ExperimentError
+from experiments.settings.errors import ExperimentError, fail
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,15 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if flags.dry_run:
             print_plan(row, seeds, workdir, flags.results, flags.data_dir)
             return
-        options = process_group.joining(
-            flags.distributed, flags.coordinator, flags.processes, flags.process
-        )
+        group = process_group.from_flags(**process_group.take_flags(vars(flags)))
 
         # Only now: a mistake on the command line is reported without waiting for JAX.
         from experiments.cluster import distributed
         from experiments.records.versions import versions
 
-        with distributed.joined(options):
+        with distributed.joined(group):
             distributed.agree(
                 {"row": row.name, "seeds": seeds, "versions": versions(), "workdir": str(workdir)}
             )
@@ -92,8 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 record(flags.results, found)
             print(f"results: {flags.results}, section {SECTION.removeprefix('## ')!r}")
     except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(error)
 
 
 if __name__ == "__main__":

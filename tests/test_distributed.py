@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from several import free_port, start
 
-from experiments.cluster.process_group import NOT_JOINED, Joining, joining
+from experiments.cluster.process_group import NOT_JOINED, ProcessGroup, from_flags
 from experiments.configs import digits_crown
 from experiments.evaluation import trained
 from experiments.run import run as runs
@@ -155,9 +155,9 @@ def test_processes_with_different_configs_are_refused(tmp_path):
 BODY = """
 from pathlib import Path
 from experiments.cluster import distributed
-from experiments.cluster.process_group import joining
+from experiments.cluster.process_group import from_flags
 from experiments.settings.errors import ExperimentError
-with distributed.joined(joining()):
+with distributed.joined(from_flags()):
 """
 
 
@@ -183,7 +183,7 @@ def test_an_error_of_one_process_ends_the_others_too():
     body = """
 if distributed.process() == 1:
     raise ExperimentError("the disk is full")
-distributed.barrier()
+distributed.decided(None, len)
 """
     first, second = start([_body(body)] * 2)
     assert (first.status, second.status) == (2, 2)
@@ -248,7 +248,7 @@ def test_who_does_not_come_is_given_up(process, message):
 
 
 def test_by_default_a_coordinator_is_given_up_within_a_minute():
-    assert Joining().timeout < 60
+    assert ProcessGroup().timeout < 60
 
 
 @one_worker
@@ -274,7 +274,7 @@ def test_slurm_is_detected():
 
 def test_clusters_are_known_by_their_environment():
     def cluster(**environment):
-        return joining(environment=environment).cluster
+        return from_flags(environment=environment).cluster
 
     slurm = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "0"}
     assert cluster(**slurm, SLURM_NTASKS="2") == "SLURM"
@@ -285,10 +285,10 @@ def test_clusters_are_known_by_their_environment():
     assert cluster(KUBERNETES_SERVICE_HOST="10.0.0.1") == cluster()
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
     assert cluster(**pod) == "Kubernetes"
-    assert joining("off", "host:1", 2, 0).alone
+    assert from_flags("off", "host:1", 2, 0).alone
     given = {"BOUNDJAX_COORDINATOR": "host:1", "OMPI_COMM_WORLD_SIZE": "4"}
-    found = joining(environment=given | {"OMPI_COMM_WORLD_RANK": "3"})
-    assert found == Joining("host:1", 4, 3)
+    found = from_flags(environment=given | {"OMPI_COMM_WORLD_RANK": "3"})
+    assert found == ProcessGroup("host:1", 4, 3)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_clusters_are_known_by_their_environment():
 )
 def test_flags_that_do_not_go_together_are_refused(arguments, message):
     with pytest.raises(ExperimentError, match=message):
-        joining(**({"environment": {}} | arguments))
+        from_flags(**({"environment": {}} | arguments))
 
 
 def test_one_process_answers_sigterm_after_a_step(tmp_path):

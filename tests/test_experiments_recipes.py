@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from boundjax.methods import METHODS as CERTIFICATES
-from experiments import configs, methods
+from experiments import configs, data, methods
 from experiments.configs import common
+from experiments.configs.recipes.datasets import PREPARATIONS
 from experiments.settings.checks import from_config_dict
 from experiments.settings.config import Config
 from experiments.settings.differences import differing_keys
@@ -482,3 +483,11 @@ def test_tiny_imagenet_in_l2():
     linf = _config("cifar10_l2", "method=ibp,linf")
     assert (linf.robust.norm, linf.model.name) == ("inf", "medium")
     np.testing.assert_allclose(255 * linf.robust.eps_test, 8)
+
+
+@pytest.mark.parametrize("preparation", PREPARATIONS.values(), ids=list(PREPARATIONS))
+def test_a_preparation_has_one_mean_and_deviation_per_channel_or_none(preparation):
+    channels = data.DATASETS[preparation.name].shape[-1]
+    assert len(preparation.mean) == len(preparation.std)
+    assert len(preparation.mean) in (0, channels)
+    assert all(0 < value < 1 for value in (*preparation.mean, *preparation.std))

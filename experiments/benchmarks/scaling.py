@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.cluster import process_group
-from experiments.settings.errors import ExperimentError
+from experiments.settings.errors import ExperimentError, fail
 
 _LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "local_multiprocess.py"
 _SECONDS = 900.0
@@ -234,7 +234,7 @@ def main() -> None:
     if flags.one:
         from experiments.cluster import distributed
 
-        with distributed.joined(process_group.joining()):
+        with distributed.joined(process_group.from_flags()):
             print(json.dumps(measure(CASES[flags.one], MESHES[flags.mesh], flags.repeats)))
         return
     from experiments.benchmarks import timing
@@ -245,8 +245,7 @@ def main() -> None:
             _print_measured(flags.cases, flags.meshes, flags.repeats)
         _print_estimates()
     except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(error)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ import jax
 from jax._src import distributed as _runtime  # JAX has no public name for its key-value store
 
 from experiments.cluster.preemption import Preempted, preemption
-from experiments.cluster.process_group import Joining, join
+from experiments.cluster.process_group import ProcessGroup, join
 from experiments.settings.differences import differing_keys
-from experiments.settings.errors import ExperimentError
+from experiments.settings.errors import ExperimentError, one_line
 
 # Of all keys in the store.
 _PREFIX = "boundjax"
@@ -51,8 +51,8 @@ def is_main() -> bool:
 
 
 @contextlib.contextmanager
-def joined(options: Joining) -> Iterator[None]:
-    """Runs a command as one of the processes that `options` describes, before JAX is used.
+def joined(group: ProcessGroup) -> Iterator[None]:
+    """Runs a command as one of the processes of `group`, before JAX is used.
 
     Only process 0 prints. An error on one process ends all of them, and is printed once: by process
     0 if it has the same one, else by the process that raised it. SIGTERM ends all of them with
@@ -62,7 +62,7 @@ def joined(options: Joining) -> Iterator[None]:
       ExperimentError: if the others cannot be joined, and whatever the body raises if this process
         is alone; of several, the failing ones end here with status 2.
     """
-    join(options)
+    join(group)
     if processes() == 1:
         with preemption.handled():
             try:
@@ -82,7 +82,7 @@ def joined(options: Joining) -> Iterator[None]:
         companion.stop()
         raise
     except ExperimentError as error:
-        _fail(" ".join(str(error).split()), 2)
+        _fail(one_line(error), 2)
     except SystemExit:
         companion.stop()
         raise
@@ -118,11 +118,6 @@ def from_main(value: Callable[[], Any]) -> Any:
     if processes() == 1:
         return value()
     return decided(None, lambda values: value())
-
-
-def barrier() -> None:
-    """Waits until all processes are here."""
-    decided(None, lambda values: None)
 
 
 def agree(values: Mapping[str, Any]) -> None:

@@ -16,27 +16,51 @@ from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
 
-from experiments.settings.errors import ExperimentError
+from experiments.settings.errors import ExperimentError, one_line
 
 MODES = ("auto", "off")
 # The exit status when the others do not come: the same command may find them later (EX_TEMPFAIL).
 NOT_JOINED = 75
-_ENVIRONMENT = {
-    "coordinator": "BOUNDJAX_COORDINATOR",
-    "processes": "BOUNDJAX_PROCESSES",
-    "process": "BOUNDJAX_PROCESS",
-}
 # Seconds; below the 60 s in which a user is told.
 _TIMEOUT, _TIMEOUT_VARIABLE = 50.0, "BOUNDJAX_JOIN_TIMEOUT"
-_HELP = {
-    "distributed": "auto: join the other processes where --coordinator or a cluster says so; off.",
-    "coordinator": "HOST:PORT at which process 0 is reached ($BOUNDJAX_COORDINATOR).",
-    "processes": "How many processes run together ($BOUNDJAX_PROCESSES).",
-    "process": "The number of this one, from 0 ($BOUNDJAX_PROCESS).",
+
+
+class _Flag(NamedTuple):
+    """A flag of every command that several processes run together."""
+
+    help: str
+    kind: type = str
+    choices: tuple[str, ...] = ()  # the first is the default
+    metavar: str | None = None
+    variable: str | None = None  # of the environment, read where the flag is left out
+
+
+_FLAGS = {
+    "distributed": _Flag(
+        "auto: join the other processes where --coordinator or a cluster says so; off.",
+        choices=MODES,
+    ),
+    "coordinator": _Flag(
+        "HOST:PORT at which process 0 is reached ($BOUNDJAX_COORDINATOR).",
+        metavar="HOST:PORT",
+        variable="BOUNDJAX_COORDINATOR",
+    ),
+    "processes": _Flag(
+        "How many processes run together ($BOUNDJAX_PROCESSES).",
+        kind=int,
+        metavar="N",
+        variable="BOUNDJAX_PROCESSES",
+    ),
+    "process": _Flag(
+        "The number of this one, from 0 ($BOUNDJAX_PROCESS).",
+        kind=int,
+        metavar="I",
+        variable="BOUNDJAX_PROCESS",
+    ),
 }
 
 
-class Joining(NamedTuple):
+class ProcessGroup(NamedTuple):
     """Which processes run together.
 
     Attributes:
@@ -59,30 +83,42 @@ class Joining(NamedTuple):
 
 
 def define_flags() -> dict[str, flags.FlagHolder]:
-    """The absl flags of a command; their values go to `joining`."""
-    return {
-        "distributed": flags.DEFINE_enum("distributed", MODES[0], MODES, _HELP["distributed"]),
-        "coordinator": flags.DEFINE_string("coordinator", None, _HELP["coordinator"]),
-        "processes": flags.DEFINE_integer("processes", None, _HELP["processes"]),
-        "process": flags.DEFINE_integer("process", None, _HELP["process"]),
-    }
+    """Defines the flags for absl; their values go to `from_flags`."""
+
+    def define(name: str, flag: _Flag) -> flags.FlagHolder:
+        if flag.choices:
+            return flags.DEFINE_enum(name, flag.choices[0], flag.choices, flag.help)
+        kinds = {str: flags.DEFINE_string, int: flags.DEFINE_integer}
+        return kinds[flag.kind](name, None, flag.help)
+
+    return {name: define(name, flag) for name, flag in _FLAGS.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The same flags for argparse; their values go to `joining`."""
-    parser.add_argument("--distributed", choices=MODES, default="auto", help=_HELP["distributed"])
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help=_HELP["coordinator"])
-    parser.add_argument("--processes", type=int, metavar="N", help=_HELP["processes"])
-    parser.add_argument("--process", type=int, metavar="I", help=_HELP["process"])
+    """Defines the flags for argparse; their values go to `from_flags`."""
+    for name, flag in _FLAGS.items():
+        parser.add_argument(
+            f"--{name}",
+            type=flag.kind,
+            choices=flag.choices or None,
+            default=flag.choices[0] if flag.choices else None,
+            metavar=flag.metavar,
+            help=flag.help,
+        )
 
 
-def joining(
+def take_flags(values: dict[str, Any]) -> dict[str, Any]:
+    """Removes these flags from a command's values: what is left are the command's own."""
+    return {name: values.pop(name) for name in _FLAGS}
+
+
+def from_flags(
     distributed: str = "auto",
     coordinator: str | None = None,
     processes: int | None = None,
     process: int | None = None,
     environment: Mapping[str, str] | None = None,
-) -> Joining:
+) -> ProcessGroup:
     """What the flags say; what they leave out the environment says, in the end its cluster.
 
     Raises:
@@ -90,18 +126,18 @@ def joining(
     """
     environment = os.environ if environment is None else environment
     if distributed == "off":
-        return Joining()
-    coordinator = coordinator or environment.get(_ENVIRONMENT["coordinator"]) or None
+        return ProcessGroup()
+    coordinator = coordinator or environment.get(_FLAGS["coordinator"].variable) or None
     cluster = _cluster(environment)
     timeout = _number(environment, _TIMEOUT_VARIABLE, float) or _TIMEOUT
-    processes = _first(processes, environment, _ENVIRONMENT["processes"])
-    process = _first(process, environment, _ENVIRONMENT["process"])
+    processes = _first(processes, environment, _FLAGS["processes"].variable)
+    process = _first(process, environment, _FLAGS["process"].variable)
     if coordinator is None:
         if processes is not None or process is not None:
             raise ExperimentError(
                 "--processes and --process need --coordinator=HOST:PORT, where process 0 is reached"
             )
-        return Joining(cluster=cluster, timeout=timeout)
+        return ProcessGroup(cluster=cluster, timeout=timeout)
     if cluster == "Open MPI":  # its newer versions tell everything but the coordinator
         processes = _first(processes, environment, "OMPI_COMM_WORLD_SIZE")
         process = _first(process, environment, "OMPI_COMM_WORLD_RANK")
@@ -119,7 +155,7 @@ def joining(
         raise ExperimentError(
             f"--process must be in 0 ... --processes - 1 = {processes - 1}, got {process}"
         )
-    return Joining(coordinator, processes, process, timeout=timeout)
+    return ProcessGroup(coordinator, processes, process, timeout=timeout)
 
 
 def _cluster(environment: Mapping[str, str]) -> str | None:
@@ -157,8 +193,8 @@ def _number(environment: Mapping[str, str], name: str, kind: type) -> Any:
 # --------------------------------------------------------------------------- joining
 
 
-def join(options: Joining) -> None:
-    """Joins the processes that `options` describes, or does nothing if it is alone.
+def join(group: ProcessGroup) -> None:
+    """Joins the processes that `group` names, or does nothing if it is alone.
 
     Raises:
       ExperimentError: if they cannot be joined. Where one does not come within the time, this
@@ -166,36 +202,36 @@ def join(options: Joining) -> None:
     """
     import jax
 
-    if options.alone or jax.distributed.is_initialized():
+    if group.alone or jax.distributed.is_initialized():
         return
     given: dict[str, Any] = {}
-    if options.coordinator is not None:
+    if group.coordinator is not None:
         given = {
-            "coordinator_address": options.coordinator,
-            "num_processes": options.processes,
-            "process_id": options.process,
+            "coordinator_address": group.coordinator,
+            "num_processes": group.processes,
+            "process_id": group.process,
             "cluster_detection_method": "deactivate",
         }
-        if options.process == 0:
-            _require_free(int(options.coordinator.rpartition(":")[2]))
+        if group.process == 0:
+            _require_free(int(group.coordinator.rpartition(":")[2]))
     # JAX's own time-out aborts the process with a stack trace of C++: ours comes before.
-    watchdog = threading.Timer(options.timeout, _give_up, [options])
+    watchdog = threading.Timer(group.timeout, _give_up, [group])
     watchdog.daemon = True
     watchdog.start()
     try:
-        jax.distributed.initialize(**given, initialization_timeout=int(options.timeout) + 300)
+        jax.distributed.initialize(**given, initialization_timeout=int(group.timeout) + 300)
     except Exception as error:  # many types: of clusters that are not what they seem, of ports
-        if options.cluster == "TPU" and "coordinator_address" in str(error):
+        if group.cluster == "TPU" and "coordinator_address" in str(error):
             return  # libtpu is installed, but this is no TPU machine
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if options.coordinator is None:
+        reason = one_line(error)
+        if group.coordinator is None:
             raise ExperimentError(
-                f"JAX cannot join the processes that {options.cluster} started ({reason}); give "
+                f"JAX cannot join the processes that {group.cluster} started ({reason}); give "
                 "--coordinator=HOST:PORT --processes=N --process=I, or --distributed=off to run "
                 "this process alone"
             ) from error
         raise ExperimentError(
-            f"cannot join the processes at {options.coordinator} ({reason})"
+            f"cannot join the processes at {group.coordinator} ({reason})"
         ) from error
     finally:
         watchdog.cancel()
@@ -214,18 +250,18 @@ def _require_free(port: int) -> None:
             ) from error
 
 
-def _give_up(options: Joining) -> NoReturn:
+def _give_up(group: ProcessGroup) -> NoReturn:
     """Ends a process that waits for others: from a thread, the main one does not come back."""
-    where = options.coordinator or f"that JAX found for {options.cluster}"
-    wait = f"within {options.timeout:g} s"
-    if options.process != 0 and not _answers(options.coordinator):
+    where = group.coordinator or f"that JAX found for {group.cluster}"
+    wait = f"within {group.timeout:g} s"
+    if group.process != 0 and not _answers(group.coordinator):
         problem = (
             f"the coordinator {where} did not answer {wait}; is process 0 running, and is its port "
             "open to this machine?"
         )
     else:
         problem = (
-            f"not all {options.processes or ''} processes joined at {where} {wait}; start the "
+            f"not all {group.processes or ''} processes joined at {where} {wait}; start the "
             "missing ones"
         ).replace("  ", " ")
     print(f"error: {problem}", file=sys.stderr, flush=True)

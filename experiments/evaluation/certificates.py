@@ -23,14 +23,14 @@ Several processes write such a file each, of their own examples, which become on
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.settings.errors import ContradictionError, ExperimentError
+from experiments.records.files import replace
+from experiments.settings.errors import ContradictionError, ExperimentError, one_line
 
 ATTACK = "attack"
 _FORMAT = 1
@@ -196,19 +196,11 @@ def write(path: Path, found: Certificates) -> None:
         arrays[f"{name}{_RUN}"] = found.run_by[name]
         arrays[f"{name}{_VERIFIED}"] = found.verified_by[name]
         arrays[f"{name}{_MARGINS}"] = found.margins_by[name]
-    temporary = path.with_name(temporary_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            np.savez(stream, **arrays)
-        os.replace(temporary, path)
+        replace(path, lambda stream: np.savez(stream, **arrays))
     except OSError as error:
         raise ExperimentError(f"{path} cannot be written ({error.strerror})") from error
-
-
-def temporary_name(name: str) -> str:
-    """Of what is not written to its end yet."""
-    return f".{name}.new"
 
 
 def read(path: Path) -> Certificates:
@@ -243,9 +235,8 @@ def read(path: Path) -> Certificates:
             margins_by={name: arrays[f"{name}{_MARGINS}"] for name in run_by},
         )
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
         raise ExperimentError(
-            f"{path} is no file of evaluations ({reason}); delete it to evaluate anew"
+            f"{path} is no file of evaluations ({one_line(error)}); delete it to evaluate anew"
         ) from error
     for name, margins in found.margins_by.items():
         differing = np.flatnonzero(proven(margins, found.labels) != found.verified_by[name])

@@ -19,7 +19,7 @@ from boundjax.methods import BEST, METHODS, default_batch
 from experiments.evaluation.certificates import ATTACK, Certificates, check_consistency
 from experiments.evaluation.network import Network, Problem
 from experiments.settings.config import EvaluationConfig
-from experiments.settings.errors import ExperimentError
+from experiments.settings.errors import ExperimentError, one_line
 
 _KNOWN = (*METHODS, BEST)
 # One call of `certify` computes so many of its own batches: it costs some time by itself, and what
@@ -226,8 +226,9 @@ def _certify(
                 devices=devices,
             )
         except (bj.UnsupportedOpError, ValueError, TypeError, MemoryError) as error:
-            reason = " ".join(str(error).split())
-            raise ExperimentError(f"method {name!r} cannot bound this network: {reason}") from error
+            raise ExperimentError(
+                f"method {name!r} cannot bound this network: {one_line(error)}"
+            ) from error
         found.margins_by[name][rows] = certificate.margins[: len(rows)]
         found.verified_by[name][rows] = certificate.verified[: len(rows)]
         found.run_by[name][rows] = True

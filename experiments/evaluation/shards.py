@@ -32,6 +32,7 @@ from experiments.evaluation.measure import (
     begin,
     finish,
 )
+from experiments.records.files import temporary_name
 from experiments.settings.config import EvaluationConfig
 from experiments.settings.differences import differing_keys
 from experiments.settings.errors import ExperimentError
@@ -251,7 +252,7 @@ def gather(path: Path) -> Certificates | None:
 
 def discard(path: Path) -> None:
     """Removes the parts of a file, and what was not written to their end."""
-    for part in (*_parts(path), *_parts(path, certificates.temporary_name)):
+    for part in (*_parts(path), *_parts(path, temporary_name)):
         part.unlink(missing_ok=True)
 
 

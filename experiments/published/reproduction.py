@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.published.rows import ROWS, Numbers, Row
+from experiments.records.files import replace_text
 from experiments.records.printing import print_table
 from experiments.settings.checks import from_config_dict
 from experiments.settings.config import NORMS, Config
@@ -245,10 +245,8 @@ def record(results: Path, found: Reproduction) -> None:
         lines[same[0]] = new
     else:
         lines.insert((table[-1] if table else start) + 1, new)
-    temporary = results.with_name(f".{results.name}.new")
     try:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(temporary, results)
+        replace_text(results, "\n".join(lines) + "\n")
     except OSError as error:
         raise ExperimentError(f"--results={results}: cannot write it ({error.strerror})") from error
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from experiments.cluster import distributed
+from experiments.records.files import replace_text
 from experiments.records.same_config import check_same_config
 from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError
@@ -79,7 +79,7 @@ class RunFolder:
         if not distributed.is_main():
             return
         kept = [record for record in self.records() if record["step"] <= step]
-        _replace(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        replace_text(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def append_record(self, record: dict[str, Any]) -> None:
         """Adds one line to `metrics.jsonl`."""
@@ -116,10 +116,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _replace(path, json.dumps(content, indent=2) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    replace_text(path, json.dumps(content, indent=2) + "\n")

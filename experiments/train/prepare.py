@@ -22,7 +22,7 @@ from experiments.cluster import distributed, mesh
 from experiments.records.versions import device_name
 from experiments.settings import radius
 from experiments.settings.config import Config
-from experiments.settings.errors import ExperimentError
+from experiments.settings.errors import ExperimentError, one_line
 from experiments.train.augment import create_augmentation
 from experiments.train.step import (
     State,
@@ -228,8 +228,8 @@ def _require_trainable(prepared: Prepared) -> None:
         for phase in sorted(set(prepared.phases.tolist())):
             jax.eval_shape(steps[phase], state, images, labels)
     except (bj.UnsupportedOpError, NotImplementedError, TypeError, ValueError) as error:
-        reason = str(error).split("\n---")[0]  # JAX says there what it left out of the traceback
-        reason = " ".join(reason.split())
+        # Behind the dashes JAX says what it left out of the traceback.
+        reason = one_line(error).split(" ---")[0]
         raise ExperimentError(
             f"robust.method={config.robust.method!r} cannot train model {config.model.name!r}: "
             f"{reason}"
