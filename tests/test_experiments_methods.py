@@ -283,7 +283,14 @@ def test_beta_mixes_the_margins():
         ("sabr", {"robust": {"norm": "2"}}, r"'sabr' needs robust\.norm='inf', got '2'$"),
         ("taps", {"adversary": {"split": 0}}, r"'taps' needs adversary\.split"),
         ("ibp", {"regularizers": {"slack": 0.5}}, r"gap and \.slack need one of crown_ibp"),
+        (
+            "crown_ibp",
+            {"relaxation": {"fused": True}, "regularizers": {"gap": 0.5}},
+            r"^regularizers\.gap and \.slack need one of crown_ibp, one_step, cap_ibp, "
+            r"random_slopes, pq_slopes, cap \(not fused\), got robust\.method='crown_ibp'$",
+        ),
         ("natural", {"regularizers": {"l1": 0.5}}, r"l1 needs a method that trains on intervals"),
+        ("bcp", {"regularizers": {"tightness": 0.5}}, r"tightness needs a method that trains on"),
     ],
 )
 def test_settings_that_a_method_has_nothing_to_do_with(name, groups, message):

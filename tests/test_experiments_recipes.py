@@ -97,7 +97,7 @@ def test_every_argument_is_a_valid_run(name):
         assert list(milestones) == sorted(set(milestones)), variant
         assert not milestones or milestones[-1] < config.train.epochs, variant
         assert config.robust.eps_test <= config.robust.eps_train, variant
-        taps = config.robust.method in ("taps", "staps")
+        taps = methods.METHODS[config.robust.method].needs_split
         assert (config.adversary.split > 0) == taps, variant
         json.dumps(config.to_dict())
 
