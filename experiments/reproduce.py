@@ -81,12 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             # Said now, not after the training.
             check_budget(row, flags.budget)
-            if distributed.is_main():
-                check_results(flags.results)
+            distributed.from_main(lambda: check_results(flags.results))
             found = reproduce(row, seeds, workdir, flags.data_dir)
             print_reproduction(found)
-            if distributed.is_main():
-                record(flags.results, found)
+            distributed.from_main(lambda: record(flags.results, found))
             print(f"results: {flags.results}, section {SECTION.removeprefix('## ')!r}")
     except ExperimentError as error:
         fail(error)

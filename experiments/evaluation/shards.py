@@ -262,9 +262,14 @@ def read_together(path: Path) -> Certificates:
     Raises:
       ExperimentError: if it is damaged, or another process does not see the same.
     """
-    found = certificates.read(path) if distributed.is_main() else None
-    state = distributed.from_main(lambda: _state(found))
-    return found or _wait_for(path, state)
+    here: list[Certificates] = []
+
+    def read() -> dict[str, Any]:
+        here.append(certificates.read(path))
+        return _state(here[0])
+
+    state = distributed.from_main(read)
+    return here[0] if here else _wait_for(path, state)
 
 
 def _state(found: Certificates) -> dict[str, Any]:

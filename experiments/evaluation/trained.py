@@ -11,8 +11,7 @@ from flax import linen as nn
 
 from experiments import data, methods, models
 from experiments.data import Images
-from experiments.records.checkpoints import Checkpoints
-from experiments.records.folder import read_config
+from experiments.records.folder import Records, read_config
 from experiments.settings.checks import from_config_dict
 from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError
@@ -73,10 +72,8 @@ def load(workdir: Path, which: str = "last", data_dir: str | None = None) -> Tra
         jax.random.key(0),
     )
     selected = nothing_selected(state, selecting=len(splits.validation) > 0)
-    restored = None
-    if (workdir / "checkpoints").is_dir():  # reading leaves nothing behind
-        with Checkpoints(workdir, config) as checkpoints:
-            restored = checkpoints.restore(state, selected)
+    with Records(workdir, config) as records:
+        restored = records.restore(state, selected) if records.has_checkpoints else None
     if restored is None:
         raise ExperimentError(f"{workdir} has no checkpoint yet; let its run train for longer")
     state, selected, _ = restored

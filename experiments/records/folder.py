@@ -1,22 +1,29 @@
-"""The files of a run folder: `config.json`, `metrics.jsonl`, `summary.json`, `curves.png`."""
+"""The records of a run: every file of its folder, and the one place that knows who writes them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from experiments.cluster import distributed
+from experiments.records.checkpoints import Checkpoints
 from experiments.records.files import replace_text
 from experiments.records.same_config import check_same_config
 from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError
 
 
-class RunFolder:
-    """One run's folder. Files are replaced whole, so a kill never leaves half of one.
+class Records:
+    """What one run leaves in its folder, opened once per run.
 
-    Of several processes, process 0 writes.
+    `config.json` makes the folder this run's; `metrics.jsonl` has a line per epoch, `curves.png`
+    shows them; `checkpoints` holds the states to go on from; `summary.json` marks the run as
+    finished. Files are replaced whole, so a kill never leaves half of one.
+
+    Of several processes all call every method, in the same order, and process 0 writes; only
+    checkpoints are written by all together.
     """
 
     def __init__(self, path: Path, config: Config):
@@ -26,11 +33,12 @@ class RunFolder:
           ExperimentError: if the folder holds a run of another config.
         """
         self.path = path
-        self.curves = path / "curves.png"
         self.config = config
+        self._writes = distributed.is_main()
         self._stored = path / "config.json"
         self._metrics = path / "metrics.jsonl"
         self._summary = path / "summary.json"
+        self._opened: Checkpoints | None = None
         if self._stored.exists():
             check_same_config(_read_json(self._stored), config, path)
 
@@ -41,7 +49,7 @@ class RunFolder:
           ExperimentError: if the folder cannot be created, or is not shared by all processes.
         """
         distributed.require_shared(self.path)
-        if not distributed.is_main():
+        if not self._writes:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -52,41 +60,87 @@ class RunFolder:
         _write_json(self._stored, self.config.to_dict())
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, or None: what process 0 sees; all must call this."""
+        """The summary of a finished run, or None: what process 0 sees."""
         return distributed.from_main(
             lambda: _read_json(self._summary) if self._summary.exists() else None
         )
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Marks the run as finished."""
-        if distributed.is_main():
+        if self._writes:
             _write_json(self._summary, summary)
 
-    def records(self) -> list[dict[str, Any]]:
-        """The records of `metrics.jsonl`; a last line that a kill cut short is left out."""
+    # ----------------------------------------------------------------------- metrics
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; a last one that a kill cut short is left out."""
         if not self._metrics.exists():
             return []
-        records = []
+        metrics = []
         for line in self._metrics.read_text().splitlines():
             try:
-                records.append(json.loads(line))
+                metrics.append(json.loads(line))
             except json.JSONDecodeError:
                 break
-        return records
+        return metrics
 
-    def drop_records_after(self, step: int) -> None:
+    def drop_metrics_after(self, step: int) -> None:
         """Forgets what was recorded after the checkpoint that the run resumes from."""
-        if not distributed.is_main():
-            return
-        kept = [record for record in self.records() if record["step"] <= step]
-        replace_text(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        if self._writes:
+            kept = [line for line in self.metrics() if line["step"] <= step]
+            replace_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def append_record(self, record: dict[str, Any]) -> None:
+    def append_metrics(self, line: dict[str, Any]) -> None:
         """Adds one line to `metrics.jsonl`."""
-        if not distributed.is_main():
-            return
-        with self._metrics.open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
+        if self._writes:
+            with self._metrics.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+
+    def draw_curves(self, draw: Callable[[list[dict[str, Any]], Path], None]) -> None:
+        """Writes `curves.png` by `draw(metrics, path)`."""
+        if self._writes:
+            draw(self.metrics(), self.path / "curves.png")
+
+    # ----------------------------------------------------------------------- checkpoints
+
+    def restore(self, state: Any, selected: Any) -> tuple[Any, Any, float] | None:
+        """The latest (state, selected, seconds), laid out like the arguments; None without one.
+
+        Raises:
+          ExperimentError: if the checkpoint is of another configuration, or cannot be read.
+        """
+        return self._checkpoints().restore(state, selected)
+
+    def save(self, step: int, state: Any, selected: Any, seconds: float) -> None:
+        """Starts writing a checkpoint; training goes on meanwhile."""
+        self._checkpoints().save(step, state, selected, seconds)
+
+    def wait(self) -> None:
+        """Waits until every checkpoint is on disk."""
+        if self._opened is not None:
+            self._opened.wait()
+
+    def close(self) -> None:
+        """Waits until every checkpoint is on disk, and lets go of them."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether a run has begun to write checkpoints: opening them would create their folder."""
+        return (self.path / "checkpoints").is_dir()
+
+    def _checkpoints(self) -> Checkpoints:
+        if self._opened is None:
+            self._opened = Checkpoints(self.path, self.config)
+        return self._opened
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

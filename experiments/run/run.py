@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.records.folder import RunFolder
+from experiments.records.folder import Records
 from experiments.run.seeds import configured, run_members, run_seeds
 from experiments.run.summary import of_seeds, print_seeds, print_summary
 from experiments.settings.config import Config
@@ -35,18 +35,18 @@ def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
     Raises:
       ExperimentError: for whatever the user can correct.
     """
-    folder = RunFolder(workdir, config)
-    summary = folder.summary()
+    records = Records(workdir, config)
+    summary = records.summary()
     if summary is not None:
         print(f"{workdir} holds a finished run ({summary['finished']}); nothing to do.")
         (print_summary if config.seeds == 1 else print_seeds)(summary, workdir)
         return summary
     if config.seeds == 1:
-        return run_members(config, [Member(config.seed, folder)], name, configured(config))[0]
+        return run_members(config, [Member(config.seed, records)], name, configured(config))[0]
 
     summaries = run_seeds(config, workdir, name)
-    folder.create()
+    records.create()
     summary = of_seeds(summaries, config, name)
-    folder.write_summary(summary)
+    records.write_summary(summary)
     print_seeds(summary, workdir)
     return summary

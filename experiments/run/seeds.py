@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from experiments.cluster import distributed
 from experiments.evaluation import evaluate
 from experiments.evaluation.trained import Trained
 from experiments.plots.curves import plot_curves
-from experiments.records.folder import RunFolder
+from experiments.records.folder import Records
 from experiments.records.printing import Report
 from experiments.records.versions import versions
 from experiments.run.summary import print_summary
@@ -42,7 +43,7 @@ def run_seeds(
     members = []
     for seed in range(config.seed, config.seed + config.seeds):
         alone = dataclasses.replace(config, seed=seed, seeds=1)
-        members.append(Member(seed, RunFolder(workdir / f"seed-{seed}", alone)))
+        members.append(Member(seed, Records(workdir / f"seed-{seed}", alone)))
     return run_members(config, members, name, options or configured(config))
 
 
@@ -51,17 +52,17 @@ def run_members(
 ) -> list[dict[str, Any]]:
     """The summaries of all, those that are finished already as they are."""
     for member in members:
-        summary = member.folder.summary()
+        summary = member.records.summary()
         if summary is not None:
-            finished = f"{member.folder.path} holds a finished run ({summary['finished']})"
+            finished = f"{member.records.path} holds a finished run ({summary['finished']})"
             print(f"{finished}; nothing to do.")
-    open_ones = [member for member in members if member.folder.summary() is None]
+    open_ones = [member for member in members if member.records.summary() is None]
     if not open_ones:
-        return [member.folder.summary() for member in members]
+        return [member.records.summary() for member in members]
     # Not before all that can be wrong with the config has been said is anything written.
     prepared = prepare(dataclasses.replace(config, seeds=1))
     report = Report(prepared.total_steps)
-    folders = ", ".join(str(member.folder.path) for member in open_ones)
+    folders = ", ".join(str(member.records.path) for member in open_ones)
     report.line(
         f"{name}: {config.robust.method} training of {config.model.name} "
         f"({models.count_parameters(prepared.model, prepared.splits.shape):,} parameters) "
@@ -70,18 +71,21 @@ def run_members(
         f"on {prepared.devices}; run folder {folders}"
     )
     for member in open_ones:
-        member.folder.create()
-    open_members(prepared, open_ones)
+        member.records.create()
+    with contextlib.ExitStack() as opened:
+        for member in open_ones:
+            opened.enter_context(member.records)
+        open_members(prepared, open_ones)
+        for member in open_ones:
+            if member.step:
+                report.line(f"resumed after step {member.step:,} of {prepared.total_steps:,}")
+            member.records.drop_metrics_after(member.step)
+        with report:
+            for group in _groups(open_ones):
+                train(prepared, group, report)
     for member in open_ones:
-        if member.step:
-            report.line(f"resumed after step {member.step:,} of {prepared.total_steps:,}")
-        member.folder.drop_records_after(member.step)
-    with report:
-        for group in _groups(open_ones):
-            train(prepared, group, report)
-    for member in open_ones:
-        member.folder.write_summary(_conclude(prepared, member, name, options))
-    return [member.folder.summary() for member in members]
+        member.records.write_summary(_conclude(prepared, member, name, options))
+    return [member.records.summary() for member in members]
 
 
 def _groups(members: Sequence[Member]) -> list[list[Member]]:
@@ -120,7 +124,7 @@ def _conclude(
     prepared: Prepared, member: Member, name: str, options: evaluate.Options
 ) -> dict[str, Any]:
     """Evaluates a trained run on the test images, draws its curves and prints its summary."""
-    config, splits, threat = member.folder.config, prepared.splits, prepared.threat
+    config, splits, threat = member.records.config, prepared.splits, prepared.threat
     print(
         f"evaluating on {len(splits.test):,} test images of {splits.title} "
         f"at {config.robust.norm_label} eps {config.robust.eps_test:.6g}"
@@ -147,14 +151,15 @@ def _conclude(
         )
         own = None if options.name is None else f"{options.name}-{which}"
         chosen = options._replace(which=which, name=own)
-        found = evaluate.evaluate_trained(run, member.folder.path, chosen).found
+        found = evaluate.evaluate_trained(run, member.records.path, chosen).found
         settings, errors = found.metadata["settings"], found.errors()
         by = errors["verified_error_by"]
         results[label] = errors | {"verified_error_by": {name: by[name] for name in chosen.methods}}
 
     title = f"{name}: {config.robust.method}, {config.model.name}, {splits.title}"
-    if distributed.is_main():
-        plot_curves(member.folder.records(), title, member.folder.curves, config.robust.norm_label)
+    member.records.draw_curves(
+        lambda metrics, path: plot_curves(metrics, title, path, config.robust.norm_label)
+    )
     attack = settings["attack"]
     summary = {
         "experiment": name,
@@ -191,5 +196,5 @@ def _conclude(
         "versions": versions(),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }
-    print_summary(summary, member.folder.path)
+    print_summary(summary, member.records.path)
     return summary

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -16,8 +15,7 @@ import numpy as np
 from experiments.cluster import distributed
 from experiments.cluster.mesh import batch_sharding
 from experiments.cluster.preemption import Preempted, preemption
-from experiments.records.checkpoints import Checkpoints
-from experiments.records.folder import RunFolder
+from experiments.records.folder import Records
 from experiments.records.printing import Report
 from experiments.settings.errors import ExperimentError
 from experiments.train.feed import Feed
@@ -29,10 +27,10 @@ from experiments.train.variables import nothing_selected, select
 
 @dataclass
 class Member:
-    """One run: its seed and folder, and, once it is there, what it has come to."""
+    """One run: its seed and records, and, once it is there, what it has come to."""
 
     seed: int
-    folder: RunFolder
+    records: Records
     state: State = field(default_factory=dict)
     selected: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
@@ -48,11 +46,11 @@ def open_members(prepared: Prepared, members: Sequence[Member]) -> None:
     for member in members:
         state = prepared.initial_state(member.seed)
         selected = nothing_selected(state, selecting=len(prepared.splits.validation) > 0)
-        with Checkpoints(member.folder.path, member.folder.config) as checkpoints:
-            restored = checkpoints.restore(state, selected)
-            if restored is None:  # so that even a first step that diverges leaves one
-                checkpoints.save(0, state, selected, 0.0)
-                restored = state, selected, 0.0
+        restored = member.records.restore(state, selected)
+        if restored is None:  # so that even a first step that diverges leaves one
+            member.records.save(0, state, selected, 0.0)
+            member.records.wait()
+            restored = state, selected, 0.0
         member.state, member.selected, member.seconds = restored
 
 
@@ -76,7 +74,6 @@ def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None
         seeds,
         batch_sharding(prepared.mesh, together),
     )
-    writers = [Checkpoints(member.folder.path, member.folder.config) for member in members]
     watch = Watch(prepared.steps_per_epoch, members)
     seconds_before, began = members[0].seconds, time.monotonic()
     state = members[0].state
@@ -99,12 +96,7 @@ def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None
             member.seconds = seconds_before + (time.monotonic() - began) / len(members)
             member.state = part(state, np.int32(index)) if part else state
 
-    with (
-        preemption.deferred(lambda calls: distributed.decided(calls, max)),
-        contextlib.ExitStack() as closing,
-    ):
-        for writer in writers:
-            closing.callback(writer.close)
+    with preemption.deferred(lambda calls: distributed.decided(calls, max)):
         for step in range(first, total):
             state, metrics = steps[prepared.phases[step]](state, *feed(step))
             # Waits for the step before this one, so that the devices always have one to do.
@@ -120,13 +112,15 @@ def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None
                 for member in members:
                     report.line(_epoch(prepared, member, step, together))
             if due:
-                for member, writer in zip(members, writers, strict=True):
-                    writer.save(done, member.state, member.selected, member.seconds)
+                for member in members:
+                    member.records.save(done, member.state, member.selected, member.seconds)
                     if together and distributed.processes() > 1:
-                        writer.wait()  # orbax's barriers know nothing of a second writer
+                        member.records.wait()  # orbax's barriers know nothing of a second writer
             report.update(done)
             if stop:
                 raise Preempted(f"after step {done:,} of {total:,}")
+        for member in members:
+            member.records.wait()  # the runs that are trained next write checkpoints of their own
 
 
 def _epoch(prepared: Prepared, member: Member, step: int, together: bool) -> str:
@@ -146,7 +140,7 @@ def _epoch(prepared: Prepared, member: Member, step: int, together: bool) -> str
         errors = validate(prepared, member.state)
         record |= {f"validation_{key}": value for key, value in errors.items()}
         member.selected = select(member.selected, member.state, epoch, errors)
-    member.folder.append_record(record)
+    member.records.append_metrics(record)
     text = _describe(record, config.train.epochs)
     return f"seed {member.seed}  {text}" if together else text
 
@@ -192,7 +186,7 @@ class Watch:
         raise ExperimentError(
             f"training diverged at step {step + 1} (epoch {step // self._steps_per_epoch + 1}, "
             f"loss {losses[bad[0]]}, norm of the network {norms[bad[0]]}); {before}; "
-            f"{member.folder.path} keeps a checkpoint from before; lower config.optim.lr or set "
+            f"{member.records.path} keeps a checkpoint from before; lower config.optim.lr or set "
             "config.optim.clip_norm, with a new --workdir"
         )
 
