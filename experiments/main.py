@@ -12,17 +12,16 @@ Open MPI, Kubernetes); elsewhere with `--coordinator=HOST:PORT --processes=N --p
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
-from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
-from experiments import joining, radius
-from experiments.config import from_config_dict
-from experiments.errors import ExperimentError
+from experiments.cluster import process_group
+from experiments.settings import radius
+from experiments.settings.checks import from_config_dict
+from experiments.settings.errors import ExperimentError, fail
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment: FILE.py or FILE.py:VARIANT.", lock_config=True
@@ -30,7 +29,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run folder; by default runs/<name of the config>."
 )
-_JOINING = joining.define_flags()
+_PROCESS_GROUP = process_group.define_flags()
 
 
 def default_workdir(config_file: str) -> Path:
@@ -69,20 +68,22 @@ def main(arguments: list[str]) -> None:
             Path(_WORKDIR.value).expanduser() if _WORKDIR.value else default_workdir(config_file)
         )
         config = from_config_dict(_CONFIG.value)
-        options = joining.joining(**{key: flag.value for key, flag in _JOINING.items()})
+        group = process_group.from_flags(
+            **{key: flag.value for key, flag in _PROCESS_GROUP.items()}
+        )
 
         # Only now: a mistake above is reported without waiting for JAX.
-        from experiments import distributed
+        from experiments.cluster import distributed
 
-        with distributed.joined(options):
-            from experiments.loop import run
-            from experiments.summary import versions
+        with distributed.joined(group):
+            from experiments.records.versions import versions
+            from experiments.run.run import run
 
             command = {"config": config.to_dict(), "versions": versions(), "workdir": str(workdir)}
             distributed.agree(command)
             run(config, workdir, name)
     except ExperimentError as error:
-        _fail(error)
+        fail(error)
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
@@ -93,27 +94,20 @@ def parse_flags(arguments: list[str]) -> list[str]:
         # An exception in a config file comes as its whole traceback; the last line says what it
         # was.
         last = str(error).strip().splitlines()[-1]
-        return _fail(
-            last.removeprefix(f"{ExperimentError.__module__}.{ExperimentError.__name__}: ")
-        )
+        return fail(last.removeprefix(f"{ExperimentError.__module__}.{ExperimentError.__name__}: "))
     except (AttributeError, KeyError) as error:  # a key, or a group of keys, that does not exist
         suggestion = re.search(r"Did you mean \W*(\w+)\W* instead of \W*(\w+)", str(error))
         if suggestion:
-            return _fail(f"unknown config key {suggestion[2]!r}: did you mean {suggestion[1]!r}?")
-        return _fail(f"unknown config key: {error}")
+            return fail(f"unknown config key {suggestion[2]!r}: did you mean {suggestion[1]!r}?")
+        return fail(f"unknown config key: {error}")
     except (OSError, TypeError, ValueError) as error:
-        return _fail(error)
+        return fail(error)
 
 
 def _as_number(argument: str) -> str:
     """`--config.robust.eps_train=8/255` with a number, which is what ml-collections reads."""
     found = re.fullmatch(r"(-{1,2}config\.robust\.eps_\w+)=(.*/.*)", argument)
     return f"{found[1]}={radius.parse(found[2], found[1])}" if found else argument
-
-
-def _fail(error: object) -> NoReturn:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

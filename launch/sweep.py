@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments.errors import ExperimentError
 from experiments.main import experiment_name
+from experiments.settings.errors import ExperimentError
 from launch.children import UNFINISHED, Children, exit_status, kill_group
 
 _LONGEST_NAME = 120

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.config import DataConfig
-from experiments.errors import ExperimentError
+from experiments.settings.config import DataConfig
+from experiments.settings.errors import ExperimentError
 
 
 def shrink(monkeypatch, name, **facts):

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from plain_bounds import Layers, Set, backward, box, chord, interval_margins, intervals, values
 
-from experiments.config import Config
 from experiments.methods.method import Weights
+from experiments.settings.config import Config
 
 
 class Image(NamedTuple):

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from several import free_port, start
 
-from experiments import loop, trained
-from experiments.config import from_config_dict
+from experiments.cluster.process_group import NOT_JOINED, ProcessGroup, from_flags
 from experiments.configs import digits_crown
-from experiments.errors import ExperimentError
-from experiments.joining import NOT_JOINED, Joining, joining
+from experiments.evaluation import trained
+from experiments.run import run as runs
+from experiments.settings.checks import from_config_dict
+from experiments.settings.errors import ExperimentError
 
 SETTINGS = {
     "model.name": "mlp_2x100",
@@ -106,7 +107,7 @@ def interrupted(tmp_path_factory):
 
 @one_worker
 def test_two_processes_end_with_the_parameters_of_one_device(uninterrupted, tmp_path):
-    alone = loop.run(_config(**{"mesh.data": 1}), tmp_path / "alone", "test")
+    alone = runs.run(_config(**{"mesh.data": 1}), tmp_path / "alone", "test")
     assert alone["device"].startswith("1 x cpu")
     _assert_same_network(uninterrupted, tmp_path / "alone")
     (found,), (expected,) = (
@@ -135,7 +136,7 @@ def test_a_terminated_run_goes_on_bit_identically(uninterrupted, interrupted, tm
 def test_a_terminated_run_goes_on_in_one_process(uninterrupted, interrupted, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(interrupted, workdir)
-    loop.run(_config(**{"mesh.fsdp": 2}), workdir, "test")
+    runs.run(_config(**{"mesh.fsdp": 2}), workdir, "test")
     assert "resumed after step" in capsys.readouterr().out
     _assert_same_network(uninterrupted, workdir)
 
@@ -153,10 +154,10 @@ def test_processes_with_different_configs_are_refused(tmp_path):
 
 BODY = """
 from pathlib import Path
-from experiments import distributed
-from experiments.errors import ExperimentError
-from experiments.joining import joining
-with distributed.joined(joining()):
+from experiments.cluster import distributed
+from experiments.cluster.process_group import from_flags
+from experiments.settings.errors import ExperimentError
+with distributed.joined(from_flags()):
 """
 
 
@@ -182,7 +183,7 @@ def test_an_error_of_one_process_ends_the_others_too():
     body = """
 if distributed.process() == 1:
     raise ExperimentError("the disk is full")
-distributed.barrier()
+distributed.decided(None, len)
 """
     first, second = start([_body(body)] * 2)
     assert (first.status, second.status) == (2, 2)
@@ -207,10 +208,10 @@ print(distributed.processes())
 def test_every_process_reads_its_own_part_of_a_batch():
     body = """
 import jax, numpy as np
-from experiments import feed
-from experiments.config import MeshConfig
+from experiments.cluster.mesh import batch_sharding, create_mesh
 from experiments.data import Images
-from experiments.mesh import batch_sharding, create_mesh
+from experiments.settings.config import MeshConfig
+from experiments.train import feed
 feed._fits = lambda size, device: False
 taken = []
 take = Images.take
@@ -247,7 +248,7 @@ def test_who_does_not_come_is_given_up(process, message):
 
 
 def test_by_default_a_coordinator_is_given_up_within_a_minute():
-    assert Joining().timeout < 60
+    assert ProcessGroup().timeout < 60
 
 
 @one_worker
@@ -273,7 +274,7 @@ def test_slurm_is_detected():
 
 def test_clusters_are_known_by_their_environment():
     def cluster(**environment):
-        return joining(environment=environment).cluster
+        return from_flags(environment=environment).cluster
 
     slurm = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "0"}
     assert cluster(**slurm, SLURM_NTASKS="2") == "SLURM"
@@ -284,10 +285,10 @@ def test_clusters_are_known_by_their_environment():
     assert cluster(KUBERNETES_SERVICE_HOST="10.0.0.1") == cluster()
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
     assert cluster(**pod) == "Kubernetes"
-    assert joining("off", "host:1", 2, 0).alone
+    assert from_flags("off", "host:1", 2, 0).alone
     given = {"BOUNDJAX_COORDINATOR": "host:1", "OMPI_COMM_WORLD_SIZE": "4"}
-    found = joining(environment=given | {"OMPI_COMM_WORLD_RANK": "3"})
-    assert found == Joining("host:1", 4, 3)
+    found = from_flags(environment=given | {"OMPI_COMM_WORLD_RANK": "3"})
+    assert found == ProcessGroup("host:1", 4, 3)
 
 
 @pytest.mark.parametrize(
@@ -302,13 +303,13 @@ def test_clusters_are_known_by_their_environment():
 )
 def test_flags_that_do_not_go_together_are_refused(arguments, message):
     with pytest.raises(ExperimentError, match=message):
-        joining(**({"environment": {}} | arguments))
+        from_flags(**({"environment": {}} | arguments))
 
 
 def test_one_process_answers_sigterm_after_a_step(tmp_path):
     body = """
 import os, signal
-from experiments.preemption import preemption
+from experiments.cluster.preemption import preemption
 with preemption.deferred(lambda calls: calls):
     assert not preemption.due()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -10,11 +10,12 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from experiments import models
-from experiments.config import MeshConfig, from_config_dict
-from experiments.errors import ExperimentError
-from experiments.feed import Feed
-from experiments.mesh import batch_sharding, create_mesh, on_host, place, state_shardings
-from experiments.prepare import prepare
+from experiments.cluster.mesh import batch_sharding, create_mesh, on_host, place, state_shardings
+from experiments.settings.checks import from_config_dict
+from experiments.settings.config import MeshConfig
+from experiments.settings.errors import ExperimentError
+from experiments.train.feed import Feed
+from experiments.train.prepare import prepare
 
 NETWORKS = {
     "test_mlp": {"hidden": (64,)},
@@ -173,11 +174,17 @@ def test_processes_without_a_device_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("method", "relaxation"), [("ibp", {}), ("one_step", {}), ("crown_ibp", {"fused": True})]
+    ("method", "relaxation"),
+    [("ibp", {}), ("one_step", {}), ("crown_ibp", {"fused": True}), ("cap", {"projections": 4})],
 )
 def test_methods_without_rows_to_divide_refuse_spec(method, relaxation):
-    with pytest.raises(ExperimentError, match=r"config\.mesh\.spec=2 divides the rows"):
+    with pytest.raises(ExperimentError, match=r"config\.mesh\.spec=2 divides the rows") as refused:
         _prepared(method, mesh={"spec": 2}, relaxation=relaxation)
+    assert str(refused.value) == (
+        "config.mesh.spec=2 divides the rows of linear bounds: of crown_ibp (not fused), cap_ibp, "
+        "random_slopes, pq_slopes and cap (exact), "
+        f"got robust.method={method!r}; set config.mesh.spec=1"
+    )
 
 
 def test_a_batch_that_does_not_divide_is_refused():

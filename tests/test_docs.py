@@ -8,6 +8,8 @@ import pytest
 
 import boundjax
 from boundjax.ir import table
+from experiments import methods, models
+from experiments.settings.checks import from_config_dict
 
 
 def blocks(path, language):
@@ -37,7 +39,7 @@ def test_the_readme_has_two_set_up_commands_of_one_line(project):
         assert command.startswith("python3 -m venv .venv && ")
 
 
-def test_the_code_in_contributing_runs(project):
+def test_the_code_in_contributing_runs(project, monkeypatch):
     code = blocks(project / "CONTRIBUTING.md", "python")
     assert len(code) == 4
     for block in code:
@@ -45,6 +47,10 @@ def test_the_code_in_contributing_runs(project):
         exec(compile(block, "CONTRIBUTING.md", "exec"), namespace)
         if "get_config" in namespace:
             assert namespace["get_config"]("cpu").train.epochs == 2
+        if "HINGE" in namespace:
+            monkeypatch.setitem(methods.METHODS, "hinge", namespace["HINGE"])
+            config = from_config_dict({"robust": {"method": "hinge"}})
+            assert len(methods.create(models.create("tiny"), config).objectives) == 3
 
 
 def test_the_table_of_ops_is_what_supported_ops_prints(project):

@@ -9,10 +9,13 @@ import pytest
 from several import free_port, start
 
 import boundjax as bj
-from experiments import certificates, distributed, loop, measure, models, shards
-from experiments.config import from_config_dict
-from experiments.errors import ExperimentError
-from experiments.evaluate import Options, evaluate_run
+from experiments import models
+from experiments.cluster import distributed
+from experiments.evaluation import certificates, measure, shards
+from experiments.evaluation.evaluate import Options, evaluate_run
+from experiments.run import run as runs
+from experiments.settings.checks import from_config_dict
+from experiments.settings.errors import ExperimentError
 
 # One worker makes the trained network, once.
 pytestmark = pytest.mark.xdist_group("evaluate_processes")
@@ -25,7 +28,8 @@ FLAGS = ("--methods=crown-ibp,interval", "--count=150", "--pgd-steps=2", "--batc
 # Ends itself, as `kill -9` would, when it writes its part for the so many-th time.
 PROCESS = """
 import os, signal, sys
-from experiments import certificates, evaluate, models
+from experiments import evaluate, models
+from experiments.evaluation import certificates
 models.MODELS["test_mlp"] = {"hidden": (8,)}
 write, left = certificates.write, int(sys.argv.pop(1))
 
@@ -62,7 +66,7 @@ def finished(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "test_mlp", MODEL)
-        loop.run(config, workdir, "test")
+        runs.run(config, workdir, "test")
     shutil.rmtree(workdir / "evaluations")
     return workdir
 

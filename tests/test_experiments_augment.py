@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.augment import create_augmentation, random_crop
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
+from experiments.train.augment import create_augmentation, random_crop
 
 COUNT = 1800
 

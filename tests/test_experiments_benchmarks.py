@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import auto_lirpa, cases, process, side_by_side
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 
 def test_compared_methods_exist_on_both_sides():

@@ -6,15 +6,11 @@ import pytest
 from ml_collections import config_dict
 
 from experiments import methods
-from experiments.config import (
-    Config,
-    differing_keys,
-    from_config_dict,
-    to_config_dict,
-    with_defaults,
-)
-from experiments.errors import ExperimentError
-from experiments.train_step import create_learning_rate, create_schedule
+from experiments.settings.checks import from_config_dict
+from experiments.settings.config import Config, to_config_dict
+from experiments.settings.differences import differing_keys, with_defaults
+from experiments.settings.errors import ExperimentError
+from experiments.train.step import create_learning_rate, create_schedule
 
 
 def _get_config(name, variant):

@@ -8,10 +8,9 @@ import pytest
 from data_files import shrink
 
 from experiments import data
-from experiments.config import DataConfig
-from experiments.data import statistics
 from experiments.data.idx import read_idx
-from experiments.errors import ExperimentError
+from experiments.settings.config import DataConfig
+from experiments.settings.errors import ExperimentError
 
 FILES = {
     "train-images-idx3-ubyte": 3,
@@ -422,10 +421,3 @@ def test_wrong_names_and_splits_are_errors():
     for count in (1437, -1):
         with pytest.raises(ExperimentError, match=r"data\.validation must lie in \[0, 1437\)"):
             data.load(DataConfig(name="digits", validation=count))
-
-
-def test_statistics_have_one_value_per_channel():
-    for name in ("CIFAR10", "CIFAR10_CAP", "SVHN", "TINY_IMAGENET"):
-        mean, std = getattr(statistics, name)
-        assert len(mean) == len(std) == 3
-        assert all(0 < value < 1 for value in (*mean, *std))

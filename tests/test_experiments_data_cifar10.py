@@ -10,9 +10,9 @@ import pytest
 from data_files import assert_refused, jpeg, shrink
 
 from experiments import data
-from experiments.config import DataConfig
 from experiments.data import restricted_pickle
-from experiments.errors import ExperimentError
+from experiments.settings.config import DataConfig
+from experiments.settings.errors import ExperimentError
 
 RECORDS = 3
 BATCHES = (*(f"data_batch_{index}" for index in range(1, 6)), "test_batch")

@@ -7,8 +7,8 @@ import pytest
 from data_files import assert_refused, jpeg, shrink
 
 from experiments import data
-from experiments.config import DataConfig
-from experiments.errors import ExperimentError
+from experiments.settings.config import DataConfig
+from experiments.settings.errors import ExperimentError
 
 # --------------------------------------------------------------------------- SVHN
 

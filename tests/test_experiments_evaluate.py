@@ -9,18 +9,16 @@ import numpy as np
 import pytest
 
 import boundjax as bj
-from experiments import certificates, loop, measure, models, radius, trained
-from experiments.config import from_config_dict
-from experiments.errors import ContradictionError, ExperimentError
-from experiments.evaluate import (
-    LOSSES,
-    Options,
-    evaluate_run,
-    main,
-    print_evaluated,
-)
-from experiments.network import Problem
-from experiments.variables import parameters_sha256
+from experiments import models
+from experiments.evaluate import main
+from experiments.evaluation import certificates, measure, trained
+from experiments.evaluation.evaluate import LOSSES, Options, evaluate_run, print_evaluated
+from experiments.evaluation.network import Problem
+from experiments.run import run as runs
+from experiments.settings import radius
+from experiments.settings.checks import from_config_dict
+from experiments.settings.errors import ContradictionError, ExperimentError
+from experiments.train.variables import parameters_sha256
 
 # One worker makes the trained network, once.
 pytestmark = pytest.mark.xdist_group("evaluated")
@@ -52,7 +50,7 @@ def finished(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "test_mlp", {"hidden": (16,)})
-        loop.run(config, workdir, "test")
+        runs.run(config, workdir, "test")
     return workdir
 
 

@@ -10,21 +10,24 @@ import numpy as np
 import pytest
 
 import boundjax as bj
-from experiments import loop, methods, models, trained
+from experiments import methods, models
 from experiments.benchmarks import train_step as benchmark
-from experiments.config import Config, OptimConfig, RobustConfig, from_config_dict
 from experiments.data import Images
-from experiments.errors import ExperimentError
+from experiments.evaluation import trained
 from experiments.methods.method import Batch, Threat, Weights
 from experiments.plots import tightness
-from experiments.report import Report
-from experiments.train_step import (
+from experiments.records.printing import Report
+from experiments.run import run as runs
+from experiments.settings.checks import from_config_dict
+from experiments.settings.config import Config, OptimConfig, RobustConfig
+from experiments.settings.errors import ExperimentError
+from experiments.train.step import (
     create_optimizer,
     create_schedule,
     create_state,
     create_train_step,
 )
-from experiments.variables import parameters_sha256
+from experiments.train.variables import parameters_sha256
 
 NETWORK = {"convolutions": (models.Convolution(3, 4, 2, 1),), "hidden": (12,)}
 IMAGE = (8, 8, 1)
@@ -213,14 +216,14 @@ def finished(tmp_path_factory):
     """A BCP run: (config, workdir, summary)."""
     workdir = tmp_path_factory.mktemp("runs") / "bcp"
     with _patched():
-        return _config(), workdir, loop.run(_config(), workdir, "test")
+        return _config(), workdir, runs.run(_config(), workdir, "test")
 
 
 @one_worker
 def test_a_run_in_l2_says_so(finished, capsys):
     config, workdir, summary = finished
     assert (summary["norm"], summary["eps_test"], summary["data"]) == ("2", 0.2, "UCI digits")
-    assert loop.run(config, workdir, "test") == summary
+    assert runs.run(config, workdir, "test") == summary
     assert "360 test images of UCI digits, l2 eps 0.2, clipped" in capsys.readouterr().out
     for errors in summary["results"].values():
         assert list(errors["verified_error_by"]) == ["bcp", "lmt"]
@@ -244,8 +247,8 @@ def test_an_interrupted_run_ends_bit_identically(finished, tmp_path, monkeypatch
         with monkeypatch.context() as patch:
             patch.setattr(Report, "update", interrupt)
             with pytest.raises(InterruptedError):
-                loop.run(config, tmp_path, "test")
-    parts = loop.run(config, tmp_path, "test")
+                runs.run(config, tmp_path, "test")
+    parts = runs.run(config, tmp_path, "test")
     assert parts["parameters_sha256"] == whole["parameters_sha256"]
     assert parts["results"] == whole["results"]
     lines = [(folder / "metrics.jsonl").read_text() for folder in (tmp_path, whole_workdir)]

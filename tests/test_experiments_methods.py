@@ -9,17 +9,18 @@ import pytest
 
 from boundjax import training
 from experiments import data, methods, models
-from experiments.checkpoints import Checkpoints
-from experiments.config import DataConfig, from_config_dict
-from experiments.errors import ExperimentError
 from experiments.methods.method import Batch, Weights
-from experiments.train_step import (
+from experiments.records.checkpoints import Checkpoints
+from experiments.settings.checks import from_config_dict
+from experiments.settings.config import DataConfig
+from experiments.settings.errors import ExperimentError
+from experiments.train.step import (
     create_optimizer,
     create_schedule,
     create_state,
     create_train_step,
 )
-from experiments.variables import nothing_selected
+from experiments.train.variables import nothing_selected
 
 NETWORK = {"hidden": (12, 10)}
 EPS = 0.05
@@ -282,7 +283,14 @@ def test_beta_mixes_the_margins():
         ("sabr", {"robust": {"norm": "2"}}, r"'sabr' needs robust\.norm='inf', got '2'$"),
         ("taps", {"adversary": {"split": 0}}, r"'taps' needs adversary\.split"),
         ("ibp", {"regularizers": {"slack": 0.5}}, r"gap and \.slack need one of crown_ibp"),
+        (
+            "crown_ibp",
+            {"relaxation": {"fused": True}, "regularizers": {"gap": 0.5}},
+            r"^regularizers\.gap and \.slack need one of crown_ibp, one_step, cap_ibp, "
+            r"random_slopes, pq_slopes, cap \(not fused\), got robust\.method='crown_ibp'$",
+        ),
         ("natural", {"regularizers": {"l1": 0.5}}, r"l1 needs a method that trains on intervals"),
+        ("bcp", {"regularizers": {"tightness": 0.5}}, r"tightness needs a method that trains on"),
     ],
 )
 def test_settings_that_a_method_has_nothing_to_do_with(name, groups, message):

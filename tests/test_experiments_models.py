@@ -7,10 +7,10 @@ from flax import linen as nn
 import boundjax as bj
 from boundjax.training import ibp_normal
 from experiments import models
-from experiments.config import ModelConfig
-from experiments.errors import ExperimentError
 from experiments.methods.method import clean_pass
 from experiments.models import table
+from experiments.settings.config import ModelConfig
+from experiments.settings.errors import ExperimentError
 
 # From the papers' tables; those of the larger members of families from their formulas.
 MNIST_PARAMETERS = {

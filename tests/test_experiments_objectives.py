@@ -12,8 +12,9 @@ import plain_objectives as plain
 import pytest
 
 from experiments import methods, models
-from experiments.config import ModelConfig, from_config_dict
 from experiments.methods.method import Batch, Weights, one_example
+from experiments.settings.checks import from_config_dict
+from experiments.settings.config import ModelConfig
 
 IMAGE, CLASSES = (2, 2, 1), 3
 TWO_LAYERS, THREE_LAYERS = (5,), (5, 4)

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from boundjax.certification.presets import METHODS as CERTIFICATES
-from experiments import configs, methods
-from experiments.config import Config, differing_keys, from_config_dict
+from experiments import configs, data, methods
 from experiments.configs import common
-from experiments.errors import ExperimentError
-from experiments.train_step import create_learning_rate, create_schedule
+from experiments.configs.recipes.datasets import PREPARATIONS
+from experiments.settings.checks import from_config_dict
+from experiments.settings.config import Config
+from experiments.settings.differences import differing_keys
+from experiments.settings.errors import ExperimentError
+from experiments.train.step import create_learning_rate, create_schedule
 
 FOLDER = pathlib.Path(configs.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*_*.py") if path.stem != "__init__")
@@ -94,7 +97,7 @@ def test_every_argument_is_a_valid_run(name):
         assert list(milestones) == sorted(set(milestones)), variant
         assert not milestones or milestones[-1] < config.train.epochs, variant
         assert config.robust.eps_test <= config.robust.eps_train, variant
-        taps = config.robust.method in ("taps", "staps")
+        taps = methods.METHODS[config.robust.method].needs_split
         assert (config.adversary.split > 0) == taps, variant
         json.dumps(config.to_dict())
 
@@ -480,3 +483,11 @@ def test_tiny_imagenet_in_l2():
     linf = _config("cifar10_l2", "method=ibp,linf")
     assert (linf.robust.norm, linf.model.name) == ("inf", "medium")
     np.testing.assert_allclose(255 * linf.robust.eps_test, 8)
+
+
+@pytest.mark.parametrize("preparation", PREPARATIONS.values(), ids=list(PREPARATIONS))
+def test_a_preparation_has_one_mean_and_deviation_per_channel_or_none(preparation):
+    channels = data.DATASETS[preparation.name].shape[-1]
+    assert len(preparation.mean) == len(preparation.std)
+    assert len(preparation.mean) in (0, channels)
+    assert all(0 < value < 1 for value in (*preparation.mean, *preparation.std))

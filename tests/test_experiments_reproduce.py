@@ -8,10 +8,12 @@ import re
 import pytest
 
 from boundjax.certification.presets import METHODS as CERTIFICATES
-from experiments import configs, methods, models, published, reproduce, rows
-from experiments.errors import ExperimentError
-from experiments.reproduce import SECTION, Reproduction, Seed, configuration, main, record
-from experiments.rows import ROWS, Numbers, Row
+from experiments import configs, methods, models
+from experiments.published import reproduction, rows, tables
+from experiments.published.reproduction import SECTION, Reproduction, Seed, configuration, record
+from experiments.published.rows import ROWS, Numbers, Row
+from experiments.reproduce import main
+from experiments.settings.errors import ExperimentError
 
 # One worker trains the tiny row, once.
 one_worker = pytest.mark.xdist_group("reproduced")
@@ -255,7 +257,7 @@ def test_published_numbers(name):
 
 
 def test_every_line_of_the_tables_has_a_row():
-    tables = {
+    counts = {
         "LANDSCAPE": 74,
         "STABILITY": 4,
         "LIPSCHITZ": 19,
@@ -266,13 +268,13 @@ def test_every_line_of_the_tables_has_a_row():
     }
     rows_of = collections.Counter(row.published for row in ROWS.values())
     cells = collections.Counter()
-    for name, lines in tables.items():
-        table = getattr(published, name)
+    for name, lines in counts.items():
+        table = getattr(tables, name)
         found = [t[-1] for t in table] if name == "LANDSCAPE" else [table]
         numbers = [errors for part in found for errors in part.values()]
         assert len(numbers) == lines, name
         cells.update(numbers)
-    for first, again, with_r, standard_r in published.FAMILIES.values():
+    for first, again, with_r, standard_r in tables.FAMILIES.values():
         cells.update(Numbers(*line) for line in ((None, None, first), (None, None, again)))
         cells.update([Numbers(standard_r, None, with_r)])
     assert cells <= rows_of
@@ -315,15 +317,15 @@ def test_tables():
         a    1/2/3        10/20
         b    1/-/3        -
     """
-    found = published.table(text)
+    found = tables.table(text)
     assert found == {
         ("a", "one"): (1, 2, 3),
         ("a", "other"): (10, None, 20),
         ("b", "one"): (1, None, 3),
     }
-    assert published.table(text, accuracies=True)["a", "other"] == (90, None, 80)
+    assert tables.table(text, accuracies=True)["a", "other"] == (90, None, 80)
     with pytest.raises(ValueError, match="zip"):
-        published.table("one other\na 1/2")
+        tables.table("one other\na 1/2")
 
 
 def test_numbers_of_accuracies():
@@ -390,4 +392,4 @@ def test_mistakes_are_one_line(monkeypatch, tmp_path, capsys, arguments, message
     assert errors.startswith("error: ")
     assert message in errors
     assert errors.count("\n") == 1
-    assert reproduce.ROWS is rows.ROWS
+    assert reproduction.ROWS is rows.ROWS

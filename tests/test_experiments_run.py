@@ -14,15 +14,18 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import loop, measure, models, prepare, trained
-from experiments.certificates import Evaluation, check_consistency, nothing_found
-from experiments.config import from_config_dict
+from experiments import models
 from experiments.data import Images
-from experiments.errors import ExperimentError
-from experiments.feed import batch_indices
-from experiments.network import Problem
-from experiments.report import Report, table_rows
-from experiments.variables import parameters_sha256
+from experiments.evaluation import measure, trained
+from experiments.evaluation.certificates import Evaluation, check_consistency, nothing_found
+from experiments.evaluation.network import Problem
+from experiments.records.printing import Report, table_rows
+from experiments.run import run as runs
+from experiments.settings.checks import from_config_dict
+from experiments.settings.errors import ExperimentError
+from experiments.train import prepare
+from experiments.train.feed import batch_indices
+from experiments.train.variables import parameters_sha256
 
 NETWORKS = {
     "test_mlp": {"hidden": (16,)},
@@ -79,7 +82,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, fields in NETWORKS.items():
             patch.setitem(models.MODELS, name, fields)
-        return config, workdir, loop.run(config, workdir, "test")
+        return config, workdir, runs.run(config, workdir, "test")
 
 
 @one_worker
@@ -148,7 +151,7 @@ def test_selection_is_by_validation(finished):
 def test_a_finished_run_repeats_its_summary(finished, capsys):
     config, workdir, summary = finished
     before = (workdir / "metrics.jsonl").read_bytes()
-    assert loop.run(config, workdir, "test") == summary
+    assert runs.run(config, workdir, "test") == summary
     printed = capsys.readouterr().out
     assert "holds a finished run" in printed
     assert "verified" in printed
@@ -162,25 +165,25 @@ def test_another_config_is_refused(finished, tmp_path):
     _, workdir, _ = finished
     other = _config("test_bn", "crown_ibp", seed=1, optim={"lr": 1e-4})
     with pytest.raises(ExperimentError, match=r"another config, which differs in optim\.lr, seed;"):
-        loop.run(other, workdir, "test")
+        runs.run(other, workdir, "test")
     # Even when only the checkpoints are left.
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
     with pytest.raises(ExperimentError, match=r"another config, which differs in optim\.lr, seed;"):
-        loop.run(other, tmp_path, "test")
+        runs.run(other, tmp_path, "test")
 
 
 @one_worker
 def test_data_may_move(finished):
     config, workdir, summary = finished
     moved = _config("test_bn", "crown_ibp", data=config.to_dict()["data"] | {"dir": "elsewhere"})
-    assert loop.run(moved, workdir, "test") == summary
+    assert runs.run(moved, workdir, "test") == summary
 
 
 def test_without_validation_all_images_are_trained_on(tmp_path):
     config = _config(
         validation=0, method="natural", evaluation={"methods": ("interval",)}, train={"epochs": 4}
     )
-    summary = loop.run(config, tmp_path / "run", "test")
+    summary = runs.run(config, tmp_path / "run", "test")
     assert summary["train_images"] == 1437
     assert summary["selection"].startswith("none")
     assert list(summary["results"]) == ["last epoch (4)"]
@@ -197,7 +200,7 @@ def uninterrupted(tmp_path_factory):
     config = _config(evaluation={"methods": ("interval",)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "test_mlp", NETWORKS["test_mlp"])
-        return config, workdir, loop.run(config, workdir, "test")
+        return config, workdir, runs.run(config, workdir, "test")
 
 
 def _run_until(config, workdir, monkeypatch, stop):
@@ -211,7 +214,7 @@ def _run_until(config, workdir, monkeypatch, stop):
     with monkeypatch.context() as patch:
         patch.setattr(Report, "update", interrupt)
         with pytest.raises(_Interrupted):
-            loop.run(config, workdir, "test")
+            runs.run(config, workdir, "test")
 
 
 def test_an_interrupted_run_ends_bit_identically(uninterrupted, tmp_path, monkeypatch):
@@ -222,7 +225,7 @@ def test_an_interrupted_run_ends_bit_identically(uninterrupted, tmp_path, monkey
     # A kill in the middle of a write leaves half a line.
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 3')
-    parts = loop.run(config, tmp_path, "test")
+    parts = runs.run(config, tmp_path, "test")
     assert parts["parameters_sha256"] == whole["parameters_sha256"]
     assert parts["results"] == whole["results"]
     assert _records(tmp_path) == _records(whole_workdir)
@@ -237,7 +240,7 @@ def test_damaged_checkpoints_are_one_line_errors(uninterrupted, tmp_path):
     with pytest.raises(
         ExperimentError, match=r"40 cannot be restored .* delete that folder"
     ) as caught:
-        loop.run(config, tmp_path, "test")
+        runs.run(config, tmp_path, "test")
     assert "\n" not in str(caught.value)
 
 
@@ -260,7 +263,7 @@ def test_damaged_checkpoints_are_one_line_errors(uninterrupted, tmp_path):
 )
 def test_impossible_runs_fail_before_they_leave_anything(tmp_path, groups, message):
     with pytest.raises(ExperimentError, match=message):
-        loop.run(_config(**groups), tmp_path / "run", "test")
+        runs.run(_config(**groups), tmp_path / "run", "test")
     assert not (tmp_path / "run").exists()
 
 
@@ -271,7 +274,7 @@ def test_divergence_stops_at_its_step_and_keeps_what_was_before(tmp_path):
         r"checkpoint from before; lower config\.optim\.lr"
     )
     with pytest.raises(ExperimentError, match=message):
-        loop.run(diverging, tmp_path, "test")
+        runs.run(diverging, tmp_path, "test")
     found = trained.load(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.variables))
     assert not (tmp_path / "summary.json").exists()
@@ -293,7 +296,7 @@ def test_a_finite_loss_does_not_hide_what_became_of_the_network(at, tmp_path, mo
     message = rf"diverged at step {at} .*loss \d.*, norm of the network nan\); {before}"
     for again in (message, rf"diverged at step {at} "):  # what is written is from before
         with pytest.raises(ExperimentError, match=again):
-            loop.run(config, tmp_path, "test")
+            runs.run(config, tmp_path, "test")
     found = trained.load(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.variables))
     assert found.label == f"step {(at - 1) // 3 * 3} of 40"
@@ -311,10 +314,10 @@ def _nan_at(step):
 def test_an_unusable_workdir_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExperimentError, match=r"cannot create it"):
-        loop.run(_config(), tmp_path / "file" / "run", "test")
+        runs.run(_config(), tmp_path / "file" / "run", "test")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ExperimentError, match=r"config\.json cannot be read"):
-        loop.run(_config(), tmp_path, "test")
+        runs.run(_config(), tmp_path, "test")
 
 
 def test_batches_cover_an_epoch_and_depend_on_the_step_alone():
@@ -389,11 +392,11 @@ def test_a_run_that_is_older_than_a_key_goes_on(finished, tmp_path):
     old = config.to_dict()
     del old["robust"]["norm"], old["augment"], old["model"]["init"], old["relaxation"]
     (tmp_path / "config.json").write_text(json.dumps(old))
-    assert loop.run(config, tmp_path, "test") == summary
+    assert runs.run(config, tmp_path, "test") == summary
     assert trained.load(tmp_path).config == config
     other = _config("test_bn", "crown_ibp", robust=config.to_dict()["robust"] | {"norm": "2"})
     with pytest.raises(ExperimentError, match=r"another config, which differs in robust\.norm;"):
-        loop.run(other, tmp_path, "test")
+        runs.run(other, tmp_path, "test")
 
 
 def test_the_union_of_the_bounds_is_reported():

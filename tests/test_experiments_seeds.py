@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments import feed, loop, models, trained, training
-from experiments.batch_norm import population_statistics
-from experiments.config import from_config_dict
+from experiments import models
 from experiments.data import Images
-from experiments.errors import ExperimentError
+from experiments.evaluation import trained
 from experiments.methods.method import clean_pass
-from experiments.prepare import prepare
+from experiments.run import run as runs
+from experiments.run import seeds
+from experiments.settings.checks import from_config_dict
+from experiments.settings.errors import ExperimentError
+from experiments.train import feed, loop
+from experiments.train.batch_norm import population_statistics
+from experiments.train.prepare import prepare
 
 NETWORKS = {
     "test_mlp": {"hidden": (16,)},
@@ -52,13 +56,13 @@ def _records(folder):
 
 
 def test_seeds_are_trained_as_one_program_and_as_if_alone(tmp_path, capsys, monkeypatch):
-    together = loop.run(_config(seed=4, seeds=2), tmp_path / "both", "test")
+    together = runs.run(_config(seed=4, seeds=2), tmp_path / "both", "test")
     assert together["seeds"] == [4, 5]
     printed = capsys.readouterr().out
     assert "mean +- standard deviation" in printed
     assert re.search(r"test: error on 360 test images of UCI digits, .*; 2 seeds\n", printed)
     assert (together["data"], together["bounds"]) == ("UCI digits", ["interval"])
-    alone = loop.run(_config(seed=5), tmp_path / "alone", "test")
+    alone = runs.run(_config(seed=5), tmp_path / "alone", "test")
     stored = json.loads((tmp_path / "both" / "seed-5" / "summary.json").read_text())
     # Not to the last bit: one program for both rounds otherwise.
     for one, other in zip(
@@ -75,18 +79,18 @@ def test_seeds_are_trained_as_one_program_and_as_if_alone(tmp_path, capsys, monk
         assert together["mean"][key] == pytest.approx(np.mean(values))
         assert together["std"][key] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     # Finished: said again, not trained again.
-    monkeypatch.setattr(loop, "train", None)
-    assert loop.run(_config(seed=4, seeds=2), tmp_path / "both", "test") == together
+    monkeypatch.setattr(seeds, "train", None)
+    assert runs.run(_config(seed=4, seeds=2), tmp_path / "both", "test") == together
 
 
 def test_seconds_of_seeds_trained_together_add_up_to_the_time_it_took(tmp_path, monkeypatch):
     clock = itertools.chain([100.0], itertools.repeat(110.0))
-    monkeypatch.setattr(training, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
-    assert loop.run(_config(seeds=2), tmp_path, "test")["train_seconds"] == 10.0
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    assert runs.run(_config(seeds=2), tmp_path, "test")["train_seconds"] == 10.0
 
 
 def test_the_folder_of_seeds_is_no_run(tmp_path):
-    loop.run(_config(seeds=2), tmp_path, "test")
+    runs.run(_config(seeds=2), tmp_path, "test")
     with pytest.raises(ExperimentError, match=r"holds the runs of 2 seeds; choose one .*seed-0"):
         trained.load(tmp_path)
     assert not (tmp_path / "checkpoints").exists()
@@ -94,16 +98,16 @@ def test_the_folder_of_seeds_is_no_run(tmp_path):
 
 def test_seeds_that_are_unequally_far_go_on_alone(tmp_path, monkeypatch):
     config = _config(seeds=2)
-    train, groups = loop.train, []
+    train, groups = seeds.train, []
 
     def noted(prepared, members, report):
         groups.append([member.seed for member in members])
         train(prepared, members, report)
 
-    monkeypatch.setattr(loop, "train", noted)
-    loop.run(_config(seed=1), tmp_path / "seed-1", "test")  # as after a kill
+    monkeypatch.setattr(seeds, "train", noted)
+    runs.run(_config(seed=1), tmp_path / "seed-1", "test")  # as after a kill
     (tmp_path / "seed-1" / "summary.json").unlink()
-    found = loop.run(config, tmp_path, "test")
+    found = runs.run(config, tmp_path, "test")
     assert groups == [[1], [0], [1]]
     assert found["seeds"] == [0, 1]
 
@@ -111,12 +115,12 @@ def test_seeds_that_are_unequally_far_go_on_alone(tmp_path, monkeypatch):
 def test_networks_with_convolutions_are_not_trained_together_on_cpu(tmp_path, monkeypatch):
     groups = []
     monkeypatch.setattr(
-        loop, "train", lambda prepared, members, report: groups.append(len(members))
+        seeds, "train", lambda prepared, members, report: groups.append(len(members))
     )
-    monkeypatch.setattr(loop, "_conclude", lambda prepared, member, *rest: {"seed": member.seed})
-    monkeypatch.setattr(loop, "_of_seeds", lambda summaries, config, name: {})
-    monkeypatch.setattr(loop, "print_seeds", lambda summary, workdir: None)
-    loop.run(_config(seeds=2, model={"name": "test_bn"}), tmp_path, "test")
+    monkeypatch.setattr(seeds, "_conclude", lambda prepared, member, *rest: {"seed": member.seed})
+    monkeypatch.setattr(runs, "of_seeds", lambda summaries, config, name: {})
+    monkeypatch.setattr(runs, "print_seeds", lambda summary, workdir: None)
+    runs.run(_config(seeds=2, model={"name": "test_bn"}), tmp_path, "test")
     assert groups == [1, 1]
 
 

@@ -90,8 +90,8 @@ def test_a_grid_multiplies_the_points_of_the_config(tmp_path):
 
 
 def test_points_are_settings_that_the_config_takes():
-    from experiments.config import from_config_dict
     from experiments.configs import digits_crown
+    from experiments.settings.checks import from_config_dict
 
     for point in digits_crown.sweep():
         settings = digits_crown.get_config()

@@ -14,13 +14,7 @@ import jax.numpy as jnp
 from chex import Array, Numeric
 
 from boundjax.numerics import larger, length, smaller
-from boundjax.sets.checks import (
-    as_float,
-    concrete,
-    first_index,
-    require_array,
-    require_finite,
-)
+from boundjax.sets.checks import as_float, concrete, first_index, require_array, require_finite
 from boundjax.sets.interval import Interval
 
 

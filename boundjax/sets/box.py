@@ -10,13 +10,7 @@ import jax.numpy as jnp
 from chex import Array
 
 from boundjax.numerics import length
-from boundjax.sets.checks import (
-    as_float,
-    concrete,
-    first_index,
-    require_array,
-    require_finite,
-)
+from boundjax.sets.checks import as_float, concrete, first_index, require_array, require_finite
 from boundjax.sets.interval import Interval
 
 

@@ -9,15 +9,7 @@ import jax
 import jax.numpy as jnp
 from chex import Array
 
-from boundjax.ir.families import (
-    Extremum,
-    Joint,
-    Lines,
-    Loop,
-    Scalar,
-    Structural,
-    Weighted,
-)
+from boundjax.ir.families import Extremum, Joint, Lines, Loop, Scalar, Structural, Weighted
 from boundjax.ir.node import Graph, Node, Perturbed
 from boundjax.ops import affine, domain
 from boundjax.sets.checks import require_input_set

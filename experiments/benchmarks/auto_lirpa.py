@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks.process import Case, Prepared
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 RELEASE = "0.7.1"
 _TRACER = "torch.onnx._internal.torchscript_exporter"

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from experiments import trained
 from experiments.benchmarks import process, side_by_side, timing
 from experiments.benchmarks.cases import METHODS, NETS, Bounded, bound, specifications, untrained
-from experiments.errors import ExperimentError
+from experiments.evaluation import trained
+from experiments.settings.errors import ExperimentError
 
 
 def of_run(run: trained.Trained, examples: int) -> Bounded:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 # Library -> the module whose `prepare(case, method)` is measured.
 SIDES = {

@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import joining
-from experiments.errors import ExperimentError
+from experiments.cluster import process_group
+from experiments.settings.errors import ExperimentError, fail
 
 _LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "local_multiprocess.py"
 _SECONDS = 900.0
@@ -88,11 +88,11 @@ def compiled_step(case: Case, mesh: dict[str, int]) -> tuple[Any, Any, tuple[Any
     import jax
     import numpy as np
 
-    from experiments.config import from_config_dict
+    from experiments.cluster.mesh import batch_sharding
     from experiments.data import Images, Splits
-    from experiments.feed import Feed
-    from experiments.mesh import batch_sharding
-    from experiments.prepare import prepare
+    from experiments.settings.checks import from_config_dict
+    from experiments.train.feed import Feed
+    from experiments.train.prepare import prepare
 
     settings = dict(case.settings)
     model = {"name": case.net, **settings.pop("model", {})}
@@ -232,9 +232,9 @@ def main() -> None:
     parser.add_argument("--mesh", choices=MESHES, default="data", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.one:
-        from experiments import distributed
+        from experiments.cluster import distributed
 
-        with distributed.joined(joining.joining()):
+        with distributed.joined(process_group.from_flags()):
             print(json.dumps(measure(CASES[flags.one], MESHES[flags.mesh], flags.repeats)))
         return
     from experiments.benchmarks import timing
@@ -245,8 +245,7 @@ def main() -> None:
             _print_measured(flags.cases, flags.meshes, flags.repeats)
         _print_estimates()
     except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(error)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments.benchmarks import cases
 from experiments.benchmarks.process import Measurement, measured_alone
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 PEERS = ("auto_LiRPA",)
 _WITH_SLOPES = ("crown", "crown, 20 steps", "alpha-crown")

@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.train_step
 
-The step is the loop's own (`experiments.train_step`), halfway up the ramp, where every term of the
+The step is the loop's own (`experiments.train.step`), halfway up the ramp, where every term of the
 objective is computed. Nets (`experiments.models`): Small* at batch 128 and CNN-7 at batch 32 for
 the l-infinity methods, 4C3F ("medium") at batch 128 for the l2 methods BCP and LMT, whose step
 includes one power iteration. All 9 margins are bounded, but by fused CROWN-IBP. Attacks take one
@@ -19,8 +19,8 @@ import numpy as np
 
 from experiments import methods, models
 from experiments.benchmarks import timing
-from experiments.config import from_config_dict
-from experiments.train_step import (
+from experiments.settings.checks import from_config_dict
+from experiments.train.step import (
     create_optimizer,
     create_schedule,
     create_state,

@@ -6,15 +6,15 @@ import types
 
 from ml_collections import config_dict
 
-from experiments.config import Config, to_config_dict
-from experiments.errors import ExperimentError
+from experiments.settings.config import Config, to_config_dict
+from experiments.settings.errors import ExperimentError
 
 # What an argument may be: False of a flag, else its values, the default first.
 Known = bool | tuple[str, ...]
 
 
 def base() -> config_dict.ConfigDict:
-    """Every key with its default (`experiments/config.py` documents them)."""
+    """Every key with its default (`experiments/settings/config.py` documents them)."""
     return to_config_dict(Config())
 
 

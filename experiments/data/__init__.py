@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.config import DataConfig
 from experiments.data import npz
 from experiments.data.dataset import DataSet, Parts, Reader
 from experiments.data.images import Images as Images
@@ -12,7 +11,8 @@ from experiments.data.images import Splits as Splits
 from experiments.data.images import from_raw, hold_out
 from experiments.data.table import DATASETS as DATASETS
 from experiments.data.tfds import read_tfds
-from experiments.errors import ExperimentError
+from experiments.settings.config import DataConfig
+from experiments.settings.errors import ExperimentError
 
 
 def load(config: DataConfig) -> Splits:

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.data import restricted_pickle
 from experiments.data.dataset import DataSet, Parts, Raw, Reader
 from experiments.data.files import need_size, read_bytes, reason
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 _PIXELS = 3 * 32 * 32  # the red, the green and the blue plane
 _TRAIN = tuple(f"data_batch_{index}" for index in range(1, 6))

@@ -12,7 +12,7 @@ import numpy as np
 from experiments.data.dataset import DataSet, Parts, Raw, Reader
 from experiments.data.files import read_npz
 from experiments.data.jpeg import decode, need_pillow
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 _NAME = "cifar10_jpeg.npz"
 _ARRAYS = ("jpeg", "offsets", "labels")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError, one_line
 
 
 def reason(error: BaseException) -> str:
     """What an exception says, as a part of one line."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return one_line(error)[:160]
 
 
 def read_bytes(path: Path, whole: str) -> bytes:

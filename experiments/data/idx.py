@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.data.dataset import DataSet, Parts, Raw, Reader
 from experiments.data.files import reason
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 _PREFIXES = ("train", "t10k")  # of the files to train on and to test on
 _FILES = "the four IDX files (train-images-idx3-ubyte.gz ...)"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data.dataset import DataSet, Raw
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 
 class Images(NamedTuple):

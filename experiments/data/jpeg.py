@@ -7,7 +7,7 @@ import io
 import numpy as np
 
 from experiments.data.files import reason
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 
 def need_pillow(what: str) -> None:

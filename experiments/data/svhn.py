@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.data.dataset import DataSet, Parts, Raw, Reader
 from experiments.data.files import read_bytes, reason
 from experiments.data.images import need_labels
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 _NAMES = ("train_32x32.mat", "test_32x32.mat")
 _FILES = " and ".join(_NAMES)

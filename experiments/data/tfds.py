@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.data.dataset import DataSet, Parts, Raw
 from experiments.data.files import reason
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 
 def read_tfds(dataset: DataSet, folder: str) -> Parts:

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.data.dataset import DataSet, Parts, Raw, Reader
 from experiments.data.files import read_bytes
 from experiments.data.jpeg import decode, need_pillow
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 _FOLDER = "tiny-imagenet-200"
 _FILES = f"{_FOLDER} (wnids.txt, train, val)"

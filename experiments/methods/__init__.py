@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from flax import linen as nn
 from jax.sharding import Mesh
 
 from boundjax import slopes
-from experiments.config import Config
-from experiments.errors import ExperimentError
 from experiments.methods import adversarial, bounded
 from experiments.methods.certified import certified
 from experiments.methods.lipschitz import lipschitz
+from experiments.methods.method import ON_INTERVALS
 from experiments.methods.method import PIXEL_RANGE as PIXEL_RANGE
 from experiments.methods.method import Batch as Batch
 from experiments.methods.method import Method as Method
 from experiments.methods.method import Objective as Objective
 from experiments.methods.method import Setting as Setting
 from experiments.methods.method import Threat as Threat
+from experiments.methods.method import TrainingMethod as TrainingMethod
 from experiments.methods.method import Weights as Weights
 from experiments.methods.natural import natural
+from experiments.settings.config import Config
+from experiments.settings.errors import ExperimentError
+
+
+def _bounded(setting: Setting, bound: bounded.Bound) -> Method:
+    """The same bound at every step."""
+    return certified(setting, lambda key: bound)
 
 
 def _linear(setting: Setting, slopes_of: Callable) -> Method:
@@ -29,18 +36,13 @@ def _linear(setting: Setting, slopes_of: Callable) -> Method:
     return certified(setting, lambda key: bound, mixes_intervals=True)
 
 
-def _crown_ibp(setting: Setting) -> Method:
-    if setting.config.relaxation.fused:
-        return certified(setting, lambda key: bounded.fused_bound, mixes_intervals=True)
-    return _linear(setting, bounded.fixed_slopes("adaptive"))
+def _fused(setting: Setting) -> Method:
+    return certified(setting, lambda key: bounded.fused_bound, mixes_intervals=True)
 
 
-def _cap(setting: Setting) -> Method:
+def _projected(setting: Setting) -> Method:
     projections = setting.config.relaxation.projections
-    if projections:
-        return certified(setting, lambda key: bounded.estimated_bound(projections, key))
-    bound = bounded.cap_bound(setting.mesh)
-    return certified(setting, lambda key: bound)
+    return certified(setting, lambda key: bounded.estimated_bound(projections, key))
 
 
 def _attacked(setting: Setting, bound: bounded.Bound, *, after_ramp: bool = False) -> Method:
@@ -48,37 +50,61 @@ def _attacked(setting: Setting, bound: bounded.Bound, *, after_ramp: bool = Fals
     return certified(setting, lambda key: bound, attack=attack, after_ramp=after_ramp)
 
 
+def _expressive(name: str) -> TrainingMethod:
+    return TrainingMethod(lambda s: _attacked(s, adversarial.expressive_bound(s, name)))
+
+
+def _taps(setting: Setting) -> Method:
+    bound = adversarial.taps_bound(setting, small=False)
+    return certified(setting, lambda key: bound, after_ramp=True)
+
+
+def _staps(setting: Setting) -> Method:
+    return _attacked(setting, adversarial.taps_bound(setting, small=True), after_ramp=True)
+
+
 def _pq_slopes(setting: Setting) -> Method:
     p, q = setting.config.relaxation.p, setting.config.relaxation.q
     return _linear(setting, bounded.drawn_slopes(lambda key: slopes.random(p, q, key)))
 
 
-METHODS: dict[str, Callable[[Setting], Method]] = {
-    "natural": natural,
-    "pgd": lambda s: _attacked(s, adversarial.pgd_bound(s)),
-    "ibp": lambda s: certified(s, lambda key: bounded.interval_bound),
-    "crown_ibp": _crown_ibp,
-    "one_step": lambda s: _linear(s, bounded.one_step_slopes(s)),
-    "cap_ibp": lambda s: _linear(s, bounded.fixed_slopes("parallel")),
-    "random_slopes": lambda s: _linear(s, bounded.drawn_slopes(slopes.uniform)),
-    "pq_slopes": _pq_slopes,
-    "cap": _cap,
-    "bcp": lambda s: lipschitz(s, box=True),
-    "lmt": lambda s: lipschitz(s, box=False),
-    "sabr": lambda s: _attacked(s, adversarial.sabr_bound(s)),
-    "mtl_ibp": lambda s: _attacked(s, adversarial.expressive_bound(s, "mtl_ibp")),
-    "exp_ibp": lambda s: _attacked(s, adversarial.expressive_bound(s, "exp_ibp")),
-    "cc_ibp": lambda s: _attacked(s, adversarial.expressive_bound(s, "cc_ibp")),
-    "taps": lambda s: certified(
-        s, lambda key: adversarial.taps_bound(s, small=False), after_ramp=True
+METHODS: dict[str, TrainingMethod] = {
+    "natural": TrainingMethod(natural, regularizers=()),
+    "pgd": TrainingMethod(lambda s: _attacked(s, adversarial.pgd_bound(s))),
+    "ibp": TrainingMethod(lambda s: _bounded(s, bounded.interval_bound)),
+    "crown_ibp": TrainingMethod(
+        lambda s: _linear(s, bounded.fixed_slopes("adaptive")),
+        relaxes=True,
+        divisible_rows=True,
+        # One row per image: there is nothing to divide, and no relaxation of every margin.
+        variants={"fused": TrainingMethod(_fused, otherwise="not fused")},
     ),
-    "staps": lambda s: _attacked(s, adversarial.taps_bound(s, small=True), after_ramp=True),
+    # Not divisible: one image's slopes are optimised on all rows together.
+    "one_step": TrainingMethod(lambda s: _linear(s, bounded.one_step_slopes(s)), relaxes=True),
+    "cap_ibp": TrainingMethod(
+        lambda s: _linear(s, bounded.fixed_slopes("parallel")), relaxes=True, divisible_rows=True
+    ),
+    "random_slopes": TrainingMethod(
+        lambda s: _linear(s, bounded.drawn_slopes(slopes.uniform)),
+        relaxes=True,
+        divisible_rows=True,
+    ),
+    "pq_slopes": TrainingMethod(_pq_slopes, relaxes=True, divisible_rows=True),
+    "cap": TrainingMethod(
+        lambda s: _bounded(s, bounded.cap_bound(s.mesh)),
+        relaxes=True,
+        divisible_rows=True,
+        variants={"projections": TrainingMethod(_projected, relaxes=True, otherwise="exact")},
+    ),
+    "bcp": TrainingMethod(lambda s: lipschitz(s, box=True), regularizers=()),
+    "lmt": TrainingMethod(lambda s: lipschitz(s, box=False), regularizers=()),
+    "sabr": TrainingMethod(lambda s: _attacked(s, adversarial.sabr_bound(s)), norms=("inf",)),
+    "mtl_ibp": _expressive("mtl_ibp"),
+    "exp_ibp": _expressive("exp_ibp"),
+    "cc_ibp": _expressive("cc_ibp"),
+    "taps": TrainingMethod(_taps, norms=("inf",), needs_split=True),
+    "staps": TrainingMethod(_staps, norms=("inf",), needs_split=True),
 }
-
-# Those whose objectives are about l-infinity balls.
-_ONLY_LINF = ("sabr", "taps", "staps")
-# Those with a relaxation for the regularizers `gap` and `slack`.
-_RELAXING = ("crown_ibp", "one_step", "cap_ibp", "random_slopes", "pq_slopes", "cap")
 
 
 def create(model: nn.Module, config: Config, mesh: Mesh | None = None) -> Method:
@@ -87,43 +113,63 @@ def create(model: nn.Module, config: Config, mesh: Mesh | None = None) -> Method
     Raises:
       ExperimentError: for an unknown name, or settings that the method has nothing to do with.
     """
-    name, regularizers = config.robust.method, config.regularizers
+    name = config.robust.method
     if name not in METHODS:
         raise ExperimentError(
             f"unknown robust.method {name!r}: use one of {', '.join(sorted(METHODS))}"
         )
-    if name in _ONLY_LINF and config.robust.norm != "inf":
+    method = METHODS[name].chosen(config)
+    _check(name, method, config)
+    if mesh is not None and mesh.shape["spec"] > 1 and not method.divisible_rows:
         raise ExperimentError(
-            f"robust.method={name!r} needs robust.norm='inf', got {config.robust.norm!r}"
+            f"config.mesh.spec={mesh.shape['spec']} divides the rows of linear bounds: of "
+            f"{_divisible()}, got robust.method={name!r}; set config.mesh.spec=1"
         )
-    if name in ("taps", "staps") and config.adversary.split < 1:
+    return method.creates(Setting(model, config, mesh))
+
+
+def _check(name: str, method: TrainingMethod, config: Config) -> None:
+    """Refuses settings that a method has nothing to do with."""
+    regularizers = config.regularizers
+    if config.robust.norm not in method.norms:
+        raise ExperimentError(
+            f"robust.method={name!r} needs robust.norm={' or '.join(map(repr, method.norms))}, "
+            f"got {config.robust.norm!r}"
+        )
+    if method.needs_split and config.adversary.split < 1:
         raise ExperimentError(
             f"robust.method={name!r} needs adversary.split, the number of layers before the attack"
         )
-    fused = name == "crown_ibp" and config.relaxation.fused
-    if (regularizers.gap or regularizers.slack) and (name not in _RELAXING or fused):
+    if (regularizers.gap or regularizers.slack) and not method.relaxes:
         raise ExperimentError(
-            f"regularizers.gap and .slack need one of {', '.join(_RELAXING)} (not fused), "
-            f"got robust.method={name!r}"
+            f"regularizers.gap and .slack need one of {_relaxing()}, got robust.method={name!r}"
         )
-    without = ("natural", "bcp", "lmt")
-    if mesh is not None and mesh.shape["spec"] > 1:
-        # One image's slopes are optimised on all rows together, and fused rows are one row.
-        divisible = name in _RELAXING and name != "one_step" and not fused
-        if not divisible or (name == "cap" and config.relaxation.projections):
+    for key in ON_INTERVALS:
+        if getattr(regularizers, key) and key not in method.regularizers:
             raise ExperimentError(
-                f"config.mesh.spec={mesh.shape['spec']} divides the rows of linear bounds: of "
-                f"crown_ibp (not fused), cap_ibp, random_slopes, pq_slopes and cap (exact), "
-                f"got robust.method={name!r}; set config.mesh.spec=1"
+                f"regularizers.{key} needs a method that trains on intervals, "
+                f"got robust.method={name!r}"
             )
-    wanted = [
-        key
-        for key in ("tightness", "relu_balance", "relu_stability", "l1")
-        if getattr(regularizers, key)
+
+
+def _relaxing() -> str:
+    """`crown_ibp, ..., cap (not fused)`: the methods with a relaxation."""
+    methods = {name: method for name, method in METHODS.items() if method.relaxes}
+    variants = [variant for method in methods.values() for variant in method.variants.values()]
+    return ", ".join(methods) + _without(variant for variant in variants if not variant.relaxes)
+
+
+def _divisible() -> str:
+    """`crown_ibp (not fused), ... and cap (exact)`: the methods whose rows can be divided."""
+    described = [
+        name + _without(v for v in method.variants.values() if not v.divisible_rows)
+        for name, method in METHODS.items()
+        if method.divisible_rows
     ]
-    if wanted and name in without:
-        raise ExperimentError(
-            f"regularizers.{wanted[0]} needs a method that trains on intervals, "
-            f"got robust.method={name!r}"
-        )
-    return METHODS[name](Setting(model, config, mesh))
+    return f"{', '.join(described[:-1])} and {described[-1]}"
+
+
+def _without(variants: Iterable[TrainingMethod]) -> str:
+    """What tells a method from these variants of it, in parentheses, if there are any."""
+    told_by = ", ".join(variant.otherwise for variant in variants)
+    return f" ({told_by})" if told_by else ""

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 import boundjax as bj
 from boundjax import training
-from experiments.config import RegularizerConfig
 from experiments.methods import bounded
 from experiments.methods.bounded import Bound, Bounded, Example
 from experiments.methods.method import (
@@ -30,6 +29,7 @@ from experiments.methods.method import (
     with_statistics,
 )
 from experiments.methods.natural import natural_objective
+from experiments.settings.config import RegularizerConfig
 
 # The radius at which the regularizers of the natural warm-up are evaluated (Shi et al. 2021, code).
 WARMUP_EPS = 1e-6

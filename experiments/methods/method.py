@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 
 import boundjax as bj
 from boundjax.training import cross_entropy, relu_states
-from experiments.config import Config
+from experiments.settings.config import NORMS, Config
 
 PyTree = Any
 PIXEL_RANGE = (0.0, 1.0)
@@ -57,7 +58,7 @@ class Setting(NamedTuple):
     """What a method is made for: `model` is a Linen module with `__call__(x, train=False)`.
 
     With batch normalisation it has a field `bn_momentum`. `mesh` has the devices that share the
-    work (`experiments.mesh`); None: one device.
+    work (`experiments.cluster.mesh`); None: one device.
     """
 
     model: nn.Module
@@ -116,6 +117,42 @@ class Method(NamedTuple):
     objectives: tuple[Objective, ...]
     phase: Callable[[Weights], jax.Array]  # scalar weights -> index into `objectives`
     init: Initializer = nothing_owned
+
+
+# The weights of `config.regularizers` whose terms `certified` computes from interval bounds.
+ON_INTERVALS = ("tightness", "relu_balance", "relu_stability", "l1")
+
+
+@dataclass(frozen=True)
+class TrainingMethod:
+    """A line of the table: how a method is made, and every fact that settings are checked against.
+
+    Attributes:
+      creates: (model and configuration) -> the objectives and phases.
+      norms: keys of `NORMS`, of the balls that it can train on.
+      relaxes: it has a linear relaxation, which the regularizers `gap` and `slack` read.
+      divisible_rows: devices can divide the rows of its bounds (axis `spec` of the mesh).
+      needs_split: it attacks between two blocks of layers, and `adversary.split` says where.
+      regularizers: those of the others that it can have.
+      variants: by the key of `config.relaxation` that turns the method into another one.
+      otherwise: how messages call the method that a variant is not.
+    """
+
+    creates: Callable[[Setting], Method]
+    norms: tuple[str, ...] = tuple(NORMS)
+    relaxes: bool = False
+    divisible_rows: bool = False
+    needs_split: bool = False
+    regularizers: tuple[str, ...] = ON_INTERVALS
+    variants: Mapping[str, TrainingMethod] = field(default_factory=dict)
+    otherwise: str = ""
+
+    def chosen(self, config: Config) -> TrainingMethod:
+        """The method itself, or the variant that `config.relaxation` asks for."""
+        for key, variant in self.variants.items():
+            if getattr(config.relaxation, key):
+                return variant
+        return self
 
 
 def clean_pass(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from boundjax.training import ibp_normal
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 Layer = Callable[[jax.Array], jax.Array]
 Initializer = Callable[..., jax.Array]

@@ -68,8 +68,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.config import ModelConfig
-from experiments.errors import ExperimentError
 from experiments.models.convnet import (
     Block,
     ConvolutionalClassifier,
@@ -78,6 +76,8 @@ from experiments.models.convnet import (
     Residual,
 )
 from experiments.models.convnet import Convolution as C
+from experiments.settings.config import ModelConfig
+from experiments.settings.errors import ExperimentError
 
 _SMALL = (C(16, 4, 2, 1), C(32, 4, 1, 1))
 _SMALL_STAR = (C(16, 4, 2, 1), C(32, 4, 2, 1))

@@ -12,7 +12,6 @@ slopes (Lee et al. 2021). Smaller is tighter. `--count 1000` takes the first ima
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,10 +24,10 @@ from matplotlib.figure import Figure
 import boundjax as bj
 from boundjax.diagnostics import mean_translation
 from boundjax.training import robust_cross_entropy
-from experiments import trained
 from experiments.data import Images
-from experiments.errors import ExperimentError
+from experiments.evaluation import trained
 from experiments.methods import Setting, Threat
+from experiments.settings.errors import ExperimentError, fail
 
 BATCH_SIZE = 100
 # Name of a bound -> its value for every image, [N].
@@ -195,8 +194,7 @@ def main() -> None:
         found = [of_run(workdir, flags.count) for workdir in flags.workdir]
         plot_tightness(found, out)
     except ExperimentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(error)
     for title, values in found:
         means = ", ".join(f"{np.mean(value):.4g} ({name})" for name, value in values.items())
         quantity = "tau" if "LMT" in values else "T"

@@ -36,7 +36,7 @@ PREPARATIONS = {
     "cifar10_crown_ibp": _CIFAR10_NORMALISED,
     # FAST, CTBench
     "cifar10_fast": _CIFAR10_NORMALISED._replace(crop=2, border="edge"),
-    # CAP, REG
+    # CAP, REG: one deviation, so that a ball stays a ball
     "cifar10_cap": _CIFAR10._replace(mean=(0.485, 0.456, 0.406), std=(0.225, 0.225, 0.225)),
     # LLM
     "svhn": Preparation(

@@ -1,0 +1,261 @@
+"""Evaluates the network of a run folder, by one process or several, or goes on with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.cluster import distributed
+from experiments.data import Images
+from experiments.evaluation import certificates, shards, trained
+from experiments.evaluation.certificates import Certificates, nothing_found
+from experiments.evaluation.measure import Plan, Problem, check_methods, complete
+from experiments.records.printing import print_table, table_rows
+from experiments.records.versions import device_name, versions
+from experiments.settings import radius
+from experiments.settings.config import NORMS, EvaluationConfig
+from experiments.settings.differences import differing_keys
+from experiments.settings.errors import ExperimentError
+from experiments.train.variables import parameters_sha256
+
+LOSSES = ("cross_entropy", "margin")
+
+
+class Options(NamedTuple):
+    """What of a run is evaluated, and how; None: as in the run."""
+
+    methods: tuple[str, ...] | None = None
+    losses: tuple[str, ...] = LOSSES  # that are attacked
+    eps: float | None = None
+    norm: str | None = None  # a key of `experiments.settings.config.NORMS`
+    clip: bool | None = None
+    which: str = "last"  # or "selected"
+    split: str = "test"  # or "validation"
+    count: int | None = None  # the first images only; None: all
+    pgd_steps: int = 100
+    pgd_restarts: int = 2
+    batch_size: int | None = None
+    seed: int | None = None
+    cascade: bool = False
+    name: str | None = None  # of the file; None: from split, which, norm and eps
+    data_dir: str | None = None
+    replace: bool = False  # a file of other weights or settings, instead of refusing it
+
+
+class Evaluated(NamedTuple):
+    """An evaluation of a trained network: the file, what it holds, and the title of its table."""
+
+    path: Path
+    found: Certificates
+    title: str
+
+
+def evaluate_run(workdir: Path, options: Options) -> Evaluated:
+    """Evaluates the network of a run folder, or goes on with it.
+
+    All processes must call this, and get the same.
+
+    Raises:
+      ExperimentError: for a folder without a network, options out of range, or a file of other
+        weights or settings.
+      RuntimeError: as `evaluate`.
+    """
+    check_methods(options.methods or ())
+    if options.norm is not None and options.eps is None:
+        raise ExperimentError(f"--norm={options.norm} needs --eps: a radius belongs to its norm")
+    if distributed.from_main(workdir.is_dir):
+        distributed.require_shared(workdir)
+    run = trained.load(workdir, options.which, options.data_dir)
+    return evaluate_trained(run, workdir, options)
+
+
+def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> Evaluated:
+    """Evaluates a network whose evaluations lie in the run folder `workdir`, or goes on with it.
+
+    All processes must call this, with a `workdir` that they share, and get the same. `run` is the
+    network that `options.which` names.
+
+    Raises:
+      ExperimentError, RuntimeError: as `evaluate_run`.
+    """
+    robust = run.config.robust
+    norm = options.norm or robust.norm
+    eps = robust.eps_test if options.eps is None else options.eps
+    clipped = robust.clip if options.clip is None else options.clip
+    clip = (0.0, 1.0) if clipped else None
+    seed = run.config.seed if options.seed is None else options.seed
+    config = EvaluationConfig(
+        methods=tuple(dict.fromkeys(options.methods or run.config.evaluation.methods)),
+        batch_size=options.batch_size or run.config.evaluation.batch_size,
+        pgd_steps=options.pgd_steps,
+        pgd_restarts=options.pgd_restarts,
+    )
+    check_methods(config.methods)
+    _check_options(options, norm, config)
+    radius.check("--eps", eps, norm, run.test.images.shape[1:], run.title)
+    everything = run.test if options.split == "test" else run.validation
+    if len(everything) == 0:
+        raise ExperimentError(f"{workdir} has no {options.split} images: data.validation was 0")
+    data = everything.take(slice(options.count))
+    settings = {
+        "parameters_sha256": parameters_sha256(run.variables),
+        "images_sha256": _sha256_of_images(data),
+        "data": run.title,
+        "split": options.split,
+        "count": len(data),
+        "which": run.label,
+        "eps": eps,
+        "norm": norm,
+        "clip": list(clip) if clip else None,
+        "attack": {
+            "name": "PGD, best iterate, the first start at the image",
+            "losses": list(options.losses),
+            "steps": config.pgd_steps,
+            "step_size": "eps / 4",
+            "restarts": config.pgd_restarts,
+            "batch_size": config.batch_size,
+            "seed": seed,
+        },
+    }
+    path = workdir / "evaluations" / f"{options.name or _name_of(options, norm, eps, clip)}.npz"
+    title = (
+        f"{workdir.name}: error on {len(data):,} {options.split} images of {run.title}, "
+        f"{NORMS[norm].label} eps {eps:.6g}, {'clipped to [0, 1]' if clip else 'not clipped'}; "
+        f"PGD-{config.pgd_steps}, {config.pgd_restarts} start(s) "
+        f"on {' and '.join(options.losses)} loss, best iterate"
+    )
+    problem = Problem(run.model, run.variables, data, eps, NORMS[norm].order, clip)
+    plan = Plan(seed, options.cascade, {"versions": versions(), "device": _devices()})
+    if distributed.processes() == 1:
+        found = _opened(path, data.labels, options, settings)
+        complete(found, problem, config, plan, _Saving(path))
+    else:
+        found = _together(path, problem, config, plan, options, settings)
+    return Evaluated(path, found, title)
+
+
+def _together(
+    path: Path,
+    problem: Problem,
+    config: EvaluationConfig,
+    plan: Plan,
+    options: Options,
+    settings: dict[str, Any],
+) -> Certificates:
+    """By all processes, each of its share of the images."""
+    asked = {"path": str(path), "cascade": plan.cascade, **dataclasses.asdict(config)}
+    distributed.agree({"evaluation": {**settings, **asked}})
+    # The same record for all, whose machines need not be the same.
+    plan = plan._replace(made_with=distributed.from_main(lambda: plan.made_with))
+
+    def opened() -> None:
+        certificates.write(path, _opened(path, problem.data.labels, options, settings))
+
+    distributed.from_main(opened)
+    found = shards.read_together(path)
+    return shards.complete(found, problem, config, plan, path, _Saving)
+
+
+def _opened(
+    path: Path, labels: np.ndarray, options: Options, settings: dict[str, Any]
+) -> Certificates:
+    """What is in the file, or an evaluation that has found nothing yet.
+
+    Raises:
+      ExperimentError: for a file of other weights or settings, unless it is to be replaced.
+    """
+    found = shards.gather(path)
+    keys = differing_keys(found.metadata["settings"], settings) if found else []
+    if keys and not options.replace:
+        raise ExperimentError(
+            f"{path} holds an evaluation of other weights or settings, which differs in "
+            f"{', '.join(keys)}; give this one another --name, or delete that file"
+        )
+    if found is None or keys:
+        shards.discard(path)
+        return nothing_found(labels, options.losses, settings)
+    return found
+
+
+def _devices() -> str:
+    """Number and kind of the devices of all processes."""
+    name, count = device_name(jax.devices()), distributed.processes()
+    return name if count == 1 else f"{name} in {count} processes"
+
+
+class _Saving:
+    """Writes the file after every batch and says now and then how far it is."""
+
+    def __init__(self, path: Path, every: float = 30.0):
+        self._path, self._every, self._said = path, every, time.monotonic()
+
+    def __call__(self, found: Certificates) -> None:
+        certificates.write(self._path, found)
+        if time.monotonic() - self._said > self._every:
+            self._said = time.monotonic()
+            done = ", ".join(f"{name} {count:,}" for name, count in found.progress.items())
+            whose = "" if distributed.processes() == 1 else " of this process"
+            print(f"of {len(found.labels):,} images{whose}: {done}", flush=True)
+
+
+def _name_of(options: Options, norm: str, eps: float, clip: tuple[float, float] | None) -> str:
+    name = f"{options.split}-{options.which}-{NORMS[norm].label}-eps{eps:.6g}"
+    name += "" if clip else "-unclipped"
+    return name if options.count is None else f"{name}-first{options.count}"
+
+
+def _check_options(options: Options, norm: str, config: EvaluationConfig) -> None:
+    for flag, value, known in (
+        ("--which", options.which, ("last", "selected")),
+        ("--split", options.split, ("test", "validation")),
+        ("--norm", norm, tuple(NORMS)),
+    ):
+        if value not in known:
+            raise ExperimentError(f"{flag} must be {' or '.join(known)}, got {value!r}")
+    for flag, number, least in (
+        ("--count", 1 if options.count is None else options.count, 1),
+        ("--pgd-steps", config.pgd_steps, 0),
+        ("--pgd-restarts", config.pgd_restarts, 1),
+        ("--batch-size", config.batch_size, 1),
+    ):
+        if number < least:
+            raise ExperimentError(f"{flag} must be >= {least}, got {number}")
+    if options.name is not None and Path(options.name).name != options.name:
+        raise ExperimentError(f"--name must be a file name without folders, got {options.name!r}")
+
+
+def _sha256_of_images(data: Images) -> str:
+    digest = hashlib.sha256(f"{data.images.dtype} {data.images.shape}\n".encode())
+    digest.update(np.ascontiguousarray(data.images).tobytes())
+    digest.update(np.ascontiguousarray(data.labels).tobytes())
+    return digest.hexdigest()
+
+
+def print_evaluated(evaluated: Evaluated) -> None:
+    """Prints the closing table, what certificates hold for, and where everything is."""
+    found = evaluated.found
+    settings = found.metadata["settings"]
+    print_table(evaluated.title, *table_rows({settings["which"]: found.errors()}))
+    partly = [name for name, flags in found.run_by.items() if not flags.all()]
+    if partly:
+        print(f"not run on all images, so without an error of their own: {', '.join(partly)}")
+    print(
+        f"certificates hold for {_arithmetic(found)}; evaluated in {found.seconds:.1f} s; "
+        f"parameters sha256 {settings['parameters_sha256'][:16]}"
+    )
+    print(f"file: {evaluated.path}", flush=True)
+
+
+def _arithmetic(found: Certificates) -> str:
+    """For which arithmetic the certificates hold, in words."""
+    kinds = {
+        (part["arithmetic"], part["dtype"]) for part in found.parts.values() if "dtype" in part
+    }
+    words = {"exact-real": "real arithmetic, up to the rounding of the bounds, computed in"}
+    return "; ".join(f"{words.get(name, name)} {dtype}" for name, dtype in sorted(kinds))

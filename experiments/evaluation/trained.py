@@ -1,0 +1,97 @@
+"""The network of a run, read from its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+
+from experiments import data, methods, models
+from experiments.data import Images
+from experiments.records.folder import Records, read_config
+from experiments.settings.checks import from_config_dict
+from experiments.settings.config import Config
+from experiments.settings.errors import ExperimentError
+from experiments.train.step import create_optimizer, create_state
+from experiments.train.variables import deployed, nothing_selected
+
+
+class Trained(NamedTuple):
+    """A network of a run.
+
+    Attributes:
+      config: of the run.
+      model, variables: the unbound Linen module and the variables that are evaluated.
+      test: the test images of the run's data set, pixels in [0, 1].
+      title: of that data set.
+      validation: the images that the epoch was selected on, perhaps none.
+      label: which network it is: `last epoch (20)`, `selected epoch (15)`, `step 400 of 800`.
+    """
+
+    config: Config
+    model: nn.Module
+    variables: dict[str, Any]
+    test: Images
+    title: str
+    validation: Images
+    label: str
+
+
+def load(workdir: Path, which: str = "last", data_dir: str | None = None) -> Trained:
+    """A network that `experiments.main --workdir=...` has trained.
+
+    Args:
+      workdir: the run folder.
+      which: `"last"`, of the last epoch or the latest checkpoint, or `"selected"`, of the epoch
+        selected on the validation images.
+      data_dir: where the data set lies, if not where the run found it.
+
+    Raises:
+      ExperimentError: if there is no run, no checkpoint, no selection, or not the run's data.
+    """
+    config = from_config_dict(read_config(workdir))
+    if config.seeds > 1:
+        raise ExperimentError(
+            f"{workdir} holds the runs of {config.seeds} seeds; choose one of them, "
+            f"{workdir / f'seed-{config.seed}'} and so on"
+        )
+    if data_dir is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
+    splits = data.load(config.data)
+    model = models.from_config(config.model)
+    steps_per_epoch = len(splits.train) // config.train.batch_size
+    optimizer = create_optimizer(config.optim, steps_per_epoch)
+    state = create_state(
+        methods.create(model, config),
+        model,
+        optimizer,
+        splits.train.images.shape[1:],
+        jax.random.key(0),
+    )
+    selected = nothing_selected(state, selecting=len(splits.validation) > 0)
+    with Records(workdir, config) as records:
+        restored = records.restore(state, selected) if records.has_checkpoints else None
+    if restored is None:
+        raise ExperimentError(f"{workdir} has no checkpoint yet; let its run train for longer")
+    state, selected, _ = restored
+    step, steps = int(state["step"]), config.train.epochs * steps_per_epoch
+    label = f"last epoch ({config.train.epochs})" if step == steps else f"step {step} of {steps}"
+    if which == "selected":
+        if int(selected["epoch"]) == 0:
+            raise ExperimentError(
+                f"{workdir} has selected no epoch (config.data.validation is "
+                f"{config.data.validation}); evaluate the last one"
+            )
+        state, label = selected, f"selected epoch ({int(selected['epoch'])})"
+    return Trained(
+        config=config,
+        model=model,
+        variables=deployed(config, model, state, splits),
+        test=splits.test,
+        title=splits.title,
+        validation=splits.validation,
+        label=label,
+    )

@@ -1,0 +1,34 @@
+"""Files that are replaced whole: whoever reads one, or kills the writer, never sees half of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+
+def temporary_name(name: str) -> str:
+    """The name of a file while it is being written."""
+    return f".{name}.new"
+
+
+def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replaces the file at `path`, or creates it; `write` gets a stream for the new content.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    temporary = path.with_name(temporary_name(path.name))
+    with temporary.open("wb") as stream:
+        write(stream)
+    os.replace(temporary, path)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """As `replace`, with `text` in UTF-8.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    replace(path, lambda stream: stream.write(text.encode()))

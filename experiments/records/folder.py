@@ -1,0 +1,173 @@
+"""The records of a run: every file of its folder, and the one place that knows who writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments.cluster import distributed
+from experiments.records.checkpoints import Checkpoints
+from experiments.records.files import replace_text
+from experiments.records.same_config import check_same_config
+from experiments.settings.config import Config
+from experiments.settings.errors import ExperimentError
+
+
+class Records:
+    """What one run leaves in its folder, opened once per run.
+
+    `config.json` makes the folder this run's; `metrics.jsonl` has a line per epoch, `curves.png`
+    shows them; `checkpoints` holds the states to go on from; `summary.json` marks the run as
+    finished. Files are replaced whole, so a kill never leaves half of one.
+
+    Of several processes all call every method, in the same order, and process 0 writes; only
+    checkpoints are written by all together.
+    """
+
+    def __init__(self, path: Path, config: Config):
+        """Looks at the folder of an earlier, perhaps interrupted, run; writes nothing yet.
+
+        Raises:
+          ExperimentError: if the folder holds a run of another config.
+        """
+        self.path = path
+        self.config = config
+        self._writes = distributed.is_main()
+        self._stored = path / "config.json"
+        self._metrics = path / "metrics.jsonl"
+        self._summary = path / "summary.json"
+        self._opened: Checkpoints | None = None
+        if self._stored.exists():
+            check_same_config(_read_json(self._stored), config, path)
+
+    def create(self) -> None:
+        """Creates the folder and writes the config, from then on it belongs to this run.
+
+        Raises:
+          ExperimentError: if the folder cannot be created, or is not shared by all processes.
+        """
+        distributed.require_shared(self.path)
+        if not self._writes:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExperimentError(
+                f"--workdir={self.path}: cannot create it ({error.strerror})"
+            ) from error
+        _write_json(self._stored, self.config.to_dict())
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run, or None: what process 0 sees."""
+        return distributed.from_main(
+            lambda: _read_json(self._summary) if self._summary.exists() else None
+        )
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Marks the run as finished."""
+        if self._writes:
+            _write_json(self._summary, summary)
+
+    # ----------------------------------------------------------------------- metrics
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; a last one that a kill cut short is left out."""
+        if not self._metrics.exists():
+            return []
+        metrics = []
+        for line in self._metrics.read_text().splitlines():
+            try:
+                metrics.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return metrics
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Forgets what was recorded after the checkpoint that the run resumes from."""
+        if self._writes:
+            kept = [line for line in self.metrics() if line["step"] <= step]
+            replace_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Adds one line to `metrics.jsonl`."""
+        if self._writes:
+            with self._metrics.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+
+    def draw_curves(self, draw: Callable[[list[dict[str, Any]], Path], None]) -> None:
+        """Writes `curves.png` by `draw(metrics, path)`."""
+        if self._writes:
+            draw(self.metrics(), self.path / "curves.png")
+
+    # ----------------------------------------------------------------------- checkpoints
+
+    def restore(self, state: Any, selected: Any) -> tuple[Any, Any, float] | None:
+        """The latest (state, selected, seconds), laid out like the arguments; None without one.
+
+        Raises:
+          ExperimentError: if the checkpoint is of another configuration, or cannot be read.
+        """
+        return self._checkpoints().restore(state, selected)
+
+    def save(self, step: int, state: Any, selected: Any, seconds: float) -> None:
+        """Starts writing a checkpoint; training goes on meanwhile."""
+        self._checkpoints().save(step, state, selected, seconds)
+
+    def wait(self) -> None:
+        """Waits until every checkpoint is on disk."""
+        if self._opened is not None:
+            self._opened.wait()
+
+    def close(self) -> None:
+        """Waits until every checkpoint is on disk, and lets go of them."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether a run has begun to write checkpoints: opening them would create their folder."""
+        return (self.path / "checkpoints").is_dir()
+
+    def _checkpoints(self) -> Checkpoints:
+        if self._opened is None:
+            self._opened = Checkpoints(self.path, self.config)
+        return self._opened
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The stored configuration of the run in a folder.
+
+    Raises:
+      ExperimentError: if there is none.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise ExperimentError(f"{workdir} holds no run: expected {path.name} in it")
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ExperimentError(
+            f"{path} cannot be read ({error}); delete it, or use another --workdir"
+        ) from error
+    if not isinstance(content, dict):
+        raise ExperimentError(
+            f"{path}: expected a JSON object; delete it, or use another --workdir"
+        )
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    replace_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,31 @@
+"""A run belongs to one configuration: its folder and its checkpoints refuse another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments.settings.config import Config
+from experiments.settings.differences import differing_keys, with_defaults
+from experiments.settings.errors import ExperimentError
+
+# Where the data lies does not change the run, and folders move. How many devices share the work
+# changes only the order of sums.
+_FREE_KEYS = ("data.dir", "data.tfds_dir", "mesh.data", "mesh.fsdp", "mesh.spec")
+
+
+def check_same_config(found: dict[str, Any], config: Config, where: Path) -> None:
+    """Refuses a stored configuration that differs from this one, naming the keys.
+
+    A run that is older than a key was made with its default.
+
+    Raises:
+      ExperimentError: if the run in `where` was made with another configuration.
+    """
+    differing = differing_keys(with_defaults(found), config.to_dict())
+    keys = [key for key in differing if key not in _FREE_KEYS]
+    if keys:
+        raise ExperimentError(
+            f"{where} holds a run of another config, which differs in {', '.join(keys)}; "
+            "choose another --workdir, or repeat that run's settings"
+        )

@@ -1,0 +1,1 @@
+"""Runs: training, evaluation and summary, of one seed or several."""

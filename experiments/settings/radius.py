@@ -1,0 +1,47 @@
+"""Radii: as numbers or fractions on a command line, and not in other units than pixels."""
+
+from __future__ import annotations
+
+import fractions
+import math
+from collections.abc import Sequence
+
+from experiments.settings.config import NORMS
+from experiments.settings.errors import ExperimentError
+
+
+def parse(text: str, name: str = "--eps") -> float:
+    """`0.0314` or `8/255` as a number.
+
+    Raises:
+      ExperimentError: if it is neither; `name` is what was given.
+    """
+    try:
+        return float(fractions.Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise ExperimentError(f"{name} must be a number like 0.1 or 8/255, got {text!r}") from error
+
+
+def check(name: str, eps: float, norm: str, shape: Sequence[int], title: str) -> None:
+    """Refuses a radius with which nothing can be certified, as one in units of 1/255 often is.
+
+    The grey image in the middle of the pixel range is in every ball of half of its diameter.
+
+    Args:
+      name: of the flag or key.
+      eps: the radius.
+      norm: a key of `experiments.settings.config.NORMS`.
+      shape: of an image, `[H, W, channels]`.
+      title: of the data set.
+
+    Raises:
+      ExperimentError: for a radius that is negative, not finite or too large.
+    """
+    half = 0.5 if norm == "inf" else 0.5 * math.sqrt(math.prod(shape))
+    if 0 <= eps < half:
+        return
+    hint = f"; in units of 1/255 write {eps:g}/255" if max(half, 1) <= eps < math.inf else ""
+    raise ExperimentError(
+        f"{name} must be in [0, {half:.4g}), below half the {NORMS[norm].label} diameter of images "
+        f"of {title} with pixels in [0, 1], got {eps:g}{hint}"
+    )

@@ -1,0 +1,1 @@
+"""Training: from a configuration and its data to a trained state."""

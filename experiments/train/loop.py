@@ -1,0 +1,207 @@
+"""The training of one run, or of the runs of several seeds as one program."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.cluster import distributed
+from experiments.cluster.mesh import batch_sharding
+from experiments.cluster.preemption import Preempted, preemption
+from experiments.records.folder import Records
+from experiments.records.printing import Report
+from experiments.settings.errors import ExperimentError
+from experiments.train.feed import Feed
+from experiments.train.prepare import Prepared
+from experiments.train.step import METRICS, State
+from experiments.train.validation import validate
+from experiments.train.variables import nothing_selected, select
+
+
+@dataclass
+class Member:
+    """One run: its seed and records, and, once it is there, what it has come to."""
+
+    seed: int
+    records: Records
+    state: State = field(default_factory=dict)
+    selected: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def step(self) -> int:
+        """How many steps it has been trained for."""
+        return int(self.state["step"])
+
+
+def open_members(prepared: Prepared, members: Sequence[Member]) -> None:
+    """Gives every run its initial state, or that of its latest checkpoint."""
+    for member in members:
+        state = prepared.initial_state(member.seed)
+        selected = nothing_selected(state, selecting=len(prepared.splits.validation) > 0)
+        restored = member.records.restore(state, selected)
+        if restored is None:  # so that even a first step that diverges leaves one
+            member.records.save(0, state, selected, 0.0)
+            member.records.wait()
+            restored = state, selected, 0.0
+        member.state, member.selected, member.seconds = restored
+
+
+def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None:
+    """Trains runs that are equally far to their end, several of them as one `vmap`ped program.
+
+    Raises:
+      ExperimentError: if the loss of a run is not finite.
+      Preempted: after SIGTERM, with a checkpoint of the last step.
+    """
+    config, total = prepared.config, prepared.total_steps
+    together = len(members) > 1
+    seeds = tuple(member.seed for member in members)
+    first = members[0].step
+    if first == total:
+        return
+    steps = prepared.train_steps(seeds)
+    feed = Feed(
+        prepared.splits.train,
+        config.train.batch_size,
+        seeds,
+        batch_sharding(prepared.mesh, together),
+    )
+    watch = Watch(prepared.steps_per_epoch, members)
+    seconds_before, began = members[0].seconds, time.monotonic()
+    state = members[0].state
+    part = None
+    if together:
+        stack = jax.jit(
+            lambda *states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
+            out_shardings=prepared.state_shardings(together=True),
+        )
+        state = stack(*(member.state for member in members))
+        part = jax.jit(
+            lambda state, index: jax.tree.map(lambda leaf: leaf[index], state),
+            out_shardings=prepared.state_shardings(together=False),
+        )
+
+    def see(state: State) -> None:
+        """Hands every run its part of the state."""
+        for index, member in enumerate(members):
+            # Of what is trained together everyone has a share: they add up to the time it took.
+            member.seconds = seconds_before + (time.monotonic() - began) / len(members)
+            member.state = part(state, np.int32(index)) if part else state
+
+    with preemption.deferred(lambda calls: distributed.decided(calls, max)):
+        for step in range(first, total):
+            state, metrics = steps[prepared.phases[step]](state, *feed(step))
+            # Waits for the step before this one, so that the devices always have one to do.
+            watch.see(step, metrics)
+            done = step + 1
+            ends_epoch = done % prepared.steps_per_epoch == 0
+            stop = preemption.due()
+            due = done % config.checkpoint.every == 0 or done == total or stop
+            if ends_epoch or due:
+                watch.finish()  # nothing is written of a step that diverged
+                see(state)
+            if ends_epoch:
+                for member in members:
+                    report.line(_epoch(prepared, member, step, together))
+            if due:
+                for member in members:
+                    member.records.save(done, member.state, member.selected, member.seconds)
+                    if together and distributed.processes() > 1:
+                        member.records.wait()  # orbax's barriers know nothing of a second writer
+            report.update(done)
+            if stop:
+                raise Preempted(f"after step {done:,} of {total:,}")
+        for member in members:
+            member.records.wait()  # the runs that are trained next write checkpoints of their own
+
+
+def _epoch(prepared: Prepared, member: Member, step: int, together: bool) -> str:
+    """Selects and records at the end of an epoch; what there is to print."""
+    config, done = prepared.config, step + 1
+    epoch = done // prepared.steps_per_epoch
+    record = {"step": done, "epoch": epoch, "seconds": round(member.seconds, 2)}
+    weights = prepared.schedule(step)
+    record |= {key: float(value) for key, value in weights._asdict().items()}
+    record["lr"] = float(prepared.learning_rate(step))
+    metrics = jax.device_get(member.state["metrics"])
+    means = {key: float(metrics[key]) / prepared.steps_per_epoch for key in METRICS}
+    # The ReLUs' states are not known in every phase.
+    record |= {key: value for key, value in means.items() if math.isfinite(value)}
+    last = epoch == config.train.epochs
+    if len(prepared.splits.validation) and (epoch % config.evaluation.every == 0 or last):
+        errors = validate(prepared, member.state)
+        record |= {f"validation_{key}": value for key, value in errors.items()}
+        member.selected = select(member.selected, member.state, epoch, errors)
+    member.records.append_metrics(record)
+    text = _describe(record, config.train.epochs)
+    return f"seed {member.seed}  {text}" if together else text
+
+
+class Watch:
+    """Reads the metrics of every step, one step late, and stops runs that diverge."""
+
+    def __init__(self, steps_per_epoch: int, members: Sequence[Member]):
+        """Nothing seen yet."""
+        self._steps_per_epoch, self._members = steps_per_epoch, members
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._last: dict[str, jax.Array] | None = None
+
+    def see(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step, and looks at those of the step before.
+
+        Raises:
+          ExperimentError: if that step's loss, or what it has made of the network, is not finite.
+        """
+        self.finish()
+        self._pending = step, metrics
+
+    def finish(self) -> None:
+        """Looks at the metrics of the latest step.
+
+        Raises:
+          ExperimentError: if its loss, or what it has made of the network, is not finite.
+        """
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        losses, norms = np.atleast_1d(metrics["loss"]), np.atleast_1d(metrics["norm"])
+        bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(norms)))
+        if not bad.size:
+            self._last = metrics
+            return
+        member = self._members[bad[0]]
+        before = "it was the first step" if step == 0 else "it was the first after a checkpoint"
+        if self._last is not None:
+            last = {key: np.atleast_1d(value)[bad[0]] for key, value in self._last.items()}
+            finite = [f"{key} {value:.4g}" for key, value in last.items() if np.isfinite(value)]
+            before = f"the step before had {', '.join(finite)}"
+        raise ExperimentError(
+            f"training diverged at step {step + 1} (epoch {step // self._steps_per_epoch + 1}, "
+            f"loss {losses[bad[0]]}, norm of the network {norms[bad[0]]}); {before}; "
+            f"{member.records.path} keeps a checkpoint from before; lower config.optim.lr or set "
+            "config.optim.clip_norm, with a new --workdir"
+        )
+
+
+def _describe(record: dict[str, Any], epochs: int) -> str:
+    text = (
+        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  {record['seconds']:7.1f} s  "
+        f"eps {record['eps']:.4f}  kappa {record['kappa']:.2f}  beta {record['beta']:.2f}  "
+        f"loss {record['loss']:.4f}  "
+        f"train error: standard {100 * record['standard_error']:5.2f} %, "
+        f"verified {100 * record['verified_error']:5.2f} %"
+    )
+    if "validation_verified_error" in record:
+        text += (
+            f"  validation: standard {100 * record['validation_standard_error']:5.2f} %, "
+            f"verified {100 * record['validation_verified_error']:5.2f} %"
+        )
+    return text

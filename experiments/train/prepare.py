@@ -1,0 +1,236 @@
+"""From a configuration to what trains it: data, network, method and the compiled steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
+
+import boundjax as bj
+from boundjax.certification import presets
+from experiments import data, methods, models
+from experiments.cluster import distributed, mesh
+from experiments.records.versions import device_name
+from experiments.settings import radius
+from experiments.settings.config import Config
+from experiments.settings.errors import ExperimentError, one_line
+from experiments.train.augment import create_augmentation
+from experiments.train.step import (
+    State,
+    create_learning_rate,
+    create_optimizer,
+    create_schedule,
+    create_state,
+    create_train_step,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """All that runs of one configuration share, whatever their seeds.
+
+    Attributes:
+      config: of the runs.
+      mesh: the devices (`experiments.cluster.mesh`).
+      splits: the data.
+      steps_per_epoch, total_steps: of the training.
+      model: the unbound Linen module.
+      method, schedule, learning_rate, optimizer: of the training.
+      phases: which of the method's objectives is due, int `[total_steps]`.
+    """
+
+    config: Config
+    mesh: Mesh
+    splits: data.Splits
+    steps_per_epoch: int
+    total_steps: int
+    model: nn.Module
+    method: methods.Method
+    schedule: Callable[..., methods.Weights]
+    learning_rate: optax.Schedule
+    optimizer: optax.GradientTransformation
+    phases: np.ndarray
+
+    @property
+    def threat(self) -> methods.Threat:
+        """What may be done to an image."""
+        return methods.Setting(self.model, self.config).threat
+
+    @property
+    def devices(self) -> str:
+        """Number and kind of the devices, and of the processes if there are several."""
+        name = device_name(list(self.mesh.devices.flat))
+        count = distributed.processes()
+        return name if count == 1 else f"{name} in {count} processes"
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """On every device."""
+        return mesh.replicated(self.mesh)
+
+    def state_shardings(self, together: bool) -> Any:
+        """Of a state, or of the states of several seeds: one for all leaves, or one for each."""
+        if self.mesh.shape["fsdp"] == 1:
+            return self.replicated
+        return mesh.state_shardings(self._state_shapes, self.mesh, together)
+
+    @functools.cached_property
+    def _state_shapes(self) -> State:
+        return jax.eval_shape(self._create_state, jax.random.key(0))
+
+    def _create_state(self, key: jax.Array) -> State:
+        return create_state(self.method, self.model, self.optimizer, self.splits.shape, key)
+
+    def initial_state(self, seed: int) -> State:
+        """What a run of this seed starts with."""
+        create = jax.jit(self._create_state, out_shardings=self.state_shardings(together=False))
+        return create(jax.random.key(seed))
+
+    def train_steps(self, seeds: tuple[int, ...]) -> list[Callable[..., Any]]:
+        """One step per phase of the method, compiled when first due.
+
+        `(state, images, labels) -> (state, metrics)`; of several seeds all have a leading axis, one
+        entry per seed.
+        """
+        augment = create_augmentation(**dataclasses.asdict(self.config.augment))
+        together = len(seeds) > 1
+
+        def create(objective: methods.Objective) -> Callable[..., Any]:
+            def step_of(key: jax.Array) -> Callable[..., Any]:
+                return create_train_step(
+                    self.model,
+                    objective,
+                    self.optimizer,
+                    self.schedule,
+                    self.steps_per_epoch,
+                    key,
+                    augment,
+                    self.config.train.precision,
+                    whole=self.replicated if self.mesh.shape["fsdp"] > 1 else None,
+                )
+
+            if not together:
+                return step_of(jax.random.key(seeds[0]))
+            keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
+            return lambda *arguments: jax.vmap(lambda key, *rest: step_of(key)(*rest))(
+                keys, *arguments
+            )
+
+        batch = mesh.batch_sharding(self.mesh, together)
+        state = self.state_shardings(together)
+        return [
+            jax.jit(
+                create(objective),
+                in_shardings=(state, batch, batch),
+                out_shardings=(state, self.replicated),
+                donate_argnums=0,
+            )
+            for objective in self.method.objectives
+        ]
+
+
+def prepare(config: Config, splits: data.Splits | None = None) -> Prepared:
+    """Reads the data and checks that all belongs together; nothing is written or compiled.
+
+    All processes must call this; they must have the same data: `splits` instead of the configured.
+
+    Raises:
+      ExperimentError: for whatever the user can correct.
+    """
+    certifying = (*presets.METHODS, presets.BEST)
+    for name in (*config.evaluation.methods, config.evaluation.selection_method):
+        if name not in certifying:  # said now, not after the training
+            raise ExperimentError(
+                f"config.evaluation: unknown method {name!r}: use {', '.join(certifying)}"
+            )
+    devices = mesh.create_mesh(config.mesh)
+    batch_size = config.train.batch_size
+    mesh.check_batch(batch_size, devices)
+    splits = data.load(config.data) if splits is None else splits
+    distributed.agree({"data": _description(splits)})
+    steps_per_epoch = len(splits.train) // batch_size
+    if steps_per_epoch == 0:
+        raise ExperimentError(
+            f"config.train.batch_size must be at most the {len(splits.train)} training images, "
+            f"got {batch_size}"
+        )
+    total_steps = config.train.epochs * steps_per_epoch
+    for key in ("eps_train", "eps_test"):
+        eps, name = getattr(config.robust, key), f"config.robust.{key}"
+        radius.check(name, eps, config.robust.norm, splits.shape, splits.title)
+    channels = splits.shape[-1]
+    for key in ("mean", "std"):
+        given = getattr(config.model, key)
+        if given and len(given) != channels:
+            raise ExperimentError(
+                f"config.model.{key} must have a number for each channel of {splits.title}, "
+                f"{channels}, or none, got {given}"
+            )
+    model = models.from_config(config.model)
+    if model.num_classes != splits.classes:
+        raise ExperimentError(
+            f"config.model.name={config.model.name!r} has {model.num_classes} classes, but "
+            f"{splits.title} has {splits.classes}; choose a network of its classes"
+        )
+    method = methods.create(model, config, devices)
+    schedule = create_schedule(config.robust, steps_per_epoch)
+    prepared = Prepared(
+        config=config,
+        mesh=devices,
+        splits=splits,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        model=model,
+        method=method,
+        schedule=schedule,
+        learning_rate=create_learning_rate(config.optim, steps_per_epoch),
+        optimizer=create_optimizer(config.optim, steps_per_epoch),
+        phases=np.asarray(
+            jax.vmap(lambda step: method.phase(schedule(step)))(jnp.arange(total_steps))
+        ),
+    )
+    _require_trainable(prepared)
+    return prepared
+
+
+def _description(splits: data.Splits) -> dict[str, Any]:
+    """What two processes with the same data have in common, without reading all of it."""
+    found: dict[str, Any] = {"title": splits.title, "classes": splits.classes}
+    for part in ("train", "validation", "test"):
+        images, labels = getattr(splits, part)
+        found[part] = {
+            "shape": list(images.shape),
+            "dtype": str(images.dtype),
+            "labels": hashlib.sha256(np.ascontiguousarray(labels)).hexdigest()[:16],
+        }
+    return found
+
+
+def _require_trainable(prepared: Prepared) -> None:
+    """Traces every phase: said now, not in the middle of the training."""
+    config = prepared.config
+    images, labels = (
+        jax.ShapeDtypeStruct((config.train.batch_size, *array.shape[1:]), array.dtype)
+        for array in prepared.splits.train
+    )
+    try:
+        state = jax.eval_shape(prepared.initial_state, config.seed)
+        steps = prepared.train_steps((config.seed,))
+        for phase in sorted(set(prepared.phases.tolist())):
+            jax.eval_shape(steps[phase], state, images, labels)
+    except (bj.UnsupportedOpError, NotImplementedError, TypeError, ValueError) as error:
+        # Behind the dashes JAX says what it left out of the traceback.
+        reason = one_line(error).split(" ---")[0]
+        raise ExperimentError(
+            f"robust.method={config.robust.method!r} cannot train model {config.model.name!r}: "
+            f"{reason}"
+        ) from error

@@ -1,0 +1,76 @@
+"""What is kept of a trained network: its variables, their hash, and the selected epoch."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.cluster.mesh import on_host, place
+from experiments.data import Splits
+from experiments.settings.config import Config
+from experiments.train.batch_norm import population_statistics
+
+
+def parameters_sha256(variables: Any) -> str:
+    """SHA-256 over names, types, shapes and bytes of all leaves: equal if bit-identical."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def variables_of(state: dict[str, Any]) -> dict[str, Any]:
+    """What the eval-mode model needs of a state, on the host; all processes must call this."""
+    variables = {"params": state["params"]}
+    if state["batch_stats"]:
+        variables["batch_stats"] = state["batch_stats"]
+    return on_host(variables)
+
+
+def deployed(config: Config, model, state: dict[str, Any], splits: Splits) -> dict[str, Any]:
+    """The variables that are evaluated: with `precise_bn`, with statistics of all images."""
+    variables = variables_of(state)
+    if config.evaluation.precise_bn and "batch_stats" in variables:
+        statistics = population_statistics(model, variables, splits.train.images)
+        variables["batch_stats"] = statistics
+    return variables
+
+
+def nothing_selected(state: dict[str, Any], selecting: bool) -> dict[str, Any]:
+    """Same layout as a selection, so that both restore alike."""
+    selected = _scores(state, 0, np.inf, np.inf)
+    if selecting:
+        # Copies: the loop donates the originals.
+        selected["params"] = jax.tree.map(jnp.copy, state["params"])
+        selected["batch_stats"] = jax.tree.map(jnp.copy, state["batch_stats"])
+    return selected
+
+
+def select(
+    selected: dict[str, Any], state: dict[str, Any], epoch: int, errors: dict[str, float]
+) -> dict[str, Any]:
+    """The better by verified, then standard validation error; of equals the later one."""
+    best = (float(selected["verified_error"]), float(selected["standard_error"]))
+    if (errors["verified_error"], errors["standard_error"]) > best:
+        return selected
+    return {
+        **_scores(state, epoch, errors["verified_error"], errors["standard_error"]),
+        "params": jax.tree.map(jnp.copy, state["params"]),
+        "batch_stats": jax.tree.map(jnp.copy, state["batch_stats"]),
+    }
+
+
+def _scores(state: dict[str, Any], epoch: int, verified: float, standard: float) -> dict[str, Any]:
+    """Scalars on the devices of the state."""
+    values = {
+        "epoch": np.int32(epoch),
+        "verified_error": np.float32(verified),
+        "standard_error": np.float32(standard),
+    }
+    return {key: place(value, state["step"].sharding) for key, value in values.items()}
