@@ -30,6 +30,7 @@ from experiments.settings.errors import ExperimentError, fail
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the flags, evaluates, prints the table; mistakes end with exit status 2."""
+    default = Options._field_defaults
     parser = argparse.ArgumentParser(
         prog="python -m experiments.evaluate", description=__doc__.splitlines()[0]
     )
@@ -38,11 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--eps", help="0.1 or 8/255")
     parser.add_argument("--norm", help="inf or 2")
     parser.add_argument("--clip", action=argparse.BooleanOptionalAction, help="to the pixel range")
-    parser.add_argument("--which", default="last", help="last (default) or selected epoch")
-    parser.add_argument("--split", default="test", help="test (default) or validation images")
+    parser.add_argument(
+        "--which", default=default["which"], help="last (default) or selected epoch"
+    )
+    parser.add_argument(
+        "--split", default=default["split"], help="test (default) or validation images"
+    )
     parser.add_argument("--count", type=int, help="the first images only")
-    parser.add_argument("--pgd-steps", type=int, default=100)
-    parser.add_argument("--pgd-restarts", type=int, default=2, help="of each loss")
+    parser.add_argument("--pgd-steps", type=int, default=default["pgd_steps"])
+    restarts = default["pgd_restarts"]
+    parser.add_argument("--pgd-restarts", type=int, default=restarts, help="of each loss")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--seed", type=int, help="of the random starts")
     parser.add_argument(

@@ -13,6 +13,7 @@ from experiments import models
 from experiments.cluster import distributed
 from experiments.evaluation import certificates, measure, shards
 from experiments.evaluation.evaluate import Options, evaluate_run
+from experiments.records.files import temporary_name
 from experiments.run import run as runs
 from experiments.settings.checks import from_config_dict
 from experiments.settings.errors import ExperimentError
@@ -195,7 +196,7 @@ def test_what_was_killed_goes_on_with_another_number(workdir, reference, monkeyp
     with pytest.raises(ExperimentError, match="of 150 images are evaluated"):
         certificates.read(folder / FILE).errors()
     # Half of a file that was being written belongs to nobody.
-    (folder / certificates.temporary_name(min(parts))).write_bytes(b"half")
+    (folder / temporary_name(min(parts))).write_bytes(b"half")
     simulated(workdir, 2, stopped=(0, 1))
     found = evaluate_run(workdir, OPTIONS).found
     assert_same(found, reference)

@@ -19,7 +19,7 @@ from experiments.evaluation.measure import Plan, Problem, check_methods, complet
 from experiments.records.printing import print_table, table_rows
 from experiments.records.versions import device_name, versions
 from experiments.settings import radius
-from experiments.settings.config import NORMS, EvaluationConfig
+from experiments.settings.config import NORMS, Config, EvaluationConfig
 from experiments.settings.differences import differing_keys
 from experiments.settings.errors import ExperimentError
 from experiments.train.variables import parameters_sha256
@@ -38,14 +38,30 @@ class Options(NamedTuple):
     which: str = "last"  # or "selected"
     split: str = "test"  # or "validation"
     count: int | None = None  # the first images only; None: all
-    pgd_steps: int = 100
-    pgd_restarts: int = 2
+    pgd_steps: int | None = 100
+    pgd_restarts: int | None = 2
     batch_size: int | None = None
     seed: int | None = None
     cascade: bool = False
     name: str | None = None  # of the file; None: from split, which, norm and eps
     data_dir: str | None = None
     replace: bool = False  # a file of other weights or settings, instead of refusing it
+
+    def applied(self, config: Config) -> Config:
+        """The configuration of a run with what these options change of it."""
+
+        def changed(group: Any, **values: Any) -> Any:
+            return dataclasses.replace(group, **{k: v for k, v in values.items() if v is not None})
+
+        evaluation = changed(
+            config.evaluation,
+            methods=tuple(dict.fromkeys(self.methods or config.evaluation.methods)),
+            pgd_steps=self.pgd_steps,
+            pgd_restarts=self.pgd_restarts,
+            batch_size=self.batch_size,
+        )
+        robust = changed(config.robust, eps_test=self.eps, norm=self.norm, clip=self.clip)
+        return changed(config, seed=self.seed, evaluation=evaluation, robust=robust)
 
 
 class Evaluated(NamedTuple):
@@ -84,18 +100,10 @@ def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> E
     Raises:
       ExperimentError, RuntimeError: as `evaluate_run`.
     """
-    robust = run.config.robust
-    norm = options.norm or robust.norm
-    eps = robust.eps_test if options.eps is None else options.eps
-    clipped = robust.clip if options.clip is None else options.clip
-    clip = (0.0, 1.0) if clipped else None
-    seed = run.config.seed if options.seed is None else options.seed
-    config = EvaluationConfig(
-        methods=tuple(dict.fromkeys(options.methods or run.config.evaluation.methods)),
-        batch_size=options.batch_size or run.config.evaluation.batch_size,
-        pgd_steps=options.pgd_steps,
-        pgd_restarts=options.pgd_restarts,
-    )
+    applied = options.applied(run.config)
+    config, seed = applied.evaluation, applied.seed
+    eps, norm = applied.robust.eps_test, applied.robust.norm
+    clip = (0.0, 1.0) if applied.robust.clip else None
     check_methods(config.methods)
     _check_options(options, norm, config)
     radius.check("--eps", eps, norm, run.test.images.shape[1:], run.title)

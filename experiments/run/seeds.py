@@ -18,8 +18,7 @@ from experiments.evaluation.trained import Trained
 from experiments.plots.curves import plot_curves
 from experiments.records.folder import Records
 from experiments.records.printing import Report
-from experiments.records.versions import versions
-from experiments.run.summary import print_summary
+from experiments.run.summary import of_run, print_summary
 from experiments.settings.config import Config
 from experiments.train.loop import Member, open_members, train
 from experiments.train.prepare import Prepared, prepare
@@ -109,12 +108,10 @@ def _groups(members: Sequence[Member]) -> list[list[Member]]:
 
 def configured(config: Config) -> evaluate.Options:
     """How a run is evaluated at its end, apart from what `experiments.evaluate` is asked for."""
-    settings = config.evaluation
     return evaluate.Options(
-        methods=settings.methods,
-        losses=(settings.pgd_loss,),
-        pgd_steps=settings.pgd_steps,
-        pgd_restarts=settings.pgd_restarts,
+        losses=(config.evaluation.pgd_loss,),
+        pgd_steps=None,
+        pgd_restarts=None,
         name="summary",
         replace=True,
     )
@@ -124,23 +121,43 @@ def _conclude(
     prepared: Prepared, member: Member, name: str, options: evaluate.Options
 ) -> dict[str, Any]:
     """Evaluates a trained run on the test images, draws its curves and prints its summary."""
-    config, splits, threat = member.records.config, prepared.splits, prepared.threat
+    config, splits = member.records.config, prepared.splits
     print(
         f"evaluating on {len(splits.test):,} test images of {splits.title} "
         f"at {config.robust.norm_label} eps {config.robust.eps_test:.6g}"
     )
     began = time.monotonic()
-    results: dict[str, dict[str, Any]] = {}
-    candidates = {"last": (f"last epoch ({config.train.epochs})", member.state)}
+    methods = options.applied(config).evaluation.methods
+    results, settings = _test_errors(prepared, member, options, methods)
+    title = f"{name}: {config.robust.method}, {config.model.name}, {splits.title}"
+    member.records.draw_curves(
+        lambda metrics, path: plot_curves(metrics, title, path, config.robust.norm_label)
+    )
+    summary = of_run(prepared, member, name, results, methods, settings, time.monotonic() - began)
+    print_summary(summary, member.records.path)
+    return summary
+
+
+def _test_errors(
+    prepared: Prepared, member: Member, options: evaluate.Options, methods: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The errors of the selected and the last network by their labels, and the last settings.
+
+    Where the last epoch was selected, they are one network and evaluated once.
+    """
+    config, splits = member.records.config, prepared.splits
+    networks = [("last", f"last epoch ({config.train.epochs})", member.state)]
+    selected = None
     if len(splits.validation):
-        epoch = int(member.selected["epoch"])
-        candidates = {"selected": (f"selected epoch ({epoch})", member.selected)} | candidates
+        selected = int(member.selected["epoch"])
+        networks.insert(0, ("selected", f"selected epoch ({selected})", member.selected))
+    results: dict[str, dict[str, Any]] = {}
     settings: dict[str, Any] = {}
-    for which, (label, state) in candidates.items():
-        if which == "last" and results and epoch == config.train.epochs:
-            results[label] = dict(next(iter(results.values())))  # the last epoch was selected
+    for which, label, state in networks:
+        if which == "last" and selected == config.train.epochs:
+            results[label] = dict(next(iter(results.values())))
             continue
-        run = Trained(
+        network = Trained(
             config=config,
             model=prepared.model,
             variables=deployed(config, prepared.model, state, splits),
@@ -149,52 +166,10 @@ def _conclude(
             validation=splits.validation,
             label=label,
         )
-        own = None if options.name is None else f"{options.name}-{which}"
-        chosen = options._replace(which=which, name=own)
-        found = evaluate.evaluate_trained(run, member.records.path, chosen).found
-        settings, errors = found.metadata["settings"], found.errors()
+        name = None if options.name is None else f"{options.name}-{which}"
+        asked = options._replace(which=which, name=name)
+        certificates = evaluate.evaluate_trained(network, member.records.path, asked).found
+        settings, errors = certificates.metadata["settings"], certificates.errors()
         by = errors["verified_error_by"]
-        results[label] = errors | {"verified_error_by": {name: by[name] for name in chosen.methods}}
-
-    title = f"{name}: {config.robust.method}, {config.model.name}, {splits.title}"
-    member.records.draw_curves(
-        lambda metrics, path: plot_curves(metrics, title, path, config.robust.norm_label)
-    )
-    attack = settings["attack"]
-    summary = {
-        "experiment": name,
-        "results": results,
-        "selection": (
-            f"smallest verified error ({config.evaluation.selection_method}) on the last "
-            f"{len(splits.validation)} training images, which were not trained on"
-            if len(splits.validation)
-            else "none: trained on all training images, the last epoch is reported"
-        ),
-        "eps_test": config.robust.eps_test,
-        "eps_train": config.robust.eps_train,
-        "norm": config.robust.norm,
-        "clip": list(threat.clip) if threat.clip else None,
-        "bounds": list(options.methods),
-        "attack": (
-            f"PGD-{attack['steps']}, {attack['restarts']} start(s), "
-            f"{' and '.join(attack['losses'])} loss, best iterate"
-        ),
-        "method": config.robust.method,
-        "model": config.model.name,
-        "parameters": models.count_parameters(prepared.model, splits.shape),
-        "parameters_sha256": settings["parameters_sha256"],
-        "data": splits.title,
-        "train_images": len(splits.train),
-        "validation_images": len(splits.validation),
-        "test_images": len(splits.test),
-        "epochs": config.train.epochs,
-        "steps": prepared.total_steps,
-        "seed": member.seed,
-        "train_seconds": round(member.seconds, 1),
-        "evaluation_seconds": round(time.monotonic() - began, 1),
-        "device": prepared.devices,
-        "versions": versions(),
-        "finished": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-    }
-    print_summary(summary, member.records.path)
-    return summary
+        results[label] = errors | {"verified_error_by": {method: by[method] for method in methods}}
+    return results, settings

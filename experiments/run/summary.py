@@ -1,15 +1,20 @@
-"""The end of a run: the closing table, and the summary of several seeds."""
+"""The end of a run: its summary, that of several seeds, and the closing tables."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments import models
 from experiments.records.printing import print_table, table_rows
+from experiments.records.versions import versions
 from experiments.settings.config import NORMS, Config
+from experiments.train.loop import Member
+from experiments.train.prepare import Prepared
 
 # What the summary of several seeds takes from the first one's.
 _COMMON = (
@@ -67,6 +72,64 @@ def _title(summary: dict[str, Any]) -> str:
         f"{NORMS[summary['norm']].label} eps {summary['eps_test']:.6g}, {clipped}; "
         f"{summary['attack']}"
     )
+
+
+def of_run(
+    prepared: Prepared,
+    member: Member,
+    name: str,
+    results: dict[str, dict[str, Any]],
+    methods: Sequence[str],
+    settings: dict[str, Any],
+    evaluation_seconds: float,
+) -> dict[str, Any]:
+    """What `summary.json` holds of a run.
+
+    Args:
+      prepared, member: what was trained.
+      name: of the experiment.
+      results: errors on the test images by the label of the network, the one that counts first.
+      methods: bounds whose union is the verified error.
+      settings: of the evaluation, as its file holds them.
+      evaluation_seconds: how long it took.
+    """
+    config, splits, threat = member.records.config, prepared.splits, prepared.threat
+    attack = settings["attack"]
+    return {
+        "experiment": name,
+        "results": results,
+        "selection": (
+            f"smallest verified error ({config.evaluation.selection_method}) on the last "
+            f"{len(splits.validation)} training images, which were not trained on"
+            if len(splits.validation)
+            else "none: trained on all training images, the last epoch is reported"
+        ),
+        "eps_test": config.robust.eps_test,
+        "eps_train": config.robust.eps_train,
+        "norm": config.robust.norm,
+        "clip": list(threat.clip) if threat.clip else None,
+        "bounds": list(methods),
+        "attack": (
+            f"PGD-{attack['steps']}, {attack['restarts']} start(s), "
+            f"{' and '.join(attack['losses'])} loss, best iterate"
+        ),
+        "method": config.robust.method,
+        "model": config.model.name,
+        "parameters": models.count_parameters(prepared.model, splits.shape),
+        "parameters_sha256": settings["parameters_sha256"],
+        "data": splits.title,
+        "train_images": len(splits.train),
+        "validation_images": len(splits.validation),
+        "test_images": len(splits.test),
+        "epochs": config.train.epochs,
+        "steps": prepared.total_steps,
+        "seed": member.seed,
+        "train_seconds": round(member.seconds, 1),
+        "evaluation_seconds": round(evaluation_seconds, 1),
+        "device": prepared.devices,
+        "versions": versions(),
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+    }
 
 
 def of_seeds(summaries: Sequence[dict[str, Any]], config: Config, name: str) -> dict[str, Any]:

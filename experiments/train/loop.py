@@ -62,60 +62,37 @@ def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None
       Preempted: after SIGTERM, with a checkpoint of the last step.
     """
     config, total = prepared.config, prepared.total_steps
-    together = len(members) > 1
-    seeds = tuple(member.seed for member in members)
     first = members[0].step
     if first == total:
         return
+    seeds = tuple(member.seed for member in members)
     steps = prepared.train_steps(seeds)
     feed = Feed(
         prepared.splits.train,
         config.train.batch_size,
         seeds,
-        batch_sharding(prepared.mesh, together),
+        batch_sharding(prepared.mesh, together=len(members) > 1),
     )
     watch = Watch(prepared.steps_per_epoch, members)
-    seconds_before, began = members[0].seconds, time.monotonic()
-    state = members[0].state
-    part = None
-    if together:
-        stack = jax.jit(
-            lambda *states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
-            out_shardings=prepared.state_shardings(together=True),
-        )
-        state = stack(*(member.state for member in members))
-        part = jax.jit(
-            lambda state, index: jax.tree.map(lambda leaf: leaf[index], state),
-            out_shardings=prepared.state_shardings(together=False),
-        )
-
-    def see(state: State) -> None:
-        """Hands every run its part of the state."""
-        for index, member in enumerate(members):
-            # Of what is trained together everyone has a share: they add up to the time it took.
-            member.seconds = seconds_before + (time.monotonic() - began) / len(members)
-            member.state = part(state, np.int32(index)) if part else state
-
+    joint = _JointState(prepared, members)
     with preemption.deferred(lambda calls: distributed.decided(calls, max)):
         for step in range(first, total):
-            state, metrics = steps[prepared.phases[step]](state, *feed(step))
+            joint.state, metrics = steps[prepared.phases[step]](joint.state, *feed(step))
             # Waits for the step before this one, so that the devices always have one to do.
             watch.see(step, metrics)
             done = step + 1
-            ends_epoch = done % prepared.steps_per_epoch == 0
             stop = preemption.due()
-            due = done % config.checkpoint.every == 0 or done == total or stop
-            if ends_epoch or due:
+            ends_epoch = done % prepared.steps_per_epoch == 0
+            saves = done % config.checkpoint.every == 0 or done == total or stop
+            if ends_epoch or saves:
                 watch.finish()  # nothing is written of a step that diverged
-                see(state)
+                joint.hand_out()
             if ends_epoch:
                 for member in members:
-                    report.line(_epoch(prepared, member, step, together))
-            if due:
-                for member in members:
-                    member.records.save(done, member.state, member.selected, member.seconds)
-                    if together and distributed.processes() > 1:
-                        member.records.wait()  # orbax's barriers know nothing of a second writer
+                    text = _end_epoch(prepared, member, step)
+                    report.line(f"seed {member.seed}  {text}" if len(members) > 1 else text)
+            if saves:
+                _save(members, done)
             report.update(done)
             if stop:
                 raise Preempted(f"after step {done:,} of {total:,}")
@@ -123,26 +100,34 @@ def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None
             member.records.wait()  # the runs that are trained next write checkpoints of their own
 
 
-def _epoch(prepared: Prepared, member: Member, step: int, together: bool) -> str:
-    """Selects and records at the end of an epoch; what there is to print."""
-    config, done = prepared.config, step + 1
-    epoch = done // prepared.steps_per_epoch
-    record = {"step": done, "epoch": epoch, "seconds": round(member.seconds, 2)}
-    weights = prepared.schedule(step)
-    record |= {key: float(value) for key, value in weights._asdict().items()}
-    record["lr"] = float(prepared.learning_rate(step))
-    metrics = jax.device_get(member.state["metrics"])
-    means = {key: float(metrics[key]) / prepared.steps_per_epoch for key in METRICS}
-    # The ReLUs' states are not known in every phase.
-    record |= {key: value for key, value in means.items() if math.isfinite(value)}
-    last = epoch == config.train.epochs
-    if len(prepared.splits.validation) and (epoch % config.evaluation.every == 0 or last):
-        errors = validate(prepared, member.state)
-        record |= {f"validation_{key}": value for key, value in errors.items()}
-        member.selected = select(member.selected, member.state, epoch, errors)
-    member.records.append_metrics(record)
-    text = _describe(record, config.train.epochs)
-    return f"seed {member.seed}  {text}" if together else text
+class _JointState:
+    """The one state of runs that are trained as one program, and the time that they take.
+
+    The leaves of several have a leading axis, one entry per run.
+    """
+
+    def __init__(self, prepared: Prepared, members: Sequence[Member]):
+        self._members = members
+        self._seconds_before, self._began = members[0].seconds, time.monotonic()
+        self.state = members[0].state
+        self._part = None
+        if len(members) > 1:
+            stack = jax.jit(
+                lambda *states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
+                out_shardings=prepared.state_shardings(together=True),
+            )
+            self.state = stack(*(member.state for member in members))
+            self._part = jax.jit(
+                lambda state, index: jax.tree.map(lambda leaf: leaf[index], state),
+                out_shardings=prepared.state_shardings(together=False),
+            )
+
+    def hand_out(self) -> None:
+        """Gives every run its part of the state, and its share of the time: they add up to all."""
+        for index, member in enumerate(self._members):
+            elapsed = time.monotonic() - self._began
+            member.seconds = self._seconds_before + elapsed / len(self._members)
+            member.state = self._part(self.state, np.int32(index)) if self._part else self.state
 
 
 class Watch:
@@ -191,6 +176,27 @@ class Watch:
         )
 
 
+def _end_epoch(prepared: Prepared, member: Member, step: int) -> str:
+    """Selects and records at the end of an epoch; what there is to print."""
+    config, done = prepared.config, step + 1
+    epoch = done // prepared.steps_per_epoch
+    record = {"step": done, "epoch": epoch, "seconds": round(member.seconds, 2)}
+    weights = prepared.schedule(step)
+    record |= {key: float(value) for key, value in weights._asdict().items()}
+    record["lr"] = float(prepared.learning_rate(step))
+    metrics = jax.device_get(member.state["metrics"])
+    means = {key: float(metrics[key]) / prepared.steps_per_epoch for key in METRICS}
+    # The ReLUs' states are not known in every phase.
+    record |= {key: value for key, value in means.items() if math.isfinite(value)}
+    last = epoch == config.train.epochs
+    if len(prepared.splits.validation) and (epoch % config.evaluation.every == 0 or last):
+        errors = validate(prepared, member.state)
+        record |= {f"validation_{key}": value for key, value in errors.items()}
+        member.selected = select(member.selected, member.state, epoch, errors)
+    member.records.append_metrics(record)
+    return _describe(record, config.train.epochs)
+
+
 def _describe(record: dict[str, Any], epochs: int) -> str:
     text = (
         f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  {record['seconds']:7.1f} s  "
@@ -205,3 +211,11 @@ def _describe(record: dict[str, Any], epochs: int) -> str:
             f"verified {100 * record['validation_verified_error']:5.2f} %"
         )
     return text
+
+
+def _save(members: Sequence[Member], step: int) -> None:
+    """Starts writing a checkpoint of every run."""
+    for member in members:
+        member.records.save(step, member.state, member.selected, member.seconds)
+        if len(members) > 1 and distributed.processes() > 1:
+            member.records.wait()  # orbax's barriers know nothing of a second writer
