@@ -11,6 +11,8 @@ from experiments import distributed
 from experiments.checkpoints import check_same_config
 from experiments.config import Config
 from experiments.errors import ExperimentError
+from experiments.formats import NUMBER, FormatError, check_group, integer, parse_object
+from experiments.summary import check_summary
 
 
 class RunFolder:
@@ -52,10 +54,24 @@ class RunFolder:
         _write_json(self._stored, self.config.to_dict())
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, or None: what process 0 sees; all must call this."""
-        return distributed.from_main(
-            lambda: _read_json(self._summary) if self._summary.exists() else None
-        )
+        """The summary of a finished run, or None: what process 0 sees; all must call this.
+
+        Raises:
+          ExperimentError: if it is damaged.
+        """
+        return distributed.from_main(self._read_summary)
+
+    def _read_summary(self) -> dict[str, Any] | None:
+        if not self._summary.exists():
+            return None
+        summary = _read_json(self._summary)
+        try:
+            check_summary(summary, several=self.config.seeds > 1)
+        except FormatError as error:
+            raise ExperimentError(
+                f"{self._summary}: {error}; delete it to evaluate the run again"
+            ) from error
+        return summary
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Marks the run as finished."""
@@ -63,15 +79,31 @@ class RunFolder:
             _write_json(self._summary, summary)
 
     def records(self) -> list[dict[str, Any]]:
-        """The records of `metrics.jsonl`; a last line that a kill cut short is left out."""
+        """The records of `metrics.jsonl`; a last line that a kill cut short is left out.
+
+        Raises:
+          ExperimentError: if another line is no record, or the file cannot be read.
+        """
         if not self._metrics.exists():
             return []
+        try:
+            content = self._metrics.read_bytes()
+        except OSError as error:
+            raise ExperimentError(f"{self._metrics} cannot be read ({error.strerror})") from error
+        lines = content.split(b"\n")
         records = []
-        for line in self._metrics.read_text().splitlines():
+        for number, line in enumerate(lines, 1):
+            if number == len(lines) and not _is_json(line):
+                break  # after the last end of a line
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+                record = parse_object(line.decode())
+                numbers = {"step": integer(0), "epoch": integer(0), "eps": NUMBER}
+                check_group("", record, dict.fromkeys(record, NUMBER) | numbers)
+            except (FormatError, UnicodeDecodeError) as error:
+                raise ExperimentError(
+                    f"{self._metrics}, line {number}: {error}; delete that line"
+                ) from error
+            records.append(record)
         return records
 
     def drop_records_after(self, step: int) -> None:
@@ -103,16 +135,20 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return parse_object(path.read_text())
+    except (OSError, FormatError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ExperimentError(
-            f"{path} cannot be read ({error}); delete it, or use another --workdir"
+            f"{path} cannot be read ({reason}); delete it, or use another --workdir"
         ) from error
-    if not isinstance(content, dict):
-        raise ExperimentError(
-            f"{path}: expected a JSON object; delete it, or use another --workdir"
-        )
-    return content
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        parse_object(line.decode())
+    except (FormatError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from boundjax.ops import affine as _affine
 from boundjax.ops import control as _control
 from boundjax.ops import extremum as _extremum
 from boundjax.ops import hinge as _hinge
+from boundjax.ops import integers as _integers
 from boundjax.ops import normalization as _normalization
 from boundjax.ops import product as _product
 from boundjax.ops import selection as _selection
@@ -22,4 +23,5 @@ from boundjax.ops.registry import all_ops as all_ops
 from boundjax.ops.registry import register as register
 from boundjax.ops.registry import supported_ops as supported_ops
 
-del _activations, _affine, _control, _extremum, _hinge, _normalization, _product, _selection
+del _activations, _affine, _control, _extremum, _hinge, _integers, _normalization, _product
+del _selection
