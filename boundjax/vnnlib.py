@@ -9,7 +9,6 @@ The package ``vnnlib`` on PyPI is not used: its releases 1.x read VNN-LIB 2.0 on
 
 from __future__ import annotations
 
-import dataclasses
 import decimal
 import gzip
 import math
@@ -21,6 +20,10 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import numpy as np
+
+from boundjax.properties import Case as Case
+from boundjax.properties import Conjunction as Conjunction
+from boundjax.properties import Property as Property
 
 # Files may come from anywhere: each limit is far above what benchmarks hold, and none lets a small
 # file take all memory.
@@ -35,62 +38,16 @@ _MAX_DIGITS = 400
 _MAX_BITS = 8000
 
 _TOKEN = re.compile(r"[()]|;[^\n]*|[^\s();]+")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"([+-]?)(\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d+))?")
 _VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})")
 _FLOAT32 = np.finfo(np.float32)
 _LARGEST = Fraction(float(_FLOAT32.max))
+_LEAST = Fraction(float(_FLOAT32.tiny))
+_LEAST_OFFSET = Fraction(float(np.finfo(np.float64).tiny))
 
 
 class VnnlibError(ValueError):
     """A property file that cannot be read; the message names the file and the line."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Conjunction:
-    """Unsafe outputs: all ``y`` with ``weights @ y + offset <= 0`` in every row. Ties are unsafe.
-
-    Attributes:
-      weights: float64 ``[k, m]`` for ``k`` rows and ``m`` outputs.
-      offset: float64 ``[k]``.
-    """
-
-    weights: np.ndarray
-    offset: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Case:
-    """A box of inputs and the unsafe sets of outputs; one input that reaches one is unsafe.
-
-    Attributes:
-      lower, upper: float32 ``[n]``; the box of the file with its decimals rounded outward, so that
-        no input is lost: what is proved of it holds for the file's box.
-      inner_lower, inner_upper: float32 ``[n]``; the same rounded inward, in which counterexamples
-        are looked for. An input without a float32 between its bounds (both ``0.1``, say) is fixed
-        at the float32 nearest to their middle, the only meaning that a float32 network can give it.
-      conjunctions: an output is unsafe if it lies in any of them.
-    """
-
-    lower: np.ndarray
-    upper: np.ndarray
-    inner_lower: np.ndarray
-    inner_upper: np.ndarray
-    conjunctions: tuple[Conjunction, ...]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Property:
-    """What a file asserts: the network is unsafe if it is so in any of the cases.
-
-    Attributes:
-      input_size: inputs ``X_0, ...``: the input tensor flattened in C order.
-      output_size: outputs ``Y_0, ...``, likewise.
-      cases: at least one, with different boxes.
-    """
-
-    input_size: int
-    output_size: int
-    cases: tuple[Case, ...]
 
 
 def load(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Property:
@@ -346,7 +303,8 @@ class _Reader:
             for value in (found.constant, *found.terms.values()):
                 # Long products would grow without end.
                 if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS:
-                    self.fail(node.position, "expected numbers of fewer digits, got a long product")
+                    got = "got a long product; write its value"
+                    self.fail(node.position, f"expected numbers of fewer digits, {got}")
         return found
 
     def number(self, node: _Node) -> Fraction:
@@ -355,18 +313,22 @@ class _Reader:
             return self.numbers[text]
         if text.lower().lstrip("+-") in ("inf", "infinity", "nan"):
             self.fail(node.position, f"expected a finite number, got {_shown(text)}; give a bound")
-        if not _NUMBER.fullmatch(text):
+        match = _NUMBER.fullmatch(text)
+        if not match:
             self.fail(node.position, f"expected a number or a variable, got {_shown(text)}")
         if len(text) > _MAX_DIGITS:
             self.fail(node.position, f"expected at most {_MAX_DIGITS} digits, got {len(text)}")
-        value = decimal.Decimal(text)
-        # Before the conversion to a fraction, whose size is exponential in the exponent's.
-        if value and value.adjusted() > 38:
-            self.fail(node.position, f"expected a number in float32's range, got {_shown(text)}")
-        if value and value.adjusted() < -_MAX_DIGITS:
-            got = _shown(text)
-            self.fail(node.position, f"expected 0 or a number above 1e-{_MAX_DIGITS}, got {got}")
-        self.numbers[text] = Fraction(value)
+        sign, digits, exponent = match[1], match[2], int(match[3] or 0)
+        value = decimal.Decimal(sign + digits)
+        # Before the conversion to a fraction, whose size is exponential in the exponent's; and
+        # exponents of any size are legal before a 0.
+        if value and value.adjusted() + exponent > 38:
+            got = f"got {_shown(text)}; scale the constraint"
+            self.fail(node.position, f"expected a number in float32's range, {got}")
+        if value and value.adjusted() + exponent < -_MAX_DIGITS:
+            got = f"got {_shown(text)}; write 0 or scale the constraint"
+            self.fail(node.position, f"expected 0 or a number above 1e-{_MAX_DIGITS}, {got}")
+        self.numbers[text] = Fraction(value) * Fraction(10) ** exponent if value else Fraction(0)
         return self.numbers[text]
 
     def property(self) -> Property:
@@ -437,11 +399,15 @@ class _Reader:
             end = len(self.text)
             self.fail(end, "expected a constraint on outputs in every disjunct, got one without")
         weights, offset = np.zeros((len(rows), outputs)), np.zeros(len(rows))
+        exact: list[tuple[dict[int, Fraction], Fraction]] = []
         allowed: dict[tuple, _Box] = {}
         for row, ((terms, constant), position) in enumerate(rows):
             for name, value in terms.items():
+                self.require_in_range(value, _LEAST, f"a coefficient of {name}", position)
                 weights[row, int(name[2:])] = value
+            self.require_in_range(constant, _LEAST_OFFSET, "a constant", position)
             offset[row] = constant
+            exact.append(({int(name[2:]): value for name, value in terms.items()}, constant))
             # Opposite constraints on one linear function are compared where they can be.
             direction = sorted(terms.items())
             scale = direction[0][1]
@@ -452,9 +418,17 @@ class _Reader:
                 self.fail(
                     position, "expected constraints that can hold together, got a contradiction"
                 )
-        if not (np.isfinite(weights).all() and np.isfinite(offset).all()):
-            self.fail(rows[0].position, "expected finite coefficients, got one that overflows")
-        return Conjunction(weights, offset)
+        return Conjunction(weights, offset, tuple(exact))
+
+    def require_in_range(self, value: Fraction, least: Fraction, what: str, position: int) -> None:
+        """Refuses a number of a constraint on outputs that floating point cannot hold."""
+        if value and not least <= abs(value) <= _LARGEST:
+            size, limit = ("above", _LARGEST) if abs(value) > least else ("below", least)
+            self.fail(
+                position,
+                f"expected {what} in the range of floating point, got one {size} "
+                f"{float(limit):.3g} in magnitude; scale the constraint",
+            )
 
     def rounded(self, box: _Box, inputs: int) -> tuple[np.ndarray, ...]:
         """The four ends of a ``Case``."""

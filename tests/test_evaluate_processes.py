@@ -16,7 +16,7 @@ from experiments.evaluation.evaluate import Options, evaluate_run
 from experiments.records.files import temporary_name
 from experiments.run import run as runs
 from experiments.settings.checks import from_config_dict
-from experiments.settings.errors import ExperimentError
+from experiments.settings.errors import ContradictionError, ExperimentError
 
 # One worker makes the trained network, once.
 pytestmark = pytest.mark.xdist_group("evaluate_processes")
@@ -208,7 +208,9 @@ def test_a_part_counts_once(workdir, reference):
     """A kill after parts were put in and before they were removed; and the time they took."""
     simulated(workdir, 2, stopped=(0, 1))
     path = workdir / "evaluations" / FILE
-    parts = [certificates.read(shards.part_path(path, process, 2)) for process in range(2)]
+    parts = [
+        certificates.read(shards.part_path(path, process, 2), part=True) for process in range(2)
+    ]
     for part, seconds in zip(parts, (3.0, 5.0), strict=True):
         part.parts["attack"]["seconds"] = seconds
     found = certificates.read(path)
@@ -223,16 +225,13 @@ def test_a_part_counts_once(workdir, reference):
     shards.put_together(found, parts)
     assert found.parts["attack"]["seconds"] == before + 5.0
     np.testing.assert_array_equal(found.attacked, attacked)
-    other = parts[0]._replace(labels=parts[0].labels + 1)
-    with pytest.raises(ExperimentError, match="of other examples"):
-        shards.put_together(found, [other])
 
 
 def test_parts_of_another_evaluation_do_not_count(workdir, reference):
     path = workdir / "evaluations" / FILE
     simulated(workdir, 2, stopped=(0, 1))
     left = shards.part_path(path, 0, 2)
-    part = certificates.read(left)
+    part = certificates.read(left, part=True)
     part.metadata["settings"]["attack"]["seed"] = 7
     certificates.write(left, part)
     with pytest.raises(ExperimentError, match=r"part-0-of-2.npz is no part .* in attack\.seed; de"):
@@ -241,6 +240,73 @@ def test_parts_of_another_evaluation_do_not_count(workdir, reference):
     path.unlink()
     assert_same(evaluate_run(workdir, OPTIONS).found, reference)
     assert not left.exists()
+
+
+@pytest.mark.parametrize("what", ["labels", "correct", "the number of classes"])
+def test_parts_of_other_arrays_do_not_count(workdir, what):
+    """Of the same settings, and each of them agrees with itself."""
+    path = workdir / "evaluations" / FILE
+    simulated(workdir, 2, stopped=(0, 1))
+    left = shards.part_path(path, 1, 2)
+    part = certificates.read(left, part=True)
+    assert not part.run_by
+    if what == "labels":
+        part.labels[0] += 1
+    elif what == "correct":
+        first = int(np.argmax(part.correct))
+        part.correct[first], part.attacked[first] = False, True
+        for resisted in part.resisted_by.values():
+            resisted[first] = False
+    else:
+        certificates.write(path, _with_interval(certificates.read(path), classes=10))
+        part = _with_interval(part, classes=11)
+    certificates.write(left, part)
+    with pytest.raises(ExperimentError, match=f"part-1-of-2.npz is no part .* in {what}; delete"):
+        evaluate_run(workdir, OPTIONS)
+    assert left.exists()
+
+
+def _with_interval(found, classes):
+    """The same, with a method that was run on nothing."""
+    found.add_method("interval", classes)
+    return found
+
+
+def test_a_part_that_contradicts_the_whole_is_not_put_in(workdir):
+    path = workdir / "evaluations" / FILE
+    simulated(workdir, 2, stopped=(0, 1))
+    whole, left = certificates.read(path), shards.part_path(path, 0, 2)
+    part = certificates.read(left, part=True)
+    row = int(np.argmax(part.evaluation.resisted & part.attacked))
+    part.add_method("interval", classes=10)
+    part.run_by["interval"][row] = part.verified_by["interval"][row] = True
+    part.margins_by["interval"][row] = 1.0
+    part.margins_by["interval"][row, part.labels[row]] = 0.0
+    part.parts["interval"] = part.parts["attack"] | {"arithmetic": "exact-real", "dtype": "float32"}
+    certificates.write(left, part)
+    whole.attacked[part.index[row]] = True  # and broken
+    certificates.write(path, whole)
+    before = path.read_bytes()
+    with pytest.raises(ContradictionError, match=rf"example {part.index[row]} .* PGD breaks it"):
+        evaluate_run(workdir, OPTIONS)
+    assert path.read_bytes() == before
+    assert left.exists()
+
+
+def test_a_damaged_part_is_named(workdir):
+    path = workdir / "evaluations" / FILE
+    simulated(workdir, 2, stopped=(0, 1))
+    left = shards.part_path(path, 1, 2)
+    left.write_bytes(left.read_bytes()[:-100])
+    with pytest.raises(ExperimentError, match=r"part-1-of-2\.npz is not an evaluation file"):
+        evaluate_run(workdir, OPTIONS)
+    left.unlink()
+    left.mkdir()
+    with pytest.raises(ExperimentError, match=r"part-1-of-2\.npz .* expected a file"):
+        evaluate_run(workdir, OPTIONS)
+    path.unlink()
+    with pytest.raises(ExperimentError, match=r"part-1-of-2\.npz cannot be removed"):
+        evaluate_run(workdir, OPTIONS)
 
 
 def test_a_wrong_certificate_in_a_part_is_named_as_in_the_whole():
@@ -302,7 +368,7 @@ def test_two_processes_killed_half_way(workdir, reference, tmp_path):
     folder = workdir / "evaluations"
     parts = [shards.part_path(folder / FILE, process, 2) for process in range(2)]
     assert sorted(folder.iterdir()) == sorted([folder / FILE, *parts])
-    first, second = (certificates.read(part) for part in parts)
+    first, second = (certificates.read(part, part=True) for part in parts)
     # One is at its first method, one has attacked a batch; neither has half of the images.
     assert first.attacked.all()
     assert list(first.run_by) == ["interval"]

@@ -275,10 +275,91 @@ def test_other_weights_and_settings_are_refused(workdir, evaluated):
     assert named.path.name == "again.npz"
 
 
+def test_other_settings_never_pass_as_the_same(workdir, evaluated):
+    """Every setting that is right by itself, but not the one that is asked for, is named."""
+    path = workdir / "evaluations" / FILE
+    path.parent.mkdir()
+    for key, value in {
+        "images_sha256": "0" * 64,
+        "data": "UCI digits ",
+        "split": "validation",
+        "which": "last epoch (4)",
+        "eps": 0.030000000000000002,
+        "norm": "2",
+        "clip": None,
+        "attack.name": "PGD",
+        "attack.step_size": "eps / 5",
+        "attack.restarts": 1,
+        "attack.batch_size": 51,
+        "attack.seed": 1,
+    }.items():
+        found = certificates.read(evaluated.path)
+        group = found.metadata["settings"]
+        (group["attack"] if "." in key else group)[key.rpartition(".")[2]] = value
+        certificates.write(path, found)
+        with pytest.raises(ExperimentError, match=f"which differs in {key}; give"):
+            evaluate_run(workdir, OPTIONS)
+
+
+def test_arrays_of_another_network_never_pass_as_the_same(workdir, evaluated):
+    """Files that agree with themselves, with the settings that are asked for."""
+    path = workdir / "evaluations" / FILE
+    path.parent.mkdir()
+    other = certificates.read(evaluated.path)
+    for name, margins in other.margins_by.items():
+        other.margins_by[name] = np.concatenate(
+            [margins, np.full_like(margins[:, :1], 9.0)], axis=1
+        )
+    certificates.write(path, other)
+    certificates.read(path)
+    with pytest.raises(ExperimentError, match="which differs in the number of classes; give"):
+        evaluate_run(workdir, OPTIONS)
+
+    other = certificates.read(evaluated.path)._replace(run_by={}, verified_by={}, margins_by={})
+    other.metadata["parts"] = {"attack": other.parts["attack"]}
+    other.labels[3] += 1
+    certificates.write(path, other)
+    certificates.read(path)
+    with pytest.raises(ExperimentError, match="which differs in labels; give") as caught:
+        evaluate_run(workdir, OPTIONS)
+    assert str(caught.value).startswith(str(path))
+    _assert_same(evaluate_run(workdir, OPTIONS._replace(replace=True)).found, evaluated.found)
+
+
+def test_an_evaluation_begun_by_the_first_version_goes_on(workdir, evaluated):
+    """It did the clean pass batch by batch: what it has not seen yet seems misclassified."""
+    path = workdir / "evaluations" / FILE
+    settings = evaluated.found.metadata["settings"]
+    begun = certificates.nothing_found(evaluated.found.labels, LOSSES, settings)
+    begun.parts["attack"] = dict(evaluated.found.parts["attack"])
+    begun.attacked[:50] = True
+    begun.correct[:50] = evaluated.found.correct[:50]
+    certificates.write(path, begun)
+    found = evaluate_run(workdir, OPTIONS).found
+    _assert_same(found, evaluated.found)
+    assert found.errors() == evaluated.found.errors()
+
+
+def test_what_other_packages_attacked_is_forgotten(workdir, evaluated, monkeypatch):
+    """An image that they found correct and resisting may be misclassified now."""
+    _interrupt(monkeypatch, workdir, OPTIONS, writes=0)
+    path = workdir / "evaluations" / FILE
+    found = certificates.read(path)
+    wrong = int(np.argmin(evaluated.found.correct))
+    found.parts["attack"]["versions"]["jax"] = "0.0.1"
+    found.correct[wrong] = True
+    for resisted in found.resisted_by.values():
+        resisted[wrong] = True
+    certificates.write(path, found)
+    _assert_same(evaluate_run(workdir, OPTIONS).found, evaluated.found)
+
+
 def test_damaged_files_are_refused(evaluated, tmp_path):
     path = tmp_path / "half.npz"
     path.write_bytes(evaluated.path.read_bytes()[:3000])
-    with pytest.raises(ExperimentError, match=r"half\.npz is no file of evaluations"):
+    with pytest.raises(
+        ExperimentError, match=r"half\.npz is not an evaluation file: the archive is"
+    ):
         certificates.read(path)
     found = certificates.read(evaluated.path)
     first = int(np.argmin(found.verified_by["interval"]))
@@ -286,6 +367,22 @@ def test_damaged_files_are_refused(evaluated, tmp_path):
     certificates.write(path, found)
     with pytest.raises(ExperimentError, match=rf"interval of example {first} \(1 in all\) is not"):
         certificates.read(path)
+
+
+def test_damaged_files_end_the_command_with_one_line(workdir, evaluated, capsys):
+    path = workdir / "evaluations" / FILE
+    path.parent.mkdir()
+    shutil.copy(evaluated.path, path)
+    found = certificates.read(path)
+    certificates.write(path, found._replace(attacked=found.attacked[:-1]))
+    command = [f"--workdir={workdir}", "--methods=interval", "--count=130", "--pgd-steps=3"]
+    with pytest.raises(SystemExit):
+        main([*command, "--batch-size=50"])
+    errors = capsys.readouterr().err
+    assert errors.startswith(
+        f"error: {path} is not an evaluation file: attacked must be bool [130]"
+    )
+    assert errors.count("\n") == 1
 
 
 def test_a_wrong_certificate_is_found(workdir, monkeypatch, capsys):

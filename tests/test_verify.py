@@ -9,7 +9,7 @@ from jax import numpy as jnp
 
 from boundjax import UnsupportedOpError, verify, vnnlib
 from boundjax.verify import __main__ as command
-from boundjax.verify import search
+from boundjax.verify import boxes, search
 from boundjax.verify.programs import Programs
 
 
@@ -183,7 +183,7 @@ def test_halves_cover_the_box():
     upper = np.array([[1.0, 8.0], [np.nextafter(np.float32(1), np.float32(2)), 8.0], [5.0, 5.0]])
     influence = np.array([[2.0, 1.0], [9.0, np.nan], [1.0, 1.0]], np.float32)
     width = np.full_like(lower, 8.0)
-    (first, second), stuck = search._halve(lower, upper.astype(np.float32), influence, width)
+    (first, second), stuck = boxes.halve(lower, upper.astype(np.float32), influence, width)
     assert stuck.tolist() == [False, False, True]
     assert first[1].tolist() == [[0.5, 8.0], [float(upper[1, 0]), 4.0]]
     assert second[0].tolist() == [[0.5, 0.0], [1.0, 4.0]]

@@ -156,7 +156,8 @@ class Extremum(Op):
     """Maximum (``sign`` = 1) or minimum (-1) over windows.
 
     ``windows(node, *perturbed)`` is a linear map to ``[*out, K]``; ``valid(node)`` a boolean
-    ``[*out, K]`` that is False at padding, or None.
+    ``[*out, K]`` that is False at padding, or None. Lines may be infinite (``partial``, as of
+    ``Scalar``): a window of nothing but padding has the value -inf (inf).
     """
 
     is_nonlinear: ClassVar[bool] = True
@@ -164,6 +165,7 @@ class Extremum(Op):
     sign: int
     windows: Callable[..., Array]
     valid: Callable[[Node], Array | None] = lambda node: None
+    partial: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
+import jax.numpy as jnp
 from chex import Array
 
-from boundjax.ir.families import Expansion, Refused
+from boundjax.ir.families import Expansion, Extremum, Joint, Refused, Scalar, Structural
 from boundjax.ir.node import Node, Op
 
 
@@ -33,8 +35,34 @@ def register(op: Op) -> Op:
 
 
 def resolve(node: Node) -> Op | None:
-    """The entry that covers ``node``, or None."""
-    return next((op for op in _TABLE.get(node.primitive, ()) if op.accepts(node)), None)
+    """The entry that covers ``node``, or None.
+
+    An empty operand does not depend on the input: a value with one is expanded to the same op of an
+    empty constant. Layers are not, so that ``lipschitz`` can name one that has no units.
+    """
+    op = next((op for op in _TABLE.get(node.primitive, ()) if op.accepts(node)), None)
+    empty = not all(math.prod(shape.shape) for shape in node.input_shapes)
+    if empty and node.size and isinstance(op, (Structural, Scalar, Extremum, Joint)):
+        return _OF_EMPTY_CONSTANTS
+    return op
+
+
+def _with_empty_constants(node: Node) -> Callable[..., Array]:
+    """The node's function, with constants in place of its perturbed operands that are empty."""
+
+    def function(*operands: Array) -> Array:
+        shapes = iter(node.input_shapes)
+        values = []
+        for operand, perturbed in zip(operands, node.perturbed, strict=True):
+            shape = next(shapes) if perturbed else None
+            empty = shape is not None and not math.prod(shape.shape)
+            values.append(jnp.zeros(shape.shape, shape.dtype) if empty else operand)
+        return node.evaluate(*values)
+
+    return function
+
+
+_OF_EMPTY_CONSTANTS = Expansion(name="of empty constants", expand=_with_empty_constants)
 
 
 def is_refused(primitive: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from boundjax.onnx.node import Node
+from boundjax.ops import integers
 
 Value = Any  # np.ndarray while constants are folded, else a JAX array
 # Unrolled by ArgMax.
@@ -39,11 +41,19 @@ def binary(name: str) -> Callable[[Node, Value, Value], Value]:
     return lambda node, x, y: getattr(node.xp, name)(*_same_rank(node, x, y))
 
 
-def variadic(name: str) -> Callable[..., Value]:
+def variadic(function: Callable[[Node, Value, Value], Value]) -> Callable[..., Value]:
     """A function of two operands, applied to any number of them from the left."""
-    return lambda node, *values: reduce(
-        lambda x, y: getattr(node.xp, name)(*_same_rank(node, x, y)), values
-    )
+    return lambda node, *values: reduce(lambda x, y: function(node, x, y), values)
+
+
+def arithmetic(function: Callable[..., Value]) -> Callable[..., Value]:
+    """A function whose value may be too large an integer, see `boundjax.ops.integers.exact`."""
+
+    def apply(node: Node, *values: Value) -> Value:
+        result = function(node, *values)
+        return integers.exact(result) if node.computes_integers else result
+
+    return apply
 
 
 def divide(node: Node, x: Value, y: Value) -> Value:
@@ -82,6 +92,8 @@ def reduction(name: str) -> Callable[..., Value]:
         if not chosen and empty_is_identity:
             return x
         chosen = node.axes(chosen or range(x.ndim), x.ndim)
+        if name == "sum" and node.computes_integers:
+            x = integers.exact(x, terms=math.prod(x.shape[axis] for axis in chosen))
         result = getattr(node.xp, name)(x, axis=chosen, keepdims=keepdims)
         # numpy counts in its widest integer.
         return np.asarray(result, x.dtype) if node.xp is np else result

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,9 @@ def read(path: str | os.PathLike, max_bytes: int) -> File:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own exceptions have no common public base
         raise OnnxError("expected an ONNX model, got a truncated or different file") from error
+    outside = next(_stored_outside(onnx, model), None)
+    if outside is not None:
+        raise OnnxError(f"{outside} is stored outside the file; save the model as one file")
     if model.ir_version < 1 or not model.graph.output:
         raise OnnxError("expected an ONNX model, got a file without a graph")
     opset = _opset(model)
@@ -115,11 +118,40 @@ def _text(value: str | bytes) -> str:
     return value
 
 
+def _stored_outside(onnx: Any, message: Any, what: str = "tensor", of: str = "") -> Iterator[str]:
+    """The tensors anywhere in a message whose content is in another file, as errors name them.
+
+    Also in what is never evaluated (branches, functions, unused nodes): onnxruntime, which has the
+    last word on counterexamples, would open those files.
+
+    Args:
+      onnx: the package.
+      message: of any protobuf type.
+      what: what the message is where it stands.
+      of: the node around it.
+    """
+    if isinstance(message, onnx.TensorProto):
+        if message.data_location == onnx.TensorProto.EXTERNAL or message.external_data:
+            yield f"{what} {shown(_text(message.name))}{of}"
+        return
+    if isinstance(message, onnx.NodeProto) and not of:
+        name = _text(message.name) or _text(next(iter(message.output), ""))
+        of = f" of node {shown(name)}"
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            what = "initializer" if field.name == "initializer" else "tensor"
+            for part in [value] if hasattr(value, "DESCRIPTOR") else value:
+                yield from _stored_outside(onnx, part, what, of)
+
+
 def _opset(model: Any) -> int:
-    versions = [entry.version for entry in model.opset_import if entry.domain in _DOMAINS]
-    if len(versions) != 1 or versions[0] < 1:
-        raise OnnxError(f"expected one version of the default operator set, got {versions}")
-    return versions[0]
+    versions = {entry.version for entry in model.opset_import if entry.domain in _DOMAINS}
+    if len(versions) != 1 or min(versions) < 1:
+        raise OnnxError(
+            f"expected one version of the default operator set, got {sorted(versions)[:8]}; "
+            "export the model again"
+        )
+    return versions.pop()
 
 
 def _only(variables: list[Any], role: str) -> Variable:
@@ -146,8 +178,6 @@ def _only(variables: list[Any], role: str) -> Variable:
 
 
 def _array(onnx: Any, tensor: Any, what: str) -> np.ndarray:
-    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-        raise OnnxError(f"{what} is stored outside the file; save the model as one file")
     if tensor.data_type not in DTYPES:
         raise OnnxError(
             f"{what}: expected float32, int32, int64 or bool, "

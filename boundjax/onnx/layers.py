@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from boundjax.onnx.node import Node
+from boundjax.ops.extremum import Pooling, pooled
 
 Value = Any  # np.ndarray while constants are folded, else a JAX array
 _EXACT = lax.Precision.HIGHEST
@@ -195,16 +196,13 @@ def _pooling_window(node: Node, x: Value) -> tuple[_Window, tuple[tuple[int, int
     return window, tuple(pads)
 
 
-def _reduce_window(
-    x: Value, start: float, function: Callable[..., Value], window: _Window, pads: Any
-) -> Value:
-    return lax.reduce_window(
-        x,
-        np.float32(start),
-        function,
-        (1, 1, *window.size),
-        (1, 1, *window.strides),
-        ((0, 0), (0, 0), *pads),
+def _pooling(sign: int, window: _Window, pads: Any) -> Pooling:
+    return Pooling(
+        sign,
+        window_dimensions=(1, 1, *window.size),
+        window_strides=(1, 1, *window.strides),
+        padding=((0, 0), (0, 0), *pads),
+        base_dilation=(1,) * (2 + len(window.size)),
         window_dilation=(1, 1, *window.dilations),
     )
 
@@ -213,7 +211,10 @@ def max_pool(node: Node, x: Value) -> Value:
     """MaxPool; the indices, its second value, are not given."""
     window, pads = _pooling_window(node, x)
     node.read.add("storage_order")  # of the indices only
-    return _reduce_window(x, -np.inf, lax.max, window, pads)
+    pooling = _pooling(1, window, pads)
+    if pooling.dilated:  # JAX has no gradient for it
+        return pooled(x, pooling)
+    return lax.reduce_window(x, np.float32(-np.inf), lax.max, *pooling[1:])
 
 
 def average_pool(node: Node, x: Value) -> Value:
@@ -232,7 +233,7 @@ def average_pool(node: Node, x: Value) -> Value:
         )
         inside = ((taps >= first) & (taps < last)).sum(axis=1)
         counts = counts[..., None] * inside.astype(np.float32)
-    total = _reduce_window(x, 0.0, lax.add, window, pads)
+    total = lax.reduce_window(x, np.float32(0), lax.add, *_pooling(1, window, pads)[1:])
     if (counts == math.prod(window.size)).all():
         return total / np.float32(math.prod(window.size))
     return total / counts

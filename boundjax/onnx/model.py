@@ -16,8 +16,6 @@ from boundjax.onnx.file import File, read
 from boundjax.onnx.node import Node, OnnxError, check_bytes, shown
 from boundjax.onnx.operators import OPERATORS, Operator
 
-# Above it float32 skips integers.
-_EXACT_INTEGERS = 2**24
 # Characters of an error.
 _LONGEST = 500
 
@@ -284,11 +282,15 @@ class _Builder:
             return self._fold(node, operator, operands)
         if kind == "i" and operator.constant_integers:
             raise node.error("divides integers that depend on the input, which is not supported")
+        kinds = tuple(_kind(v) if k in places else "" for k, v in enumerate(operands))
+        node = dataclasses.replace(node, kinds=kinds)
+        perturbed = [k for k in places if isinstance(operands[k], _Perturbed)]
         # Values that do not depend on the input stay numpy's, as they are when the step is run.
-        constants = [_as_float(node, v) if k in places else v for k, v in enumerate(operands)]
-        places = [k for k in places if isinstance(operands[k], _Perturbed)]
+        for k in places:
+            if k not in perturbed:
+                operands[k] = node.carried(operands[k])
+        places = perturbed
         structures = [_structure(operands[k]) for k in places]
-        operands = constants
         shapes = _shapes(node, call, structures)
         for shape in shapes:
             node.check_size(shape)
@@ -324,15 +326,6 @@ def _kind(value: np.ndarray | _Perturbed) -> str:
 def _structure(value: np.ndarray | _Perturbed) -> jax.ShapeDtypeStruct:
     dtype = jnp.bool_ if _kind(value) == "b" else jnp.float32
     return jax.ShapeDtypeStruct(value.shape, dtype)
-
-
-def _as_float(node: Node, value: np.ndarray | _Perturbed | None) -> Any:
-    """A constant beside perturbed integers, as float32 like them."""
-    if not isinstance(value, np.ndarray) or value.dtype.kind != "i":
-        return value
-    if value.size and max(-int(value.min()), int(value.max())) > _EXACT_INTEGERS:
-        raise node.error("has integers beyond 2^24, which float32 does not hold")
-    return value.astype(np.float32)
 
 
 def _shapes(node: Node, call: Any, structures: list[Any]) -> list[tuple[int, ...]]:

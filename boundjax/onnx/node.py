@@ -14,6 +14,8 @@ import numpy as np
 DTYPES: Mapping[int, Any] = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_}
 # Shapes, axes and paddings are short; a longer one is not a network but an attack on the memory.
 _MOST_INTEGERS = 4096
+# Above it float32 skips integers.
+_LARGEST_EXACT = 2**24
 
 
 class OnnxError(ValueError):
@@ -46,6 +48,8 @@ class Node:
       outputs: names of the values it gives.
       max_bytes: largest value it may give.
       xp: numpy while constants are folded, else ``jax.numpy``.
+      kinds: of its operands, where one depends on the input: "f", "i" (carried as float32), "b",
+        or "" for one that is left out or must be known.
       read: the attributes that the operator has asked for; the others are refused.
     """
 
@@ -56,6 +60,7 @@ class Node:
     outputs: tuple[str, ...]
     max_bytes: int
     xp: Any = jnp
+    kinds: tuple[str, ...] = ()
     read: set[str] = dataclasses.field(default_factory=set)
 
     def error(self, message: str) -> OnnxError:
@@ -131,6 +136,19 @@ class Node:
                 f"got {operand.dtype} of shape {operand.shape}"
             )
         return tuple(int(v) for v in operand.reshape(-1))
+
+    @property
+    def computes_integers(self) -> bool:
+        """Whether it computes integers that depend on the input, which are carried as float32."""
+        return self.xp is not np and "i" in self.kinds
+
+    def carried(self, constant: np.ndarray) -> np.ndarray:
+        """A constant beside integers that depend on the input: as float32, like them."""
+        if constant.dtype.kind != "i":
+            return constant
+        if constant.size and max(-int(constant.min()), int(constant.max())) > _LARGEST_EXACT:
+            raise self.error("has integers beyond 2^24, which float32 does not hold")
+        return constant.astype(np.float32)
 
     def known_number(self, operand: np.ndarray) -> Any:
         """A known operand of one element, as a numpy scalar."""

@@ -102,6 +102,12 @@ def _unary(function: Callable[[Any], Any]) -> Operator:
     return Operator(lambda node, x: function(x))
 
 
+_arithmetic = elementwise.arithmetic
+_add, _subtract, _multiply = (
+    _arithmetic(elementwise.binary(name)) for name in ("add", "subtract", "multiply")
+)
+_maximum, _minimum = (elementwise.binary(name) for name in ("maximum", "minimum"))
+
 OPERATORS: Mapping[str, Operator] = {
     # Values from nowhere, and shapes.
     "Constant": Operator(shaping.constant, operands=(0, 0)),
@@ -129,16 +135,16 @@ OPERATORS: Mapping[str, Operator] = {
     "Upsample": Operator(shaping.resize, _floats, (1,), _PAIR),
     "Unsqueeze": Operator(shaping.unsqueeze, _any, (1,), (1, 2)),
     # Arithmetic.
-    "Add": Operator(elementwise.binary("add"), _numbers, operands=_PAIR),
-    "Sub": Operator(elementwise.binary("subtract"), _numbers, operands=_PAIR),
-    "Mul": Operator(elementwise.binary("multiply"), _numbers, operands=_PAIR),
+    "Add": Operator(_add, _numbers, operands=_PAIR),
+    "Sub": Operator(_subtract, _numbers, operands=_PAIR),
+    "Mul": Operator(_multiply, _numbers, operands=_PAIR),
     "Div": Operator(elementwise.divide, _numbers, operands=_PAIR, constant_integers=True),
     "Pow": Operator(elementwise.power, operands=_PAIR),
-    "Sum": Operator(elementwise.variadic("add"), _numbers, operands=(1, _MANY)),
-    "Max": Operator(elementwise.variadic("maximum"), _numbers, operands=(1, _MANY)),
-    "Min": Operator(elementwise.variadic("minimum"), _numbers, operands=(1, _MANY)),
-    "Abs": Operator(elementwise.unary("abs"), _numbers),
-    "Neg": Operator(elementwise.unary("negative"), _numbers),
+    "Sum": Operator(elementwise.variadic(_add), _numbers, operands=(1, _MANY)),
+    "Max": Operator(elementwise.variadic(_maximum), _numbers, operands=(1, _MANY)),
+    "Min": Operator(elementwise.variadic(_minimum), _numbers, operands=(1, _MANY)),
+    "Abs": Operator(_arithmetic(elementwise.unary("abs")), _numbers),
+    "Neg": Operator(_arithmetic(elementwise.unary("negative")), _numbers),
     "Sign": Operator(elementwise.unary("sign"), _numbers),
     # Predicates.
     "Equal": Operator(elementwise.binary("equal"), _equality, operands=_PAIR),
@@ -155,7 +161,7 @@ OPERATORS: Mapping[str, Operator] = {
     "ReduceMean": Operator(elementwise.reduction("mean"), _floats, (1,), (1, 2)),
     "ReduceMax": Operator(elementwise.reduction("max"), _numbers, (1,), (1, 2)),
     "ReduceMin": Operator(elementwise.reduction("min"), _numbers, (1,), (1, 2)),
-    "ReduceProd": Operator(elementwise.reduction("prod"), _numbers, (1,), (1, 2)),
+    "ReduceProd": Operator(_arithmetic(elementwise.reduction("prod")), _numbers, (1,), (1, 2)),
     "ArgMax": Operator(elementwise.argmax, _index),
     # Smooth functions and activations.
     "Atan": _unary(jnp.arctan),

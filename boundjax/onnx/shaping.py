@@ -1,7 +1,8 @@
 """Operators that move values or compute shapes; they take integers too.
 
 Integers that depend on the network's input are carried as float32: JAX has no 64-bit integers by
-default, and bounds are of floating-point values. Counts and indices are exact below 2^24.
+default, and bounds are of floating-point values. Where that would be wrong (a cast outside of the
+type's range, arithmetic beyond 2^24) bounds are NaN, see `boundjax.ops.integers`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from boundjax.onnx.node import DTYPES, Node
+from boundjax.ops import integers
 
 Value = Any  # np.ndarray while constants are folded, else a JAX array
 
@@ -92,17 +94,35 @@ def cast_kind(node: Node) -> str:
 
 
 def cast(node: Node, x: Value) -> Value:
-    """Cast; a number that depends on the input stays float32, rounded towards 0."""
+    """Cast; a number that depends on the input stays float32, rounded towards 0.
+
+    What the integer type cannot hold has no bounds, and no value where it is known.
+    """
     kind = cast_kind(node)
+    dtype = np.dtype(DTYPES[node.integer("to")])
     node.integer("saturate", 1)  # of 8-bit floats only
     if node.xp is np:
-        return x.astype(DTYPES[node.integer("to")])
+        if kind == "i" and x.dtype.kind == "f":
+            _require_held(node, x, dtype)
+        return x.astype(dtype)
     if kind == "b":
         return x if x.dtype == jnp.bool_ else x != 0
     if x.dtype == jnp.bool_:
         return x.astype(jnp.float32)
-    if kind == "f":
-        return x
+    return x if kind == "f" else _truncated(x, dtype)
+
+
+def _require_held(node: Node, x: np.ndarray, dtype: np.dtype) -> None:
+    """Raises OnnxError for a number that the integer type cannot hold: runtimes differ on it."""
+    least, end = float(np.iinfo(dtype).min), -float(np.iinfo(dtype).min)
+    outside = ~((x >= least) & (x < end))
+    if outside.any():
+        raise node.error(f"expected numbers that {dtype} can hold, got {x[outside].flat[0]}")
+
+
+def _truncated(x: Value, dtype: np.dtype) -> Value:
+    """`x` rounded towards 0 where the integer type holds it."""
+    x = integers.held_by(x, dtype)
     # jnp.trunc selects on the sign of x, which costs bounds their tightness; this is monotone.
     return jnp.floor(jax.nn.relu(x)) - jnp.floor(jax.nn.relu(-x))
 
@@ -152,7 +172,10 @@ def gather(node: Node, x: Value, indices: np.ndarray) -> Value:
 
 
 def one_hot(node: Node, indices: Value, depth: np.ndarray, values: Value) -> Value:
-    """OneHot: ``values`` are the two that stand for off and on; negative indices wrap."""
+    """OneHot: ``values`` are the two that stand for off and on; negative indices wrap.
+
+    Indices that are no integers are cast to int64 first.
+    """
     count = int(node.known_number(depth))
     axis = node.integer("axis", -1)
     rank = indices.ndim + 1
@@ -164,6 +187,11 @@ def one_hot(node: Node, indices: Value, depth: np.ndarray, values: Value) -> Val
     xp = node.xp
     full = (*indices.shape[:axis], count, *indices.shape[axis:])
     node.check_size(full)
+    if xp is np and indices.dtype.kind == "f":
+        _require_held(node, indices, np.dtype(np.int64))
+        indices = indices.astype(np.int64)
+    elif xp is not np and node.kinds[0] == "f":
+        indices = _truncated(indices, np.dtype(np.int64))
     indices = xp.expand_dims(indices, axis)
     place = np.arange(count).reshape([-1 if i == axis else 1 for i in range(rank)])
     place = place.astype(indices.dtype)
@@ -186,7 +214,10 @@ def pad(
     """Pad with a constant; negative pads crop."""
     node.only("mode", "constant")
     amounts = node.integers_of("pads", pads)
-    fill = np.float32(node.number("value", 0.0)) if value is None else node.known_number(value)
+    if value is None:
+        fill = np.float32(node.number("value", 0.0))
+    else:
+        fill = node.known_number(node.carried(value) if node.computes_integers else value)
     chosen = range(x.ndim) if axes is None else node.axes(node.known_integers(axes), x.ndim)
     if amounts is None or len(amounts) != 2 * len(chosen):
         raise node.error(f"expected {2 * len(chosen)} pads, got {amounts}")

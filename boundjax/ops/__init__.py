@@ -18,10 +18,11 @@ from boundjax.ops import affine as _affine
 from boundjax.ops import control as _control
 from boundjax.ops import extremum as _extremum
 from boundjax.ops import hinge as _hinge
+from boundjax.ops import integers as _integers
 from boundjax.ops import normalization as _normalization
 from boundjax.ops import product as _product
 from boundjax.ops import refused as _refused
 from boundjax.ops import selection as _selection
 
-del _activations, _affine, _control, _extremum, _hinge, _normalization, _product
+del _activations, _affine, _control, _extremum, _hinge, _integers, _normalization, _product
 del _refused, _selection

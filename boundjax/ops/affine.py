@@ -6,6 +6,8 @@ and affine maps without a word, so it is only ever applied to an equation whose 
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from chex import Array
@@ -14,7 +16,7 @@ from boundjax.ir.families import Structural, Weighted
 from boundjax.ir.node import Node, Op
 from boundjax.ir.table import register
 from boundjax.ops import convolution, local, matmul
-from boundjax.windows import Rows, Windowed, dense
+from boundjax.windows import Rows, Windowed, dense, values_of
 
 
 def pull_back(node: Node, rows: Rows) -> tuple[Rows, ...]:
@@ -28,6 +30,10 @@ def pull_back(node: Node, rows: Rows) -> tuple[Rows, ...]:
       One array ``[m, *input.shape]`` per perturbed operand; in windows if the rows are, and the op
       can keep them there.
     """
+    if not node.size or not any(math.prod(shape.shape) for shape in node.input_shapes):
+        # No elements that could depend on others: windows and products of matrices want some.
+        count = len(values_of(rows))
+        return tuple(jnp.zeros((count, *s.shape), rows.dtype) for s in node.input_shapes)
     if isinstance(rows, Windowed):
         found = local.pull_back(node, rows)
         if found is not None:
@@ -52,6 +58,11 @@ def _only_first(node: Node) -> bool:
 
 def _exactly_one(node: Node) -> bool:
     return sum(node.perturbed) == 1
+
+
+def _is_number(node: Node) -> bool:
+    """Not a predicate: JAX multiplies matrices of booleans, too."""
+    return jnp.issubdtype(node.dtype, jnp.floating)
 
 
 def _same_dtype(node: Node) -> bool:
@@ -79,7 +90,8 @@ def _dense_magnitude(node: Node, radius: Array) -> Array:
     if not _is_dense(node):
         return node.apply(radius, constants=jnp.abs)
     weights = node.constants[0].astype(radius.dtype)
-    product = matmul.absolute_product(radius.reshape(-1, radius.shape[-1]), weights)
+    *lead, size = radius.shape
+    product = matmul.absolute_product(radius.reshape(math.prod(lead), size), weights)
     return product.reshape(node.shape)
 
 
@@ -169,14 +181,14 @@ def _table() -> tuple[Op, ...]:
         Weighted(
             name="dot_general",
             note="one constant factor; dense",
-            accepts=_exactly_one,
+            accepts=lambda node: _exactly_one(node) and _is_number(node),
             transpose=_dense,
             magnitude=_dense_magnitude,
         ),
         Weighted(
             name="conv_general_dilated",
             note="constant kernel; stride, padding, groups, dilation",
-            accepts=_only_first,
+            accepts=lambda node: _only_first(node) and _is_number(node),
             transpose=convolution.pull_back,
             local=convolution.LOCAL,
         ),

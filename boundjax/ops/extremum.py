@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
 from jax import lax
 
-from boundjax.ir.families import Extremum, Lines
+from boundjax.ir.composite import composite
+from boundjax.ir.families import Expansion, Extremum, Lines
 from boundjax.ir.node import Node
 from boundjax.ir.table import register
 from boundjax.ops import piecewise
@@ -28,7 +34,8 @@ def window_lines(op: Extremum, lower: Array, upper: Array, valid: Array | None) 
       largest lower bound, ``m`` that of the largest upper bound and ``v`` the largest of the other
       upper bounds: ``max x >= x_i`` and ``max x <= max(x_m, v) <=`` the chord of that hinge on
       ``[lower_m, upper_m]``. The chord is ``x_m`` itself where ``m`` dominates, and never looser
-      than the constant ``upper_m``.
+      than the constant ``upper_m``. A window without entries has the value -inf, and its lines
+      have, too.
     """
     if op.sign < 0:
         lower, upper = -upper, -lower
@@ -36,6 +43,9 @@ def window_lines(op: Extremum, lower: Array, upper: Array, valid: Array | None) 
         lower = jnp.where(valid, lower, -jnp.inf)
         upper = jnp.where(valid, upper, -jnp.inf)
     count = lower.shape[-1]
+    if not count:
+        constant = jnp.full(lower.shape[:-1], -op.sign * jnp.inf, lower.dtype)
+        return Lines(lower, constant, upper, constant)
     best_lower = _one_hot(jnp.argmax(lower, axis=-1), count, lower.dtype)
     largest = jnp.argmax(upper, axis=-1)
     chosen = _one_hot(largest, count, upper.dtype)
@@ -52,14 +62,17 @@ def window_lines(op: Extremum, lower: Array, upper: Array, valid: Array | None) 
     chord = piecewise.through_ends(at_kink, at_kink, at_upper, above=True)
     intercept = jnp.where(dominates, 0.0, chord)
     slopes = chosen * slope[..., None]
-    bad = jnp.isnan(lower).any(axis=-1) | jnp.isnan(upper).any(axis=-1)
+    below = jnp.zeros_like(slope)
     if valid is not None:
-        bad = bad | ~valid.any(axis=-1)  # a window of nothing but padding has the value -inf
-    intercept = jnp.where(bad, jnp.nan, intercept)
+        nothing = ~valid.any(axis=-1)
+        best_lower, slopes = (jnp.where(nothing[..., None], 0.0, s) for s in (best_lower, slopes))
+        below, intercept = (jnp.where(nothing, -jnp.inf, line) for line in (below, intercept))
+    bad = jnp.isnan(lower).any(axis=-1) | jnp.isnan(upper).any(axis=-1)
+    below, intercept = (jnp.where(bad, jnp.nan, line) for line in (below, intercept))
     if op.sign > 0:
-        return Lines(best_lower, jnp.where(bad, jnp.nan, jnp.zeros_like(slope)), slopes, intercept)
+        return Lines(best_lower, below, slopes, intercept)
     # min x = -max(-x): the slopes stay, the intercepts and the roles of the lines turn over.
-    return Lines(slopes, -intercept, best_lower, jnp.where(bad, jnp.nan, jnp.zeros_like(slope)))
+    return Lines(slopes, -intercept, best_lower, -below)
 
 
 def _one_hot(index: Array, count: int, dtype: np.dtype) -> Array:
@@ -67,35 +80,107 @@ def _one_hot(index: Array, count: int, dtype: np.dtype) -> Array:
     return (index[..., None] == jnp.arange(count).reshape(shape)).astype(dtype)
 
 
-def _pool_windows(node: Node, value: Array) -> Array:
+class Pooling(NamedTuple):
+    """The parameters of a pooling, as of ``lax.reduce_window``; ``sign`` is -1 for the minimum."""
+
+    sign: int
+    window_dimensions: tuple[int, ...]
+    window_strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    base_dilation: tuple[int, ...]
+    window_dilation: tuple[int, ...]
+
+    @property
+    def dilated(self) -> bool:
+        """Whether windows or inputs are dilated, for which JAX has no gradient."""
+        return any(d != 1 for d in (*self.base_dilation, *self.window_dilation))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def pooled(value: Array, pooling: Pooling) -> Array:
+    """Maximum (minimum) pooling with a gradient: that of the first entry that is attained.
+
+    JAX has none for dilated windows. Bounds are those of ``lax.reduce_window``, as which it is
+    traced.
+
+    Args:
+      value: floating-point, of any rank.
+      pooling: one entry per axis.
+    """
+    start = np.asarray(-pooling.sign * np.inf, value.dtype)  # known, as JAX looks at it
+    return lax.reduce_window(value, start, lax.max if pooling.sign > 0 else lax.min, *pooling[1:])
+
+
+@pooled.defjvp
+def _(pooling: Pooling, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (value,), (tangent,) = primals, tangents
+    result = pooled(value, pooling)
+    entries = pooling.sign * _entries(pooling, result.shape, value)
+    valid = _valid(pooling, result.shape, value)
+    if valid is not None:
+        entries = jnp.where(valid, entries, -jnp.inf)
+    first = _one_hot(jnp.argmax(entries, axis=-1), entries.shape[-1], bool)
+    changes = _entries(pooling, result.shape, tangent)
+    return result, jnp.sum(jnp.where(first, changes, jnp.zeros_like(changes)), axis=-1)
+
+
+def _entries(pooling: Pooling, out: tuple[int, ...], value: Array) -> Array:
     """``[*shape]`` -> ``[*out, K]``, zeros at padding; strided slices, as they transpose fast."""
-    p = node.params
-    rank = value.ndim
     config = [
         (low, high, dilation - 1)
-        for (low, high), dilation in zip(p["padding"], p["base_dilation"], strict=True)
+        for (low, high), dilation in zip(pooling.padding, pooling.base_dilation, strict=True)
     ]
     padded = lax.pad(value, jnp.zeros((), value.dtype), config)
+    strides = pooling.window_strides
     pieces = []
-    for position in itertools.product(*(range(w) for w in p["window_dimensions"])):
-        start = [k * d for k, d in zip(position, p["window_dilation"], strict=True)]
-        limit = [start[a] + (node.shape[a] - 1) * p["window_strides"][a] + 1 for a in range(rank)]
-        pieces.append(lax.slice(padded, start, limit, p["window_strides"]))
+    for position in itertools.product(*(range(w) for w in pooling.window_dimensions)):
+        start = [k * d for k, d in zip(position, pooling.window_dilation, strict=True)]
+        limit = [s + (n - 1) * step + 1 for s, n, step in zip(start, out, strides, strict=True)]
+        pieces.append(lax.slice(padded, start, limit, strides))
     return jnp.stack(pieces, axis=-1)
 
 
-def _pool_valid(node: Node) -> Array | None:
-    p = node.params
-    no_padding = all(low <= 0 and high <= 0 for low, high in p["padding"])
-    if no_padding and all(d == 1 for d in p["base_dilation"]):
+def _valid(pooling: Pooling, out: tuple[int, ...], value: Array) -> Array | None:
+    """``[*out, K]``, False at padding; None where there is none."""
+    no_padding = all(low <= 0 and high <= 0 for low, high in pooling.padding)
+    if no_padding and all(d == 1 for d in pooling.base_dilation):
         return None
-    return _pool_windows(node, jnp.ones(node.input_shapes[0].shape, node.dtype)) > 0
+    return _entries(pooling, out, jnp.ones(value.shape, value.dtype)) > 0
+
+
+def _pooling(node: Node) -> Pooling:
+    sign = 1 if node.primitive == "reduce_window_max" else -1
+    return Pooling(sign, *(tuple(node.params[name]) for name in Pooling._fields[1:]))
+
+
+def _without_gradient(node: Node) -> bool:
+    """Whether JAX cannot differentiate the equation, and so no bounds of it."""
+    return _pooling(node).dilated and "sign" not in node.params
+
+
+def _with_gradient(node: Node) -> Callable[[Array], Array]:
+    """`pooled`, with the parameters of the equation and the sign, which tells it from that."""
+
+    def pool(value: Array, **pooling: Any) -> Array:
+        return pooled(value, Pooling(**pooling))
+
+    params = _pooling(node)._asdict()
+    return lambda value: composite(node.primitive, pool, value, **params)
+
+
+def _pool_windows(node: Node, value: Array) -> Array:
+    return _entries(_pooling(node), node.shape, value)
+
+
+def _pool_valid(node: Node) -> Array | None:
+    (shape,) = node.input_shapes
+    return _valid(_pooling(node), node.shape, jnp.zeros(shape.shape, node.dtype))
 
 
 def _reduce_windows(node: Node, value: Array) -> Array:
     axes = tuple(node.params["axes"])
     moved = jnp.moveaxis(value, axes, range(value.ndim - len(axes), value.ndim))
-    return moved.reshape(*node.shape, -1)
+    return moved.reshape(*node.shape, math.prod(value.shape[axis] for axis in axes))
 
 
 def _pair_windows(node: Node, left: Array, right: Array) -> Array:
@@ -109,6 +194,14 @@ def _both_perturbed(node: Node) -> bool:
 
 
 for _name, _sign in (("max", 1), ("min", -1)):
+    register(
+        Expansion(
+            name=f"reduce_window_{_name}",
+            note="with dilations: the same with a gradient",
+            accepts=_without_gradient,
+            expand=_with_gradient,
+        )
+    )
     register(
         Extremum(
             name=f"reduce_window_{_name}",

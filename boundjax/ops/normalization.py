@@ -6,6 +6,7 @@ They occur as named composites: patterns of a traced function are written as one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -32,7 +33,7 @@ from boundjax.sets.interval import Interval
 
 def logsumexp(x: Array, axes: tuple[int, ...]) -> Array:
     """``log sum exp(x)`` over ``axes``, which are dropped."""
-    shift = lax.stop_gradient(jnp.max(x, axes, keepdims=True))
+    shift = lax.stop_gradient(jnp.max(x, axes, keepdims=True, initial=-jnp.inf))
     shift = jnp.where(jnp.isfinite(shift), shift, 0.0)
     return jnp.log(jnp.sum(jnp.exp(x - shift), axes)) + jnp.squeeze(shift, axes)
 
@@ -60,8 +61,9 @@ def _axes(node: Node, ndim: int) -> tuple[int, ...]:
 
 def _to_rows(value: Array, axes: tuple[int, ...]) -> Array:
     """``[..., n]``: the axes moved to the end and made one."""
-    moved = jnp.moveaxis(value, axes, range(value.ndim - len(axes), value.ndim))
-    return moved.reshape(*moved.shape[: value.ndim - len(axes)], -1)
+    kept = value.ndim - len(axes)
+    moved = jnp.moveaxis(value, axes, range(kept, value.ndim))
+    return moved.reshape(*moved.shape[:kept], math.prod(moved.shape[kept:]))
 
 
 def _from_rows(rows: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Array:

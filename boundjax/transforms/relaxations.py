@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -53,11 +52,11 @@ class Relaxations:
 
     def detached(self) -> Relaxations:
         """The same bounds as constants for differentiation: an outer gradient sees none of it."""
-        twin = copy.copy(self)
-        twin.graph = self.graph.detached()
-        for name in ("intervals", "references", "slopes"):
-            setattr(twin, name, jax.tree.map(jax.lax.stop_gradient, getattr(self, name)))
-        twin.keys, twin._made, twin._lines = dict(self.keys), {}, {}
+        twin = Relaxations(self.graph.detached(), self._policy_of, reused=self._reused)
+        twin.intervals, twin.references, twin.slopes = jax.lax.stop_gradient(
+            (self.intervals, self.references, self.slopes)
+        )
+        twin.keys = dict(self.keys)
         return twin
 
     def kept(self, tree: Any) -> Any:
@@ -98,6 +97,10 @@ class Relaxations:
             if not own:
                 made = self._lines[node.index] = Lines(*self.kept(tuple(made)))
         return made
+
+    def is_shared(self, node: Node, made: Any) -> bool:
+        """Whether `lines_of` gave the relaxation that all rows share, the same object each time."""
+        return made is self._lines.get(node.index) or made is self._made.get(node.index)
 
     def relaxation(self, node: Node, positions: Positions | None = None) -> Lines | Planes:
         """A nonlinear node's lines or planes; arrays have a leading axis, 1 or one per row."""

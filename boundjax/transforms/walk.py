@@ -42,6 +42,7 @@ class Walk:
       radii: of every affine node its index -> half the width of its interval before anything was
         intersected with it.
       optimized: how positions are optimised, or None.
+      consumers: of a node's index the nonlinear nodes that it feeds.
     """
 
     def __init__(
@@ -57,13 +58,15 @@ class Walk:
         known: Mapping[str, Interval] | None = None,
         max_rows: int | None = None,
         max_bytes: int = 2**30,
+        relaxations: Relaxations | None = None,
     ) -> None:
         self.graph = graph
         self.input_set = input_set
         self.optimized = optimized
         self.max_rows = max_rows
         self.max_bytes = max_bytes
-        self.relaxations = Relaxations(graph, policy_of, reused=refine)
+        self.relaxations = relaxations or Relaxations(graph, policy_of, reused=refine)
+        self.consumers = _nonlinear_consumers(graph)
         self.radii: dict[int, Array] = {}
         self._sweep(refine, companion, intersect, _by_node(graph, known or {}))
 
@@ -90,7 +93,7 @@ class Walk:
         references.append(intervals[0].middle)
         if companion is not None:
             companion.advance(graph.nodes[0], self)
-        consumers = _nonlinear_consumers(graph)
+        consumers = self.consumers
         # An op with a domain, or with ends that it multiplies, needs the best interval there is.
         demanding = {
             i

@@ -6,7 +6,11 @@ One property, printed in VNN-COMP's result format::
 
 or all rows ``onnx,vnnlib,timeout`` of a benchmark in one process, with paths beside the csv::
 
-    python -m boundjax.verify --instances instances.csv --timeout 10
+    python -m boundjax.verify --instances instances.csv --timeout 10 --results results.csv
+
+A row is appended to the results as soon as its instance is decided, and each counterexample is
+written to `results_counterexamples/ROW_NETWORK_PROPERTY.txt`. SIGINT and SIGTERM end a batch run
+after a summary of what was done, with status 130 or 143.
 """
 
 from __future__ import annotations
@@ -21,13 +25,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from boundjax import vnnlib
 from boundjax.onnx import OnnxError, from_onnx
 from boundjax.ops import UnsupportedOpError
+from boundjax.verify.batch import Interrupted, Results, interruptible
 from boundjax.verify.programs import LADDER, Programs
 from boundjax.verify.search import Result, verify
 
@@ -204,12 +209,30 @@ def _positive(value: Any, name: str) -> float:
     return number
 
 
+class Answer(NamedTuple):
+    """What became of an instance.
+
+    Attributes:
+      instance: the row.
+      verdict: of ``Result``, or ``"unsupported"`` or ``"error"``.
+      seconds: in all, reading and compiling included.
+      message: why there is no verdict, or what the search had to do without.
+      result: None without a verdict.
+    """
+
+    instance: Instance
+    verdict: str
+    seconds: float
+    message: str
+    result: Result | None
+
+
 def run_instances(
     instances: Sequence[Instance],
     method: str,
     network: Callable[[Path], Any] = Network,
-) -> Iterator[tuple[Instance, str, float, str]]:
-    """Answers one instance after another: ``(instance, verdict, seconds, message)``.
+) -> Iterator[Answer]:
+    """Answers one instance after another.
 
     What an instance raises becomes its verdict, ``unsupported`` or ``error``, with a message; the
     others go on. Instances of one network that follow one another share its compiled code.
@@ -217,17 +240,18 @@ def run_instances(
     current: tuple[Path, Any] | None = None
     for instance in instances:
         start = time.monotonic()
-        verdict, message = "error", ""
+        result = None
         try:
             if current is None or current[0] != instance.onnx:
                 current = None  # frees the last one's memory first
                 current = instance.onnx, network(instance.onnx)
             property = vnnlib.load(instance.vnnlib)
-            verdict = current[1].verify(property, method, instance.timeout).verdict
+            result = current[1].verify(property, method, instance.timeout)
+            verdict, message = result.verdict, result.note
         except Exception as error:  # one bad instance must not end a benchmark
             verdict = "unsupported" if _is_unsupported(error) else "error"
             message = _one_line(error)
-        yield instance, verdict, time.monotonic() - start, message
+        yield Answer(instance, verdict, time.monotonic() - start, message, result)
 
 
 def _is_unsupported(error: Exception) -> bool:
@@ -241,30 +265,59 @@ def _one_line(error: BaseException) -> str:
 
 def _run_benchmark(instances: Sequence[Instance], method: str, results: Path | None) -> int:
     """Prints a line per instance and a summary; the exit status, 1 for a wrong verdict."""
-    counts: collections.Counter[str] = collections.Counter()
-    agreed, wrong, lines = 0, [], []
-    for row, (instance, verdict, seconds, message) in enumerate(run_instances(instances, method)):
-        counts[verdict] += 1
-        names = f"{instance.onnx.name} {instance.vnnlib.name}"
-        print(f"{row} {names} {verdict} {seconds:.1f} {message}".rstrip(), flush=True)
-        lines.append(f"{instance.onnx.name},{instance.vnnlib.name},{verdict},{seconds:.3f}\n")
-        if instance.known and verdict in _SOLVED:
-            agreed += verdict == instance.known
-            if verdict != instance.known:
-                wrong.append(f"WRONG: row {row} {names}: {verdict}, known {instance.known}")
-    if results is not None:
-        _write(results, "".join(["onnx,vnnlib,verdict,seconds\n", *lines]))
+    records = None if results is None else Results(results)
+    answers: list[Answer] = []
+    ended_by = None
+    try:
+        with interruptible():
+            for answer in run_instances(instances, method):
+                _record(len(answers), answer, records)
+                answers.append(answer)
+    except Interrupted as interruption:
+        ended_by = interruption.signal
+    finally:
+        if records is not None:
+            records.close()
+    wrong = _print_summary(answers, any(instance.known for instance in instances))
+    if ended_by is not None:
+        print(f"{ended_by.name} after {len(answers)} of {len(instances)} instances", flush=True)
+        return 128 + ended_by
+    return 1 if wrong else 0
+
+
+def _record(row: int, answer: Answer, records: Results | None) -> None:
+    """Prints the answer to a row, and writes what belongs to it."""
+    instance, verdict, seconds, message, result = answer
+    names = f"{instance.onnx.name} {instance.vnnlib.name}"
+    print(f"{row} {names} {verdict} {seconds:.1f} {message}".rstrip(), flush=True)
+    if records is None:
+        return
+    files = instance.onnx, instance.vnnlib
+    # The counterexample first: a row that says sat has its file.
+    if result is not None and result.counterexample is not None:
+        records.add_counterexample(row, *files, result_text(result))
+    records.add(row, *files, verdict, seconds)
+
+
+def _print_summary(answers: Sequence[Answer], with_known: bool) -> int:
+    """Counts of verdicts, and the wrong ones; how many these are."""
+    counts = collections.Counter(answer.verdict for answer in answers)
+    solved = [
+        (row, a) for row, a in enumerate(answers) if a.instance.known and a.verdict in _SOLVED
+    ]
+    wrong = [(row, a) for row, a in solved if a.verdict != a.instance.known]
     print()
-    print(f"{'instances':12}{len(instances)}")
+    print(f"{'instances':12}{len(answers)}")
     print(f"{'solved':12}{sum(counts[verdict] for verdict in _SOLVED)}")
     for verdict in (*_SOLVED, "unknown", "timeout", "unsupported", "error"):
         print(f"{verdict:12}{counts[verdict]}")
-    if any(instance.known for instance in instances):
-        print(f"{'agreed':12}{agreed}")
+    if with_known:
+        print(f"{'agreed':12}{len(solved) - len(wrong)}")
         print(f"{'WRONG':12}{len(wrong)}")
-    for line in wrong:
-        print(line)
-    return 1 if wrong else 0
+    for row, (instance, verdict, *_) in wrong:
+        names = f"{instance.onnx.name} {instance.vnnlib.name}"
+        print(f"WRONG: row {row} {names}: {verdict}, known {instance.known}")
+    return len(wrong)
 
 
 def _write(path: Path, text: str) -> None:
@@ -298,12 +351,21 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds for one property, reading and compiling the network apart "
         f"(default: the csv's, or {_DEFAULT_TIMEOUT:.0f})",
     )
-    parser.add_argument("--results", type=Path, help="also write the results to this file")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="also write the result to this file; with --instances a new csv file, to which each "
+        "row is appended as it comes, and RESULTS_counterexamples/ROW_NETWORK_PROPERTY.txt",
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status: 0, 1 for a wrong verdict, 2 for bad input."""
+    """Runs the command; the exit status.
+
+    0; 1 for a wrong verdict; 2 for bad input; 128 and the signal's number for a batch run that a
+    signal ended.
+    """
     options = _parser().parse_args(arguments)
     try:
         timeout = None if options.timeout is None else _positive(options.timeout, "--timeout")
@@ -318,8 +380,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             instances = read_instances(options.instances, timeout)
             return _run_benchmark(instances, options.method, options.results)
         property = vnnlib.load(options.vnnlib)
-        found = Network(options.onnx).verify(property, options.method, timeout or _DEFAULT_TIMEOUT)
-        text = result_text(found)
+        result = Network(options.onnx).verify(property, options.method, timeout or _DEFAULT_TIMEOUT)
+        if result.note:
+            print(f"note: {result.note}", file=sys.stderr)
+        text = result_text(result)
         if options.results is not None:
             _write(options.results, text)
         sys.stdout.write(text)

@@ -12,25 +12,34 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import optax
 from chex import Array
 
-from boundjax.certification.presets import METHODS
 from boundjax.precision import training_precision
 from boundjax.sets.box import Box
-from boundjax.tracing.trace import trace
-from boundjax.transforms import interval as intervals_of
-from boundjax.transforms.linear import linear
+from boundjax.slopes import optimized
+from boundjax.verify.rounded_walk import lower_bounds
 
-# Methods that are tried one after another, cheap ones first, up to the one that is asked for.
-LADDER = ("interval", "crown-ibp", "crown", "alpha-crown")
-
-# Sub-boxes are bounded by the thousand, which optimised slopes are too slow for.
-_SPLITTING = {
+# The presets of `boundjax.methods` that are tried one after another, cheap ones first, up to the
+# one that is asked for.
+_OPTIONS = {
     "interval": {"slopes": "constant"},
     "crown-ibp": {},
     "crown": {"intermediate": "linear"},
-    "alpha-crown": {"intermediate": "linear"},
+    "alpha-crown": {
+        "intermediate": "linear",
+        "slopes": optimized(
+            steps=20,
+            rule=optax.adam(optax.exponential_decay(0.5, transition_steps=1, decay_rate=0.9)),
+            per_spec=True,
+            optimize_intermediate=True,
+        ),
+    },
 }
+LADDER = tuple(_OPTIONS)
+
+# Sub-boxes are bounded by the thousand, which optimised slopes are too slow for.
+_SPLITTING = {**_OPTIONS, "alpha-crown": _OPTIONS["crown"]}
 
 _STEPS = 25
 
@@ -43,6 +52,7 @@ class Programs:
       particles: points that one call of ``attack`` moves.
       boxes: sub-boxes that one call of ``split`` bounds at most.
       first_call: seconds that the first bounds of a method took, compilation included.
+      failures: attacks that failed, with the reasons; they would fail again.
     """
 
     def __init__(
@@ -66,6 +76,7 @@ class Programs:
         self.flat = lambda x: jnp.reshape(single(jnp.reshape(x, shape)), (-1,))
         self.input_size = math.prod(shape)
         self.first_call: dict[str, float] = {}
+        self.failures: dict[str, str] = {}
         self._max_bytes = max_bytes
         self._compiled: dict[tuple[str, str], Callable[..., tuple[Array, ...]]] = {}
         example = jax.ShapeDtypeStruct((self.input_size,), jnp.float32)
@@ -87,11 +98,7 @@ class Programs:
         step is ``scale`` of the box's width and falls to a twentieth of that. Returns the best
         points ``[P, n]`` met, the start among them, and their values ``[P]``.
         """
-
-        def objective(x: Array, weights: Array, offset: Array) -> Array:
-            return jnp.max(weights @ self.flat(x) + offset)
-
-        descent = jax.vmap(jax.value_and_grad(objective))
+        descent = jax.vmap(jax.value_and_grad(self._objective))
 
         def attack(lower, upper, start, weights, offset, scale):
             def step(carry, index):
@@ -110,40 +117,35 @@ class Programs:
 
         return jax.jit(attack)
 
-    def _largest(self, x: Array) -> Array:
-        """The largest magnitude of a value inside the network at ``x``, a scalar."""
-        values, found = [x], [jnp.max(jnp.abs(x))]
-        for node in trace(self.flat, x).nodes[1:]:
-            values.append(node.apply(*(values[i] for i in node.inputs)))
-            if jnp.issubdtype(node.dtype, jnp.floating) and node.size:
-                found.append(jnp.max(jnp.abs(values[-1])))
-        return jnp.max(jnp.stack(found))
+    @functools.cached_property
+    def look(self) -> Callable[..., tuple[Array, Array]]:
+        """``attack`` without moving the points, for networks that have no gradient."""
+        values = jax.vmap(self._objective)
+        return jax.jit(
+            lambda lower, upper, start, weights, offset, scale: (
+                start,
+                values(start, weights, offset),
+            )
+        )
 
-    def _reach(self, lower: Array, upper: Array) -> Array:
-        """What no value inside the network exceeds in magnitude on the box, by intervals."""
-        found = []
-        for interval in intervals_of.forward(trace(self.flat, lower), Box(lower, upper)):
-            if jnp.issubdtype(interval.lower.dtype, jnp.floating) and interval.lower.size:
-                found += [jnp.max(jnp.abs(end)) for end in interval]
-        return jnp.max(jnp.stack(found))
+    def _objective(self, x: Array, weights: Array, offset: Array) -> Array:
+        """How far a point ``[n]`` is from unsafe, of ``k`` rows at once: a scalar."""
+        return jnp.max(weights @ self.flat(x) + offset)
 
     def bounds(self, method: str) -> Callable[[Array, Array, Array], tuple[Array, ...]]:
         """``(lower [n], upper [n], rows [R, m])`` -> lower bounds ``[R]`` of ``rows @ y``.
 
-        With them the outputs at the centre; and sizes by which rounding is judged, as large values
-        may cancel in the outputs: the largest value inside the network at the centre and two
-        corners, and what none exceeds on all of the box by intervals.
+        They hold in whatever arithmetic, see ``rounded_walk``. With them the outputs ``[m]`` at
+        the centre, and the largest magnitude ``[m]`` of each output on the box.
         """
         if ("bounds", method) in self._compiled:
             return self._compiled["bounds", method]
-        transformed = METHODS[method](self.flat, self._max_bytes)
+        bounded = lower_bounds(self.flat, max_bytes=self._max_bytes, **_OPTIONS[method])
 
         @training_precision("highest")  # a proof, whoever asks
         def bounds(lower: Array, upper: Array, rows: Array) -> tuple[Array, ...]:
-            found, middle = transformed(Box(lower, upper), rows).lower, _middle(lower, upper)
-            points = jnp.stack([middle, lower, upper])
-            largest = jnp.max(jax.vmap(self._largest)(points))
-            return found, self.flat(middle), largest, self._reach(lower, upper)
+            bound = bounded(Box(lower, upper), rows)
+            return bound.lower, self.flat(_middle(lower, upper)), bound.largest
 
         return self._compiled.setdefault(("bounds", method), jax.jit(bounds))
 
@@ -151,37 +153,31 @@ class Programs:
         """Bounds of many sub-boxes, and what says where to cut and to look.
 
         ``(lower [N, n], upper [N, n], rows [N, R, m], offset [N, R], member [N, R], open [N, R])``
-        -> lower bounds ``[N, R]`` of ``rows @ y``; the size ``[N, R]`` of their terms in the input,
-        ``|coefficients| |x|``, or of the largest value inside the network that intervals allow, by
-        which rounding is judged; the influence ``[N, n]`` of every input on the best row of each
-        open conjunction; points ``[N, 2, n]``, the centre and the corner where the relaxation is
-        least; and their outputs ``[N, 2, m]``. ``member`` says which conjunction a row belongs to,
-        ``open`` whether that is still unrefuted.
+        -> lower bounds ``[N, R]`` of ``rows @ y``, which hold in whatever arithmetic (see
+        ``rounded_walk``); the largest magnitude ``[N, m]`` of each output on the sub-box; the
+        influence ``[N, n]`` of every input on the best row of each open conjunction; points
+        ``[N, 2, n]``, the centre and the corner where the relaxation is least; and their outputs
+        ``[N, 2, m]``. ``member`` says which conjunction a row belongs to, ``open`` whether that is
+        still unrefuted.
         """
         if ("split", method) in self._compiled:
             return self._compiled["split", method]
-        transformed = linear(
-            self.flat,
-            sides="lower",
-            has_aux=True,
-            max_bytes=max(2**20, self._max_bytes // self.boxes),
-            **_SPLITTING[method],
-        )
+        max_bytes = max(2**20, self._max_bytes // self.boxes)
+        bounded = lower_bounds(self.flat, max_bytes=max_bytes, **_SPLITTING[method])
 
         @training_precision("highest")
         def one(lower, upper, rows, offset, member, still_open):
-            found, aux = transformed(Box(lower, upper), rows)
-            value = found.lower + offset
+            bound = bounded(Box(lower, upper), rows)
+            value = bound.lower + offset
             together = member[:, None] == member[None, :]
             others = jnp.where(together, jnp.broadcast_to(value, together.shape), -jnp.inf)
             weight = (still_open & (value >= jnp.max(others, axis=1))).astype(value.dtype)
-            coefficients = aux.coefficients.lower_coefficients.reshape(rows.shape[0], -1)
+            coefficients = bound.coefficients.reshape(rows.shape[0], -1)
             influence = (weight @ jnp.abs(coefficients)) * (upper - lower)
             corner = jnp.where(weight @ coefficients > 0.0, lower, upper)
-            size = jnp.abs(coefficients) @ jnp.maximum(jnp.abs(lower), jnp.abs(upper))
             points = jnp.stack([_middle(lower, upper), corner])
-            size = jnp.maximum(size, self._reach(lower, upper))
-            return found.lower, size, influence, points, jax.vmap(self.flat)(points)
+            outputs = jax.vmap(self.flat)(points)
+            return bound.lower, bound.largest, influence, points, outputs
 
         return self._compiled.setdefault(("split", method), jax.jit(jax.vmap(one)))
 

@@ -10,19 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
+from boundjax.verify.boxes import halve
 from boundjax.verify.programs import LADDER, Programs, power_above
 from boundjax.vnnlib import Case, Conjunction, Property
 
-# A row counts as positive above this much of float32 rounding: absolute, and of the row's terms.
+# Bounds hold in whatever arithmetic. A row counts as positive above this much more, absolute and of
+# the row's terms, for what their error analysis only assumes: the accuracy of functions.
 ABSOLUTE_SLACK = 1e-6
 RELATIVE_SLACK = 1e-5
-INPUT_SLACK = 1e-6  # of the terms in the input: steep networks magnify the rounding of the box
+_FLOAT64 = 2.0**-50  # of weights and outputs, for their rounding to float64 and its sums
 
 _FEW_BOXES = 16
 _MAX_WORKLIST_BYTES = 2**30
 _HOPELESS = 2.0  # times the time that is left
 _ATTACK_EVERY = 16  # batches of sub-boxes
-_MAX_ASPECT = 8.0  # of widths, relative to the box that is split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,14 +43,17 @@ class Result:
         is unsafe; ``"unknown"``: everything was tried; ``"timeout"``: not everything was.
       counterexample: with ``"sat"``, else None.
       seconds: wall-clock time, compilation included.
+      note: one line on what the search had to do without, such as an attack that failed; else
+        empty. The verdict holds nevertheless.
     """
 
     verdict: str
     counterexample: Counterexample | None
     seconds: float
+    note: str = ""
 
 
-class _Found(Exception):
+class _Decided(Exception):
     """Ends a search with a verdict."""
 
     def __init__(self, verdict: str, counterexample: Counterexample | None = None):
@@ -71,12 +75,18 @@ def verify(
 ) -> Result:
     """Decides whether a network can be unsafe: attack, bounds, and splitting of the input box.
 
-    A proof holds for the network in real arithmetic up to the rounding of the bounds, which are
-    computed in float32: a lower bound must exceed ``1e-6 + 1e-5 * (|offset| + |weights| |y|)``
-    with ``y`` the outputs at the centre, and also ``1e-5`` of the row's largest weight times the
-    largest value inside the network (for a part of a box ``1e-6`` of the relaxation's
-    ``|coefficients| |x|``), and must not lie above the row's value there. Bounds that are NaN or
-    infinite prove nothing. An input is a counterexample only if ``evaluate`` says so.
+    A proof holds for the network in real arithmetic, and for any float32 program that computes the
+    same ops, in whatever order it adds. Bounds are computed in float32 and moved down by all that
+    its rounding may change: per op ``gamma(n)`` times the sum of the absolute values of its ``n``
+    terms over the box, weighed by the coefficients of the rows behind it, and the rounding of the
+    rows' own weights (``boundjax.verify.rounding`` has the rules, and says what is not promised).
+    Besides, a lower bound must exceed ``1e-6 + 1e-5 * (|offset| + |weights| |y|)`` with ``y`` the
+    outputs at the centre, and must not lie above the row's value there. Bounds that are NaN or
+    infinite prove nothing. An input is a counterexample only if the outputs that ``evaluate`` gives
+    for it satisfy the rows in exact arithmetic.
+
+    An attack that fails, for want of a gradient say, is replaced by points that are only looked at;
+    the result's ``note`` says so.
 
     Args:
       model_single: one example ``[*input_shape]`` -> outputs of any shape, float32.
@@ -117,8 +127,9 @@ def verify(
     search = _Search(programs, property, evaluate, start + timeout, max_split_inputs, seed)
     try:
         search.run(method)
-    except _Found as found:
-        return Result(found.verdict, found.counterexample, time.monotonic() - start)
+    except _Decided as decided:
+        seconds = time.monotonic() - start
+        return Result(decided.verdict, decided.counterexample, seconds, search.note)
     raise AssertionError("a search ends with a verdict")
 
 
@@ -127,6 +138,8 @@ class _Rows:
     """All conjunctions of a case, stacked: ``R`` rows, the last ones repeated."""
 
     weights: np.ndarray  # float64 [R, m]
+    single: np.ndarray  # float32 [R, m], the weights that bounds are computed with
+    errors: np.ndarray  # float64 [R, m], at least the distance of these from the exact weights
     offset: np.ndarray  # float64 [R]
     member: np.ndarray  # int32 [R], the conjunction of each row
 
@@ -134,11 +147,33 @@ class _Rows:
     def of(cls, conjunctions: Sequence[Conjunction], rows: int) -> _Rows:
         counts = [len(c.offset) for c in conjunctions]
         index = np.minimum(np.arange(rows), sum(counts) - 1)
+        weights = np.concatenate([c.weights for c in conjunctions])[index].astype(np.float64)
+        with np.errstate(over="ignore"):  # an infinite weight proves nothing
+            single = weights.astype(np.float32)
+        single[np.abs(single) < np.finfo(np.float32).tiny] = 0.0  # as XLA takes a subnormal number
         return cls(
-            np.concatenate([c.weights for c in conjunctions])[index],
+            weights,
+            single,
+            np.abs(weights - single) + _FLOAT64 * np.abs(weights),
             np.concatenate([c.offset for c in conjunctions])[index],
             np.repeat(np.arange(len(counts), dtype=np.int32), counts)[index],
         )
+
+
+def _lost(errors: np.ndarray, offset: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """What the rounding of the rows may change, ``[..., R]``.
+
+    Args:
+      errors: ``[..., R, m]``, of the weights.
+      offset: ``[..., R]``.
+      largest: ``[..., m]``, magnitudes of the outputs; what is not finite counts where a row has a
+        weight.
+    """
+    finite = np.isfinite(largest)
+    sizes = np.where(finite, largest, 0.0).astype(np.float64)
+    unknown = ((errors != 0) & ~finite[..., None, :]).any(axis=-1)
+    lost = (errors @ sizes[..., None])[..., 0] + _FLOAT64 * np.abs(offset)
+    return np.where(unknown, np.inf, lost)
 
 
 def _positive(
@@ -146,7 +181,7 @@ def _positive(
     weights: np.ndarray,
     offset: np.ndarray,
     outputs: np.ndarray,
-    sizes: np.ndarray | None = None,
+    lost: np.ndarray | float = 0.0,
 ) -> np.ndarray:
     """Which rows are proved positive: ``[..., R]`` from bounds on ``weights @ y``.
 
@@ -155,17 +190,16 @@ def _positive(
       weights: ``[..., R, m]``.
       offset: ``[..., R]``.
       outputs: ``[..., m]`` at a point of the box.
-      sizes: ``[..., R]``, of the bounds' terms in the input, or inside the network.
+      lost: ``[..., R]``, what the bounds do not allow for yet.
     """
     lower, outputs = lower.astype(np.float64), outputs.astype(np.float64)
     value = lower + offset
     reached = (weights @ outputs[..., None])[..., 0] + offset
     terms = np.abs(offset) + (np.abs(weights) @ np.abs(outputs)[..., None])[..., 0]
-    slack = ABSOLUTE_SLACK + RELATIVE_SLACK * terms
-    if sizes is not None:
-        slack = slack + INPUT_SLACK * sizes
+    slack = ABSOLUTE_SLACK + RELATIVE_SLACK * terms + lost
     # A lower bound above a value is no bound: rounding has won. False for NaN, too.
-    return np.isfinite(lower) & (value > slack) & (value <= reached + slack)
+    with np.errstate(invalid="ignore"):
+        return np.isfinite(lower) & (value > slack) & (value <= reached + slack)
 
 
 class _Search:
@@ -188,8 +222,21 @@ class _Search:
         self.rows = [_Rows.of(case.conjunctions, power_above(count)) for case in cases]
         self.open = [np.ones(len(case.conjunctions), bool) for case in cases]
 
+    @property
+    def note(self) -> str:
+        """What the search did without, in one line; empty for nothing."""
+        reasons = self.programs.failures
+        if "look" in reasons:
+            return f"no point was attacked: evaluating the model failed ({reasons['look']})"
+        if "attack" in reasons:
+            return (
+                "points were looked at but not moved: the attack by gradients failed "
+                f"({reasons['attack']})"
+            )
+        return ""
+
     def run(self, method: str) -> None:
-        """Raises ``_Found``."""
+        """Raises ``_Decided``."""
         ladder = LADDER[: LADDER.index(method) + 1]
         self.attack(rounds=4)
         if all(self.is_splittable(case) for case in self.property.cases):
@@ -199,11 +246,11 @@ class _Search:
                 self.attack(rounds=8)
             self.bound(rung)
         self.attack(rounds=16)
-        raise _Found("unknown")
+        raise _Decided("unknown")
 
     def check_time(self) -> None:
         if time.monotonic() > self.deadline:
-            raise _Found("timeout")
+            raise _Decided("timeout")
 
     def check_time_to_compile(self, method: str) -> None:
         """A compiled call cannot be stopped; one that will not end in time is not begun.
@@ -213,7 +260,7 @@ class _Search:
         known = self.programs.first_call
         left = self.deadline - time.monotonic()
         if method not in known and max(known.values(), default=0.0) > _HOPELESS * left:
-            raise _Found("timeout")
+            raise _Decided("timeout")
 
     def is_splittable(self, case: Case) -> bool:
         return np.count_nonzero(case.inner_lower < case.inner_upper) <= self.max_split_inputs
@@ -223,8 +270,8 @@ class _Search:
         x = np.clip(x, case.inner_lower, case.inner_upper).astype(np.float32)
         outputs = np.asarray(self.evaluate(x)).reshape(-1)
         for conjunction in case.conjunctions:
-            if (conjunction.weights @ outputs.astype(np.float64) + conjunction.offset <= 0).all():
-                raise _Found("sat", Counterexample(x, outputs))
+            if conjunction.contains(outputs):
+                raise _Decided("sat", Counterexample(x, outputs))
 
     def bound(self, method: str) -> None:
         """Refutes what bounds over the whole boxes can; ends the search when that is all."""
@@ -234,17 +281,15 @@ class _Search:
             if not still_open.any():
                 continue
             self.check_time()
-            specification = jnp.asarray(rows.weights.astype(np.float32))
-            found = function(jnp.asarray(case.lower), jnp.asarray(case.upper), specification)
-            lower, outputs, largest, reach = map(np.asarray, found)
+            arguments = case.lower, case.upper, rows.single
+            bounds = function(*map(jnp.asarray, arguments))
+            lower, outputs, largest = map(np.asarray, bounds)
             self.programs.first_call.setdefault(method, time.monotonic() - start)
-            # At points more exactly than by intervals, which may be far too wide.
-            inside = np.maximum(largest * (RELATIVE_SLACK / INPUT_SLACK), reach)  # NaN stays NaN
-            sizes = np.abs(rows.weights).max(axis=1, initial=0.0) * inside
-            positive = _positive(lower, rows.weights, rows.offset, outputs, sizes)
+            lost = _lost(rows.errors, rows.offset, largest)
+            positive = _positive(lower, rows.weights, rows.offset, outputs, lost)
             still_open[rows.member[positive]] = False
         if not any(still_open.any() for still_open in self.open):
-            raise _Found("unsat")
+            raise _Decided("unsat")
 
     def attack(self, rounds: int) -> None:
         """Looks for counterexamples of all open conjunctions, most of all the nearest ones."""
@@ -274,11 +319,11 @@ class _Search:
         start: np.ndarray,
     ) -> np.ndarray:
         """Runs the attack for ``P`` (case, conjunction) pairs; values ``[P]``, infinite for NaN."""
-        found = [self.property.cases[c].conjunctions[k] for c, k in pairs]
+        conjunctions = [self.property.cases[c].conjunctions[k] for c, k in pairs]
         count = power_above(
             max(len(k.offset) for case in self.property.cases for k in case.conjunctions)
         )
-        repeated = [_Rows.of([conjunction], count) for conjunction in found]
+        repeated = [_Rows.of([conjunction], count) for conjunction in conjunctions]
         arrays = (
             lower,
             upper,
@@ -286,16 +331,35 @@ class _Search:
             np.stack([rows.weights for rows in repeated]),
             np.stack([rows.offset for rows in repeated]),
         )
-        points, values = self.programs.attack(
-            *(jnp.asarray(a.astype(np.float32)) for a in arrays), jnp.float32(0.25)
-        )
-        points, values = np.asarray(points), np.asarray(values).astype(np.float64)
+        points, values = self.moved(*(a.astype(np.float32) for a in arrays))
         values = np.where(np.isnan(values), np.inf, values)
         for i in np.argsort(values)[:4]:
             # Another runtime rounds differently: a value slightly above 0 may still be unsafe.
             if values[i] <= ABSOLUTE_SLACK:
                 self.confirm(self.property.cases[pairs[i][0]], points[i])
         return values
+
+    def moved(self, *arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The points of ``Programs.attack`` and their values, float64 ``[P]``.
+
+        An attack that fails must not cost a proof: the points are only looked at then, and if the
+        network fails there as well, they have infinite values.
+        """
+        for name in ("attack", "look"):
+            if name in self.programs.failures:
+                continue
+            try:
+                points, values = getattr(self.programs, name)(
+                    *map(jnp.asarray, arrays), jnp.float32(0.25)
+                )
+                return np.asarray(points), np.asarray(values).astype(np.float64)
+            except MemoryError:
+                raise
+            except Exception as error:  # whatever a model raises when it is differentiated
+                text = " ".join(f"{type(error).__name__}: {error}".split())
+                self.programs.failures[name] = text if len(text) <= 300 else text[:297] + "..."
+        start = arrays[2]
+        return start, np.full(len(start), np.inf)
 
     def split(self, method: str) -> None:
         """Bounds sub-boxes and halves those that stay open, until none is left or time is up.
@@ -306,6 +370,8 @@ class _Search:
         cases, function = self.property.cases, self.programs.split(method)
         conjunctions = max(len(still_open) for still_open in self.open)
         weights = np.stack([rows.weights for rows in self.rows])
+        single = np.stack([rows.single for rows in self.rows])
+        errors = np.stack([rows.errors for rows in self.rows])
         offset = np.stack([rows.offset for rows in self.rows])
         member = np.stack([rows.member for rows in self.rows])
         width = np.stack([case.inner_upper - case.inner_lower for case in cases])
@@ -330,14 +396,15 @@ class _Search:
             arguments = (
                 box_lower,
                 box_upper,
-                weights[source].astype(np.float32),
+                single[source],
                 offset[source].astype(np.float32),
                 member[source],
                 rows_open,
             )
-            found = function(*(jnp.asarray(a[fill]) for a in arguments))
-            bounds, sizes, influence, points, outputs = (np.asarray(a)[:count] for a in found)
-            positive = _positive(bounds, weights[source], offset[source], outputs[:, 0], sizes)
+            results = function(*(jnp.asarray(a[fill]) for a in arguments))
+            bounds, largest, influence, points, outputs = (np.asarray(a)[:count] for a in results)
+            lost = _lost(errors[source], offset[source], largest)
+            positive = _positive(bounds, weights[source], offset[source], outputs[:, 0], lost)
             flags = flags.copy()
             box, row = np.nonzero(positive)
             flags[box, member[source][box, row]] = False
@@ -346,7 +413,7 @@ class _Search:
             if batches % _ATTACK_EVERY == 0:
                 self.look_closer(source, box_lower, box_upper, points, looked)
             kept = flags.any(axis=1)
-            halves, stuck = _halve(
+            halves, stuck = halve(
                 box_lower[kept], box_upper[kept], influence[kept], width[source[kept]]
             )
             undecided |= bool(stuck.any())
@@ -356,8 +423,8 @@ class _Search:
             origin = np.concatenate([origin[rest], source[remaining], source[remaining]])
             still_open = np.concatenate([still_open[rest], flags[remaining], flags[remaining]])
             if lower.nbytes > _MAX_WORKLIST_BYTES:
-                raise _Found("unknown")
-        raise _Found("unknown" if undecided else "unsat")
+                raise _Decided("unknown")
+        raise _Decided("unknown" if undecided else "unsat")
 
     def look(
         self, source: np.ndarray, flags: np.ndarray, points: np.ndarray, outputs: np.ndarray
@@ -407,39 +474,3 @@ class _Search:
             np.clip(upper[chosen], inner_lower, inner_upper),
             points[chosen, point[chosen]],
         )
-
-
-def _halve(
-    lower: np.ndarray, upper: np.ndarray, influence: np.ndarray, width: np.ndarray
-) -> tuple[tuple[tuple[np.ndarray, np.ndarray], ...], np.ndarray]:
-    """Cuts boxes ``[N, n]`` in two, where the inputs that matter are widest.
-
-    Args:
-      lower, upper: the boxes.
-      influence: of each input on what is to be proved.
-      width: of the boxes that these come from; 0 for fixed inputs.
-
-    Returns:
-      The two halves of the boxes that can be cut, and which cannot ``[N]``.
-    """
-    middle = 0.5 * lower + 0.5 * upper
-    can_cut = (lower < middle) & (middle < upper)
-    stuck = ~can_cut.any(axis=1)
-    influence = np.where(np.isfinite(influence), influence, 0.0)
-    relative = (upper - lower) / np.where(width > 0, width, np.inf)
-    # Coefficients say nothing of inputs whose relaxation has slope 0; every input is cut at last.
-    widest = np.where(can_cut, relative, 0.0).max(axis=1, keepdims=True)
-    can_cut &= relative * _MAX_ASPECT >= widest
-    score = _normalized(influence) + 0.1 * _normalized(relative)
-    axis = np.where(can_cut, score, -1.0).argmax(axis=1)[~stuck]
-    lower, upper, middle = lower[~stuck], upper[~stuck], middle[~stuck]
-    index = np.arange(len(axis))
-    first_upper, second_lower = upper.copy(), lower.copy()
-    first_upper[index, axis] = middle[index, axis]
-    second_lower[index, axis] = middle[index, axis]
-    return ((lower, first_upper), (second_lower, upper)), stuck
-
-
-def _normalized(values: np.ndarray) -> np.ndarray:
-    largest = values.max(axis=1, keepdims=True)
-    return values / np.where(largest > 0, largest, 1.0)

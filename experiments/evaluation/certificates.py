@@ -3,7 +3,7 @@
 A file of `experiments.evaluate` is an `.npz` without pickled objects: numpy alone reads it, and
 everything that its errors rest on can be checked again (`read`). Of N examples with C classes:
 
-    metadata            JSON: "settings" (what was evaluated, and how) and "parts" (see below)
+    metadata            JSON: "format", "settings" (what was evaluated, how) and "parts" (see below)
     index               int [N]: which images of the split
     labels              int [N]
     attacked            bool [N]: the clean pass and the attacks are done
@@ -18,23 +18,38 @@ many seconds, and for which arithmetic a certificate holds.
 
 Several processes write such a file each, of their own examples, which become one at the end
 (`experiments.evaluation.shards`).
+
+What a file must hold to be read is in `experiments.evaluation.certificate_checks`.
 """
 
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.evaluation import array_archive
+from experiments.evaluation.certificate_checks import (
+    ATTACK,
+    ATTACKED,
+    CORRECT,
+    FORMAT,
+    INDEX,
+    LABELS,
+    MARGINS,
+    METADATA,
+    RESISTED,
+    RUN,
+    VERIFIED,
+    check_arrays,
+    check_contents,
+    read_metadata,
+)
 from experiments.records.files import replace
-from experiments.settings.errors import ContradictionError, ExperimentError, one_line
-
-ATTACK = "attack"
-_FORMAT = 1
-_RESISTED, _RUN, _VERIFIED, _MARGINS = "resisted_", "_run", "_verified", "_margins"
+from experiments.records.formats import FormatError
+from experiments.settings.errors import ContradictionError, ExperimentError
 
 
 class Evaluation(NamedTuple):
@@ -102,8 +117,10 @@ class Certificates(NamedTuple):
         return {name: int(flags.sum()) for name, flags in counts.items()}
 
     def know_correct(self, correct: np.ndarray) -> None:
-        """Takes in the clean pass, bool `[N]`."""
+        """Takes in the clean pass, bool `[N]`; what attacks said before is forgotten."""
         self.correct[:] = correct
+        for resisted in self.resisted_by.values():
+            resisted[:] = False
         # The centre is a point of the ball as well: what is wrong there needs no attack.
         self.attacked[~correct] = True
 
@@ -134,7 +151,7 @@ def nothing_found(labels: np.ndarray, losses: tuple[str, ...], settings: Any) ->
         return np.zeros(len(labels), bool)
 
     return Certificates(
-        metadata={"format": _FORMAT, "settings": settings, "parts": {}},
+        metadata={"format": FORMAT, "settings": settings, "parts": {}},
         index=np.arange(len(labels)),
         labels=np.asarray(labels),
         attacked=no(),
@@ -144,12 +161,6 @@ def nothing_found(labels: np.ndarray, losses: tuple[str, ...], settings: Any) ->
         verified_by={},
         margins_by={},
     )
-
-
-def proven(margins: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which certificates `margins` `[N, C]` are: bool `[N]`, finite and positive off the label."""
-    own = np.arange(margins.shape[-1])[None] == labels[:, None]
-    return ((own | (margins > 0)) & np.isfinite(margins)).all(axis=-1)
 
 
 def check_consistency(evaluation: Evaluation, index: np.ndarray | None = None) -> None:
@@ -178,6 +189,17 @@ def check_consistency(evaluation: Evaluation, index: np.ndarray | None = None) -
         require(~flags | evaluation.resisted, f"is verified by {name} but PGD breaks it")
 
 
+def check_attacked(certificates: Certificates) -> None:
+    """As `check_consistency`, of an evaluation under way: nothing has broken what is not attacked.
+
+    Raises:
+      ContradictionError: as there.
+    """
+    evaluation = certificates.evaluation
+    resisted = np.where(certificates.attacked, evaluation.resisted, certificates.correct)
+    check_consistency(evaluation._replace(resisted=resisted), certificates.index)
+
+
 def write(path: Path, found: Certificates) -> None:
     """Replaces the file whole: whoever reads it, or kills this, never sees half of one.
 
@@ -185,17 +207,17 @@ def write(path: Path, found: Certificates) -> None:
       ExperimentError: if it cannot be written.
     """
     arrays = {
-        "metadata": np.array(json.dumps(found.metadata)),
-        "index": found.index,
-        "labels": found.labels,
-        "attacked": found.attacked,
-        "correct": found.correct,
+        METADATA: np.array(json.dumps(found.metadata)),
+        INDEX: found.index,
+        LABELS: found.labels,
+        ATTACKED: found.attacked,
+        CORRECT: found.correct,
     }
-    arrays |= {f"{_RESISTED}{loss}": flags for loss, flags in found.resisted_by.items()}
+    arrays |= {f"{RESISTED}{loss}": flags for loss, flags in found.resisted_by.items()}
     for name in found.run_by:
-        arrays[f"{name}{_RUN}"] = found.run_by[name]
-        arrays[f"{name}{_VERIFIED}"] = found.verified_by[name]
-        arrays[f"{name}{_MARGINS}"] = found.margins_by[name]
+        arrays[f"{name}{RUN}"] = found.run_by[name]
+        arrays[f"{name}{VERIFIED}"] = found.verified_by[name]
+        arrays[f"{name}{MARGINS}"] = found.margins_by[name]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, lambda stream: np.savez(stream, **arrays))
@@ -203,55 +225,57 @@ def write(path: Path, found: Certificates) -> None:
         raise ExperimentError(f"{path} cannot be written ({error.strerror})") from error
 
 
-def read(path: Path) -> Certificates:
-    """Reads a file of `experiments.evaluate` and checks that it agrees with itself.
+def read(path: Path, *, part: bool = False) -> Certificates:
+    """Reads a file of `experiments.evaluate`, and refuses one that is damaged or inconsistent.
 
-    `read(path).errors()` are the errors, recomputed; `check_consistency(read(path).evaluation)`
-    compares certificates with attacks.
+    `read(path).errors()` are the errors, recomputed. Whether the margins are bounds of a network is
+    not for the file to say; everything else in it is compared
+    (`experiments.evaluation.certificate_checks`).
+
+    Args:
+      path: of the file.
+      part: whether it is that of one of several processes, which holds some of the examples only
+        (`experiments.evaluation.shards`).
 
     Raises:
-      ExperimentError: if it is no such file, or its flags are not what its margins say.
+      ExperimentError: if it is no such file, cannot be read, or does not agree with itself.
+      ContradictionError: if an example is verified that is misclassified or broken by an attack.
     """
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            arrays = dict(stored)
-        metadata = json.loads(str(arrays.pop("metadata")))
-        if metadata["format"] != _FORMAT:
-            raise ValueError(f"format {metadata['format']}, this version reads {_FORMAT}")
-        run_by = _with_suffix(arrays, _RUN)
-        found = Certificates(
-            metadata=metadata,
-            index=arrays["index"],
-            labels=arrays["labels"],
-            attacked=arrays["attacked"],
-            correct=arrays["correct"],
-            resisted_by={
-                name.removeprefix(_RESISTED): flags
-                for name, flags in arrays.items()
-                if name.startswith(_RESISTED)
-            },
-            run_by=run_by,
-            verified_by={name: arrays[f"{name}{_VERIFIED}"] for name in run_by},
-            margins_by={name: arrays[f"{name}{_MARGINS}"] for name in run_by},
-        )
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        with array_archive.opened(path) as archive:
+            metadata = read_metadata(archive)
+            layout = check_arrays(archive, metadata, part)
+            arrays = {name: archive.array(name) for name in archive.names if name != METADATA}
+        check_contents(layout, metadata, arrays)
+    except FormatError as error:
         raise ExperimentError(
-            f"{path} is no file of evaluations ({one_line(error)}); delete it to evaluate anew"
+            f"{path} is not an evaluation file: {error}; "
+            f"{error.advice or 'delete it to evaluate anew'}"
         ) from error
-    for name, margins in found.margins_by.items():
-        differing = np.flatnonzero(proven(margins, found.labels) != found.verified_by[name])
-        if differing.size:
-            raise ExperimentError(
-                f"{path}: {name} of example {differing[0]} ({differing.size} in all) is not what "
-                "its margins say; delete the file to evaluate anew"
-            )
-    return found
-
-
-def _with_suffix(arrays: dict[str, np.ndarray], suffix: str) -> dict[str, np.ndarray]:
-    return {
-        name.removesuffix(suffix): array for name, array in arrays.items() if name.endswith(suffix)
-    }
+    except OSError as error:
+        raise ExperimentError(
+            f"{path} cannot be read ({error.strerror or type(error).__name__}); "
+            "if it is damaged, delete it to evaluate anew"
+        ) from error
+    certificates = Certificates(
+        metadata=metadata,
+        index=arrays[INDEX],
+        labels=arrays[LABELS],
+        attacked=arrays[ATTACKED],
+        correct=arrays[CORRECT],
+        # In the order in which they are attacked.
+        resisted_by={loss: arrays[f"{RESISTED}{loss}"] for loss in layout.losses},
+        run_by={name: arrays[f"{name}{RUN}"] for name in layout.methods},
+        verified_by={name: arrays[f"{name}{VERIFIED}"] for name in layout.methods},
+        margins_by={name: arrays[f"{name}{MARGINS}"] for name in layout.methods},
+    )
+    try:
+        check_attacked(certificates)
+    except ContradictionError as error:
+        raise ContradictionError(
+            f"{path}: {error}; if the file was changed, delete it to evaluate anew"
+        ) from error
+    return certificates
 
 
 def _error(good: np.ndarray) -> float:

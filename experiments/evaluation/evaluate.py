@@ -141,7 +141,7 @@ def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> E
     problem = Problem(run.model, run.variables, data, eps, NORMS[norm].order, clip)
     plan = Plan(seed, options.cascade, {"versions": versions(), "device": _devices()})
     if distributed.processes() == 1:
-        found = _opened(path, data.labels, options, settings)
+        found = _opened(path, problem, options, settings)
         complete(found, problem, config, plan, _Saving(path))
     else:
         found = _together(path, problem, config, plan, options, settings)
@@ -163,7 +163,7 @@ def _together(
     plan = plan._replace(made_with=distributed.from_main(lambda: plan.made_with))
 
     def opened() -> None:
-        certificates.write(path, _opened(path, problem.data.labels, options, settings))
+        certificates.write(path, _opened(path, problem, options, settings))
 
     distributed.from_main(opened)
     found = shards.read_together(path)
@@ -171,15 +171,16 @@ def _together(
 
 
 def _opened(
-    path: Path, labels: np.ndarray, options: Options, settings: dict[str, Any]
+    path: Path, problem: Problem, options: Options, settings: dict[str, Any]
 ) -> Certificates:
     """What is in the file, or an evaluation that has found nothing yet.
 
     Raises:
-      ExperimentError: for a file of other weights or settings, unless it is to be replaced.
+      ExperimentError: for a damaged file, or one of other weights or settings, unless the latter is
+        to be replaced.
     """
     found = shards.gather(path)
-    keys = differing_keys(found.metadata["settings"], settings) if found else []
+    keys = _differing(found, problem, settings) if found else []
     if keys and not options.replace:
         raise ExperimentError(
             f"{path} holds an evaluation of other weights or settings, which differs in "
@@ -187,8 +188,28 @@ def _opened(
         )
     if found is None or keys:
         shards.discard(path)
-        return nothing_found(labels, options.losses, settings)
+        return nothing_found(problem.data.labels, options.losses, settings)
+    # The first version wrote the predictions batch by batch with the attack. What was not attacked
+    # then may be correct, so the clean pass and the attack begin anew.
+    if (~found.attacked & ~found.correct).any():
+        found.attacked[:] = False
     return found
+
+
+def _differing(stored: Certificates, problem: Problem, settings: dict[str, Any]) -> list[str]:
+    """What shows that a file is not of this problem: names of settings or arrays.
+
+    Its settings say which images and weights it is of; its arrays must fit them as well.
+    """
+    keys = differing_keys(stored.metadata["settings"], settings)
+    if not keys and (stored.labels != problem.data.labels).any():
+        keys.append("labels")
+    sizes = {margins.shape[-1] for margins in stored.margins_by.values()}
+    if not keys and sizes:
+        logits = jax.eval_shape(problem.model.apply, problem.variables, problem.data.images[:1])
+        if sizes != {logits.shape[-1]}:
+            keys.append("the number of classes")
+    return keys
 
 
 def _devices() -> str:

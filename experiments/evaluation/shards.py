@@ -35,7 +35,7 @@ from experiments.evaluation.measure import (
 from experiments.records.files import temporary_name
 from experiments.settings.config import EvaluationConfig
 from experiments.settings.differences import differing_keys
-from experiments.settings.errors import ExperimentError
+from experiments.settings.errors import ContradictionError, ExperimentError
 
 # Seconds until a network file system shows what another machine wrote, and between two looks.
 _PATIENCE, _INTERVAL = 60.0, 0.2
@@ -98,7 +98,7 @@ def complete(
     def collect(states: list[Mapping[str, Any] | None]) -> None:
         for number, of_part in enumerate(states):
             if of_part is not None:
-                _wait_for(part_path(path, number, processes), of_part)
+                _wait_for(part_path(path, number, processes), of_part, part=True)
         gather(path)
 
     distributed.decided(state, collect)
@@ -176,20 +176,35 @@ def part_of(found: Certificates, rows: np.ndarray) -> Certificates:
     )
 
 
+def part_differs(part: Certificates, whole: Certificates) -> list[str]:
+    """What shows that a part is one of another evaluation: names of settings or arrays."""
+    keys = differing_keys(whole.metadata["settings"], part.metadata["settings"])
+    if keys:
+        return keys
+    if (whole.labels[part.index] != part.labels).any():
+        keys.append("labels")
+    # The clean pass ends, and is written, before there are parts.
+    if (whole.correct[part.index] != part.correct).any():
+        keys.append("correct")
+    margins = (*whole.margins_by.values(), *part.margins_by.values())
+    if len({array.shape[-1] for array in margins}) > 1:
+        keys.append("the number of classes")
+    return keys
+
+
 def put_together(found: Certificates, parts: Sequence[Certificates]) -> None:
     """Takes into `found` what `parts` of it have found since.
 
     What is known already, of an example and a method, is left as it is: a part may be put in twice.
     The parts worked side by side: of their times the longest counts.
 
-    Raises:
-      ExperimentError: for a part of other examples.
+    Args:
+      found: filled in place.
+      parts: for which `part_differs` returns nothing.
     """
     seconds: dict[str, float] = {}
     for part in parts:
         rows = part.index
-        if rows.max(initial=0) >= len(found.labels) or (found.labels[rows] != part.labels).any():
-            raise ExperimentError("a part of the evaluation is of other examples; delete it")
         new = {ATTACK: part.attacked & ~found.attacked[rows]}
         here = rows[new[ATTACK]]
         found.correct[here] = part.correct[new[ATTACK]]
@@ -229,6 +244,7 @@ def gather(path: Path) -> Certificates | None:
 
     Raises:
       ExperimentError: if a file is damaged, or a part is one of another evaluation.
+      ContradictionError: if what one of them has verified another one has broken.
     """
     if not path.exists():
         discard(path)
@@ -236,8 +252,8 @@ def gather(path: Path) -> Certificates | None:
     found = certificates.read(path)
     parts = []
     for name in _parts(path):
-        part = certificates.read(name)
-        keys = differing_keys(found.metadata["settings"], part.metadata["settings"])
+        part = certificates.read(name, part=True)
+        keys = part_differs(part, found)
         if keys:
             raise ExperimentError(
                 f"{name} is no part of {path.name}, it differs in {', '.join(keys)}; delete it"
@@ -245,15 +261,26 @@ def gather(path: Path) -> Certificates | None:
         parts.append(part)
     if parts:
         put_together(found, parts)
+        try:
+            certificates.check_attacked(found)  # of one part by another
+        except ContradictionError as error:
+            raise ContradictionError(f"{path} and its parts: {error}") from error
         certificates.write(path, found)
     discard(path)
     return found
 
 
 def discard(path: Path) -> None:
-    """Removes the parts of a file, and what was not written to their end."""
+    """Removes the parts of a file, and what was not written to their end.
+
+    Raises:
+      ExperimentError: if they cannot be removed.
+    """
     for part in (*_parts(path), *_parts(path, temporary_name)):
-        part.unlink(missing_ok=True)
+        try:
+            part.unlink(missing_ok=True)
+        except OSError as error:
+            raise ExperimentError(f"{part} cannot be removed ({error.strerror})") from error
 
 
 def read_together(path: Path) -> Certificates:
@@ -277,13 +304,13 @@ def _state(found: Certificates) -> dict[str, Any]:
     return {"progress": found.progress, "settings": found.metadata["settings"]}
 
 
-def _wait_for(path: Path, state: Mapping[str, Any]) -> Certificates:
-    """Reads a file that another process has brought to that state."""
+def _wait_for(path: Path, state: Mapping[str, Any], part: bool = False) -> Certificates:
+    """Reads a file, perhaps of a part, that another process has brought to that state."""
     end = time.monotonic() + _PATIENCE
     while True:
         # A listing makes network file systems forget what they remember as absent.
         if path.parent.is_dir() and path.name in os.listdir(path.parent):
-            found = certificates.read(path)
+            found = certificates.read(path, part=part)
             if _state(found) == state:
                 return found
         if time.monotonic() > end:

@@ -50,9 +50,14 @@ def load(workdir: Path, which: str = "last", data_dir: str | None = None) -> Tra
       data_dir: where the data set lies, if not where the run found it.
 
     Raises:
-      ExperimentError: if there is no run, no checkpoint, no selection, or not the run's data.
+      ExperimentError: if there is no run, no checkpoint, no selection, or not the run's data, or
+        if its configuration is damaged.
     """
-    config = from_config_dict(read_config(workdir))
+    stored = read_config(workdir)
+    try:
+        config = from_config_dict(stored)
+    except ExperimentError as error:
+        raise ExperimentError(f"{workdir / 'config.json'}: {error}") from error
     if config.seeds > 1:
         raise ExperimentError(
             f"{workdir} holds the runs of {config.seeds} seeds; choose one of them, "

@@ -10,7 +10,9 @@ from typing import Any
 from experiments.cluster import distributed
 from experiments.records.checkpoints import Checkpoints
 from experiments.records.files import replace_text
+from experiments.records.formats import NUMBER, FormatError, check_group, integer, parse_object
 from experiments.records.same_config import check_same_config
+from experiments.records.summary_checks import check_summary
 from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError
 
@@ -60,10 +62,24 @@ class Records:
         _write_json(self._stored, self.config.to_dict())
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, or None: what process 0 sees."""
-        return distributed.from_main(
-            lambda: _read_json(self._summary) if self._summary.exists() else None
-        )
+        """The summary of a finished run, or None: what process 0 sees.
+
+        Raises:
+          ExperimentError: if it is damaged.
+        """
+        return distributed.from_main(self._read_summary)
+
+    def _read_summary(self) -> dict[str, Any] | None:
+        if not self._summary.exists():
+            return None
+        summary = _read_json(self._summary)
+        try:
+            check_summary(summary, several=self.config.seeds > 1)
+        except FormatError as error:
+            raise ExperimentError(
+                f"{self._summary}: {error}; delete it to evaluate the run again"
+            ) from error
+        return summary
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Marks the run as finished."""
@@ -73,15 +89,31 @@ class Records:
     # ----------------------------------------------------------------------- metrics
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; a last one that a kill cut short is left out."""
+        """The lines of `metrics.jsonl`; a last one that a kill cut short is left out.
+
+        Raises:
+          ExperimentError: if another line is no record, or the file cannot be read.
+        """
         if not self._metrics.exists():
             return []
+        try:
+            content = self._metrics.read_bytes()
+        except OSError as error:
+            raise ExperimentError(f"{self._metrics} cannot be read ({error.strerror})") from error
+        lines = content.split(b"\n")
         metrics = []
-        for line in self._metrics.read_text().splitlines():
+        for number, line in enumerate(lines, 1):
+            if number == len(lines) and not _is_json(line):
+                break  # after the last end of a line
             try:
-                metrics.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+                record = parse_object(line.decode())
+                numbers = {"step": integer(0), "epoch": integer(0), "eps": NUMBER}
+                check_group("", record, dict.fromkeys(record, NUMBER) | numbers)
+            except (FormatError, UnicodeDecodeError) as error:
+                raise ExperimentError(
+                    f"{self._metrics}, line {number}: {error}; delete that line"
+                ) from error
+            metrics.append(record)
         return metrics
 
     def drop_metrics_after(self, step: int) -> None:
@@ -157,16 +189,20 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return parse_object(path.read_text())
+    except (OSError, FormatError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ExperimentError(
-            f"{path} cannot be read ({error}); delete it, or use another --workdir"
+            f"{path} cannot be read ({reason}); delete it, or use another --workdir"
         ) from error
-    if not isinstance(content, dict):
-        raise ExperimentError(
-            f"{path}: expected a JSON object; delete it, or use another --workdir"
-        )
-    return content
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        parse_object(line.decode())
+    except (FormatError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,0 +1,312 @@
+"""What an evaluation file must hold to be believed; `experiments.certificates` describes the file.
+
+Everything is compared with what `experiments.evaluate` writes: the keys and values of the metadata,
+the names, types and shapes of the arrays, and whether the arrays agree with each other. Every
+function here raises a `FormatError` that says what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from boundjax.attacks.pgd import LOSSES
+from boundjax.certification.presets import BEST, METHODS
+from experiments.evaluation.array_archive import ArrayArchive
+from experiments.records.formats import (
+    NOT_NEGATIVE,
+    OBJECT,
+    TEXT,
+    FormatError,
+    Rule,
+    check_group,
+    integer,
+    is_number,
+    is_text,
+    one_of,
+    parse_object,
+    shown,
+)
+from experiments.settings.config import NORMS
+
+ATTACK = "attack"
+FORMAT = 1
+METADATA, INDEX, LABELS, ATTACKED, CORRECT = "metadata", "index", "labels", "attacked", "correct"
+RESISTED, RUN, VERIFIED, MARGINS = "resisted_", "_run", "_verified", "_margins"
+
+_METHODS = (*METHODS, BEST)
+# The words of `boundjax.Certificate.arithmetic`.
+_ARITHMETICS = ("exact-real",)
+# Characters of the metadata; they have about two thousand.
+_LONGEST = 1_000_000
+
+
+class Layout(NamedTuple):
+    """Which arrays a file holds, by what its metadata and its directory say.
+
+    Attributes:
+      count: of the examples of the whole evaluation.
+      losses: that are attacked.
+      methods: of `boundjax.certify`, in the order of the file.
+    """
+
+    count: int
+    losses: tuple[str, ...]
+    methods: tuple[str, ...]
+
+
+# --------------------------------------------------------------------------- metadata
+
+
+def _is_range(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list) and all(map(is_number, value)) and value == [0.0, 1.0]
+    )
+
+
+def _are_losses(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(loss, str) and loss in LOSSES for loss in value)
+        and len(set(value)) == len(value)
+    )
+
+
+_SHA256 = Rule(
+    "a SHA-256 in hexadecimal digits",
+    lambda value: isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None,
+)
+
+_SETTINGS = {
+    "parameters_sha256": _SHA256,
+    "images_sha256": _SHA256,
+    "data": TEXT,
+    "split": one_of(("test", "validation")),
+    "count": integer(1),
+    "which": TEXT,
+    "eps": NOT_NEGATIVE,
+    "norm": one_of(NORMS),
+    "clip": Rule("[0.0, 1.0] or null", _is_range),
+    "attack": OBJECT,
+}
+_ATTACK = {
+    "name": TEXT,
+    "losses": Rule(f"one or more of {', '.join(LOSSES)}, each once", _are_losses),
+    "steps": integer(0),
+    "step_size": TEXT,
+    "restarts": integer(1),
+    "batch_size": integer(1),
+    "seed": integer(),
+}
+_RECORD = {
+    "versions": Rule(
+        "the versions of packages",
+        lambda value: (
+            isinstance(value, dict)
+            and len(value) > 0
+            # Python says null of a package whose metadata are damaged.
+            and all(is_text(key) and (text is None or is_text(text)) for key, text in value.items())
+        ),
+    ),
+    "device": TEXT,
+    "seconds": NOT_NEGATIVE,
+}
+_BOUNDED = {"arithmetic": one_of(_ARITHMETICS), "dtype": one_of(("float32", "float64"))}
+
+
+def read_metadata(archive: ArrayArchive) -> dict[str, Any]:
+    """The metadata of a file, with everything checked that does not need the arrays."""
+    if METADATA not in archive.names:
+        raise FormatError(f"array {METADATA!r} is missing")
+    header = archive.header(METADATA)
+    if header.dtype.kind != "U" or header.shape != ():
+        raise FormatError(f"{METADATA} must be one text, got {header}")
+    if header.dtype.itemsize > 4 * _LONGEST:
+        raise FormatError(
+            f"{METADATA} must be at most {_LONGEST:,} characters, "
+            f"got {header.dtype.itemsize // 4:,}"
+        )
+    metadata = _parsed(archive.array(METADATA))
+    _check_format(metadata)
+    check_group("", metadata, {"format": integer(), "settings": OBJECT, "parts": OBJECT})
+    check_group("settings.", metadata["settings"], _SETTINGS)
+    check_group("settings.attack.", metadata["settings"]["attack"], _ATTACK)
+    for name, record in metadata["parts"].items():
+        if name != ATTACK and name not in _METHODS:
+            raise FormatError(f"parts must be of {ATTACK} and of methods, got {shown(name)}")
+        if not isinstance(record, dict):
+            raise FormatError(f"parts.{name} must be an object, got {shown(record)}")
+        # A method that was run on nothing yet has no arithmetic.
+        bounded = name != ATTACK and any(key in record for key in _BOUNDED)
+        check_group(f"parts.{name}.", record, _RECORD | _BOUNDED if bounded else _RECORD)
+    return metadata
+
+
+def _parsed(text: np.ndarray) -> dict[str, Any]:
+    try:
+        return parse_object(text.item())
+    except (FormatError, ValueError) as error:  # NumPy's for text that is none
+        raise FormatError(f"{METADATA}: {error}") from error
+
+
+def _check_format(metadata: Mapping[str, Any]) -> None:
+    number = metadata.get("format")
+    if type(number) is int and number > FORMAT:
+        raise FormatError(
+            f"expected format {FORMAT}, got {shown(number)}, which a newer version wrote",
+            "read it with that version",
+        )
+    if type(number) is not int or number != FORMAT:
+        raise FormatError(f"expected format {FORMAT}, got {shown(number)}")
+
+
+# --------------------------------------------------------------------------- arrays
+
+
+def check_arrays(archive: ArrayArchive, metadata: Mapping[str, Any], part: bool) -> Layout:
+    """Checks names, types and shapes before any data are read.
+
+    Args:
+      archive: the file.
+      metadata: as `read_metadata` returns them.
+      part: whether it holds some of the examples only.
+    """
+    losses = tuple(metadata["settings"]["attack"]["losses"])
+    methods = _methods(archive.names)
+    flags = [ATTACKED, CORRECT, *(RESISTED + loss for loss in losses)]
+    flags += [name + suffix for name in methods for suffix in (RUN, VERIFIED)]
+    margins = [name + MARGINS for name in methods]
+    expected = [METADATA, INDEX, LABELS, *flags, *margins]
+    for name in expected:
+        if name not in archive.names:
+            raise FormatError(f"array {name!r} is missing")
+    for name in archive.names:
+        if name not in expected:
+            raise FormatError(
+                f"unknown array {shown(name)} in an evaluation with the losses "
+                f"{', '.join(losses)} and the methods {', '.join(methods) or 'none'}"
+            )
+
+    count = metadata["settings"]["count"]
+    examples = count
+    index = archive.header(INDEX)
+    if part and len(index.shape) == 1 and 1 <= index.shape[0] <= count:
+        examples = index.shape[0]
+    elif index.shape != (count,):
+        raise FormatError(f"{INDEX} must be int [{count}], for settings.count {count}, got {index}")
+    _require(archive, INDEX, "int", examples)
+    _require(archive, LABELS, "int", examples)
+    for name in flags:
+        _require(archive, name, "bool", examples)
+    classes = None
+    for name in margins:
+        shape = archive.header(name).shape
+        if classes is None and len(shape) == 2 and shape[1] >= 2:
+            classes = shape[1]
+        _require(archive, name, "float32", examples, classes or "classes >= 2")
+    return Layout(count, losses, methods)
+
+
+def _methods(names: Sequence[str]) -> tuple[str, ...]:
+    """The methods that there are arrays of."""
+    methods: dict[str, None] = {}
+    for name in names:
+        for suffix in (RUN, VERIFIED, MARGINS):
+            method = name.removesuffix(suffix)
+            if method == name:
+                continue
+            if method not in _METHODS:
+                raise FormatError(
+                    f"array {shown(name)} is of an unknown method, expected one of "
+                    f"{', '.join(_METHODS)}"
+                )
+            methods[method] = None
+    return tuple(methods)
+
+
+def _require(archive: ArrayArchive, name: str, kind: str, *shape: int | str) -> None:
+    header = archive.header(name)
+    # Numbers of another byte order are those of another machine.
+    right = header.dtype.kind in "iu" if kind == "int" else header.dtype.newbyteorder("=") == kind
+    if not right or header.shape != shape:
+        expected = f"{kind} [{', '.join(map(str, shape))}]"
+        raise FormatError(f"{name} must be {expected}, got {header}")
+
+
+# --------------------------------------------------------------------------- contents
+
+
+def proven(margins: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which certificates `margins` `[N, C]` are: bool `[N]`, finite and positive off the label."""
+    own = np.arange(margins.shape[-1])[None] == labels[:, None]
+    return ((own | (margins > 0)) & np.isfinite(margins)).all(axis=-1)
+
+
+def check_contents(
+    layout: Layout, metadata: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Checks that arrays of the right types and shapes agree with each other and the metadata.
+
+    Certificates are not compared with attacks here: where they contradict each other, the file may
+    be right about a bound that is wrong.
+    """
+    index, labels = arrays[INDEX], arrays[LABELS]
+    wrong = (index < 0) | (index >= layout.count)
+    wrong[1:] |= index[1:] <= index[:-1]
+    order = "in order" if len(index) == layout.count else "in order, some left out"
+    _refuse(wrong, f"{INDEX} must be 0 to {layout.count - 1} {order}, got {_first(index, wrong)}")
+    classes = [arrays[name + MARGINS].shape[1] for name in layout.methods]
+    wrong = labels < 0
+    if classes:
+        wrong |= labels >= classes[0]
+    allowed = f"0 to {classes[0] - 1}" if classes else ">= 0"
+    _refuse(wrong, f"{LABELS} must be {allowed}, got {_first(labels, wrong)}")
+
+    def refuse(name: str, rows: np.ndarray, what: str) -> None:
+        count = np.count_nonzero(rows)
+        _refuse(rows, f"{name} of example {_first(index, rows)} ({count} in all) {what}")
+
+    for loss in layout.losses:
+        name = RESISTED + loss
+        wrong = arrays[name] & arrays[ATTACKED] & ~arrays[CORRECT]
+        refuse(name, wrong, "is True, but it is misclassified")
+    for name in layout.methods:
+        run, margins = arrays[name + RUN], arrays[name + MARGINS]
+        refuse(name, ~run & ~np.isnan(margins).all(axis=-1), "was not run, but has margins")
+        own = margins[np.arange(len(labels)), labels]
+        wrong = run & ~(own == 0)
+        refuse(name, wrong, f"must have the margin 0 to its own label, got {_first(own, wrong)}")
+        wrong = proven(margins, labels) != arrays[name + VERIFIED]
+        refuse(name, wrong, "is not what its margins say")
+    _check_records(layout, metadata["parts"], arrays)
+
+
+def _check_records(
+    layout: Layout, parts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """A record of everything that was run, and of nothing that is not there."""
+    done = [name for name in layout.methods if arrays[name + RUN].any()]
+    if ATTACK not in parts and (parts or done or arrays[ATTACKED].any()):
+        raise FormatError(f"parts.{ATTACK} is missing, expected what the attacks were run with")
+    for name in parts:
+        if name != ATTACK and name not in layout.methods:
+            raise FormatError(f"parts.{name} is there, but the arrays of {name} are missing")
+    for name in done:
+        if name not in parts:
+            raise FormatError(f"parts.{name} is missing, expected what {name} was run with")
+        if not _BOUNDED.keys() <= parts[name].keys():
+            raise FormatError(f"parts.{name}.arithmetic is missing, expected of what was run")
+
+
+def _first(values: np.ndarray, rows: np.ndarray) -> Any:
+    """The first of the values at `rows`, bool `[N]`; any of them where there are none."""
+    return values[np.argmax(rows)]
+
+
+def _refuse(rows: np.ndarray, reason: str) -> None:
+    if rows.any():
+        raise FormatError(reason)

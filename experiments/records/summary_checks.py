@@ -1,0 +1,124 @@
+"""What the summary of a finished run must hold to be read again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.records.formats import (
+    NOT_NEGATIVE,
+    OBJECT,
+    TEXT,
+    FormatError,
+    Rule,
+    check_group,
+    integer,
+    is_number,
+    is_text,
+    one_of,
+    shown,
+)
+from experiments.settings.config import NORMS
+
+_ERRORS = ("standard_error", "pgd_error", "verified_error")
+
+
+def _is_fraction(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 1
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(is_text, value))
+
+
+_FRACTION = Rule("a fraction in [0, 1]", _is_fraction)
+_BY_METHOD = Rule(
+    "fractions in [0, 1], or null, by method",
+    lambda value: (
+        isinstance(value, dict)
+        and all(map(is_text, value))
+        and all(error is None or _is_fraction(error) for error in value.values())
+    ),
+)
+_VERSIONS = Rule(
+    "the versions of python, jax, flax, numpy and other packages",
+    lambda value: isinstance(value, dict) and {"python", "jax", "flax", "numpy"} <= value.keys(),
+)
+# What is read again of a finished run. It holds more, and a newer version may add to it.
+_SUMMARY = {
+    "experiment": TEXT,
+    "data": TEXT,
+    "test_images": integer(1),
+    "norm": one_of(NORMS),
+    "eps_test": NOT_NEGATIVE,
+    "eps_train": NOT_NEGATIVE,
+    "clip": Rule(
+        "two numbers or null",
+        lambda value: (
+            value is None
+            or (isinstance(value, list) and len(value) == 2 and all(map(is_number, value)))
+        ),
+    ),
+    "bounds": Rule("names of methods", _is_texts),
+    "attack": TEXT,
+    "method": TEXT,
+    "model": TEXT,
+    "selection": TEXT,
+    "device": TEXT,
+    "versions": _VERSIONS,
+    "train_seconds": NOT_NEGATIVE,
+    "finished": TEXT,
+}
+_OF_ONE = {
+    "results": OBJECT,
+    "seed": integer(),
+    "parameters_sha256": TEXT,
+    "evaluation_seconds": NOT_NEGATIVE,
+}
+_OF_SEEDS = {
+    "seeds": Rule(
+        "a list of integers",
+        lambda value: (
+            isinstance(value, list) and len(value) > 0 and all(type(seed) is int for seed in value)
+        ),
+    ),
+    "errors": OBJECT,
+    "mean": OBJECT,
+    "std": OBJECT,
+}
+
+
+def check_summary(summary: dict[str, Any], several: bool) -> None:
+    """Checks what is read again of the summary of a run, or of those of `several` seeds.
+
+    Raises:
+      FormatError: naming the key, what was expected and what is there.
+    """
+    rules = _SUMMARY | (_OF_SEEDS if several else _OF_ONE)
+    # The first runs do not say what data they are of; there were no runs of several seeds then.
+    check_group("", summary, rules, optional=() if several else ("data",), others=True)
+    if several:
+        count = len(summary["seeds"])
+        fractions = Rule(
+            f"{count} fractions in [0, 1], one per seed",
+            lambda value: (
+                isinstance(value, list) and len(value) == count and all(map(_is_fraction, value))
+            ),
+        )
+        check_group("errors.", summary["errors"], dict.fromkeys(_ERRORS, fractions))
+        check_group("mean.", summary["mean"], dict.fromkeys(_ERRORS, _FRACTION))
+        check_group("std.", summary["std"], dict.fromkeys(_ERRORS, NOT_NEGATIVE))
+        return
+    results = summary["results"]
+    if not results:
+        raise FormatError("results must be of one network or more, got none")
+    methods = None
+    for label, errors in results.items():
+        if not is_text(label) or not isinstance(errors, dict):
+            raise FormatError(
+                f"results must be errors by network, got {shown(errors)} of {shown(label)}"
+            )
+        rules = dict.fromkeys(_ERRORS, _FRACTION) | {"verified_error_by": _BY_METHOD}
+        check_group(f"results.{label}.", errors, rules, others=True)
+        methods = errors["verified_error_by"].keys() if methods is None else methods
+        if errors["verified_error_by"].keys() != methods:
+            raise FormatError("results must have the same methods for every network")

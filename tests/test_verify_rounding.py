@@ -1,0 +1,357 @@
+"""No proof by rounding: the bounds of `verify` against exact arithmetic and float32 programs."""
+
+import dataclasses
+import itertools
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import boundjax as bj
+from boundjax import verify, vnnlib
+from boundjax.certification.presets import METHODS
+from boundjax.precision import training_precision
+from boundjax.tracing.jaxprs import unroll_limit
+from boundjax.tracing.trace import trace
+from boundjax.verify import programs, rounded_walk, rounding, search
+
+UNIT = 2.0**-24
+
+
+def exact(array):
+    """The numbers of an array as fractions."""
+    return np.vectorize(lambda number: Fraction(float(number)), otypes=[object])(array)
+
+
+def lower_bounds(function, lower, upper, rows, **options):
+    @jax.jit
+    @training_precision("highest")
+    def bounds(lower, upper, rows):
+        return rounded_walk.lower_bounds(function, **options)(bj.Box(lower, upper), rows).lower
+
+    return np.asarray(bounds(*map(jnp.float32, (lower, upper, rows))))
+
+
+# --- verdicts ----------------------------------------------------------------------------------
+
+
+def property_of(lower, upper, outputs, unsafe):
+    text = "".join(f"(declare-const Y_{i} Real)" for i in range(outputs))
+    for i, ends in enumerate(zip(lower, upper, strict=True)):
+        low, high = (f"{float(end):.40f}" for end in ends)
+        text += f"(declare-const X_{i} Real)(assert (>= X_{i} {low}))(assert (<= X_{i} {high}))"
+    return vnnlib.parse(f"{text}(assert {unsafe})")
+
+
+def wrong_by_rounding(inputs, function):
+    """Weights of `function(weights, x)` on inputs in `[1, 1 + 2 spacings]`, and a threshold.
+
+    The threshold lies above the exact value of one input and below the bound that is not rounded,
+    and as far from both as any of some seeds allows.
+    """
+    lower = np.ones(inputs, np.float32)
+    upper = lower + np.float32(2.0**-22)
+
+    @jax.jit
+    def plain(weights):
+        box = bj.Box(jnp.asarray(lower), jnp.asarray(upper))
+        return bj.linear(lambda x: function(weights, x)[None])(box).lower[0]
+
+    best = None
+    for seed in range(200):
+        weights = (np.random.default_rng(seed).normal(size=inputs) * 1e4).astype(np.float32)
+        weights[-1] = -np.sum(weights[:-1], dtype=np.float64)
+        value = function(exact(weights), exact(np.where(weights > 0, lower, upper)))
+        gap = float(Fraction(float(plain(weights))) - value)
+        if best is None or gap > best[0]:
+            best = gap, weights, value + Fraction(gap) / 2
+    assert best[0] > 1e-4
+    return lower, upper, *best[1:]
+
+
+def second_layer(weights, x):
+    """Hidden values of about 1, and small coefficients of the input."""
+    hidden = x * type(x.flat[0])(0.0009765625) if x.dtype == object else x * 0.0009765625
+    return (hidden + (1 - hidden.dtype.type(0.0009765625) if x.dtype != object else 1)) @ weights
+
+
+def test_terms_that_cancel_in_one_product_are_no_proof():
+    pass
+
+
+def test_what_cancels_far_above_its_rounding_is_proved():
+    random = np.random.default_rng(0)
+    weights = (random.normal(size=64) * 1e4).astype(np.float32)
+    weights[-1] = -np.sum(weights[:-1], dtype=np.float64)
+    lower = np.ones(64, np.float32)
+    property = property_of(lower, lower + np.float32(2.0**-22), 1, "(<= Y_0 -20.0)")
+    result = verify.verify(lambda x: (x @ weights)[None], property, method="interval", timeout=30.0)
+    assert result.verdict == "unsat"
+
+
+def test_the_rounding_of_rows_is_lost():
+    """One tenth is no float32, one third not even a float64."""
+    text = "(declare-const X_0 Real)(assert (>= X_0 0))(assert (<= X_0 1))(declare-const Y_0 Real)"
+    text += "(declare-const Y_1 Real)(assert (<= (+ (* 0.1 Y_0) (* -0.5 Y_1)) 0.1))"
+    rows = search._Rows.of(vnnlib.parse(text).cases[0].conjunctions, 1)
+    distance = abs(Fraction(1, 10) - Fraction(float(np.float32(0.1))))
+    lost = search._lost(rows.errors, rows.offset, np.float32([1e9, 1e9]))
+    assert float(distance) * 1e9 < lost[0] < 1.001 * float(distance) * 1e9 + 1e-5
+    # Where an output is unbounded only rows without a weight on it say anything.
+    assert search._lost(np.array([[0.0, 1.0]]), np.zeros(1), np.array([np.inf, 2.0]))[0] == 2.0
+    assert search._lost(np.array([[1.0, 0.0]]), np.zeros(1), np.array([np.inf, 2.0]))[0] == np.inf
+    # What float32 has no normal number for counts whole; what overflows proves nothing.
+    tiny = vnnlib.Conjunction(np.array([[1e-40, 1e300]]), np.zeros(1))
+    rows = search._Rows.of([tiny], 1)
+    assert rows.single[0, 0] == 0
+    assert rows.errors[0, 0] >= 1e-40
+    assert rows.errors[0, 1] == np.inf
+
+
+# --- every kind of term, at the worst order of summation ----------------------------------------
+
+COUNT = 256
+# Added to 1 one after another each of them is rounded up to a spacing, twice its value.
+TERMS = np.concatenate([[1.0], np.full(COUNT - 1, UNIT * (1.0 + 2.0**-10))]).astype(np.float32)
+STEEP = np.float32(2.0**30)
+
+
+def in_order(terms):
+    total = np.float32(0)
+    for term in terms:
+        total += term
+    return float(total)
+
+
+def exactly(terms):
+    return float(sum(exact(terms)))
+
+
+def convolved(x):
+    image, kernel = x.reshape(1, 16, 4, 4), jnp.asarray(TERMS.reshape(1, 16, 4, 4))
+    return jax.lax.conv_general_dilated(image, kernel, (1, 1), "VALID").reshape(-1)
+
+
+SUMS = {
+    "dense": (lambda x: x @ TERMS[:, None], 1.0),
+    "convolution": (convolved, 1.0),
+    "reduction": (lambda x: jnp.sum(x * TERMS, keepdims=True), 1.0),
+    "cumulative": (lambda x: jnp.cumsum(x * TERMS)[-1:], 1.0),
+    "pooling": (
+        lambda x: jax.lax.reduce_window(x * TERMS, 0.0, jax.lax.add, (COUNT,), (1,), "VALID"),
+        1.0,
+    ),
+    "bias first": (lambda x: x[1:] @ TERMS[1:, None] + TERMS[0], 1.0),
+    "residual": (lambda x: x[1:] @ TERMS[1:, None] + x[:1], 1.0),
+    "product after product": (lambda x: (x @ TERMS[:, None]) @ jnp.full((1, 1), STEEP), STEEP),
+    "factor after product": (lambda x: (x @ TERMS[:, None]) * STEEP, STEEP),
+    "relu": (lambda x: jax.nn.relu(x @ TERMS[:, None]) @ jnp.full((1, 1), STEEP), STEEP),
+    "maximum": (
+        lambda x: jnp.maximum(x @ TERMS[:, None], x[:1] - 9.0) @ jnp.full((1, 1), STEEP),
+        STEEP,
+    ),
+    "tanh": (lambda x: jnp.tanh(x @ TERMS[:, None] - 1.0) @ jnp.full((1, 1), STEEP), None),
+    "perturbed product": (lambda x: (x[None] @ (x * TERMS)[:, None])[0] * STEEP, STEEP),
+}
+
+
+def ends_of(function, scale):
+    """What a program that adds in order gives for ones, and what is exact."""
+    if scale is None:
+        program, real = (np.tanh(total(TERMS) - 1.0) for total in (in_order, exactly))
+        return program * STEEP, real * STEEP
+    return in_order(TERMS) * scale, exactly(TERMS) * float(scale)
+
+
+@pytest.mark.parametrize("method", ["interval", "linear"])
+@pytest.mark.parametrize("name", SUMS)
+def test_bounds_hold_for_the_worst_order_of_summation(name, method, monkeypatch):
+    """At a point, where nothing but rounding has a width."""
+    function, scale = SUMS[name]
+    program, real = ends_of(function, scale)
+    ones = np.ones(COUNT, np.float32)
+
+    def ends():
+        bounds = lower_bounds(function, ones, ones, [[1.0], [-1.0]], intermediate=method)
+        return bounds[0], -bounds[1]
+
+    def hold(lower, upper):
+        return lower <= min(program, real) and max(program, real) <= upper
+
+    lower, upper = ends()
+    assert hold(lower, upper)
+    # Not needlessly wide: several roundings of every term, for several ops one after another.
+    assert upper - lower < 24 * COUNT * UNIT * abs(scale or STEEP)
+    # A matrix product of two perturbed values is charged for itself, its planes and its interval.
+    share, gamma = 0.05 if name == "perturbed product" else 0.2, rounding.gamma
+    monkeypatch.setattr(rounding, "gamma", lambda terms: share * gamma(terms))
+    assert not hold(*ends())
+
+
+@pytest.mark.parametrize("method", ["interval", "linear"])
+def test_a_relu_is_dead_only_if_it_is_so_for_every_program(method, monkeypatch):
+    bias = np.float32(-1.0 - 1.2 * COUNT * UNIT)  # above the exact sum, below the program's
+
+    def function(x):
+        return jax.nn.relu(x @ TERMS[:, None] + bias) * STEEP
+
+    value = np.float32(in_order(TERMS)) + bias
+    assert value > 0
+    ones = np.ones(COUNT, np.float32)
+    box = ones, ones + np.float32(2.0**-22)
+    unsafe = -value * STEEP
+    assert lower_bounds(function, *box, [[-1.0]], intermediate=method) <= unsafe
+    monkeypatch.setattr(rounding, "outward", lambda interval, *_: interval)
+    assert lower_bounds(function, *box, [[-1.0]], intermediate=method) > unsafe
+
+
+def test_rows_that_cancel(monkeypatch):
+    """Outputs are exact here, and only their sum is rounded."""
+    random = np.random.default_rng(0)
+    x = random.uniform(1.0, 2.0, 64).astype(np.float32)
+    rows = (random.normal(size=(100, 64)) * 1e6).astype(np.float32)
+    rows[:, -1] = -np.sum(rows[:, :-1] * x[:-1], axis=1) / x[-1]
+    values = (exact(rows) @ exact(x)).astype(np.float64)
+    assert (lower_bounds(lambda x: x, x, x, rows) <= values).all()
+    nothing = lambda self, index, outputs: jnp.zeros(64)  # noqa: E731
+    monkeypatch.setattr(rounding.ErrorAnalysis, "of_rows", nothing)
+    assert (lower_bounds(lambda x: x, x, x, rows) > values).any()
+
+
+@pytest.mark.parametrize("start", [1.0, 1.0 + 2.0**-23, 3.0, -1.0 - 2.0**-23])
+def test_boxes_of_one_spacing(start):
+    """The middle of two neighbours is neither, and is rounded to one of them."""
+    lower = np.float32([start])
+    upper = np.nextafter(lower, np.float32(np.inf))
+    bounds = lower_bounds(lambda x: x * STEEP, lower, upper, [[1.0], [-1.0]])
+    assert bounds[0] <= lower[0] * STEEP
+    assert bounds[1] <= -upper[0] * STEEP
+
+
+def test_subnormal_weights_count_although_xla_takes_them_for_zero():
+    weights = np.full((1, 1), 1e-39, np.float32)
+    x = np.float32([1e38])
+    assert lower_bounds(lambda x: x @ weights, x, x, [[-1.0]])[0] <= -0.0999
+    assert lower_bounds(lambda x: x * weights[0], x, x, [[-1.0]])[0] <= -0.0999
+
+
+# --- networks at random --------------------------------------------------------------------------
+
+INPUTS, UNITS = 12, 6
+SHAPES = {
+    "dense": {"w": (INPUTS, 2), "b": (2,)},
+    "residual": {
+        "w": (INPUTS, UNITS), "b": (UNITS,), "v": (UNITS, UNITS), "c": (UNITS,), "u": (UNITS, 2),
+    },
+    "convolution": {"k": (3, 2, 3), "b": (3, 1), "u": (3 * INPUTS // 2, 2)},
+}  # fmt: skip
+
+
+def network(kind, p, x, dot, relu, convolution):
+    """A network in whatever arithmetic the functions compute."""
+    if kind == "dense":
+        return dot(x, p["w"]) + p["b"]
+    if kind == "residual":
+        hidden = relu(dot(x, p["w"]) + p["b"])
+        return dot(relu(dot(hidden, p["v"]) + p["c"] + hidden), p["u"])
+    return dot(relu(convolution(x.reshape(2, -1), p["k"]) + p["b"]).reshape(-1), p["u"])
+
+
+def in_jax(kind, p, x):
+    def convolution(x, kernel):
+        return jax.lax.conv_general_dilated(x[None], kernel, (1,), [(1, 1)])[0]
+
+    return network(kind, p, x, jnp.matmul, jax.nn.relu, convolution)
+
+
+def in_fractions(kind, p, x):
+    def convolution(x, kernel):
+        padded = np.pad(x, ((0, 0), (1, 1)), constant_values=Fraction(0))
+        patches = np.stack([padded[:, k : k + 3].reshape(-1) for k in range(x.shape[1])], axis=1)
+        return kernel.reshape(len(kernel), -1) @ patches
+
+    p = {name: exact(value) for name, value in p.items()}
+    return network(kind, p, exact(x), np.matmul, lambda z: z * (z > 0), convolution)
+
+
+def drawn(kind, random):
+    """Weights whose terms cancel, a box of a few spacings or more, and rows that may be large."""
+    p = {}
+    for name, shape in SHAPES[kind].items():
+        value = random.normal(size=shape) * 10.0 ** random.uniform(-1, 5)
+        if name in "wvu":
+            value[-1] -= value.sum(axis=0)
+        if name == "k":
+            value[:, -1, -1] -= value.sum(axis=(1, 2))
+        p[name] = (value * (name != "b" or random.random() < 0.3)).astype(np.float32)
+    center = np.full(INPUTS, random.choice([1.0, 1.1, 1e3]), np.float32)
+    if random.random() < 0.5:
+        center = random.normal(size=INPUTS).astype(np.float32)
+    width = np.abs(center) * np.float32(10.0 ** random.uniform(-7, -3))
+    rows = np.float32([[1, 0], [1, -1], [-1, 1]]) * np.float32(10.0 ** random.uniform(0, 6))
+    return p, center, np.maximum(center + width, np.nextafter(center, np.float32(np.inf))), rows
+
+
+@pytest.mark.parametrize("intermediate", ["interval", "linear"])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_no_bound_lies_above_an_exact_value(kind, intermediate):
+    @jax.jit
+    @training_precision("highest")
+    def bounds(p, lower, upper, rows):
+        box, function = bj.Box(lower, upper), lambda x: in_jax(kind, p, x)
+        plain = bj.linear(function, sides="lower", intermediate=intermediate)(box, rows)
+        slopes = jax.jacobian(lambda x: rows @ function(x))(lower)
+        rounded = rounded_walk.lower_bounds(function, intermediate=intermediate)(box, rows)
+        return rounded.lower, plain.lower, slopes
+
+    random = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(25):
+        p, lower, upper, rows = drawn(kind, random)
+        found = [np.asarray(a, np.float64) for a in bounds(p, lower, upper, rows)]
+        rounded, plain, slopes = found
+        assert np.isfinite(rounded).all()
+        for row, slope, above, below in zip(rows, slopes, plain, rounded, strict=True):
+            outputs = in_fractions(kind, p, np.where(slope > 0, lower, upper))
+            value = exact(row) @ outputs
+            assert Fraction(below) <= value
+            wrong += Fraction(above) > value
+    assert wrong >= 10  # of 75: bounds that are not rounded
+
+
+@pytest.mark.parametrize("method", ["crown-ibp", "crown", "alpha-crown"])
+def test_little_is_lost_on_an_ordinary_network(method):
+    random = np.random.default_rng(0)
+    sizes = (64, 64, 64, 10)
+    layers = [random.normal(size=shape) / shape[0] ** 0.5 for shape in itertools.pairwise(sizes)]
+    layers = [layer.astype(np.float32) for layer in layers]
+
+    def function(x):
+        for layer in layers[:-1]:
+            x = jax.nn.relu(x @ layer)
+        return x @ layers[-1]
+
+    center = random.uniform(size=64).astype(np.float32)
+    box = bj.Box(center - np.float32(0.01), center + np.float32(0.01))
+    rows = np.eye(10, dtype=np.float32)
+    plain = METHODS[method](function, 2**30)(box, rows).lower
+    options = programs._OPTIONS[method]
+    lost = plain - lower_bounds(function, box.lower, box.upper, rows, **options)
+    assert (lost > 0).all()
+    assert (lost < 1e-3).all()
+
+
+def test_an_op_whose_error_nobody_states_proves_nothing():
+    def function(x):
+        return jax.lax.scan(lambda y, _: (0.5 * y + 1.0, None), x, length=50)[0]
+
+    with unroll_limit(10):
+        bounds = lower_bounds(function, [0.0], [1.0], [[1.0]], slopes="constant")
+    assert not np.isfinite(bounds).any()
+    assert lower_bounds(function, [0.0], [1.0], [[1.0]]) == pytest.approx(2.0, abs=1e-4)
+    node = trace(lambda x: x * x[::-1], jnp.zeros(2)).nodes[-1]
+    assert rounding._joint_error(node, [])[0] == 0
+    stranger = dataclasses.replace(node, primitive="something else")
+    assert rounding._joint_error(stranger, [])[0] == np.inf
