@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import hashlib
+import importlib
 import os
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -325,12 +326,9 @@ def _reference(name: str, function: Callable[..., Array], avals: tuple[Any, ...]
 
 _FRAME = re.compile(r"^(jit|pjit|jvp|vmap|transpose|remat|checkpoint|rematted_computation)\b")
 
-_LIBRARIES = (
-    *(
-        os.path.dirname(os.path.abspath(module.__file__)) + os.sep
-        for module in (jax, flax, __import__("jaxlib"))
-    ),
-    os.path.dirname(os.path.abspath(__file__)) + os.sep,
+_LIBRARIES = tuple(
+    os.path.dirname(os.path.abspath(module.__file__)) + os.sep
+    for module in (jax, flax, *map(importlib.import_module, ("jaxlib", "boundjax")))
 )
 
 
