@@ -42,6 +42,7 @@ _NUMBER = re.compile(r"([+-]?)(\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d+))?")
 _VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})")
 _FLOAT32 = np.finfo(np.float32)
 _LARGEST = Fraction(float(_FLOAT32.max))
+_OVERFLOWS = Fraction(2**128 - 2**103)  # the least number that float32 rounds to infinity
 _LEAST = Fraction(float(_FLOAT32.tiny))
 _LEAST_OFFSET = Fraction(float(np.finfo(np.float64).tiny))
 
@@ -422,13 +423,10 @@ class _Reader:
 
     def require_in_range(self, value: Fraction, least: Fraction, what: str, position: int) -> None:
         """Refuses a number of a constraint on outputs that floating point cannot hold."""
-        if value and not least <= abs(value) <= _LARGEST:
-            size, limit = ("above", _LARGEST) if abs(value) > least else ("below", least)
-            self.fail(
-                position,
-                f"expected {what} in the range of floating point, got one {size} "
-                f"{float(limit):.3g} in magnitude; scale the constraint",
-            )
+        if value and not least <= abs(value) < _OVERFLOWS:
+            size, limit = ("below", least) if abs(value) < least else ("above", _LARGEST)
+            got = f"got one {size} {float(limit):.3g} in magnitude; scale the constraint"
+            self.fail(position, f"expected {what} in the range of floating point, {got}")
 
     def rounded(self, box: _Box, inputs: int) -> tuple[np.ndarray, ...]:
         """The four ends of a ``Case``."""

@@ -149,3 +149,11 @@ def test_a_part_is_read_as_a_part_only(path):
     refusal(path, r"labels must be int \[3\], got int32 \[2\]", part=True)
     certificates.write(path, evaluation())
     assert_same(certificates.read(path, part=True), evaluation())
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "whole.npz"
+    with pytest.raises(ExperimentError, match=r"whole\.npz cannot be written") as caught:
+        certificates.write(path, evaluation())
+    assert str(caught.value).startswith(str(path))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import boundjax as bj
+from boundjax import verify, vnnlib
 from boundjax.onnx import OnnxError
 from boundjax.onnx.operators import OPERATORS
 
@@ -169,6 +170,54 @@ def test_bounds_of_a_count(tmp_path):
     bounds = bj.interval(model.single)(bj.Box(x - 1e-3, x + 1e-3))
     assert jnp.array_equal(bounds.lower, model.single(x))
     assert jnp.array_equal(bounds.upper, model.single(x))
+
+
+# --- gradients ---------------------------------------------------------------------------------
+
+DILATED = {
+    "dilations": {"kernel_shape": [2, 2], "dilations": [3, 2]},
+    "pads": {"kernel_shape": [3, 2], "dilations": [2, 2], "strides": [2, 1], "pads": [1, 1, 2, 0]},
+    "ceil": {"kernel_shape": [2, 3], "dilations": [2, 1], "strides": [3, 2], "ceil_mode": 1},
+}
+
+
+@pytest.mark.parametrize("case", DILATED)
+def test_dilated_pooling_has_the_gradient_of_finite_differences(case, tmp_path):
+    model = check(models.save(single("MaxPool", IMAGE, **DILATED[case]), tmp_path))
+    x, weights = (f32(4, *shape, seed=3) for shape in (model.input_shape, model.output_shape))
+
+    def total(x, weights):
+        return jnp.sum(weights * model.single(x))
+
+    gradient = jax.jit(jax.vmap(jax.grad(total)))(x, weights)
+    for seed in range(3):
+        step = 1e-3 * f32(*x.shape, seed=seed)  # no two entries are as near to each other
+        ahead, behind = (jax.vmap(total)(x + sign * step, weights) for sign in (1, -1))
+        change = 2.0 * jnp.sum(gradient * step, axis=(1, 2, 3))
+        np.testing.assert_allclose(ahead - behind, change, atol=2e-5)
+
+
+def test_an_attack_passes_dilated_pooling(tmp_path):
+    """Its gradient finds a corner of many inputs, which no point that is drawn hits."""
+    nodes = [
+        node("MaxPool", "x", "m", kernel_shape=[2, 2], dilations=[3, 2]),
+        node("Flatten", "m", "f"),
+        node("MatMul", "f w"),
+    ]
+    model = network(nodes, IMAGE, {"w": np.ones((64, 1), np.float32)})
+    imported = bj.from_onnx(models.save(model, tmp_path))
+    count = 4 * 7 * 6
+    text = "(declare-const Y_0 Real)(assert (<= Y_0 -63.99))" + "".join(
+        f"(declare-const X_{i} Real)(assert (>= X_{i} -1))(assert (<= X_{i} 1))"
+        for i in range(count)
+    )
+    result = verify.verify(
+        imported.single,
+        vnnlib.parse(text),
+        method="interval",
+        input_shape=imported.input_shape,
+    )
+    assert (result.verdict, result.note) == ("sat", "")
 
 
 # --- files that are refused --------------------------------------------------------------------

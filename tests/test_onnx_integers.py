@@ -3,14 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import onnx_models as models
 import pytest
-from onnx import TensorProto
-from onnx_models import f32, i64, network, node, scalar, single
+from compiled import on_host
 
 import boundjax as bj
 from boundjax import verify, vnnlib
 from boundjax.onnx import OnnxError
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+import onnx_models as models
+from onnx import TensorProto
+from onnx_models import f32, i64, network, node, scalar, single
 
 INT32, INT64, FLOAT = TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT
 # The largest float32 that an int32 can hold, and the next one.
@@ -57,13 +62,24 @@ def cast(to, *between):
     return network(nodes, [1, 1], {"one": scalar(1.0)})
 
 
-def bounds(model, tmp_path, lower, upper, transform="interval"):
-    """Bounds over a box, its ends given per input or once."""
+def bounds_of(model, tmp_path, boxes, transform="interval"):
+    """Bounds over boxes, compiled once; their ends are given per input or once."""
     imported = bj.from_onnx(models.save(model, tmp_path))
-    ends = (jnp.broadcast_to(jnp.float32(end), imported.input_shape) for end in (lower, upper))
-    transformed = TRANSFORMS[transform](imported.single)
-    found = jax.jit(lambda *ends: transformed(bj.Box(*ends)))(*ends)
-    return np.asarray(found.lower), np.asarray(found.upper)
+    shape = (len(boxes), *imported.input_shape)
+    ends = [np.stack([np.broadcast_to(box[k], shape[1:]) for box in boxes]) for k in range(2)]
+
+    @on_host
+    @jax.vmap
+    def found(lower, upper):
+        return TRANSFORMS[transform](imported.single)(bj.Box(lower, upper))
+
+    lower, upper = found(*(jnp.asarray(end, jnp.float32) for end in ends))
+    return np.asarray(lower), np.asarray(upper)
+
+
+def bounds(model, tmp_path, lower, upper, transform="interval"):
+    """Bounds over one box."""
+    return tuple(end[0] for end in bounds_of(model, tmp_path, [(lower, upper)], transform))
 
 
 BELOW = float(np.nextafter(np.float32(-TOO_MUCH), np.float32(-np.inf)))
@@ -73,20 +89,13 @@ NOT_HELD = [(0.0, TOO_MUCH), (BELOW, 0.0), (3e9, 4e9), (3e9, 3e9), (BELOW, BELOW
 
 @each_transform
 def test_a_cast_has_bounds_where_its_type_holds_the_interval(transform, tmp_path):
-    imported = bj.from_onnx(models.save(cast(INT32), tmp_path))
-    ends = jnp.float32([*HELD, *NOT_HELD])[..., None]
-
-    @jax.jit
-    @jax.vmap
-    def found(ends):
-        return TRANSFORMS[transform](imported.single)(bj.Box(*ends))
-
-    low, high = (np.asarray(end)[:, 0] for end in found(ends))
+    ends = bounds_of(cast(INT32), tmp_path, [*HELD, *NOT_HELD], transform)
+    low, high = (end[:, 0] for end in ends)
     assert np.isnan([low, high])[:, len(HELD) :].all()
     low, high = low[: len(HELD)], high[: len(HELD)]
     exact = np.trunc(np.float32(HELD)).T
     slack = 1e-6 * np.abs(exact).max(0)  # of linear bounds, which round
-    np.testing.assert_array_less(np.abs([low, high] - exact), 1e-6 + slack)
+    assert (np.abs([low, high] - exact) <= slack).all()
 
 
 def test_the_range_is_that_of_the_file_s_type(tmp_path):
@@ -118,7 +127,7 @@ def test_no_bound_comes_back_behind_a_cast_that_overflows(tmp_path):
         node("Where", "p c f"),
     ]
     model = network(nodes, [1, 1], {"low": scalar(-1.0), "high": scalar(1.0)})
-    for transform in TRANSFORMS:
+    for transform in ("interval", "crown", "forward", "bcp"):
         assert np.isnan(bounds(model, tmp_path, 0.0, 3e9, transform)).all(), transform
 
 
@@ -142,20 +151,20 @@ ARITHMETIC = {
 def test_integer_arithmetic_has_bounds_up_to_2_to_the_24(case, tmp_path):
     model, held, too_large = ARITHMETIC[case]
     too_large = too_large or 2.0**24
-    low, high = bounds(model, tmp_path, -held + 16.0, held)
-    assert np.isfinite([low, high]).all()
+    for transform in ("interval", "crown-ibp"):
+        boxes = [(16.0 - held, held), (0.0, too_large)]
+        low, high = bounds_of(model, tmp_path, boxes, transform)
+        assert np.isfinite([low[0], high[0]]).all()
+        assert np.isnan([low[1], high[1]]).all()
     imported = bj.from_onnx(tmp_path / "model.onnx")
-    if case == "sum":  # which onnxruntime does not have for integers
-        return
-    for x in (-held + 16.0, held):
+    for x in (16.0 - held, held):
         x = np.full((3,), x, np.float32)
-        # As onnxruntime computes it, in integers.
-        y = models.reference(tmp_path / "model.onnx", x[None])[0].reshape(low.shape)
-        np.testing.assert_array_equal(imported.single(x), y)
-        assert (low <= y).all()
-        assert (y <= high).all()
-    for transform in ("interval", "crown", "forward"):
-        assert np.isnan(bounds(model, tmp_path, 0.0, too_large, transform)).all()
+        y = np.asarray(imported.single(x))
+        assert (low[0] <= y).all()
+        assert (y <= high[0]).all()
+        if case != "sum":  # which onnxruntime does not have for integers
+            expected = models.reference(tmp_path / "model.onnx", x[None])
+            np.testing.assert_array_equal(y, expected.reshape(y.shape))
 
 
 def test_an_int32_that_wraps_around_has_no_bounds(tmp_path):

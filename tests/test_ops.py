@@ -121,6 +121,42 @@ def test_gradient_of_bounds_through_a_max_pool_equals_finite_differences():
         np.testing.assert_allclose(gradient, (ahead - behind) / 2e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("transform", [bj.interval, bj.linear, bj.forward_linear, bj.lipschitz])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_bounds_have_a_gradient_behind_dilated_windows(sign, transform):
+    """JAX has none for these poolings; that of bounds equals finite differences."""
+    rng = np.random.default_rng(0)
+    x, scale, direction = (rng.normal(size=(5, 4)) for _ in range(3))
+    start, function = (-jnp.inf, jax.lax.max) if sign > 0 else (jnp.inf, jax.lax.min)
+    dilations = [((2, 1), (1, 2)), ((1, 1), (2, 1))]
+
+    @jax.jit
+    @jax.value_and_grad
+    def total(t):
+        found = 0.0
+        for base, window in dilations:
+
+            def pooled(x, base=base, window=window):
+                return jax.lax.reduce_window(
+                    (scale + t * direction) * x,
+                    np.asarray(start, x.dtype),
+                    function,
+                    (2, 2),
+                    (1, 2),
+                    ((1, 0), (0, 1)),
+                    base,
+                    window,
+                )
+
+            bounds = transform(pooled)(bj.LpBall(x, 0.3))
+            found += bounds.lower.sum() + 2.0 * bounds.upper.sum()
+        return found
+
+    with jax.enable_x64(True):
+        (_, gradient), (ahead, _), (behind, _) = total(0.0), total(1e-6), total(-1e-6)
+        np.testing.assert_allclose(gradient, (ahead - behind) / 2e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_window_lines_at_ties_and_points(sign):
     op = next(op for op in all_ops() if op.name == "reduce_max" and op.sign == 1)

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import jax
 import numpy as np
 import pytest
 from jax import nn
@@ -96,8 +97,8 @@ def test_a_network_that_is_not_finite_is_never_proved(bad, inputs):
     property = box([(-1, 1)] * inputs, 1, "(or (<= Y_0 -9999) (>= Y_0 9999))")
     function = lambda x: jnp.sum(nn.relu(x), keepdims=True) + jnp.float32(bad)  # noqa: E731
     result = decide(function, property, method="crown-ibp", timeout=1.0)
-    # An infinite output is larger than any number: only then is there a counterexample.
-    assert result.verdict in (("unknown", "timeout") if np.isnan(bad) else ("sat",))
+    # Properties are about numbers, which an infinite output is not: it is no counterexample either.
+    assert result.verdict in ("unknown", "timeout")
 
 
 def test_several_boxes_must_all_be_refuted():
@@ -378,3 +379,79 @@ def test_rounding_of_values_that_cancel_is_no_proof(seed):
 
     asked = box([(lower, upper)] * 30, 1, f"(<= Y_0 {least + 1e-6:.12f})")
     assert verify.verify(model, asked, method="crown", timeout=60).verdict != "unsat"
+
+
+def test_a_counterexample_satisfies_the_property_exactly():
+    """The output is 1, which float64 cannot tell from the threshold."""
+    function = lambda x: nn.relu(x) + 1.0  # noqa: E731
+    for digits, verdict in (("0." + "9" * 20, ("unknown", "timeout")), ("1." + "0" * 20, ("sat",))):
+        property = box([(-2, -1)], 1, f"(<= Y_0 {digits})")
+        assert decide(function, property, method="interval", timeout=1.0).verdict in verdict
+
+
+@jax.custom_jvp
+def without_gradient(x):
+    """`relu`."""
+    return nn.relu(x)
+
+
+@without_gradient.defjvp
+def _(primals, tangents):
+    raise NotImplementedError("no derivative\nis written")
+
+
+def test_an_attack_that_fails_costs_no_verdict():
+    """Where a model has no gradient its bounds prove, and points are looked at."""
+
+    def function(x):
+        return jnp.sum(without_gradient(x), keepdims=True)
+
+    for ends, threshold, verdict in (
+        ([(-1, 1)] * 2, "2.1", "unsat"),
+        ([(-1, 1)] * 2, "1.9", "sat"),
+        ([(-1, 1)] * 30, "31", "unsat"),
+        ([(-1, 1)] * 30, "9", "sat"),
+    ):
+        property = box(ends, 1, f"(>= Y_0 {threshold})")
+        result = decide(function, property)
+        assert result.verdict == verdict, (len(ends), threshold)
+        assert result.note == (
+            "points were looked at but not moved: the attack by gradients failed "
+            "(NotImplementedError: no derivative is written)"
+        )
+        if verdict == "sat":
+            check(result, function, property)
+    assert decide(hat, box(SQUARE, 2, "(>= Y_0 2.1)")).note == ""
+
+
+def test_an_attack_that_fails_once_is_not_tried_again(monkeypatch):
+    programs = Programs(hat, (2,))
+
+    def fail(*arrays):
+        calls.append(arrays)
+        raise ValueError("far too long " * 100)
+
+    calls = []
+    programs.__dict__["attack"] = programs.__dict__["look"] = fail
+    result = decide(hat, box(SQUARE, 2, "(>= Y_0 2.1)"), programs=programs)
+    assert result.verdict == "unsat"
+    assert len(calls) == 2
+    assert result.note.startswith(
+        "no point was attacked: evaluating the model failed (ValueError: "
+    )
+    assert len(result.note) < 400
+    # Sub-boxes are looked at all the same.
+    assert decide(hat, box(SQUARE, 2, "(>= Y_0 1.9)"), programs=programs).verdict == "sat"
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_ends_a_program_ends_an_attack(error):
+    programs = Programs(hat, (2,))
+
+    def fail(*arrays):
+        raise error
+
+    programs.__dict__["attack"] = fail
+    with pytest.raises(error):
+        decide(hat, box(SQUARE, 2, "(>= Y_0 2.1)"), programs=programs)

@@ -45,40 +45,63 @@ def property_of(lower, upper, outputs, unsafe):
     return vnnlib.parse(f"{text}(assert {unsafe})")
 
 
-def wrong_by_rounding(inputs, function):
-    """Weights of `function(weights, x)` on inputs in `[1, 1 + 2 spacings]`, and a threshold.
+SMALL = Fraction(1, 2**12)
+# In fractions and in JAX. The second one's hidden values are about 1, whatever the input does.
+CANCELLING = {
+    "first layer": (lambda w, x: x @ w, lambda w, x: x @ w),
+    "second layer": (
+        lambda w, x: (SMALL * x + 1) @ w,
+        lambda w, x: (jax.nn.relu(jnp.float32(SMALL) * x) + 1.0) @ w,
+    ),
+}
 
-    The threshold lies above the exact value of one input and below the bound that is not rounded,
-    and as far from both as any of some seeds allows.
+
+def wrong_by_rounding(name, inputs, boxes):
+    """Weights of a network on inputs in `[1, 1 + 2 spacings]`, and a threshold for its output.
+
+    The threshold lies above the exact value at a point and below the bound that is not rounded, as
+    far from both as any of some seeds allows. Products of so many boxes at once add in an order of
+    their own.
     """
+    in_fractions, in_jax = CANCELLING[name]
     lower = np.ones(inputs, np.float32)
     upper = lower + np.float32(2.0**-22)
 
     @jax.jit
     def plain(weights):
-        box = bj.Box(jnp.asarray(lower), jnp.asarray(upper))
-        return bj.linear(lambda x: function(weights, x)[None])(box).lower[0]
+        def bounds(lower, upper, rows):
+            transformed = bj.linear(lambda x: in_jax(weights, x)[None], sides="lower")
+            return transformed(bj.Box(lower, upper), rows).lower[0]
+
+        repeated = [jnp.stack([end] * boxes) for end in (lower, upper)]
+        return jax.vmap(bounds)(*repeated, jnp.ones((boxes, 1, 1)))[0]
 
     best = None
-    for seed in range(200):
-        weights = (np.random.default_rng(seed).normal(size=inputs) * 1e4).astype(np.float32)
+    for seed in range(100):
+        weights = (np.random.default_rng(seed).normal(size=inputs) * 1e5).astype(np.float32)
         weights[-1] = -np.sum(weights[:-1], dtype=np.float64)
-        value = function(exact(weights), exact(np.where(weights > 0, lower, upper)))
+        value = in_fractions(exact(weights), exact(np.where(weights > 0, lower, upper)))
         gap = float(Fraction(float(plain(weights))) - value)
         if best is None or gap > best[0]:
             best = gap, weights, value + Fraction(gap) / 2
-    assert best[0] > 1e-4
+    assert best[0] > 1e-2
     return lower, upper, *best[1:]
 
 
-def second_layer(weights, x):
-    """Hidden values of about 1, and small coefficients of the input."""
-    hidden = x * type(x.flat[0])(0.0009765625) if x.dtype == object else x * 0.0009765625
-    return (hidden + (1 - hidden.dtype.type(0.0009765625) if x.dtype != object else 1)) @ weights
-
-
-def test_terms_that_cancel_in_one_product_are_no_proof():
-    pass
+@pytest.mark.parametrize("method", ["crown-ibp", "crown"])
+@pytest.mark.parametrize(
+    ("name", "inputs", "boxes"), [("first layer", 64, 1), ("second layer", 12, 16)]
+)
+def test_terms_that_cancel_in_one_product_are_no_proof(name, inputs, boxes, method):
+    """Of the whole box, and of 16 boxes at once where so few inputs are split."""
+    lower, upper, weights, threshold = wrong_by_rounding(name, inputs, boxes)
+    result = verify.verify(
+        lambda x: CANCELLING[name][1](weights, x)[None],
+        property_of(lower, upper, 1, f"(<= Y_0 {float(threshold)!r})"),
+        method=method,
+        timeout=3.0,
+    )
+    assert result.verdict != "unsat"
 
 
 def test_what_cancels_far_above_its_rounding_is_proved():

@@ -278,3 +278,95 @@ def test_stored_counterexamples_lie_in_the_boxes(shared):
             x = points[name].reshape(-1)
             found = vnnlib.load(archive.parent / instances[int(name[1:])]["vnnlib"])
             assert any(((c.lower <= x) & (x <= c.upper)).all() for c in found.cases), archive
+
+
+# --- numbers that floating point cannot hold, and what it would round ---------------------------
+
+NINE_TINY, NINE_HUGE = "1e-38 " * 9, "1e38 " * 9
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        (f"(<= (* {NINE_HUGE} Y_0) 0)", ["a coefficient of Y_0", "above 3.4e+38", "scale the"]),
+        (f"(<= (* {NINE_TINY} Y_0) 0)", ["a coefficient of Y_0", "below 1.18e-38", "scale the"]),
+        ("(<= (* 1e-39 Y_1) Y_0)", ["a coefficient of Y_1", "below 1.18e-38"]),
+        ("(<= (* 10 (* 1e38 Y_1)) Y_0)", ["a coefficient of Y_1", "above 3.4e+38"]),
+        (f"(<= (+ Y_0 (* {NINE_HUGE})) 0)", ["a constant", "above 3.4e+38"]),
+        (f"(<= (+ Y_0 (* {NINE_TINY})) 0)", ["a constant", "below 2.23e-308"]),
+        ("(<= (+ Y_0 3e38 3e38) 0)", ["a constant", "above 3.4e+38"]),
+        ("(<= Y_0 1e99999999999999999999)", ["in float32's range", "'1e99999999999999999999'"]),
+        ("(<= Y_0 -1e+999999999999999999)", ["in float32's range"]),
+        ("(<= Y_0 0.001e99999999999999999999)", ["in float32's range"]),
+        ("(<= Y_0 1e-99999999999999999999)", ["0 or a number above 1e-400", "write 0"]),
+        ("(<= X_0 1e-99999999999999999999)", ["0 or a number above 1e-400"]),
+        (f"(>= X_0 (* {NINE_HUGE}))", ["bounds of X_0 in float32's range"]),
+        (f"(>= (* {NINE_TINY} X_0) 1)", ["bounds of X_0 in float32's range"]),
+        (f"(<= Y_0 (* {'1e-300 ' * 40}))", ["fewer digits", "a long product"]),
+    ],
+)
+def test_numbers_that_no_float_can_hold(text, pieces):
+    with pytest.raises(VnnlibError, match=r"^file:9: expected ") as caught:
+        parse(f"(assert {text})(assert (<= Y_0 0))")
+    message = str(caught.value)
+    assert "\n" not in message
+    for piece in pieces:
+        assert piece in message
+
+
+@pytest.mark.parametrize(
+    "zero",
+    ["0e99999999999999999999", "+0e-9999999999999", "-0.00E99999999999999999999", ".0e5", "0.e-0"],
+)
+def test_zeros_with_exponents_of_any_size(zero):
+    (conjunction,) = parse(f"(assert (<= (+ Y_0 {zero}) {zero}))").cases[0].conjunctions
+    assert rows(conjunction) == [(1, 0, 0)]
+
+
+def test_numbers_at_the_edge_are_read_exactly():
+    for number in ("3.4028234663852886e38", "1.17549436e-38", "0.1", "12345678901234567890e-19"):
+        (conjunction,) = parse(f"(assert (<= (* {number} Y_0) -{number}))").cases[0].conjunctions
+        assert conjunction.exact == (({0: Fraction(number)}, Fraction(number)),)
+        assert rows(conjunction) == [(float(number), 0, float(number))]
+    # A threshold may be smaller than any float32.
+    (conjunction,) = parse("(assert (<= Y_0 1e-300))").cases[0].conjunctions
+    assert conjunction.offset == [-1e-300]
+    assert "exact" not in repr(conjunction)
+
+
+@pytest.mark.parametrize(
+    ("formula", "outputs", "unsafe"),
+    [
+        ("(<= Y_0 1)", (1, 0), True),
+        (f"(<= Y_0 0.{'9' * 30})", (1, 0), False),
+        (f"(<= Y_0 1.{'0' * 30}1)", (1, 0), True),
+        ("(<= Y_0 0.1)", (np.float32(0.1), 0), False),
+        ("(>= Y_0 0.1)", (np.float32(0.1), 0), True),
+        ("(>= (* 0.1 Y_0) (* 0.3 Y_1))", (3, 1), True),
+        ("(<= (+ (* 0.1 Y_0) (* -0.2 Y_1) (* 0.1 Y_0)) 0)", (1e38, 1e38), True),
+        (f"(<= (- (* 1e20 Y_0) (* 1e20 Y_1)) -1.{'0' * 30}1)", (1, 1), False),
+        ("(<= (- (* 3e38 Y_0) (* 3e38 Y_1)) -1e-300)", (3e38, 3e38), False),
+        ("(and (<= Y_0 1) (<= Y_1 -0.1))", (1, np.float32(-0.1)), True),
+        ("(and (<= Y_0 1) (<= Y_1 -0.1))", (1, -0.0999999), False),
+        ("(<= Y_0 0)", (np.nan, 0), False),
+        ("(<= Y_0 0)", (-np.inf, 0), False),
+        ("(<= Y_0 0)", (-1, np.nan), False),
+    ],
+)
+def test_outputs_are_held_against_exact_rows(formula, outputs, unsafe):
+    (conjunction,) = parse(f"(assert {formula})").cases[0].conjunctions
+    assert conjunction.contains(np.float32(outputs)) is unsafe
+
+
+def test_rows_that_are_arrays_are_exact_themselves():
+    conjunction = vnnlib.Conjunction(np.array([[0.1, -0.3], [0.0, 1.0]]), np.array([0.0, -1.0]))
+    # In float64 the first row is 5.6e-17 at (3, 1), and exactly it is the error of both weights.
+    exact = 3 * Fraction(0.1) - Fraction(0.3)
+    assert conjunction.contains(np.array([3, 1])) is (exact <= 0)
+    assert conjunction.contains(np.array([2.9, 1.0]))
+    assert not conjunction.contains(np.array([2.9, 1.0000001]))
+    single = vnnlib.Conjunction(np.float32([[1.0]]), np.float32([-0.1]))
+    assert single.contains(np.float32([0.1]))
+    assert not single.contains(np.array([np.nextafter(np.float64(np.float32(0.1)), 1)]))
+    with pytest.raises(ValueError, match="expected 2 outputs, got 3"):
+        conjunction.contains(np.zeros(3))

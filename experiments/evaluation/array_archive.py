@@ -24,7 +24,7 @@ _SUFFIX = ".npy"
 
 
 class Header(NamedTuple):
-    """What a member says of its array, and at which byte the data begin."""
+    """The type and shape that a member declares, and the byte at which its data start."""
 
     dtype: np.dtype
     shape: tuple[int, ...]

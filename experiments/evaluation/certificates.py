@@ -117,7 +117,7 @@ class Certificates(NamedTuple):
         return {name: int(flags.sum()) for name, flags in counts.items()}
 
     def know_correct(self, correct: np.ndarray) -> None:
-        """Takes in the clean pass, bool `[N]`; what attacks said before is forgotten."""
+        """Records the clean pass, bool `[N]`, and forgets the results of earlier attacks."""
         self.correct[:] = correct
         for resisted in self.resisted_by.values():
             resisted[:] = False
@@ -190,7 +190,7 @@ def check_consistency(evaluation: Evaluation, index: np.ndarray | None = None) -
 
 
 def check_attacked(certificates: Certificates) -> None:
-    """As `check_consistency`, of an evaluation under way: nothing has broken what is not attacked.
+    """As `check_consistency`, but an example that is not attacked yet counts as resisting.
 
     Raises:
       ContradictionError: as there.
@@ -228,13 +228,13 @@ def write(path: Path, found: Certificates) -> None:
 def read(path: Path, *, part: bool = False) -> Certificates:
     """Reads a file of `experiments.evaluate`, and refuses one that is damaged or inconsistent.
 
-    `read(path).errors()` are the errors, recomputed. Whether the margins are bounds of a network is
-    not for the file to say; everything else in it is compared
+    `read(path).errors()` are the errors, recomputed. Only the network itself could show whether the
+    margins are its bounds; everything else is checked
     (`experiments.evaluation.certificate_checks`).
 
     Args:
       path: of the file.
-      part: whether it is that of one of several processes, which holds some of the examples only
+      part: whether one of several processes wrote it, with its own examples only
         (`experiments.evaluation.shards`).
 
     Raises:

@@ -189,17 +189,17 @@ def _opened(
     if found is None or keys:
         shards.discard(path)
         return nothing_found(problem.data.labels, options.losses, settings)
-    # The first version wrote the predictions batch by batch with the attack. What was not attacked
-    # then may be correct, so the clean pass and the attack begin anew.
+    # The first version predicted and attacked batch by batch. An image that it had not reached may
+    # be correct, so the clean pass and the attack start again.
     if (~found.attacked & ~found.correct).any():
         found.attacked[:] = False
     return found
 
 
 def _differing(stored: Certificates, problem: Problem, settings: dict[str, Any]) -> list[str]:
-    """What shows that a file is not of this problem: names of settings or arrays.
+    """The settings and arrays that show a file to be of another problem; empty if it fits.
 
-    Its settings say which images and weights it is of; its arrays must fit them as well.
+    The settings name the images and the weights; the arrays must fit them as well.
     """
     keys = differing_keys(stored.metadata["settings"], settings)
     if not keys and (stored.labels != problem.data.labels).any():

@@ -176,14 +176,14 @@ def part_of(found: Certificates, rows: np.ndarray) -> Certificates:
     )
 
 
-def part_differs(part: Certificates, whole: Certificates) -> list[str]:
-    """What shows that a part is one of another evaluation: names of settings or arrays."""
+def part_differences(part: Certificates, whole: Certificates) -> list[str]:
+    """The settings and arrays that show a part to be of another evaluation; empty if it fits."""
     keys = differing_keys(whole.metadata["settings"], part.metadata["settings"])
     if keys:
         return keys
     if (whole.labels[part.index] != part.labels).any():
         keys.append("labels")
-    # The clean pass ends, and is written, before there are parts.
+    # The clean pass is finished and written before the first part is.
     if (whole.correct[part.index] != part.correct).any():
         keys.append("correct")
     margins = (*whole.margins_by.values(), *part.margins_by.values())
@@ -200,7 +200,7 @@ def put_together(found: Certificates, parts: Sequence[Certificates]) -> None:
 
     Args:
       found: filled in place.
-      parts: for which `part_differs` returns nothing.
+      parts: for which `part_differences` returns nothing.
     """
     seconds: dict[str, float] = {}
     for part in parts:
@@ -253,7 +253,7 @@ def gather(path: Path) -> Certificates | None:
     parts = []
     for name in _parts(path):
         part = certificates.read(name, part=True)
-        keys = part_differs(part, found)
+        keys = part_differences(part, found)
         if keys:
             raise ExperimentError(
                 f"{name} is no part of {path.name}, it differs in {', '.join(keys)}; delete it"
@@ -262,7 +262,8 @@ def gather(path: Path) -> Certificates | None:
     if parts:
         put_together(found, parts)
         try:
-            certificates.check_attacked(found)  # of one part by another
+            # Each file agrees with itself, but one may have broken what another has verified.
+            certificates.check_attacked(found)
         except ContradictionError as error:
             raise ContradictionError(f"{path} and its parts: {error}") from error
         certificates.write(path, found)

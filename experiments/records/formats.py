@@ -1,7 +1,8 @@
 """What a file should hold, compared with what it holds.
 
-Files of a run are read by other versions, on other machines and after kills. Whatever does not
-match raises a `FormatError`; who reads a file adds its name, and so makes an `ExperimentError`.
+The files of a run are read by other versions, on other machines and after kills. Code that checks
+their contents raises a `FormatError`; code that reads a file turns it into an `ExperimentError`
+with the name of the file.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class FormatError(ValueError):
     """What a file should hold and what it holds instead, and what to do about it."""
 
     def __init__(self, reason: str, advice: str = ""):
-        """`advice` is empty where it is that of the caller."""
+        """Without `advice` the caller gives its own."""
         super().__init__(reason)
         self.advice = advice
 
@@ -36,7 +37,7 @@ class Rule(NamedTuple):
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it: in one line, and short."""
+    """The short form of a value for messages: one line, whatever it holds."""
     return _SHORT.repr(value)
 
 
@@ -56,7 +57,7 @@ def is_number(value: Any) -> bool:
 
 
 def integer(least: int = -(2**63)) -> Rule:
-    """An integer of at least that much."""
+    """Accepts integers that are at least `least`."""
     return Rule(
         "an integer" if least == -(2**63) else f"an integer >= {least}",
         lambda value: type(value) is int and value >= least,
@@ -64,7 +65,7 @@ def integer(least: int = -(2**63)) -> Rule:
 
 
 def one_of(names: Collection[str]) -> Rule:
-    """One of several texts."""
+    """Accepts these texts and no others."""
     return Rule(" or ".join(names), lambda value: isinstance(value, str) and value in tuple(names))
 
 
