@@ -1,5 +1,6 @@
 """A batch run of the command: what it leaves, whatever ends it."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 import boundjax.verify.__main__ as command
 from boundjax import verify
+from boundjax.verify import batch
 
 PROPERTY = (
     "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (and (<= 0 X_0) (<= X_0 1)))"
@@ -84,7 +86,7 @@ def test_what_is_done_stays_whatever_ends_a_run(number, listed, tmp_path, projec
         "unsat.onnx,p.vnnlib,unsat",
     ]
     (counterexample,) = (tmp_path / "results_counterexamples").iterdir()
-    assert counterexample.name == "0_sat_p.txt"
+    assert counterexample.name == "0_sat_p.counterexample"
     assert counterexample.read_text() == "sat\n((X_0 0.5)\n(Y_0 -1.0))\n"
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
@@ -93,7 +95,7 @@ def test_what_is_done_stays_whatever_ends_a_run(number, listed, tmp_path, projec
     assert "Traceback" not in errors
     lines = printed.splitlines()
     assert lines[0].startswith("0 sat.onnx p.vnnlib sat 0.0 the attack failed")
-    assert lines[-1] == f"{number.name} after 2 of 4 instances"
+    assert lines[-1] == f"interrupted by {number.name} at row 2 of 4"
     summary = dict(line.split() for line in lines[3:-1])
     assert summary["instances"] == "2"
     assert summary["agreed"] == "2"
@@ -146,3 +148,38 @@ def test_an_answer_names_what_the_search_did_without(monkeypatch):
     assert answer.message == "no gradient"
     assert answer.result is noted
     assert np.isfinite(answer.seconds)
+
+
+def test_an_interruption_inside_of_the_run_loses_nothing(listed, tmp_path, monkeypatch, capsys):
+    class Interrupting(Solving):
+        def verify(self, property, method, timeout):
+            if self.path.name == "stuck.onnx":
+                raise KeyboardInterrupt
+            return super().verify(property, method, timeout)
+
+    monkeypatch.setattr(command.run_instances, "__defaults__", (Interrupting,))
+    results = tmp_path / "results.csv"
+    status = command.main(["--instances", str(listed), "--results", str(results)])
+    assert status == 128 + signal.SIGINT
+    assert capsys.readouterr().out.splitlines()[-1] == "interrupted by SIGINT at row 2 of 4"
+    assert results.read_text().count("\n") == 3
+
+
+def test_names_with_commas_and_long_names(tmp_path):
+    results = batch.Results(tmp_path / "r.csv")
+    files = tmp_path / "a,b.onnx", tmp_path / f"{'p' * 240}.vnnlib.gz"
+    results.add_counterexample(7, *files, "sat\n")
+    results.add(7, *files, "sat", 1.0)
+    results.close()
+    with (tmp_path / "r.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1] == ["a,b.onnx", files[1].name, "sat", "1.000"]
+    (written,) = (tmp_path / "r_counterexamples").iterdir()
+    assert written.name == f"7_a,b_{'p' * 80}.counterexample"
+
+
+def test_handlers_of_signals_are_given_back_after_an_error():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(OSError, match="full"), batch.interruptible(lambda number: None):
+        raise OSError("full")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.set_wakeup_fd(-1) == -1

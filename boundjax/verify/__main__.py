@@ -8,9 +8,9 @@ or all rows ``onnx,vnnlib,timeout`` of a benchmark in one process, with paths be
 
     python -m boundjax.verify --instances instances.csv --timeout 10 --results results.csv
 
-A row is appended to the results as soon as its instance is decided, and each counterexample is
-written to `results_counterexamples/ROW_NETWORK_PROPERTY.txt`. SIGINT and SIGTERM end a batch run
-after a summary of what was done, with status 130 or 143.
+The results must be a new file. A row is appended to it as soon as its instance is decided, and each
+counterexample is written to `results_counterexamples/ROW_NETWORK_PROPERTY.counterexample`. SIGINT
+and SIGTERM end a batch run after a summary of what was done, with status 130 or 143.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import collections
 import csv
 import dataclasses
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,7 +34,7 @@ import numpy as np
 from boundjax import vnnlib
 from boundjax.onnx import OnnxError, from_onnx
 from boundjax.ops import UnsupportedOpError
-from boundjax.verify.batch import Interrupted, Results, interruptible
+from boundjax.verify.batch import Results, interruptible
 from boundjax.verify.programs import LADDER, Programs
 from boundjax.verify.search import Result, verify
 
@@ -267,22 +269,31 @@ def _run_benchmark(instances: Sequence[Instance], method: str, results: Path | N
     """Prints a line per instance and a summary; the exit status, 1 for a wrong verdict."""
     records = None if results is None else Results(results)
     answers: list[Answer] = []
-    ended_by = None
+    with_known = any(instance.known for instance in instances)
+    recording = threading.Lock()
+
+    def interrupted(number: signal.Signals) -> int:
+        _print_summary(answers, with_known)
+        print(f"interrupted by {number.name} at row {len(answers)} of {len(instances)}", flush=True)
+        return 128 + number
+
+    def end(number: signal.Signals) -> None:
+        recording.acquire(timeout=5.0)  # a row is written whole, unless its reader is stuck
+        # Not by an exception: interpreters that end while XLA compiles have crashed.
+        os._exit(interrupted(number))
+
     try:
-        with interruptible():
+        with interruptible(end):
             for answer in run_instances(instances, method):
-                _record(len(answers), answer, records)
-                answers.append(answer)
-    except Interrupted as interruption:
-        ended_by = interruption.signal
+                with recording:
+                    _record(len(answers), answer, records)
+                    answers.append(answer)
+    except KeyboardInterrupt:
+        return interrupted(signal.SIGINT)
     finally:
         if records is not None:
             records.close()
-    wrong = _print_summary(answers, any(instance.known for instance in instances))
-    if ended_by is not None:
-        print(f"{ended_by.name} after {len(answers)} of {len(instances)} instances", flush=True)
-        return 128 + ended_by
-    return 1 if wrong else 0
+    return 1 if _print_summary(answers, with_known) else 0
 
 
 def _record(row: int, answer: Answer, records: Results | None) -> None:
@@ -355,7 +366,8 @@ def _parser() -> argparse.ArgumentParser:
         "--results",
         type=Path,
         help="also write the result to this file; with --instances a new csv file, to which each "
-        "row is appended as it comes, and RESULTS_counterexamples/ROW_NETWORK_PROPERTY.txt",
+        "row is appended as it comes, and a file per counterexample, "
+        "RESULTS_counterexamples/ROW_NETWORK_PROPERTY.counterexample",
     )
     return parser
 

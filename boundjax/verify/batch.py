@@ -3,42 +3,59 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import signal
-import types
-from collections.abc import Iterator
+import socket
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 HEADER = "onnx,vnnlib,verdict,seconds\n"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to end; like ``KeyboardInterrupt`` no instance's error handling.
-
-    Attributes:
-      signal: which one.
-    """
-
-    def __init__(self, number: int):
-        self.signal = signal.Signals(number)
-        super().__init__(self.signal.name)
+_DONE = b"\0"
+# Characters of a file's name that the name of its counterexample repeats.
+_LONGEST_NAME = 80
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM raise ``Interrupted``; only for the main thread."""
+def interruptible(end: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM call `end`, which must not return, in a thread of its own.
 
-    def interrupt(number: int, frame: types.FrameType | None) -> None:
-        del frame
-        raise Interrupted(number)
+    Compiled code can hold the main thread for minutes, and an exception that is thrown into it
+    inside of XLA's or onnxruntime's callbacks is lost or ends the process. Outside of the main
+    thread, which alone receives signals, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
 
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    def wait() -> None:
+        # Python writes the numbers of signals; the last byte is ours, and no signal.
+        number = receiver.recv(1)
+        while number not in (b"", _DONE):
+            if number[0] in _SIGNALS:
+                end(signal.Signals(number[0]))
+            number = receiver.recv(1)
+
+    watch = threading.Thread(target=wait, daemon=True)
+    watch.start()
+    descriptor = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    # A signal wakes the thread only if it has a handler in Python.
+    before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(descriptor)
+        sender.send(_DONE)
+        watch.join()
+        receiver.close()
+        sender.close()
 
 
 class Results:
@@ -46,8 +63,8 @@ class Results:
 
     Attributes:
       path: the csv file, with a row per instance.
-      folder: beside it, for the counterexamples, ``ROW_NETWORK_PROPERTY.txt``; made when there is
-        one.
+      folder: beside it, for the counterexamples, ``ROW_NETWORK_PROPERTY.counterexample``; made
+        when there is one.
     """
 
     def __init__(self, path: Path):
@@ -69,13 +86,18 @@ class Results:
 
     def add(self, row: int, onnx: Path, vnnlib: Path, verdict: str, seconds: float) -> None:
         """Appends a row."""
-        self._append(f"{onnx.name},{vnnlib.name},{verdict},{seconds:.3f}\n")
+        line = io.StringIO()  # a name may have commas
+        csv.writer(line, lineterminator="\n").writerow(
+            [onnx.name, vnnlib.name, verdict, f"{seconds:.3f}"]
+        )
+        self._append(line.getvalue())
 
     def add_counterexample(self, row: int, onnx: Path, vnnlib: Path, text: str) -> None:
         """Writes the counterexample of a row, whole or not at all."""
         self.folder.mkdir(exist_ok=True)
         stem = vnnlib.name.removesuffix(".gz").removesuffix(".vnnlib")
-        path = self.folder / f"{row}_{onnx.stem}_{stem}.txt"
+        names = f"{onnx.stem[:_LONGEST_NAME]}_{stem[:_LONGEST_NAME]}"
+        path = self.folder / f"{row}_{names}.counterexample"
         unfinished = path.with_name(f".{path.name}.new")
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
