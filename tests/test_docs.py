@@ -8,8 +8,9 @@ import pytest
 
 import boundjax
 from boundjax.ir import table
-from experiments import methods, models
+from experiments import data, methods, models
 from experiments.settings.checks import from_config_dict
+from experiments.settings.errors import ExperimentError
 
 
 def blocks(path, language):
@@ -39,9 +40,9 @@ def test_the_readme_has_two_set_up_commands_of_one_line(project):
         assert command.startswith("python3 -m venv .venv && ")
 
 
-def test_the_code_in_contributing_runs(project, monkeypatch):
+def test_the_code_in_contributing_runs(project, monkeypatch, tmp_path):
     code = blocks(project / "CONTRIBUTING.md", "python")
-    assert len(code) == 4
+    assert len(code) == 6
     for block in code:
         namespace = {}
         exec(compile(block, "CONTRIBUTING.md", "exec"), namespace)
@@ -51,6 +52,13 @@ def test_the_code_in_contributing_runs(project, monkeypatch):
             monkeypatch.setitem(methods.METHODS, "hinge", namespace["HINGE"])
             config = from_config_dict({"robust": {"method": "hinge"}})
             assert len(methods.create(models.create("tiny"), config).objectives) == 3
+        if "KMNIST" in namespace:
+            monkeypatch.setitem(data.DATASETS, "kmnist", namespace["KMNIST"])
+            config = from_config_dict({"data": {"name": "kmnist", "dir": str(tmp_path)}}).data
+            with pytest.raises(ExperimentError, match="Kuzushiji-MNIST is read from"):
+                data.load(config)
+        if "certificate" in namespace:
+            assert namespace["certificate"].verified.all()
 
 
 def test_the_table_of_ops_is_what_supported_ops_prints(project):

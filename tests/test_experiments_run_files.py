@@ -107,7 +107,7 @@ def test_json_that_is_damaged_is_refused(folder, what):
 def test_folders_in_place_of_files_are_refused(folder):
     for name, read in (
         ("summary.json", folder.summary),
-        ("metrics.jsonl", folder.records),
+        ("metrics.jsonl", folder.metrics),
         ("config.json", lambda: read_config(folder.path)),
     ):
         (folder.path / name).mkdir()
@@ -236,7 +236,7 @@ def test_records_that_are_damaged_are_refused(folder, damaged, match):
     path, line = folder.path / "metrics.jsonl", json.dumps(RECORD).encode()
     for content in (line + b"\n" + damaged + b"\n" + line + b"\n", line + b"\n" + damaged + b"\n"):
         path.write_bytes(content)
-        refusal(folder.records, path, rf"metrics\.jsonl, line 2: .*{match}.*; delete that line$")
+        refusal(folder.metrics, path, rf"metrics\.jsonl, line 2: .*{match}.*; delete that line$")
         refusal(lambda: folder.drop_metrics_after(20), path, "line 2")
         assert path.read_bytes() == content
 

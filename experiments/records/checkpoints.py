@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,9 @@ class Checkpoints:
                     selected=ocp.args.StandardRestore(_abstract(selected)),
                 ),
             )
+            seconds = float(metadata["seconds"])
+            if not 0 <= seconds < math.inf:
+                raise ValueError(f"metadata: seconds must be a number >= 0, got {seconds}")
         except ExperimentError:
             raise
         except Exception as error:  # orbax raises many types for damaged files
@@ -80,7 +84,7 @@ class Checkpoints:
                 f"({type(error).__name__}: {reason[:120]}); "
                 "delete that folder to resume from the checkpoint before it"
             ) from error
-        return restored["state"], restored["selected"], float(metadata["seconds"])
+        return restored["state"], restored["selected"], seconds
 
     def save(self, step: int, state: Any, selected: Any, seconds: float) -> None:
         """Starts writing; training goes on meanwhile."""
