@@ -349,7 +349,7 @@ def test_numbers_at_the_edge_are_read_exactly():
         ("(and (<= Y_0 1) (<= Y_1 -0.1))", (1, np.float32(-0.1)), True),
         ("(and (<= Y_0 1) (<= Y_1 -0.1))", (1, -0.0999999), False),
         ("(<= Y_0 0)", (np.nan, 0), False),
-        ("(<= Y_0 0)", (-np.inf, 0), False),
+        ("(<= Y_0 0)", (-np.inf, 0), True),
         ("(<= Y_0 0)", (-1, np.nan), False),
     ],
 )
