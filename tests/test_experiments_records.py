@@ -3,6 +3,7 @@
 import ast
 
 import pytest
+from test_experiments_run_files import ONE
 
 from experiments.cluster import distributed
 from experiments.records import files
@@ -10,7 +11,10 @@ from experiments.records.folder import Records
 from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError, fail, one_line
 
-LINES = [{"step": 10, "loss": 2.0}, {"step": 20, "loss": 1.0}]
+LINES = [
+    {"step": 10, "epoch": 1, "eps": 0.1, "loss": 2.0},
+    {"step": 20, "epoch": 2, "eps": 0.1, "loss": 1.0},
+]
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -70,8 +74,8 @@ def test_records_of_a_run_are_what_was_written(tmp_path):
     records.draw_curves(lambda metrics, path: drawn.append((metrics, path.name)))
     assert drawn == [(LINES[:1], "curves.png")]
     assert records.summary() is None
-    records.write_summary({"finished": "now"})
-    assert records.summary() == {"finished": "now"}
+    records.write_summary(ONE)
+    assert records.summary() == ONE
     assert not records.has_checkpoints
     records.close()  # nothing was opened: nothing is left behind
     assert not records.has_checkpoints
