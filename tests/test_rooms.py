@@ -58,6 +58,7 @@ ROOMS = {
         "boundjax.ops",
         "boundjax.tracing",
         "boundjax.transforms",
+        "boundjax.certification",
         "boundjax.onnx",
     ),
     "boundjax": (

@@ -28,25 +28,30 @@ def _preset(**options: Any) -> Callable[[Callable[[Array], Array], int], Callabl
     return lambda f, max_bytes: linear(f, sides="lower", max_bytes=max_bytes, **options)
 
 
-# Every sound method by name: (function of one example, byte budget) -> bounds function.
-METHODS: Mapping[str, Callable[[Callable[[Array], Array], int], Callable[..., Any]]] = {
-    "interval": lambda f, max_bytes: interval(f),
-    "crown-ibp": _preset(),
+# Options of `linear` by method.
+LINEAR_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "crown-ibp": {},
     # From CROWN's slopes, not the papers' 0.5: the start counts too, so never worse than crown-ibp.
-    "one-step": _preset(slopes=optimized(objective=robust_cross_entropy, start="adaptive")),
-    "crown": _preset(intermediate="linear"),
+    "one-step": {"slopes": optimized(objective=robust_cross_entropy, start="adaptive")},
+    "crown": {"intermediate": "linear"},
     # To the letter, so that published errors are reproduced: see `linear`'s `intersect`.
-    "fast-lin": _preset(slopes="parallel", intermediate="linear", intersect=False),
+    "fast-lin": {"slopes": "parallel", "intermediate": "linear", "intersect": False},
     # 20 steps of Adam; the rate and its decay did best on the stored bounds of another library.
-    "alpha-crown": _preset(
-        slopes=optimized(
+    "alpha-crown": {
+        "slopes": optimized(
             steps=20,
             rule=optax.adam(optax.exponential_decay(0.5, transition_steps=1, decay_rate=0.9)),
             per_spec=True,
             optimize_intermediate=True,
         ),
-        intermediate="linear",
-    ),
+        "intermediate": "linear",
+    },
+}
+
+# Every sound method by name: (function of one example, byte budget) -> bounds function.
+METHODS: Mapping[str, Callable[[Callable[[Array], Array], int], Callable[..., Any]]] = {
+    "interval": lambda f, max_bytes: interval(f),
+    **{name: _preset(**options) for name, options in LINEAR_OPTIONS.items()},
     "lmt": lambda f, max_bytes: lipschitz(f, box=False),
     "bcp": lambda f, max_bytes: lipschitz(f),
 }

@@ -12,29 +12,17 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import optax
 from chex import Array
 
+from boundjax.certification.presets import LINEAR_OPTIONS
 from boundjax.precision import training_precision
 from boundjax.sets.box import Box
-from boundjax.slopes import optimized
 from boundjax.verify.rounded_walk import lower_bounds
 
-# The presets of `boundjax.methods` that are tried one after another, cheap ones first, up to the
-# one that is asked for.
+# The presets that are tried one after another, cheap ones first, up to the one that is asked for.
 _OPTIONS = {
     "interval": {"slopes": "constant"},
-    "crown-ibp": {},
-    "crown": {"intermediate": "linear"},
-    "alpha-crown": {
-        "intermediate": "linear",
-        "slopes": optimized(
-            steps=20,
-            rule=optax.adam(optax.exponential_decay(0.5, transition_steps=1, decay_rate=0.9)),
-            per_spec=True,
-            optimize_intermediate=True,
-        ),
-    },
+    **{name: LINEAR_OPTIONS[name] for name in ("crown-ibp", "crown", "alpha-crown")},
 }
 LADDER = tuple(_OPTIONS)
 
