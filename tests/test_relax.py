@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import ball_points
 
 import boundjax as bj
 
@@ -124,6 +125,28 @@ def test_with_known_bounds_the_result_holds_where_they_do(intermediate, intersec
     assert (outputs.max(0) <= upper + 1e-4).all()
     free = _relaxed(**options).bounds(rows)
     assert (lower > free.lower + 1e-3).any() or (upper < free.upper - 1e-3).any()
+
+
+@pytest.mark.parametrize("p", [1, 2, jnp.inf])
+@pytest.mark.parametrize("intermediate", ["interval", "linear", "forward"])
+def test_known_bounds_on_the_input_itself(p, intermediate):
+    """A set's spread is about its own middle, which is not that of what is known."""
+    ball = bj.LpBall(jnp.zeros(2), 1.0, p=p)
+
+    def function(x):
+        return jnp.sum(jax.nn.relu(x)) * 0.0 + x
+
+    (label,) = bj.relax(function)(ball).pre_activations
+    known = {label: bj.Interval(jnp.array([0.0, -1.0]), jnp.array([1.0, 1.0]))}
+    rng = np.random.default_rng(0)
+    points = ball_points(rng, np.zeros(2), np.float64(1.0), p, count=4000)
+    points = points[points[:, 0] >= 0]
+    rows = jnp.asarray(rng.normal(size=(40, 2)), jnp.float32).at[0].set(jnp.array([-0.5, 1.0]))
+    relaxation = bj.relax(function, known=known, intermediate=intermediate)(ball)
+    lower, upper = relaxation.bounds(rows)
+    values = points @ np.asarray(rows, np.float64).T
+    assert (lower <= values.min(0) + 1e-6).all()
+    assert (values.max(0) <= upper + 1e-6).all()
 
 
 def test_known_bounds_that_contradict_are_an_error_or_certify_nothing():

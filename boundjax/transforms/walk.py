@@ -89,8 +89,10 @@ class Walk:
     ) -> None:
         """Bounds all nodes in order: by intervals, and by what else is asked for."""
         graph, intervals, references = self.graph, self.intervals, self.references
-        intervals.append(self._with_known(0, self.input_set.interval(), known))
-        references.append(intervals[0].middle)
+        whole = self.input_set.interval()
+        intervals.append(self._with_known(0, whole, known))
+        # Not the middle of what is known: a set's `spread` is seen from the middle of the whole set.
+        references.append(whole.middle)
         if companion is not None:
             companion.advance(graph.nodes[0], self)
         consumers = self.consumers
