@@ -6,6 +6,7 @@ import pytest
 from ml_collections import config_dict
 
 from experiments import methods
+from experiments.evaluation.evaluate import Options
 from experiments.settings.checks import from_config_dict
 from experiments.settings.config import Config, to_config_dict
 from experiments.settings.differences import differing_keys, with_defaults
@@ -173,3 +174,24 @@ def test_phases_of_crown_ibp():
     assert phases("crown_ibp", (300,), regularizers={"slack": 0.5}) == [2]
     split = {"adversary": {"split": 3}}
     assert phases("taps", (101, 299, 300), **split) == [1, 1, 2]
+
+
+def test_options_change_of_a_configuration_what_they_name():
+    config = from_config_dict(
+        {
+            "seed": 3,
+            "robust": {"norm": "2", "eps_test": 0.4, "clip": False},
+            "evaluation": {"methods": ("lmt", "bcp", "lmt"), "pgd_steps": 7, "pgd_restarts": 5},
+        }
+    )
+    same = Options(pgd_steps=None, pgd_restarts=None).applied(config)
+    assert differing_keys(config.to_dict(), same.to_dict()) == ["evaluation.methods"]
+    assert same.evaluation.methods == ("lmt", "bcp")  # each once
+    changed = Options(
+        methods=("crown",), eps=0.0, norm="inf", clip=True, seed=0, batch_size=9, pgd_steps=0
+    ).applied(config)
+    assert (changed.seed, changed.robust.eps_test, changed.robust.norm) == (0, 0.0, "inf")
+    assert changed.robust.clip
+    assert changed.evaluation.methods == ("crown",)
+    attack = (changed.evaluation.pgd_steps, changed.evaluation.pgd_restarts)
+    assert (attack, changed.evaluation.batch_size) == ((0, 2), 9)

@@ -17,7 +17,6 @@ from experiments.evaluation.network import Problem
 from experiments.run import run as runs
 from experiments.settings import radius
 from experiments.settings.checks import from_config_dict
-from experiments.settings.differences import differing_keys
 from experiments.settings.errors import ContradictionError, ExperimentError
 from experiments.train.variables import parameters_sha256
 
@@ -467,27 +466,6 @@ def test_mistakes_are_one_line(finished, capsys, arguments, message):
     assert errors.startswith("error: ")
     assert message in errors
     assert errors.count("\n") == 1
-
-
-def test_options_change_of_a_configuration_what_they_name():
-    config = from_config_dict(
-        {
-            "seed": 3,
-            "robust": {"norm": "2", "eps_test": 0.4, "clip": False},
-            "evaluation": {"methods": ("lmt", "bcp", "lmt"), "pgd_steps": 7, "pgd_restarts": 5},
-        }
-    )
-    same = Options(pgd_steps=None, pgd_restarts=None).applied(config)
-    assert differing_keys(config.to_dict(), same.to_dict()) == ["evaluation.methods"]
-    assert same.evaluation.methods == ("lmt", "bcp")  # each once
-    changed = Options(
-        methods=("crown",), eps=0.0, norm="inf", clip=True, seed=0, batch_size=9, pgd_steps=0
-    ).applied(config)
-    assert (changed.seed, changed.robust.eps_test, changed.robust.norm) == (0, 0.0, "inf")
-    assert changed.robust.clip
-    assert changed.evaluation.methods == ("crown",)
-    attack = (changed.evaluation.pgd_steps, changed.evaluation.pgd_restarts)
-    assert (attack, changed.evaluation.batch_size) == ((0, 2), 9)
 
 
 def test_the_command(workdir, capsys):

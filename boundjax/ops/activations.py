@@ -197,7 +197,7 @@ _CURVES: dict[str, Curve] = {
     "selu": Curve(breakpoints=(0.0,), curvatures=(1, 0), kinks=((0.0, 1.7580993408473768),)),
 }
 
-# What is known of some of them besides.
+# Facts about some of them beyond their curves.
 _FACTS: dict[str, dict[str, Any]] = {
     "logistic": {"note": "sigmoid"},
     "soft_sign": {"traced_as": jax.nn.soft_sign},

@@ -209,36 +209,36 @@ def entry(
     infinite = partial or callable(curve) or curve.least > -float("inf")
 
     def functions(node: Node) -> tuple[Curve, Function, Function]:
-        found = curve(node) if callable(curve) else curve
+        own = curve(node) if callable(curve) else curve
         detached = functools.partial(node.apply, constants=jax.lax.stop_gradient)
         function, detached = (
-            domain.extended(f, found.least, found.at_least) for f in (node.apply, detached)
+            domain.extended(f, own.least, own.at_least) for f in (node.apply, detached)
         )
-        return found, domain.overflowing(function) if infinite else function, detached
+        return own, domain.overflowing(function) if infinite else function, detached
 
     def node_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
-        found, function, _ = functions(node)
-        low, high = image(function, found, lower, upper)
-        if found.least > -float("inf"):
-            return domain.restricted(low, high, found.least, found.at_least, lower, upper)
+        own, function, _ = functions(node)
+        low, high = image(function, own, lower, upper)
+        if own.least > -float("inf"):
+            return domain.restricted(low, high, own.least, own.at_least, lower, upper)
         return low, high
 
     def warned_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
-        found, *_ = functions(node)
-        if found.least > -float("inf"):
-            outside = domain.outside(found.least, found.at_least, lower)
-            domain.warn(node, outside, f"leave its domain, from {found.least:g} upward")
+        own, *_ = functions(node)
+        if own.least > -float("inf"):
+            outside = domain.outside(own.least, own.at_least, lower)
+            domain.warn(node, outside, f"leave its domain, from {own.least:g} upward")
         return node_image(node, lower, upper)
 
     def node_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
-        found, function, detached = functions(node)
+        own, function, detached = functions(node)
         ends = node_image(node, lower, upper)
-        return lines(function, found, lower, upper, position, ends, detached)
+        return lines(function, own, lower, upper, position, ends, detached)
 
     def node_lipschitz(node: Node, lower: Array, upper: Array) -> Array:
-        found, *_ = functions(node)
-        constant = lipschitz(node.apply, found, lower, upper)
-        return jnp.where(lower < found.least, jnp.inf, constant)
+        own, *_ = functions(node)
+        constant = lipschitz(node.apply, own, lower, upper)
+        return jnp.where(lower < own.least, jnp.inf, constant)
 
     return Scalar(
         name=name,

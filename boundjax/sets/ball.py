@@ -71,7 +71,7 @@ class LpBall:
 
     def _radius(self) -> Array:
         center, eps = as_float(self.center), jnp.asarray(self.eps)
-        # Not in __post_init__: a batch of balls (vmap's result) has one scalar eps per center.
+        # __post_init__ cannot check this: vmap returns a batch of balls with a scalar eps for each.
         if eps.ndim > center.ndim or any(
             e not in (1, n) for e, n in zip(eps.shape[::-1], center.shape[::-1], strict=False)
         ):
@@ -140,10 +140,10 @@ class LpBall:
         low, high = self._clip()
         unit = jnp.where(radius > 0, radius, 1.0)
         below, above = (center - low) / unit, (high - center) / unit
-        found = ball_box.spread(radius * coefficients, 1.0, below, above) + shift
+        largest = ball_box.spread(radius * coefficients, 1.0, below, above) + shift
         # With the center inside it is exact; a tie with the box would only blur its derivative.
         inside = jnp.all((below >= 0) & (above >= 0))
-        return jnp.where(inside, found, smaller(found, box))
+        return jnp.where(inside, largest, smaller(largest, box))
 
 
 def dual_norm(values: Array, p: float) -> Array:

@@ -82,7 +82,7 @@ class BallBox:
 
     def _radius(self) -> Array:
         radius = as_float(self.radius, as_float(self.center))
-        # Not in __post_init__: a batch of sets (vmap's result) has one radius per center.
+        # __post_init__ cannot check this: vmap returns a batch of sets with one radius for each.
         if radius.ndim:
             raise ValueError(f"BallBox.radius must be a scalar, got shape {radius.shape}")
         return radius
@@ -112,11 +112,11 @@ class BallBox:
         below = center - as_float(self.lower, center)
         above = as_float(self.upper, center) - center
         shift = jnp.sum(coefficients * (center - interval.middle))
-        found = spread(coefficients, self._radius(), below, above) + shift
+        largest = spread(coefficients, self._radius(), below, above) + shift
         # With the center inside it is exact; a tie with the box would only blur its derivative.
         inside = jnp.all((below >= 0) & (above >= 0))
         box = jnp.sum(jnp.abs(coefficients) * interval.radius)
-        return jnp.where(inside, found, smaller(found, box))
+        return jnp.where(inside, largest, smaller(largest, box))
 
 
 # Every round is sound; random problems need fewer than ten.

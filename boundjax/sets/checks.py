@@ -74,7 +74,7 @@ def require_norm(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a norm's order >= 1 (1, 2 or inf), got {value}")
 
 
-# What to do with a function of several inputs.
+# The advice for functions of several inputs.
 _ONE_ARRAY = (
     "a function of several inputs takes them as one array: concatenate them, and split that array "
     "inside the function"

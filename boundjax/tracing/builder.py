@@ -64,7 +64,7 @@ def build(
     nodes, outputs = _pruned(builder.nodes, outputs, inputs)
     unsupported = [n for n in nodes[inputs:] if n.op is None or refusals.is_half_precision(n)]
     if unsupported:
-        # Of a value that is cast to an index, what it indexes says more than the cast.
+        # If a value is cast to an index, the op that it indexes says more than the cast.
         node = next((n for n in unsupported if not refusals.is_index(n)), unsupported[0])
         raise UnsupportedOpError(refusals.unsupported(node))
     return nodes, outputs

@@ -185,6 +185,7 @@ def relax(
       known: bounds on pre-activations from elsewhere, by the labels of ``pre_activations``; the
         result holds for the part of the input set where they do. They are intersected with the
         bounds that are found. Where both cannot hold, that is an error, or, under ``jit``, NaN.
+        Those on predicates are not used.
 
     Returns:
       ``relaxed(input_set)``: a ``Relaxation`` with ``interval(specification)``,

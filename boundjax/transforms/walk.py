@@ -91,7 +91,7 @@ class Walk:
         graph, intervals, references = self.graph, self.intervals, self.references
         whole = self.input_set.interval()
         intervals.append(self._with_known(0, whole, known))
-        # Not the middle of what is known: a set's `spread` is seen from the middle of the whole set.
+        # `spread` measures from the middle of the whole set, even where less of it is left.
         references.append(whole.middle)
         if companion is not None:
             companion.advance(graph.nodes[0], self)

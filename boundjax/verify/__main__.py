@@ -279,7 +279,7 @@ def _run_benchmark(instances: Sequence[Instance], method: str, results: Path | N
 
     def end(number: signal.Signals) -> None:
         recording.acquire(timeout=5.0)  # a row is written whole, unless its reader is stuck
-        # Not by an exception: interpreters that end while XLA compiles have crashed.
+        # Exit at once: an interpreter that shuts down while XLA compiles may crash.
         os._exit(interrupted(number))
 
     try:

@@ -79,7 +79,7 @@ METHODS: dict[str, TrainingMethod] = {
         # One row per image: there is nothing to divide, and no relaxation of every margin.
         variants={"fused": TrainingMethod(_fused, otherwise="not fused")},
     ),
-    # Not divisible: one image's slopes are optimised on all rows together.
+    # Its rows cannot be divided: an image's slopes are optimised on all of them together.
     "one_step": TrainingMethod(lambda s: _linear(s, bounded.one_step_slopes(s)), relaxes=True),
     "cap_ibp": TrainingMethod(
         lambda s: _linear(s, bounded.fixed_slopes("parallel")), relaxes=True, divisible_rows=True

@@ -9,8 +9,8 @@ from experiments.settings.config import Config
 from experiments.settings.differences import differing_keys, with_defaults
 from experiments.settings.errors import ExperimentError
 
-# Where the data lies does not change the run, and folders move. How many devices share the work
-# changes only the order of sums.
+# A run stays the same when its data moves to another folder. The number of devices changes only the
+# order of sums.
 _FREE_KEYS = ("data.dir", "data.tfds_dir", "mesh.data", "mesh.fsdp", "mesh.spec")
 
 

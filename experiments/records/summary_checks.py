@@ -43,7 +43,7 @@ _VERSIONS = Rule(
     "the versions of python, jax, flax, numpy and other packages",
     lambda value: isinstance(value, dict) and {"python", "jax", "flax", "numpy"} <= value.keys(),
 )
-# What is read again of a finished run. It holds more, and a newer version may add to it.
+# The keys that are read again. A summary has others, and a newer version may add more.
 _SUMMARY = {
     "experiment": TEXT,
     "data": TEXT,

@@ -58,7 +58,7 @@ def run_members(
     open_ones = [member for member in members if member.records.summary() is None]
     if not open_ones:
         return [member.records.summary() for member in members]
-    # Not before all that can be wrong with the config has been said is anything written.
+    # Report everything that is wrong with the configuration before writing the first file.
     prepared = prepare(dataclasses.replace(config, seeds=1))
     report = Report(prepared.total_steps)
     folders = ", ".join(str(member.records.path) for member in open_ones)

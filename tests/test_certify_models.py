@@ -1,0 +1,197 @@
+"""What certify makes of a model: one that mixes examples, reads from elsewhere, draws keys."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import boundjax as bj
+
+CLASSES = 4
+EXAMPLES = 6
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.uniform(size=(EXAMPLES, 4, 4, 1)), jnp.float32)
+
+
+def batch_normalised(x):
+    """As batch normalisation in train mode: of a batch of one it is constant."""
+    x = x.reshape(len(x), -1)
+    x = (x - x.mean(0, keepdims=True)) / jnp.sqrt(x.var(0, keepdims=True) + 1e-5)
+    return x @ jnp.asarray(np.random.default_rng(0).normal(size=(x.shape[1], CLASSES)), jnp.float32)
+
+
+def masked_rows(x):
+    """Which classes of which examples are masked, by the examples' own values: at least two."""
+    first = x.reshape(len(x), -1)[:, :1] > 0.5
+    return jnp.concatenate([first, ~first, first, ~first], axis=1)
+
+
+MIXING = {
+    "batch normalisation": batch_normalised,
+    "a class masked": lambda x: batch_normalised(x).at[:, 2].set(-1e9),
+    "a class masked by adding": lambda x: batch_normalised(x) + jnp.float32([[0, 0, -1e9, 0]]),
+    "a class at minus infinity": lambda x: batch_normalised(x).at[:, 2].set(-jnp.inf),
+    "masks of each example": lambda x: jnp.where(masked_rows(x), -1e9, batch_normalised(x)),
+    "infinite masks of each": lambda x: jnp.where(masked_rows(x), -jnp.inf, batch_normalised(x)),
+    "a large constant class": lambda x: batch_normalised(x).at[:, 1].set(3e6),
+    "little": lambda x: 1e-3 * batch_normalised(x),
+    "scaled by the largest": lambda x: x.reshape(len(x), -1)[:, :CLASSES] / jnp.max(x),
+    "one class": lambda x: x.reshape(len(x), -1)[:, :CLASSES].at[:, 1].add(1e-3 * x.mean()),
+    "centered": lambda x: (x - x.mean(0, keepdims=True)).reshape(len(x), -1)[:, :CLASSES],
+    "neighbours": lambda x: (x + 0.1 * jnp.roll(x, 1, axis=0)).reshape(len(x), -1)[:, :CLASSES],
+    "size of the batch": lambda x: x.reshape(len(x), -1)[:, :CLASSES] * len(x),
+}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("kind", MIXING)
+def test_a_model_that_mixes_examples_is_refused(kind, count, images):
+    # A model as it is on a batch of one is another function; normalised, it is even constant.
+    with pytest.raises(ValueError, match=r"examples of a batch independently.* change when"):
+        bj.certify(MIXING[kind], images[:count], 0.1, labels=np.zeros(count, int))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_mixing_shows_where_all_examples_are_equal(value):
+    x = np.full((4, 5), value, np.float32)
+    with pytest.raises(ValueError, match="independently"):
+        bj.certify(batch_normalised, x, 0.1, labels=np.zeros(4, int))
+
+
+def test_a_flax_module_in_train_mode_is_refused(images):
+    module = nn.Sequential([nn.Dense(8), nn.BatchNorm(use_running_average=False), nn.Dense(3)])
+    x = images.reshape(len(images), -1)
+    weights = jax.jit(module.init)(jax.random.key(0), x)
+
+    @jax.jit
+    def mixing(x):
+        return module.apply(weights, x, mutable=["batch_stats"])[0]
+
+    with pytest.raises(ValueError, match=r"independently.*example 0 change when"):
+        bj.certify(mixing, x, 0.1)
+
+    # Random masks that depend on the place in the batch: each example is alone at another one.
+    def dropping(x):
+        kept = jax.random.bernoulli(jax.random.key(0), 0.5, x.shape)
+        return jnp.where(kept, x, 0.0)[:, :CLASSES].at[:, 0].set(-1e9)
+
+    with pytest.raises(ValueError, match=r"independently.*change when it is alone"):
+        bj.certify(dropping, x, 0.1)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("mask", [None, -1e9, -np.inf])
+def test_rounding_is_not_mistaken_for_mixing(scale, mask):
+    """Large logits, also ones that cancel, and masked classes in eval mode are no reason."""
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.normal(size=(64, 32)), jnp.float32)
+    head = jnp.asarray(scale * rng.normal(size=(32, CLASSES)), jnp.float32)
+
+    def apply(x):
+        logits = jax.nn.relu(x @ kernel) @ head
+        return logits if mask is None else logits.at[:, 1].set(mask)
+
+    for count in (1, 2, 5, 33):
+        x = rng.uniform(size=(count, 64)).astype(np.float32)
+        labels = np.asarray(apply(x)).argmax(1).astype(np.int32)
+        certificate = bj.certify(apply, x, 0.0, labels=labels, method="interval")
+        # An infinite margin is no bound; a large one is.
+        assert certificate.verified.any() == (mask != -np.inf)
+
+
+CALLBACKS = {
+    "pure": lambda read: jax.pure_callback(read, jax.ShapeDtypeStruct((), jnp.float32)),
+    "pure in a jitted function": lambda read: jax.jit(
+        lambda: jax.pure_callback(read, jax.ShapeDtypeStruct((), jnp.float32))
+    )(),
+    "pure of an array": lambda read: jax.pure_callback(
+        lambda: np.full((1, CLASSES), read()), jax.ShapeDtypeStruct((1, CLASSES), jnp.float32)
+    ),
+    "pure in a branch": lambda read: jax.lax.cond(
+        True,
+        lambda: jax.pure_callback(read, jax.ShapeDtypeStruct((), jnp.float32)),
+        lambda: jnp.float32(0.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CALLBACKS)
+def test_what_a_callback_reads_is_never_stale(kind, images):
+    state = {"scale": np.float32(1.0)}
+
+    class Reading(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(CLASSES)(x) * CALLBACKS[kind](lambda: np.float32(state["scale"]))
+
+    x = images.reshape(len(images), -1)
+    module, labels = Reading(), np.zeros(len(x), int)
+    weights = module.init(jax.random.key(0), x)
+    for scale in (1.0, -3.0):
+        state["scale"] = np.float32(scale)
+        certificate = bj.certify((module, weights), x, 0.0, labels=labels, method="interval")
+        logits = np.asarray(module.apply(weights, x))
+        np.testing.assert_allclose(certificate.margins, logits[:, :1] - logits, atol=1e-5)
+
+
+class Recurrent(nnx.Module):
+    """Its cell draws the first carry with random keys of its own."""
+
+    def __init__(self, cell, rngs):
+        self.rnn, self.head = nnx.RNN(cell), nnx.Linear(5, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.rnn(x)[:, -1])
+
+
+@pytest.mark.parametrize("cell", [nnx.GRUCell, nnx.OptimizedLSTMCell, nnx.SimpleCell])
+def test_nnx_modules_that_draw_keys_while_they_are_traced(cell):
+    module = Recurrent(cell(4, 5, rngs=nnx.Rngs(1)), nnx.Rngs(0))
+    x = jax.random.uniform(jax.random.key(0), (2, 4, 4))
+    graphdef, state = nnx.split(module)
+    before = jax.tree.map(np.asarray, nnx.state(module, nnx.RngCount))
+    certificate = bj.certify(module, x, 1e-3, method="interval")
+    after = jax.tree.map(np.asarray, nnx.state(module, nnx.RngCount))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    expected = bj.certify(
+        lambda z: nnx.merge(graphdef, state, copy=True)(z), x, 1e-3, method="interval"
+    )
+    np.testing.assert_allclose(certificate.margins, expected.margins, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(certificate.labels, np.asarray(module(x)).argmax(1))
+
+
+def test_what_a_module_reads_from_elsewhere_is_never_stale(images):
+    """Equal modules with equal variables, whose code reads a changed object: another program."""
+
+    class Settings:
+        scale = 1.0
+        shift = np.zeros((1, CLASSES), np.float32)
+
+    class Reading(nn.Module):
+        settings: Settings
+
+        @nn.compact
+        def __call__(self, x):
+            return self.settings.scale * nn.Dense(CLASSES)(x) + self.settings.shift
+
+    settings = Settings()
+    x = images.reshape(len(images), -1)
+    module, labels = Reading(settings), np.zeros(len(x), int)
+    weights = jax.jit(module.init)(jax.random.key(0), x)
+
+    def check():
+        certificate = bj.certify((module, weights), x, 0.0, labels=labels)
+        logits = np.asarray(module.apply(weights, x))
+        np.testing.assert_allclose(certificate.margins, logits[:, :1] - logits, atol=1e-5)
+
+    check()
+    settings.scale = -1.0
+    check()
+    settings.shift = np.arange(CLASSES, dtype=np.float32)[None]
+    check()
