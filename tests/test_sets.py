@@ -135,3 +135,12 @@ def test_bad_radius_under_jit_gives_nan_and_never_a_smaller_set():
     lower, upper = jax.jit(lambda a, b: bj.Box(a, b).interval())(jnp.ones(2), jnp.zeros(2))
     assert jnp.isnan(lower).all()
     assert jnp.isnan(upper).all()
+
+
+def test_a_list_of_arrays_of_one_shape_is_an_array():
+    rows = [np.zeros(3, np.float32), np.ones(3, np.float32)]
+    lower, upper = bj.Box(rows, [row + 1.0 for row in rows]).interval()
+    np.testing.assert_array_equal(lower, np.stack(rows))
+    np.testing.assert_array_equal(upper, np.stack(rows) + 1.0)
+    certificate = bj.certify(lambda x: x, [np.float32([0.1, 0.9]), np.float32([0.9, 0.1])], 0.1)
+    assert certificate.verified.all()

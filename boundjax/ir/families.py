@@ -161,11 +161,11 @@ class Extremum(Op):
     """
 
     is_nonlinear: ClassVar[bool] = True
+    partial: ClassVar[bool] = True
 
     sign: int
     windows: Callable[..., Array]
     valid: Callable[[Node], Array | None] = lambda node: None
-    partial: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -102,10 +102,9 @@ def require_input_set(value: Any) -> None:
 
 def require_array(name: str, value: Any) -> None:
     """Raises TypeError where ``value`` is a collection of arrays instead of one."""
-    leaves = value.values() if isinstance(value, Mapping) else ()
-    if isinstance(value, (list, tuple)):
-        leaves = [v for v in value if np.ndim(v) > 0 and hasattr(v, "shape")]
-    if isinstance(value, Mapping) or len(leaves):
+    # A list of arrays of one shape is an array.
+    several = isinstance(value, (list, tuple)) and len({np.shape(v) for v in value}) > 1
+    if several or isinstance(value, Mapping):
         raise TypeError(f"{name} must be one array, got a {type(value).__name__}; {_ONE_ARRAY}")
 
 
