@@ -191,7 +191,7 @@ def resolve(slopes: Slopes) -> Callable[[str], Any]:
         ``aux.slopes``), arrays that broadcast to the op's shape with values in ``[0, 1]``.
 
     Returns:
-      ``label -> position``, see ``ops.registry.Position``; or ``CONSTANT`` for every label.
+      ``label -> position``, see ``ir.families.Position``; or ``CONSTANT`` for every label.
 
     Raises:
       ValueError: for an unknown name, or a number outside ``[0, 1]``.

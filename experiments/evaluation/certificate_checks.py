@@ -1,4 +1,4 @@
-"""What an evaluation file must hold to be believed; `experiments.certificates` describes the file.
+"""What an evaluation file must hold to be believed; `certificates` describes the file.
 
 Everything is compared with what `experiments.evaluate` writes: the keys and values of the metadata,
 the names, types and shapes of the arrays, and whether the arrays agree with each other. Every
