@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
+from jax import Array
 
 from boundjax.sets.input_set import InputSet
 from boundjax.transforms.balls import enclosing_ball

@@ -11,7 +11,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array, ArrayTree
+from jax import Array
+from jaxtyping import PyTree
 
 # Values that differ by less than this many roundings of their size share the derivative.
 _NEAR = 1e3
@@ -94,7 +95,7 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
 
 
 @jax.custom_jvp
-def materialized(tree: ArrayTree) -> ArrayTree:
+def materialized(tree: PyTree) -> PyTree:
     """The same arrays, which XLA's CPU backend computes once.
 
     It fuses elementwise work into every consumer and repeats it there; the work behind lines and
@@ -106,15 +107,15 @@ def materialized(tree: ArrayTree) -> ArrayTree:
 
 
 @materialized.defjvp
-def _(primals: tuple[ArrayTree], tangents: tuple[ArrayTree]) -> tuple[ArrayTree, ArrayTree]:
+def _(primals: tuple[PyTree], tangents: tuple[PyTree]) -> tuple[PyTree, PyTree]:
     return materialized(primals[0]), tangents[0]
 
 
-def _through_a_loop(tree: ArrayTree) -> ArrayTree:
+def _through_a_loop(tree: PyTree) -> PyTree:
     if not any(leaf.size for leaf in jax.tree.leaves(tree)):
         return tree
 
-    def unfinished(carry: tuple[Array, ArrayTree]) -> Array:
+    def unfinished(carry: tuple[Array, PyTree]) -> Array:
         round_, found = carry
         leaf = next(leaf for leaf in jax.tree.leaves(found) if leaf.size)
         some = jnp.ravel(leaf)[0]

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from chex import Array, Numeric, PRNGKey
+from jax import Array
+from jax.typing import ArrayLike
 
 SlopePolicy = Callable[[Array, Array], Array]
 
@@ -49,8 +50,8 @@ def one(lower: Array, upper: Array) -> Array:
 class _Drawn:
     """A policy that draws: every op gets numbers of its own, from the key and its label."""
 
-    key: PRNGKey
-    draw: Callable[[PRNGKey, Array, Array], Array]
+    key: Array
+    draw: Callable[[Array, Array, Array], Array]
 
     def at(self, label: str) -> SlopePolicy:
         digest = hashlib.sha256(label.encode()).digest()
@@ -58,7 +59,7 @@ class _Drawn:
         return lambda lower, upper: self.draw(key, lower, upper)
 
 
-def uniform(key: PRNGKey) -> _Drawn:
+def uniform(key: Array) -> _Drawn:
     """Uniform in ``[0, 1]``, one draw per unit (RANDOM of Lee et al. 2021).
 
     Args:
@@ -67,7 +68,7 @@ def uniform(key: PRNGKey) -> _Drawn:
     return _Drawn(key, lambda k, lower, upper: jax.random.uniform(k, lower.shape, lower.dtype))
 
 
-def random(p: Numeric, q: Numeric, key: PRNGKey) -> _Drawn:
+def random(p: ArrayLike, q: ArrayLike, key: Array) -> _Drawn:
     """0 or 1: 1 with probability ``p`` where ``|lower| > |upper|``, with ``q`` elsewhere.
 
     The variants of the loss-landscape study (Lee et al. 2021): ``(0, 1)`` is CROWN's choice,
@@ -84,7 +85,7 @@ def random(p: Numeric, q: Numeric, key: PRNGKey) -> _Drawn:
         if not isinstance(value, jax.core.Tracer) and not 0 <= value <= 1:
             raise ValueError(f"{name} must be a probability in [0, 1], got {value}")
 
-    def draw(k: PRNGKey, lower: Array, upper: Array) -> Array:
+    def draw(k: Array, lower: Array, upper: Array) -> Array:
         probability = jnp.where(-lower > upper, p, q).astype(lower.dtype)
         return (jax.random.uniform(k, lower.shape, lower.dtype) < probability).astype(lower.dtype)
 

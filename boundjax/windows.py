@@ -19,8 +19,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
-from jax import lax
+from jax import Array, lax
 
 from boundjax.numerics import materialized
 

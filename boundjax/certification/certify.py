@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array, ArrayTree, Numeric
+from jax import Array
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from boundjax.certification import independence, models, sharding
 from boundjax.certification.memory import MemoryEstimate, available_bytes, peak_of, readable
@@ -67,11 +69,11 @@ class Certificate:
 def certify(
     model: Any,
     x: Array,
-    eps: Numeric,
+    eps: ArrayLike,
     *,
     labels: Array | None = None,
     norm: float = jnp.inf,
-    clip: tuple[Numeric, Numeric] | None = None,
+    clip: tuple[ArrayLike, ArrayLike] | None = None,
     method: str | Transform = "crown-ibp",
     batch_size: int | None = None,
     max_bytes: int | None = None,
@@ -132,7 +134,7 @@ def memory_estimate(
     method: str | Transform = "crown-ibp",
     *,
     norm: float = jnp.inf,
-    clip: tuple[Numeric, Numeric] | None = None,
+    clip: tuple[ArrayLike, ArrayLike] | None = None,
     batch_size: int | None = None,
     max_bytes: int | None = None,
     devices: Sequence[jax.Device] | None = None,
@@ -165,7 +167,7 @@ def certified_radius(
     *,
     labels: Array | None = None,
     norm: float = jnp.inf,
-    clip: tuple[Numeric, Numeric] | None = None,
+    clip: tuple[ArrayLike, ArrayLike] | None = None,
     method: str | Transform = "crown-ibp",
     eps_max: float = 1.0,
     steps: int = 12,
@@ -222,7 +224,7 @@ class _Request:
     """A checked question: everything but the radius is settled."""
 
     model: models.PureModel
-    variables: ArrayTree  # the model's, where they are computed with
+    variables: PyTree  # the model's, where they are computed with
     mesh: Mesh | None  # the devices that divide a batch; None: the default device
     x: np.ndarray
     eps: np.ndarray  # broadcasts to x, with x's number of dimensions
@@ -230,7 +232,7 @@ class _Request:
     num_classes: int
     program: Hashable
     norm: float
-    clip: tuple[Numeric, Numeric] | None
+    clip: tuple[ArrayLike, ArrayLike] | None
     method: str | Transform
     batch_size: int | None
     max_bytes: int | None
@@ -242,10 +244,10 @@ class _Request:
         cls,
         model: Any,
         x: Array,
-        eps: Numeric,
+        eps: ArrayLike,
         labels: Array | None,
         norm: float,
-        clip: tuple[Numeric, Numeric] | None,
+        clip: tuple[ArrayLike, ArrayLike] | None,
         method: str | Transform,
         batch_size: int | None,
         max_bytes: int | None,
@@ -453,13 +455,13 @@ def _traced(model: models.PureModel, x: np.ndarray) -> tuple[int, Hashable]:
     return shape.shape[1], key
 
 
-def _require_finite_weights(variables: ArrayTree) -> None:
+def _require_finite_weights(variables: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             require_finite(f"the weights {jax.tree_util.keystr(path)}", leaf)
 
 
-def _per_example(eps: Numeric, x: np.ndarray) -> np.ndarray:
+def _per_example(eps: ArrayLike, x: np.ndarray) -> np.ndarray:
     """The radius with as many dimensions as ``x``: scalar, ``[B]``, or broadcastable to ``x``.
 
     It is rounded up: 0.01 is no float32, and the nearest one is less.
@@ -481,7 +483,7 @@ def _per_example(eps: Numeric, x: np.ndarray) -> np.ndarray:
 def _make_logits(apply: Callable, mesh: Mesh | None) -> Callable[..., Array]:
     """Compiles ``(variables, xs) -> [B, 2, C]``: the logits of the batch, and one by one."""
 
-    def logits(variables: ArrayTree, xs: Array) -> Array:
+    def logits(variables: PyTree, xs: Array) -> Array:
         return jnp.stack([apply(variables, xs), jax.vmap(single(apply, variables))(xs)], axis=1)
 
     return sharding.compiled(logits, mesh, whole=1)

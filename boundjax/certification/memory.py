@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from chex import ArrayTree
+from jaxtyping import PyTree
 
 
 class MemoryEstimate(NamedTuple):
@@ -25,7 +25,7 @@ class MemoryEstimate(NamedTuple):
     available: int | None
 
 
-def peak_of(compiled: Any, weights: ArrayTree = ()) -> int:
+def peak_of(compiled: Any, weights: PyTree = ()) -> int:
     """Bytes that an executable (``jax.jit(f).lower(...).compile()``) takes while it runs.
 
     Args:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-from chex import Array
 from flax import nnx
+from jax import Array
 
 
 class PureModel(NamedTuple):

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from chex import Array, ArrayTree
+from jax import Array
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from boundjax.certification import sharding
 from boundjax.precision import training_precision
@@ -109,7 +110,7 @@ def compiled_margins(
     """
 
     @training_precision("highest")  # a certificate, whoever asks
-    def margins(variables: ArrayTree, clip: Any, xs: Array, eps: Array, labels: Array) -> Array:
+    def margins(variables: PyTree, clip: Any, xs: Array, eps: Array, labels: Array) -> Array:
         function = single(apply, variables)
         transformed = (
             METHODS[method](function, max_bytes) if isinstance(method, str) else method(function)
@@ -139,6 +140,6 @@ def compiled_margins(
     return sharding.compiled(margins, mesh, whole=2)
 
 
-def single(apply: Callable[[ArrayTree, Array], Array], variables: ArrayTree) -> Callable:
+def single(apply: Callable[[PyTree, Array], Array], variables: PyTree) -> Callable:
     """The model as a function of one example."""
     return lambda x: apply(variables, x[None])[0]

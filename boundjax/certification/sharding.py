@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array, ArrayTree
+from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 _AXIS = "examples"
 
@@ -66,7 +67,7 @@ def compiled(function: Callable[..., Array], mesh: Mesh | None, whole: int) -> C
     return jax.jit(divided)
 
 
-def whole(tree: ArrayTree, mesh: Mesh | None) -> ArrayTree:
+def whole(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """Arrays that every device has."""
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 

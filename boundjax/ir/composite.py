@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 
 import jax
-from chex import Array
+from jax import Array
 from jax.extend.core import Primitive
 
 primitive = Primitive("boundjax_composite")

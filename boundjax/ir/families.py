@@ -18,7 +18,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax.numpy as jnp
-from chex import Array, ArrayTree
+from jax import Array
+from jaxtyping import PyTree
 
 from boundjax.ir.node import Node, Op
 from boundjax.sets.interval import Interval
@@ -48,9 +49,9 @@ class Planes(NamedTuple):
     """
 
     product: Callable[..., Array]
-    lower_weights: ArrayTree
+    lower_weights: PyTree
     lower_offset: Array
-    upper_weights: ArrayTree
+    upper_weights: PyTree
     upper_offset: Array
 
 

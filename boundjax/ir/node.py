@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from chex import Array
+from jax import Array
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
-from chex import Array
+from jax import Array
 
 from boundjax.ir.families import Expansion, Extremum, Joint, Refused, Scalar, Structural
 from boundjax.ir.node import Node, Op

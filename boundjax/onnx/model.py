@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
+from jax import Array
 
 from boundjax.onnx.file import File, read
 from boundjax.onnx.node import Node, OnnxError, check_bytes, shown

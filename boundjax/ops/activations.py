@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
+from jax import Array
 
 from boundjax.ir.families import Expansion, Scalar
 from boundjax.ir.node import Node

@@ -10,7 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from chex import Array
+from jax import Array
 
 from boundjax.ir.families import Structural, Weighted
 from boundjax.ir.node import Node, Op

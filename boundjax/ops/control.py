@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
+from jax import Array
 
 from boundjax.ir.families import Loop, Structural, Weighted
 from boundjax.ir.node import Node

@@ -20,8 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from chex import Array
-from jax import lax
+from jax import Array, lax
 
 from boundjax import precision
 from boundjax.ir.families import Local

@@ -11,7 +11,8 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array, Numeric
+from jax import Array
+from jax.typing import ArrayLike
 
 from boundjax.ir.node import Node
 from boundjax.ops.envelope import Function
@@ -45,7 +46,7 @@ def warn(node: Node, outside: Array, reason: str) -> None:
         tell(found)
 
 
-def extended(function: Function, least: float, at_least: Numeric) -> Function:
+def extended(function: Function, least: float, at_least: ArrayLike) -> Function:
     """A function with its value at the edge of the domain at and below that edge.
 
     There the derivative may be infinite; this one's is 0. NaN stays NaN.
@@ -75,13 +76,13 @@ def overflowing(function: Function) -> Function:
     return guarded
 
 
-def outside(least: float, at_least: Numeric, lower: Array) -> Array:
+def outside(least: float, at_least: ArrayLike, lower: Array) -> Array:
     """Where an interval leaves the domain ``x >= least``, or touches a pole there."""
     return (lower < least) | ((lower <= least) & _pole(at_least, lower))
 
 
 def restricted(
-    low: Array, high: Array, least: float, at_least: Numeric, lower: Array, upper: Array
+    low: Array, high: Array, least: float, at_least: ArrayLike, lower: Array, upper: Array
 ) -> tuple[Array, Array]:
     """An image of ``[lower, upper]`` where the function has the domain ``x >= least``.
 
@@ -100,5 +101,5 @@ def restricted(
     return jnp.where(unknown, jnp.nan, low), jnp.where(unknown, jnp.nan, high)
 
 
-def _pole(at_least: Numeric, like: Array) -> Array:
+def _pole(at_least: ArrayLike, like: Array) -> Array:
     return jnp.isinf(jnp.broadcast_to(jnp.asarray(at_least, like.dtype), like.shape))

@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from chex import Array, Numeric
+from jax import Array
+from jax.typing import ArrayLike
 
 from boundjax.numerics import with_derivative_of
 
@@ -63,7 +64,7 @@ class Pieces(NamedTuple):
     @classmethod
     def of(
         cls,
-        breakpoints: tuple[Numeric, ...],
+        breakpoints: tuple[ArrayLike, ...],
         curvatures: tuple[int | Array, ...],
         like: Array,
     ) -> Pieces:
@@ -77,7 +78,7 @@ class Pieces(NamedTuple):
         elif known and sorted(signs) == [-1, 1]:
             shape = "left" if signs[0] < 0 else "right"
 
-        def stack(values: list[Numeric]) -> Array:
+        def stack(values: list[ArrayLike]) -> Array:
             full = [jnp.broadcast_to(jnp.asarray(v, like.dtype), like.shape) for v in values]
             stacked = jnp.stack(full) if full else jnp.zeros((0, *like.shape), like.dtype)
             return jax.lax.stop_gradient(stacked)

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
-from jax import lax
+from jax import Array, lax
 
 from boundjax.ir.composite import composite
 from boundjax.ir.families import Expansion, Extremum, Lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from chex import Array
+from jax import Array
 
 from boundjax.ir.families import Lines, Position, Scalar
 from boundjax.ir.node import Node

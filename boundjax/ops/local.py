@@ -7,8 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
-from jax import lax
+from jax import Array, lax
 
 from boundjax import windows
 from boundjax.ir.families import Local

@@ -12,8 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
-from jax import lax
+from jax import Array, lax
 
 from boundjax.ir.families import Joint, Planes, Position
 from boundjax.ir.node import Node

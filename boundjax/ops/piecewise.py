@@ -14,7 +14,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array, Numeric
+from jax import Array
+from jax.typing import ArrayLike
 
 from boundjax.ir.families import Lines, Position
 from boundjax.ir.node import Node
@@ -24,7 +25,7 @@ from boundjax.numerics import larger, signed_parts, smaller, with_derivative_of
 
 
 def hinge_lines(
-    lower: Array, upper: Array, left: Numeric, right: Numeric, position: Position
+    lower: Array, upper: Array, left: ArrayLike, right: ArrayLike, position: Position
 ) -> Lines:
     """Lines of ``left * min(t, 0) + right * max(t, 0)`` on ``[lower, upper]``.
 
@@ -72,7 +73,7 @@ def through_ends(chord: Array, at_lower: Array, at_upper: Array, above: bool | A
     return with_derivative_of(found, chord)
 
 
-def shifted(lines: Lines, x: Numeric, y: Numeric) -> Lines:
+def shifted(lines: Lines, x: ArrayLike, y: ArrayLike) -> Lines:
     """Lines of ``y + f(t - x)`` from the lines of ``f``."""
 
     def move(slope: Array | None, intercept: Array | None) -> Array:
@@ -87,7 +88,7 @@ def shifted(lines: Lines, x: Numeric, y: Numeric) -> Lines:
     )
 
 
-def number(node: Node, index: int = 0) -> Numeric:
+def number(node: Node, index: int = 0) -> ArrayLike:
     """A constant operand, as a Python float where it is one known number."""
     constant = node.constants[index]
     if isinstance(constant, jax.core.Tracer) or np.ndim(constant):
@@ -123,7 +124,7 @@ def abs_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
     )
 
 
-def leaky_slope(node: Node) -> Numeric:
+def leaky_slope(node: Node) -> ArrayLike:
     """jax.nn.leaky_relu's slope, an operand or its default."""
     return number(node) if node.constants else 0.01
 
@@ -173,7 +174,7 @@ def min_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lin
 
 
 def ramp_lines(
-    lower: Array, upper: Array, low: Numeric, high: Numeric, position: Position
+    lower: Array, upper: Array, low: ArrayLike, high: ArrayLike, position: Position
 ) -> Lines:
     """Lines of ``min(max(t, low), high)`` with ``low <= high`` on ``[lower, upper]``.
 

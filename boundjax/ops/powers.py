@@ -7,7 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from chex import Array
+from jax import Array
 
 from boundjax.ir.families import Lines, Position, Scalar
 from boundjax.ir.node import Node

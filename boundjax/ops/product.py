@@ -24,8 +24,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from chex import Array
-from jax import lax
+from jax import Array, lax
 
 from boundjax import precision
 from boundjax.ir.families import Expansion, Joint, Planes, Position

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from chex import Array
+from jax import Array
 
 from boundjax.ir.families import Joint, Planes, Position
 from boundjax.ir.node import Node, Perturbed

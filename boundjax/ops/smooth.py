@@ -18,7 +18,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from chex import Array, Numeric
+from jax import Array
+from jax.typing import ArrayLike
 
 from boundjax.ir.families import Lines, Position, Scalar
 from boundjax.ir.node import Node
@@ -50,15 +51,15 @@ class Curve:
     """
 
     curvatures: tuple[int | Array, ...]
-    breakpoints: tuple[Numeric, ...] = ()
-    stationary: tuple[Numeric, ...] = ()
+    breakpoints: tuple[ArrayLike, ...] = ()
+    stationary: tuple[ArrayLike, ...] = ()
     monotone: int = 1
     low: float = -float("inf")
     high: float = float("inf")
     rounding: Callable[[Array], Array] = jnp.zeros_like
-    kinks: tuple[tuple[Numeric, Numeric], ...] = ()
+    kinks: tuple[tuple[ArrayLike, ArrayLike], ...] = ()
     least: float = -float("inf")
-    at_least: Numeric = -float("inf")
+    at_least: ArrayLike = -float("inf")
 
     def __post_init__(self) -> None:
         if len(self.curvatures) != len(self.breakpoints) + 1:

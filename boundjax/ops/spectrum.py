@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
-from jax import lax
+from jax import Array, lax
 
 from boundjax.ir.node import Node
 

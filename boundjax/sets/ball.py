@@ -7,7 +7,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from chex import Array, Numeric
+from jax import Array
+from jax.typing import ArrayLike
 
 from boundjax.numerics import length, smaller, with_derivative_of
 from boundjax.sets import ball_box, rounding
@@ -52,9 +53,9 @@ class LpBall:
     """
 
     center: Array
-    eps: Numeric
+    eps: ArrayLike
     p: float = jnp.inf
-    clip: tuple[Numeric, Numeric] | None = None
+    clip: tuple[ArrayLike, ArrayLike] | None = None
     outward: bool = False
 
     def __post_init__(self) -> None:

@@ -11,7 +11,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from chex import Array, Numeric
+from jax import Array
+from jax.typing import ArrayLike
 
 from boundjax.numerics import larger, length, smaller
 from boundjax.sets.checks import as_float, concrete, first_index, require_array, require_finite
@@ -47,7 +48,7 @@ class BallBox:
     """
 
     center: Array
-    radius: Numeric
+    radius: ArrayLike
     lower: Array
     upper: Array
 
@@ -123,7 +124,7 @@ class BallBox:
 _MOST_ROUNDS = 64
 
 
-def spread(coefficients: Array, radius: Numeric, below: Array, above: Array) -> Array:
+def spread(coefficients: Array, radius: ArrayLike, below: Array, above: Array) -> Array:
     """``max <c, d>`` over ``||d||_2 <= radius`` and ``-below <= d <= above``, a scalar.
 
     With ``cap_i`` the room on the side to which ``c_i`` pulls and any ``lam >= 0``,

@@ -7,7 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from chex import Array
+from jax import Array
 
 from boundjax.numerics import length
 from boundjax.sets.checks import as_float, concrete, first_index, require_array, require_finite

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array, Numeric
+from jax import Array
+from jax.typing import ArrayLike
 
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
@@ -53,7 +54,7 @@ def require_radius(value: Any) -> None:
             )
 
 
-def require_clip(clip: tuple[Numeric, Numeric] | None) -> None:
+def require_clip(clip: tuple[ArrayLike, ArrayLike] | None) -> None:
     """Raises ValueError where ``clip`` is neither None nor a pair ``(low, high)``, low <= high."""
     if clip is None:
         return
@@ -108,7 +109,7 @@ def require_array(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be one array, got a {type(value).__name__}; {_ONE_ARRAY}")
 
 
-def as_float(value: Numeric, like: Any = None) -> Array:
+def as_float(value: ArrayLike, like: Any = None) -> Array:
     """``value`` as a floating array (of ``like``'s dtype where given)."""
     if like is not None:
         return jnp.asarray(value, dtype=jnp.result_type(like))

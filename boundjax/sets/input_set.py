@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from chex import Array
+from jax import Array
 
 from boundjax.sets.interval import Interval
 

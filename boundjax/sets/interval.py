@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from chex import Array
+from jax import Array
 
 
 class Interval(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
+from jax import Array
 
 
 def outward_ends(center: Array, radius: Array) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
+from jax import Array
 
 from boundjax.ir import table
 from boundjax.ir.composite import primitive as composite_primitive

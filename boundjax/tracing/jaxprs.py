@@ -20,7 +20,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
+from jax import Array
 from jax.extend import core as jex_core
 
 from boundjax import precision

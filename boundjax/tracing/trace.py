@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from chex import Array
+from jax import Array
 
 from boundjax.ir.node import Graph, Node
 from boundjax.tracing import control, jaxprs, labels, patterns

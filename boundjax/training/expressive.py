@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from chex import Numeric
+from jax.typing import ArrayLike
 
 from boundjax.sets.box import Box
 from boundjax.sets.checks import require_clip, require_radius
@@ -103,9 +103,9 @@ def cc_ibp_margins(
 def small_box(
     adversarial: jax.Array,
     center: jax.Array,
-    eps: Numeric,
+    eps: ArrayLike,
     fraction: float,
-    clip: tuple[Numeric, Numeric] | None = None,
+    clip: tuple[ArrayLike, ArrayLike] | None = None,
     *,
     of_clipped: bool = False,
 ) -> Box:
@@ -153,7 +153,7 @@ def small_box(
     return Box(*(jnp.clip(end, low, high) for end in ends))
 
 
-def _of_shape(name: str, value: Numeric, like: jax.Array) -> jax.Array:
+def _of_shape(name: str, value: ArrayLike, like: jax.Array) -> jax.Array:
     array = jnp.asarray(value, like.dtype)
     if array.ndim and array.shape != like.shape:
         raise ValueError(

@@ -22,7 +22,8 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from chex import Array, ArrayTree
+from jax import Array
+from jaxtyping import PyTree
 
 from boundjax import windows
 from boundjax.ir.families import Extremum, Lines, Planes, Scalar
@@ -270,10 +271,10 @@ def _relax_planes(
     sources = [jnp.where(jnp.isinf(source), 0.0, source) for source in given]
     target = references[node.index]
 
-    def through(weights: ArrayTree, offset: Array, part: Array) -> tuple[tuple[Array, ...], Array]:
+    def through(weights: PyTree, offset: Array, part: Array) -> tuple[tuple[Array, ...], Array]:
         """Each weight and offset has a leading axis, 1 or one entry per row."""
 
-        def one(weights: ArrayTree, offset: Array, row: Array) -> tuple[tuple[Array, ...], Array]:
+        def one(weights: PyTree, offset: Array, row: Array) -> tuple[tuple[Array, ...], Array]:
             linear = functools.partial(planes.product, weights)
             terms = row * (linear(*sources) + offset - target)
             constant = jnp.sum(jnp.where(row == 0, 0.0, terms))  # an offset may be infinite

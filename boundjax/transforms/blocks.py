@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
-from chex import Array
+from jax import Array
 
 from boundjax import windows
 from boundjax.ir.families import Scalar

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from chex import Array, ArrayTree
+from jax import Array
+from jaxtyping import PyTree
 
 from boundjax import precision
 from boundjax import slopes as slope_policies
@@ -232,7 +233,7 @@ def planes_of(node: Node, relaxation: Lines | Planes) -> Planes:
 
 
 def apply_planes(
-    planes: Planes, weights: ArrayTree, operands: list[Array], rows: bool = False
+    planes: Planes, weights: PyTree, operands: list[Array], rows: bool = False
 ) -> Array:
     """``product(weights, *operands)``, of every row of the operands where they have rows."""
     if rows and operands:
@@ -245,7 +246,7 @@ def _relaxed(
 ) -> Pair:
     """Through a nonlinear op: a positive weight takes the operand's function on its own side."""
 
-    def side(weights: ArrayTree, offset: Array, own: list[Linear], other: list[Linear]) -> Linear:
+    def side(weights: PyTree, offset: Array, own: list[Linear], other: list[Linear]) -> Linear:
         if not operands:  # a selection of constants
             rows = jnp.zeros((inputs, *node.shape), node.dtype)
             return Linear(rows, planes.product(weights) + offset)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from chex import Array
+from jax import Array
 
 from boundjax.ir.families import Extremum, Joint, Lines, Loop, Scalar, Structural, Weighted
 from boundjax.ir.node import Graph, Node, Perturbed

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from chex import Array
+from jax import Array
 
 from boundjax import slopes as slope_policies
 from boundjax.ir.node import Perturbed

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
+from jax import Array
 
 from boundjax.ir.families import Extremum, Lines, Scalar
 from boundjax.ir.node import Graph, Node, Perturbed

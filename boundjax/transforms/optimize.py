@@ -13,7 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from chex import Array, ArrayTree
+from jax import Array
+from jaxtyping import PyTree
 
 from boundjax.slopes import Optimized
 
@@ -32,7 +33,7 @@ class Best(NamedTuple):
     """
 
     values: Array
-    parameters: ArrayTree
+    parameters: PyTree
 
 
 class State(NamedTuple):
@@ -45,8 +46,8 @@ class State(NamedTuple):
       least: the objective of the best one.
     """
 
-    parameters: ArrayTree
-    memory: ArrayTree
+    parameters: PyTree
+    memory: PyTree
     best: Best
     least: Array
 
@@ -69,12 +70,12 @@ class Ascent:
         functions, one per leaf.
     """
 
-    bound: Callable[[ArrayTree], Array]
+    bound: Callable[[PyTree], Array]
     per_row: bool
     options: Optimized
-    projection: Callable[[Array], Array] | ArrayTree = unit_interval
+    projection: Callable[[Array], Array] | PyTree = unit_interval
 
-    def init(self, start: ArrayTree) -> State:
+    def init(self, start: PyTree) -> State:
         """The state before the first step; the start itself counts as an iterate."""
         shapes = jax.eval_shape(self.bound, start)
         worst = jnp.full(shapes.shape, -jnp.inf, shapes.dtype)
@@ -100,7 +101,7 @@ class Ascent:
         value, bounds = self._loss(state.parameters)
         return self._keep(state, value, bounds).best
 
-    def run(self, start: ArrayTree) -> Best:
+    def run(self, start: PyTree) -> Best:
         """All steps of the options from a start."""
         state = self.init(start)
         if self.options.steps <= _UNROLLED:
@@ -112,7 +113,7 @@ class Ascent:
             )
         return self.finish(state)
 
-    def _loss(self, parameters: ArrayTree) -> tuple[Array, Array]:
+    def _loss(self, parameters: PyTree) -> tuple[Array, Array]:
         values = self.bound(parameters)
         objective = None if self.per_row else self.options.objective
         return -jnp.sum(values) if objective is None else objective(values), values
@@ -129,7 +130,7 @@ class Ascent:
         best = Best(values, jax.tree.map(pick, state.parameters, state.best.parameters))
         return state._replace(best=best, least=jnp.fmin(state.least, value))
 
-    def _projected(self, parameters: ArrayTree) -> ArrayTree:
+    def _projected(self, parameters: PyTree) -> PyTree:
         if callable(self.projection):
             return jax.tree.map(self.projection, parameters)
         return jax.tree.map(lambda project, leaf: project(leaf), self.projection, parameters)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from chex import Array, PRNGKey
+from jax import Array
 
 from boundjax import slopes as slope_policies
 from boundjax.ir.node import Node, Perturbed
@@ -82,7 +82,7 @@ class Projection:
         that is exact.
     """
 
-    def __init__(self, key: PRNGKey, projections: int) -> None:
+    def __init__(self, key: Array, projections: int) -> None:
         self.key = key
         self.projections = projections
         self.values: dict[int, Disturbed] = {}
@@ -252,7 +252,7 @@ def euclidean_norm(rows: Array) -> Array:
 
 def estimate(
     function: Callable[[Array], Any],
-    key: PRNGKey,
+    key: Array,
     *,
     projections: int = 50,
     sides: str = "both",

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from chex import Array
+from jax import Array
 
 from boundjax import slopes as slope_policies
 from boundjax.ir.families import Extremum, Joint, Lines, Loop, Planes, Scalar

@@ -6,7 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from chex import Array
+from jax import Array
 
 
 def margin_specification(

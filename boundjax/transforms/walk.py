@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
+from jax import Array
 
 from boundjax import windows
 from boundjax.ir.families import Lines, Planes, Scalar

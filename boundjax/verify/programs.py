@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from chex import Array
+from jax import Array
 
 from boundjax.certification.presets import LINEAR_OPTIONS
 from boundjax.precision import training_precision

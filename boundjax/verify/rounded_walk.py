@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from chex import Array, ArrayTree
+from jax import Array
+from jaxtyping import PyTree
 
 from boundjax import slopes as slope_policies
 from boundjax import windows
@@ -214,7 +215,7 @@ class _RoundedRelaxations(Relaxations):
         of_value, of_sum = analysis.of_value(node), analysis.of_sum(node)
         relative = gamma(rounding.terms_of_planes(node))
 
-        def loss(weights: ArrayTree, offset: Array) -> Array:
+        def loss(weights: PyTree, offset: Array) -> Array:
             absolute = jax.tree.map(jnp.abs, weights)
             terms = planes.product(absolute, *sizes) + _finite_size(offset)
             constants = planes.product(weights, *references) - target
@@ -283,7 +284,7 @@ def _weighed(slope: Array, loss: Array) -> Array:
     return jnp.where(slope == 0, 0.0, jnp.abs(slope) * loss)
 
 
-def _per_row(function: Callable[..., Array], *arguments: ArrayTree) -> Array:
+def _per_row(function: Callable[..., Array], *arguments: PyTree) -> Array:
     """The function of arrays that have a leading axis each, 1 or one entry per row."""
     leaves, tree = jax.tree.flatten(arguments)
     axes = [0 if len(leaf) > 1 else None for leaf in leaves]

@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from chex import Array
+from jax import Array
 
 from boundjax.ir.families import Extremum, Scalar, Structural, Weighted
 from boundjax.ir.node import Graph, Node

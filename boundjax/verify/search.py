@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
+from jax import Array
 
 from boundjax.verify.boxes import halve
 from boundjax.verify.programs import LADDER, Programs, power_above

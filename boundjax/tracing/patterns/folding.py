@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from chex import Array
+from jax import Array
 
 from boundjax.ir.node import Node, Perturbed
 from boundjax.tracing.matching import View, times_constant
