@@ -16,6 +16,7 @@ from boundjax.certification.certify import certified_radius as certified_radius
 from boundjax.certification.certify import certify as certify
 from boundjax.certification.certify import memory_estimate as memory_estimate
 from boundjax.certification.memory import MemoryEstimate as MemoryEstimate
+from boundjax.certification.models import PureModel as PureModel
 from boundjax.onnx import from_onnx as from_onnx
 from boundjax.ops import UnsupportedOpError as UnsupportedOpError
 from boundjax.ops import supported_ops as supported_ops
@@ -25,6 +26,7 @@ from boundjax.sets.ball_box import BallBox as BallBox
 from boundjax.sets.box import Box as Box
 from boundjax.sets.input_set import InputSet as InputSet
 from boundjax.sets.interval import Interval as Interval
+from boundjax.sets.threat import Threat as Threat
 from boundjax.slopes import optimized as optimized
 from boundjax.tracing.jaxprs import unroll_limit as unroll_limit
 from boundjax.transforms.forward import forward_linear as forward_linear

@@ -195,3 +195,48 @@ def test_what_a_module_reads_from_elsewhere_is_never_stale(images):
     check()
     settings.shift = np.arange(CLASSES, dtype=np.float32)[None]
     check()
+
+
+class _Noisy(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        logits = nn.Dense(3)(x)
+        return logits + jax.random.normal(self.make_rng("noise"), logits.shape)
+
+
+class _NoisyNNX(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(4, 3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, deterministic=False, rngs=rngs)
+
+    def __call__(self, x):
+        noise = jax.random.normal(self.dropout.rngs(), (len(x), 3))
+        return self.dense(x) + noise
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_a_key_decides_the_draws_of_a_stochastic_model(kind):
+    x, keys = jnp.ones((2, 4)), jax.random.split(jax.random.key(0))
+    if kind == "linen":
+        pure = bj.PureModel.of((_Noisy(), _Noisy().init(keys[0], x)))
+    else:
+        pure = bj.PureModel.of(_NoisyNNX(nnx.Rngs(0)))
+    draws = [np.asarray(pure.apply(pure.variables, x, key)) for key in (keys[0], keys[0], keys[1])]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert np.abs(draws[0] - draws[2]).max() > 0.1
+
+
+def test_a_plain_callable_takes_no_key():
+    pure = bj.PureModel.of(lambda x: x)
+    with pytest.raises(TypeError, match="a plain callable takes no PRNG key"):
+        pure.apply(pure.variables, jnp.ones((1, 2)), jax.random.key(0))
+
+
+def test_a_pure_model_is_certified_as_it_is():
+    x = jnp.ones((2, 4))
+    pure = bj.PureModel.of((nn.Dense(3), nn.Dense(3).init(jax.random.key(1), x)))
+    assert bj.PureModel.of(pure) is pure
+    direct = bj.certify((nn.Dense(3), pure.variables), x, 0.1)
+    np.testing.assert_array_equal(bj.certify(pure, x, 0.1).margins, direct.margins)
+    one = pure.of_one_example(pure.variables)(x[0])
+    np.testing.assert_allclose(one, pure.apply(pure.variables, x)[0], rtol=1e-6)

@@ -173,7 +173,7 @@ def test_the_parts_alone_find_the_same(finished, evaluated):
     config = dataclasses.replace(
         run.config.evaluation, methods=OPTIONS.methods, batch_size=50, pgd_loss="cross_entropy"
     )
-    problem = Problem(run.model, run.variables, run.test.take(slice(130)), 0.03, np.inf, (0.0, 1.0))
+    problem = Problem(run.pure, run.test.take(slice(130)), bj.Threat(0.03, np.inf, (0.0, 1.0)))
     found = certificates.nothing_found(problem.data.labels, ("cross_entropy",), settings={})
     measure.complete(found, problem, config)
     np.testing.assert_array_equal(found.correct, evaluated.found.correct)

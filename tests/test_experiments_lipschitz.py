@@ -14,7 +14,8 @@ from experiments import methods, models
 from experiments.benchmarks import train_step as benchmark
 from experiments.data import Images
 from experiments.evaluation import trained
-from experiments.methods.method import Batch, Threat, Weights
+from experiments.methods import Setting
+from experiments.methods.method import Batch, Weights
 from experiments.plots import tightness
 from experiments.records.printing import Report
 from experiments.run import run as runs
@@ -172,9 +173,13 @@ def test_the_phases_follow_the_radius():
 
 
 def test_the_norm_of_the_ball_is_that_of_the_config():
-    ball = Threat(RobustConfig(norm="2").order, (0.0, 1.0)).ball(jnp.zeros(3), jnp.float32(0.1))
-    assert (ball.p, ball.clip) == (2.0, (0.0, 1.0))
-    assert Threat(RobustConfig().order, None).ball(jnp.zeros(3), jnp.float32(0.1)).is_box
+    config = Config(robust=RobustConfig(norm="2", eps_test=0.1))
+    ball = Setting(models.create("test_conv"), config).threat(jnp.zeros(3))
+    assert (ball.p, ball.eps, ball.clip) == (2.0, 0.1, (0.0, 1.0))
+    config = Config(robust=RobustConfig(clip=False))
+    ball = Setting(models.create("test_conv"), config).threat(jnp.zeros(3))
+    assert ball.is_box
+    assert ball.clip is None
 
 
 # ------------------------------------------------------------------ runs
@@ -287,10 +292,10 @@ def test_the_benchmark_times_what_exists(monkeypatch):
 def test_tau_of_images_does_not_depend_on_the_batches():
     model = models.create("test_conv")
     images = np.random.default_rng(0).uniform(size=(5, *IMAGE)).astype(np.float32)
-    variables = model.init(jax.random.key(0), images)
+    network = bj.PureModel.of((model, model.init(jax.random.key(0), images)))
     data = Images(images, np.arange(5, dtype=np.int32))
     found = [
-        tightness.values_of(model, variables, data, 0.3, Threat(2.0, (0.0, 1.0)), batch_size)
+        tightness.values_of(network, data, bj.Threat(0.3, 2.0, (0.0, 1.0)), batch_size)
         for batch_size in (2, 100)
     ]
     for name in ("LMT", "BCP"):
@@ -303,14 +308,14 @@ def test_tau_of_images_does_not_depend_on_the_batches():
 def test_bounds_over_boxes_are_ordered_on_average():
     model = models.create("test_conv")
     images = np.random.default_rng(0).uniform(size=(8, *IMAGE)).astype(np.float32)
-    variables = model.init(jax.random.key(0), images)
+    network = bj.PureModel.of((model, model.init(jax.random.key(0), images)))
     data = Images(images, np.arange(8, dtype=np.int32))
-    found = tightness.values_of(model, variables, data, 0.05, Threat(np.inf, (0.0, 1.0)))
+    found = tightness.values_of(network, data, bj.Threat(0.05, np.inf, (0.0, 1.0)))
     mean = {name: float(np.mean(value)) for name, value in found.items()}
     assert mean["one step"] < mean["random slopes"] < mean["IBP"]
     assert mean["CROWN-IBP"] < mean["CAP-IBP"] < mean["IBP"]
     # Upper bounds: never below what the clean images have.
-    logits = np.asarray(model.apply(variables, images))
+    logits = np.asarray(network.apply(network.variables, images))
     clean = np.sum(logits - logits[np.arange(8), data.labels][:, None], axis=1)
     assert all(np.all(value >= clean) for value in found.values())
 

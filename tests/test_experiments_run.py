@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 
+import boundjax as bj
 from experiments import models
 from experiments.data import Images
 from experiments.evaluation import measure, trained
@@ -361,7 +362,7 @@ def test_nan_weights_verify_nothing():
     variables = model.init(jax.random.key(0), images.images)
     broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), variables)
     config = _config().evaluation
-    problem = Problem(model, broken, images, 0.1, np.inf, None)
+    problem = Problem(bj.PureModel.of((model, broken)), images, bj.Threat(0.1))
     errors = _measured(problem, config).errors()
     assert errors["standard_error"] == errors["pgd_error"] == errors["verified_error"] == 1.0
     with pytest.raises(ExperimentError, match=r"cannot evaluate on no images"):
@@ -374,9 +375,7 @@ def test_errors_are_measured_in_the_norm_of_the_run(finished):
     config = _config(evaluation={"methods": ("crown-ibp",), "pgd_steps": 10}).evaluation
     images = found.test.take(slice(100))
     of = {
-        norm: _measured(
-            Problem(found.model, found.variables, images, 0.15, norm, (0.0, 1.0)), config
-        )
+        norm: _measured(Problem(found.pure, images, bj.Threat(0.15, norm, (0.0, 1.0))), config)
         for norm in (2.0, np.inf)
     }
     # The l2 ball lies inside the box of the same radius.

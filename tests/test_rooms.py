@@ -36,7 +36,7 @@ ROOMS = {
         "boundjax.tracing",
     ),
     "boundjax.training": ("boundjax.numerics", "boundjax.sets"),
-    "boundjax.attacks": ("boundjax.training",),
+    "boundjax.attacks": ("boundjax.sets", "boundjax.training"),
     "boundjax.diagnostics": ("boundjax.sets", "boundjax.transforms"),
     "boundjax.certification": (
         "boundjax.precision",

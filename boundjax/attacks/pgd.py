@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from boundjax.sets.threat import Threat
 from boundjax.training.losses import cross_entropy
 
 LOSSES = ("margin", "cross_entropy")
@@ -58,7 +59,7 @@ def pgd(
         or restart count out of range, or shapes that do not belong together.
     """
     _check_arguments(f, x, labels, eps, norm, clip, steps, restarts, loss)
-    descent = Descent(f, x, labels, eps, norm, clip, step_size, loss)
+    descent = Descent(f, x, labels, Threat(eps, norm, clip), step_size, loss)
 
     def step(carry: tuple, _: None) -> tuple[tuple, None]:
         return descent.step(*carry), None
@@ -98,17 +99,15 @@ class Descent:
         f: Callable[[jax.Array], jax.Array],
         x: jax.Array,
         labels: jax.Array,
-        eps: jax.Array | float,
-        norm: float = jnp.inf,
-        clip: tuple[float, float] | None = None,
+        threat: Threat,
         step_size: jax.Array | float | None = None,
         loss: str = "margin",
     ):
-        """Arguments as of `pgd`; they are not checked."""
+        """Arguments as of `pgd`, of which `threat` has eps, norm and clip; they are not checked."""
         self._f, self._x, self._labels = f, x, labels
-        self._eps, self._norm, self._loss = jnp.asarray(eps, x.dtype), norm, loss
+        self._threat, self._loss = threat, loss
+        self._eps = jnp.asarray(threat.eps, x.dtype)
         self._step_size = self._eps / 4 if step_size is None else jnp.asarray(step_size, x.dtype)
-        self._project = _projection(x, self._eps, norm, clip)
 
     def nothing(self) -> Best:
         """Before the first start."""
@@ -116,19 +115,23 @@ class Descent:
 
     def start(self, key: jax.Array, index: jax.Array | int) -> jax.Array:
         """Where restart number `index` begins, `[B, ...]`: the first one at `x` itself."""
-        noise = _random_offset(jax.random.fold_in(key, index), self._x, self._eps, self._norm)
+        key = jax.random.fold_in(key, index)
+        noise = _random_offset(key, self._x, self._eps, self._threat.norm)
         return jnp.where(index == 0, self._x, self._project(self._x + noise))
 
     def step(self, iterate: jax.Array, best: Best) -> tuple[jax.Array, Best]:
         """The next iterate, and the best with this one."""
         direction, margins = jax.grad(self._objective, has_aux=True)(iterate)
         best = self._better(iterate, margins, best)
-        moved = iterate - self._step_size * _steepest(direction, self._norm)
+        moved = iterate - self._step_size * _steepest(direction, self._threat.norm)
         return self._project(moved), best
 
     def end(self, iterate: jax.Array, best: Best) -> Best:
         """The best with the last iterate of a restart."""
         return self._better(iterate, _margins(self._f(iterate), self._labels), best)
+
+    def _project(self, points: jax.Array) -> jax.Array:
+        return jax.vmap(self._threat.project)(points, self._x)
 
     def _objective(self, iterate: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The sum over the batch of what is descended, and the margins `[B]`."""
@@ -163,26 +166,6 @@ def _steepest(gradient: jax.Array, norm: float) -> jax.Array:
         return jnp.sign(gradient)
     length = _example_norm(gradient)
     return jnp.where(length > 0, gradient / jnp.where(length > 0, length, 1.0), 0.0)
-
-
-def _projection(
-    x: jax.Array, eps: jax.Array, norm: float, clip: tuple[float, float] | None
-) -> Callable[[jax.Array], jax.Array]:
-    lowest, highest = (-jnp.inf, jnp.inf) if clip is None else clip
-    if norm == jnp.inf:
-        # The very interval ends that the bounds start from, so the attack cannot leave by a
-        # rounding.
-        lower, upper = jnp.maximum(x - eps, lowest), jnp.minimum(x + eps, highest)
-        return lambda iterate: jnp.clip(iterate, lower, upper)
-
-    def project(iterate: jax.Array) -> jax.Array:
-        offset = iterate - x
-        length = _example_norm(offset)
-        scale = jnp.where(length > eps, eps / jnp.where(length > 0, length, 1.0), 1.0)
-        # Clipping moves every pixel towards x, which lies in the box: the norm only shrinks.
-        return jnp.clip(x + scale * offset, lowest, highest)
-
-    return project
 
 
 def _random_offset(key: jax.Array, x: jax.Array, eps: jax.Array, norm: float) -> jax.Array:

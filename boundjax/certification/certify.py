@@ -28,16 +28,10 @@ from boundjax.certification.presets import (
     compiled_margins,
     default_batch,
     name_of,
-    single,
 )
 from boundjax.sets import rounding
-from boundjax.sets.checks import (
-    require_array,
-    require_clip,
-    require_finite,
-    require_norm,
-    require_radius,
-)
+from boundjax.sets.checks import require_array, require_finite
+from boundjax.sets.threat import Threat
 from boundjax.tracing.jaxprs import program
 
 # Of the free memory, what one call may take; and of that, what one block of rows may.
@@ -121,10 +115,9 @@ def certify(
       MemoryError: for a call that does not fit, before it starts; it says which batch size does.
       UnsupportedOpError: at an op that is not in ``supported_ops()``.
     """
-    request = _Request.check(
-        model, x, eps, labels, norm, clip, method, batch_size, max_bytes, devices
-    )
-    verified, margins = request.run(request.eps)
+    threat = Threat(eps, norm, clip, outward=True)
+    request = _Request.check(model, x, threat, labels, method, batch_size, max_bytes, devices)
+    verified, margins = request.run(request.threat.eps)
     return Certificate(verified, margins, request.labels, name_of(method))
 
 
@@ -153,9 +146,8 @@ def memory_estimate(
     Raises:
       ValueError, TypeError, MemoryError, UnsupportedOpError: as ``certify``.
     """
-    request = _Request.check(
-        model, x, 0.0, None, norm, clip, method, batch_size, max_bytes, devices
-    )
+    threat = Threat(0.0, norm, clip, outward=True)
+    request = _Request.check(model, x, threat, None, method, batch_size, max_bytes, devices)
     plans = [request.plan(name) for name in request.methods]
     largest = max(plans, key=lambda plan: plan.peak)
     return MemoryEstimate(largest.peak, largest.batch_size, available_bytes(request.devices))
@@ -193,11 +185,10 @@ def certified_radius(
         raise ValueError(f"steps must be >= 1, got {steps}")
     if np.ndim(eps_max) != 0:
         raise ValueError(f"eps_max must be a scalar, got shape {np.shape(eps_max)}")
-    request = _Request.check(
-        model, x, eps_max, labels, norm, clip, method, batch_size, max_bytes, devices
-    )
+    threat = Threat(eps_max, norm, clip, outward=True)
+    request = _Request.check(model, x, threat, labels, method, batch_size, max_bytes, devices)
     shape = (request.x.shape[0],) + (1,) * (request.x.ndim - 1)
-    high = request.eps.reshape(shape[0], -1)[:, 0]
+    high = request.threat.eps.reshape(shape[0], -1)[:, 0]
     certified, _ = request.run(high.reshape(shape))
     low = np.where(certified, high, np.zeros_like(high))
     for _ in range(steps):
@@ -209,7 +200,7 @@ def certified_radius(
 
 
 class _Plan(NamedTuple):
-    """How a method is run: ``margins(variables, clip, xs, eps, labels)`` on so many examples.
+    """How a method is run: ``margins(variables, threat, xs, eps, labels)`` on so many examples.
 
     Those are of all devices together, the bytes of its peak are of each.
     """
@@ -227,12 +218,10 @@ class _Request:
     variables: PyTree  # the model's, where they are computed with
     mesh: Mesh | None  # the devices that divide a batch; None: the default device
     x: np.ndarray
-    eps: np.ndarray  # broadcasts to x, with x's number of dimensions
+    threat: Threat  # its radius broadcasts to x, with x's number of dimensions
     labels: np.ndarray
     num_classes: int
     program: Hashable
-    norm: float
-    clip: tuple[ArrayLike, ArrayLike] | None
     method: str | Transform
     batch_size: int | None
     max_bytes: int | None
@@ -244,10 +233,8 @@ class _Request:
         cls,
         model: Any,
         x: Array,
-        eps: ArrayLike,
+        threat: Threat,
         labels: Array | None,
-        norm: float,
-        clip: tuple[ArrayLike, ArrayLike] | None,
         method: str | Transform,
         batch_size: int | None,
         max_bytes: int | None,
@@ -262,8 +249,7 @@ class _Request:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
         if max_bytes is not None and max_bytes < 1:
             raise ValueError(f"max_bytes must be >= 1 or None, got {max_bytes}")
-        require_norm("norm", norm)
-        pure = models.as_pure(model)
+        pure = models.PureModel.of(model)
         if method in LIPSCHITZ:
             _require_finite_weights(pure.variables)
         require_array("x", x)
@@ -277,8 +263,7 @@ class _Request:
                 f"x must be a batch [B, ...] of at least one example, got shape {x.shape}"
             )
         require_finite("x", x)
-        require_radius(eps)
-        require_clip(clip)
+        clip = threat.clip
         if clip is not None and ((x < clip[0]) | (x > clip[1])).any():
             raise ValueError(
                 f"x must lie in the clip range {clip}, got values from {x.min()} to {x.max()}"
@@ -290,19 +275,20 @@ class _Request:
             variables=sharding.whole(pure.variables, mesh),
             mesh=mesh,
             x=x,
-            eps=_per_example(eps, x),
+            threat=_rounded_outwards(threat, x),
             labels=np.zeros(x.shape[0], np.int32),
             num_classes=num_classes,
             program=program,
-            norm=float(norm),
-            # A range that is not representable is rounded outwards, as the radius is.
-            clip=clip
-            and (-rounding.up(-np.asarray(clip[0]), x.dtype), rounding.up(clip[1], x.dtype)),
             method=method,
             batch_size=batch_size,
             max_bytes=max_bytes,
         )
         return dataclasses.replace(request, labels=request._checked_labels(labels))
+
+    @property
+    def _anywhere(self) -> Threat:
+        """What all examples share; a compiled call takes the radii beside it."""
+        return self.threat.within(0.0)
 
     def _compile(self, make: Callable[..., Callable], *key: Any) -> Callable[..., Array]:
         return _kept(self.program, make, *key) if self.model.cacheable else make(*key)
@@ -346,7 +332,7 @@ class _Request:
         """Which methods are run."""
         if self.method != BEST:
             return (self.method,)
-        return IN_BEST if self.norm == np.inf else IN_BEST_OF_BALLS
+        return IN_BEST if self.threat.norm == np.inf else IN_BEST_OF_BALLS
 
     @property
     def devices(self) -> Sequence[jax.Device] | None:
@@ -403,14 +389,14 @@ class _Request:
         block = _BLOCK_BYTES if self.max_bytes is None else min(_BLOCK_BYTES, self.max_bytes)
         if not one_by_one:
             block = max(1, block // size)
-        key = (self.model.apply, name, self.num_classes, self.norm, block, one_by_one, self.mesh)
+        key = (self.model.apply, name, self.num_classes, block, one_by_one, self.mesh)
         # A transform hides its options from the cache, whose keys must tell all.
         make = self._compile if isinstance(name, str) else lambda make, *key: make(*key)
         margins = make(compiled_margins, *key)
         total = size * sharding.count(self.mesh)
-        shapes = [((total, *a.shape[1:]), a.dtype) for a in (self.x, self.eps, self.labels)]
+        shapes = [((total, *a.shape[1:]), a.dtype) for a in (self.x, self.threat.eps, self.labels)]
         batch = [sharding.parts(np.zeros(*shape), self.mesh) for shape in shapes]
-        lowered = margins.lower(self.variables, self.clip, *batch)
+        lowered = margins.lower(self.variables, self._anywhere, *batch)
         weights = () if name == "interval" else self.model.variables
         return _Plan(margins, total, peak_of(lowered.compile(), weights))
 
@@ -433,7 +419,7 @@ class _Request:
         for start in range(0, total, size):
             index = np.minimum(np.arange(start, start + size), total - 1)
             batch = [sharding.parts(a[index], self.mesh) for a in (self.x, *others)]
-            results.append(np.asarray(plan.margins(self.variables, self.clip, *batch)))
+            results.append(np.asarray(plan.margins(self.variables, self._anywhere, *batch)))
         return np.concatenate(results)[:total]
 
 
@@ -461,6 +447,17 @@ def _require_finite_weights(variables: PyTree) -> None:
             require_finite(f"the weights {jax.tree_util.keystr(path)}", leaf)
 
 
+def _rounded_outwards(threat: Threat, x: np.ndarray) -> Threat:
+    """The threat to a batch ``x``, with a radius per example and all numbers of its dtype.
+
+    A range that is not representable is rounded outwards, as the radius is.
+    """
+    clip = threat.clip
+    if clip is not None:
+        clip = (-rounding.up(-np.asarray(clip[0]), x.dtype), rounding.up(clip[1], x.dtype))
+    return dataclasses.replace(threat, eps=_per_example(threat.eps, x), clip=clip)
+
+
 def _per_example(eps: ArrayLike, x: np.ndarray) -> np.ndarray:
     """The radius with as many dimensions as ``x``: scalar, ``[B]``, or broadcastable to ``x``.
 
@@ -484,7 +481,8 @@ def _make_logits(apply: Callable, mesh: Mesh | None) -> Callable[..., Array]:
     """Compiles ``(variables, xs) -> [B, 2, C]``: the logits of the batch, and one by one."""
 
     def logits(variables: PyTree, xs: Array) -> Array:
-        return jnp.stack([apply(variables, xs), jax.vmap(single(apply, variables))(xs)], axis=1)
+        alone = jax.vmap(lambda x: apply(variables, x[None])[0])(xs)
+        return jnp.stack([apply(variables, xs), alone], axis=1)
 
     return sharding.compiled(logits, mesh, whole=1)
 

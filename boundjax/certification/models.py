@@ -5,45 +5,107 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 from flax import nnx
 from jax import Array
+from jaxtyping import PyTree
+
+
+class Apply(Protocol):
+    """A model's function: logits `[B, C]` of a batch `[B, ...]`.
+
+    Pure and hashable; equal for equal models, so that compiled code can be reused.
+    """
+
+    def __call__(self, variables: PyTree, x: Array, key: Array | None = None) -> Array:
+        """The logits; `key` is the PRNG key of the draws of a stochastic model."""
+        ...
 
 
 class PureModel(NamedTuple):
-    """A model as ``apply(variables, x) -> logits`` on a batch.
+    """A model as a pure function `apply(variables, x, key=None)` of its variables and a batch.
 
     Attributes:
-      apply: pure and hashable; equal for equal models, so that compiled code can be kept.
-      variables: its weights, a pytree; everything that may change between calls.
-      cacheable: whether all state is in ``variables``. A plain callable may hide weights that
-        change under the same identity, so compiled code for it is never reused.
+      apply: the function.
+      variables: its weights, a pytree: everything that may change between calls.
+      cacheable: whether all state is in `variables`. A plain callable may hide weights that change
+        under the same identity, so compiled code for it is never reused.
     """
 
-    apply: Callable[[Any, Array], Array]
-    variables: Any
+    apply: Apply
+    variables: PyTree
     cacheable: bool
+
+    @classmethod
+    def of(cls, model: Any) -> PureModel:
+        """Brings a model to this form.
+
+        Args:
+          model: a `PureModel`; a bound Linen module; a pair `(module, variables)`; an NNX module
+            (used in eval mode, its state left alone); `functools.partial(module.apply, variables)`;
+            or any callable from a batch to logits.
+
+        Raises:
+          TypeError: for an unbound Linen module, or anything that is not callable.
+        """
+        if isinstance(model, PureModel):
+            return model
+        match model:
+            case (nn.Module() as module, variables):
+                return cls._of_linen(module, variables)
+            case nn.Module():
+                if model.scope is None:
+                    raise TypeError(
+                        f"the Linen module {type(model).__name__} has no variables; "
+                        "give (module, variables) or module.bind(variables)"
+                    )
+                return cls._of_linen(*model.unbind())
+            case nnx.Module():
+                graphdef, state = nnx.split(model)
+                return cls(_NNXApply(graphdef), state, _is_hashable(graphdef))
+            case functools.partial(func=function, args=(variables,), keywords={**options}):
+                module = getattr(function, "__self__", None)
+                is_apply = isinstance(module, nn.Module) and function.__name__ == "apply"
+                if is_apply and not options:
+                    return cls._of_linen(module, variables)
+        if callable(model):
+            return cls(_CallableApply(model), (), False)
+        raise TypeError(
+            "model must be a callable from a batch to logits, a bound Linen module, "
+            f"(module, variables) or an nnx.Module, got {type(model).__name__}"
+        )
+
+    @classmethod
+    def _of_linen(cls, module: nn.Module, variables: PyTree) -> PureModel:
+        return cls(_LinenApply(module), variables, _is_hashable(module))
+
+    def of_one_example(self, variables: PyTree, key: Array | None = None) -> Callable:
+        """The logits `[C]` as a function of one example: what is bounded."""
+        return lambda x: self.apply(variables, x[None], key)[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class _LinenApply:
     module: nn.Module
 
-    def __call__(self, variables: Any, x: Array) -> Array:
-        return self.module.apply(variables, x)
+    def __call__(self, variables: PyTree, x: Array, key: Array | None = None) -> Array:
+        # A bare key serves every `make_rng` of a module, whatever name it asks for.
+        return self.module.apply(variables, x, rngs=key)
 
 
 @dataclasses.dataclass(frozen=True)
 class _NNXApply:
-    graphdef: Any
+    graphdef: nnx.GraphDef[Any]
 
-    def __call__(self, state: Any, x: Array) -> Array:
+    def __call__(self, variables: PyTree, x: Array, key: Array | None = None) -> Array:
         # A copy: eval mode is set on it, and modules that draw random keys (the carry of nnx.RNN)
         # may only change variables that belong to this trace.
-        model = nnx.merge(self.graphdef, state, copy=True)
+        model = nnx.merge(self.graphdef, variables, copy=True)
         model.eval()
+        if key is not None:
+            nnx.reseed(model, default=key)
         return model(x)
 
 
@@ -51,51 +113,17 @@ class _NNXApply:
 class _CallableApply:
     function: Callable[[Array], Array]
 
-    def __call__(self, variables: Any, x: Array) -> Array:
+    def __call__(self, variables: PyTree, x: Array, key: Array | None = None) -> Array:
         del variables
+        if key is not None:
+            raise TypeError(
+                "a plain callable takes no PRNG key; give a Linen or NNX module, or close over the "
+                "key"
+            )
         return self.function(x)
 
 
-def as_pure(model: Any) -> PureModel:
-    """Brings a model to one form.
-
-    Args:
-      model: a bound Linen module; a pair ``(module, variables)``; an NNX module (used in eval
-        mode); ``functools.partial(module.apply, variables)``; or any callable from a batch to
-        logits.
-
-    Raises:
-      TypeError: for an unbound Linen module, or anything that is not callable.
-    """
-    if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module):
-        return _linen(*model)
-    if isinstance(model, nn.Module):
-        if model.scope is None:
-            raise TypeError(
-                f"the Linen module {type(model).__name__} has no variables; "
-                "give (module, variables) or module.bind(variables)"
-            )
-        return _linen(*model.unbind())
-    if isinstance(model, nnx.Module):
-        graphdef, state = nnx.split(model)
-        return PureModel(_NNXApply(graphdef), state, _hashable(graphdef))
-    if isinstance(model, functools.partial) and not model.keywords and len(model.args) == 1:
-        owner = getattr(model.func, "__self__", None)
-        if isinstance(owner, nn.Module) and model.func.__name__ == "apply":
-            return _linen(owner, model.args[0])
-    if callable(model):
-        return PureModel(_CallableApply(model), (), False)
-    raise TypeError(
-        "model must be a callable from a batch to logits, a bound Linen module, "
-        f"(module, variables) or an nnx.Module, got {type(model).__name__}"
-    )
-
-
-def _linen(module: nn.Module, variables: Any) -> PureModel:
-    return PureModel(_LinenApply(module), variables, _hashable(module))
-
-
-def _hashable(value: Any) -> bool:
+def _is_hashable(value: Any) -> bool:
     try:
         hash(value)
     except TypeError:

@@ -17,6 +17,7 @@ from boundjax.certification import sharding
 from boundjax.precision import training_precision
 from boundjax.sets.ball import LpBall
 from boundjax.sets.interval import Interval
+from boundjax.sets.threat import Threat
 from boundjax.slopes import optimized
 from boundjax.training.losses import robust_cross_entropy
 from boundjax.transforms.interval import interval
@@ -99,19 +100,20 @@ def compiled_margins(
     apply: Callable,
     method: str | Transform,
     num_classes: int,
-    norm: float,
     max_bytes: int,
     one_by_one: bool,
     mesh: Mesh | None = None,
 ) -> Callable[..., Array]:
-    """Compiles ``(variables, clip, xs, eps, labels) -> margins [B, C]`` for one method.
+    """Compiles ``(variables, threat, xs, eps, labels) -> margins [B, C]`` for one method.
 
     The batch is divided over the devices of ``mesh``.
     """
 
     @training_precision("highest")  # a certificate, whoever asks
-    def margins(variables: PyTree, clip: Any, xs: Array, eps: Array, labels: Array) -> Array:
-        function = single(apply, variables)
+    def margins(variables: PyTree, threat: Threat, xs: Array, eps: Array, labels: Array) -> Array:
+        def function(x: Array) -> Array:
+            return apply(variables, x[None])[0]
+
         transformed = (
             METHODS[method](function, max_bytes) if isinstance(method, str) else method(function)
         )
@@ -127,8 +129,7 @@ def compiled_margins(
 
         def one(x: Array, radius: Array, label: Array) -> Array:
             specification = margin_specification(label, num_classes, dtype=x.dtype)
-            ball = LpBall(x, radius, norm, clip, outward=True)
-            lower = bounds(ball, specification).lower
+            lower = bounds(threat.within(radius)(x), specification).lower
             steps = jnp.arange(1, num_classes, dtype=label.dtype)
             others = (label + steps) % num_classes
             return jnp.zeros((num_classes,), lower.dtype).at[others].set(lower)
@@ -138,8 +139,3 @@ def compiled_margins(
         return jax.vmap(one)(xs, eps, labels)
 
     return sharding.compiled(margins, mesh, whole=2)
-
-
-def single(apply: Callable[[PyTree, Array], Array], variables: PyTree) -> Callable:
-    """The model as a function of one example."""
-    return lambda x: apply(variables, x[None])[0]

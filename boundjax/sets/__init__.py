@@ -15,3 +15,4 @@ from boundjax.sets.ball_box import BallBox as BallBox
 from boundjax.sets.box import Box as Box
 from boundjax.sets.input_set import InputSet as InputSet
 from boundjax.sets.interval import Interval as Interval
+from boundjax.sets.threat import Threat as Threat

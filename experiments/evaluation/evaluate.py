@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import boundjax as bj
 from experiments.cluster import distributed
 from experiments.data import Images
 from experiments.evaluation import certificates, shards, trained
@@ -138,7 +139,7 @@ def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> E
         f"PGD-{config.pgd_steps}, {config.pgd_restarts} start(s) "
         f"on {' and '.join(options.losses)} loss, best iterate"
     )
-    problem = Problem(run.model, run.variables, data, eps, NORMS[norm].order, clip)
+    problem = Problem(run.pure, data, bj.Threat(eps, NORMS[norm].order, clip))
     plan = Plan(seed, options.cascade, {"versions": versions(), "device": _devices()})
     if distributed.processes() == 1:
         found = _opened(path, problem, options, settings)
@@ -205,10 +206,8 @@ def _differing(stored: Certificates, problem: Problem, settings: dict[str, Any])
     if not keys and (stored.labels != problem.data.labels).any():
         keys.append("labels")
     sizes = {margins.shape[-1] for margins in stored.margins_by.values()}
-    if not keys and sizes:
-        logits = jax.eval_shape(problem.model.apply, problem.variables, problem.data.images[:1])
-        if sizes != {logits.shape[-1]}:
-            keys.append("the number of classes")
+    if not keys and sizes and sizes != {problem.num_classes}:
+        keys.append("the number of classes")
     return keys
 
 

@@ -198,8 +198,7 @@ def _certify(
     """One method on the examples that it was not run on yet."""
     data = problem.data
     if name not in found.run_by:
-        classes = jax.eval_shape(problem.model.apply, problem.variables, data.images[:1]).shape[-1]
-        found.add_method(name, classes)
+        found.add_method(name, problem.num_classes)
     due = _due(found, name, config, plan)
     part = _begin(found, name, found.run_by[name], plan, due)
     pending = np.flatnonzero(due & ~found.run_by[name])
@@ -216,12 +215,12 @@ def _certify(
         padded = np.resize(rows, size)
         try:
             certificate = bj.certify(
-                (problem.model, problem.variables),
+                problem.model,
                 data.images[padded],
-                problem.eps,
+                problem.threat.eps,
                 labels=data.labels[padded],
-                norm=problem.norm,
-                clip=problem.clip,
+                norm=problem.threat.norm,
+                clip=problem.threat.clip,
                 method=name,
                 devices=devices,
             )

@@ -8,23 +8,26 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import boundjax as bj
 from boundjax.attacks import Descent
 from experiments.data import Images
 from experiments.settings.config import EvaluationConfig
 
 
 class Problem(NamedTuple):
-    """What is evaluated: an eval-mode `model` on all of `data` in balls of radius `eps`."""
+    """What is evaluated: a model in eval mode, on all of `data`, against a threat."""
 
-    model: nn.Module
-    variables: Any
+    model: bj.PureModel
     data: Images
-    eps: float
-    norm: float
-    clip: tuple[float, float] | None
+    threat: bj.Threat
+
+    @property
+    def num_classes(self) -> int:
+        """How many logits the model has."""
+        model, images = self.model, self.data.images[:1]
+        return jax.eval_shape(model.apply, model.variables, images).shape[-1]
 
 
 class Network:
@@ -43,7 +46,8 @@ class Network:
             (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
         )
         self._sharded = NamedSharding(mesh, PartitionSpec("data"))
-        self._variables = jax.device_put(problem.variables, NamedSharding(mesh, PartitionSpec()))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        self._variables = jax.device_put(problem.model.variables, everywhere)
         self.size = min(config.batch_size, len(problem.data))
         self._filled = -(-self.size // len(devices)) * len(devices)
 
@@ -103,9 +107,7 @@ class Network:
                 lambda x: problem.model.apply(variables, x),
                 images,
                 labels,
-                problem.eps,
-                problem.norm,
-                problem.clip,
+                problem.threat,
                 loss=loss,
             )
             return getattr(descent, name)(*arguments)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
+import boundjax as bj
 from experiments import data, methods, models
 from experiments.data import Images
 from experiments.records.folder import Records, read_config
@@ -38,6 +39,11 @@ class Trained(NamedTuple):
     title: str
     validation: Images
     label: str
+
+    @property
+    def pure(self) -> bj.PureModel:
+        """The network as a pure function, which is bounded and attacked."""
+        return bj.PureModel.of((self.model, self.variables))
 
 
 def load(workdir: Path, which: str = "last", data_dir: str | None = None) -> Trained:

@@ -17,7 +17,6 @@ from experiments.methods.method import Batch as Batch
 from experiments.methods.method import Method as Method
 from experiments.methods.method import Objective as Objective
 from experiments.methods.method import Setting as Setting
-from experiments.methods.method import Threat as Threat
 from experiments.methods.method import TrainingMethod as TrainingMethod
 from experiments.methods.method import Weights as Weights
 from experiments.methods.natural import natural

@@ -72,7 +72,7 @@ def certified_objective(
         eps = jnp.where(weights.eps > 0, weights.eps, WARMUP_EPS) if regularized else weights.eps
 
         def found_of(example: Example, rows: jax.Array) -> tuple[Bounded, Any]:
-            found = bound(function, threat.ball(example.image, eps), rows, weights, example)
+            found = bound(function, threat.within(eps)(example.image), rows, weights, example)
             return found, _relaxation_terms(weights_of, function, rows, found)
 
         examples = Example(

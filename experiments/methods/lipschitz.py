@@ -47,7 +47,7 @@ def lipschitz_objective(setting: Setting, *, box: bool) -> Objective:
         bounds = bj.lipschitz(function, box=box, norms=norms, has_aux=True)
 
         def margins_of(image: jax.Array, specification: jax.Array) -> tuple[jax.Array, jax.Array]:
-            margins, aux = bounds(threat.ball(image, weights.eps), specification)
+            margins, aux = bounds(threat.within(weights.eps)(image), specification)
             return margins.lower, aux.output.center
 
         # The centre of the last ball holds the logits once more: the clean pass drops out of the

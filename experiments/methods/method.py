@@ -43,17 +43,6 @@ class Weights(NamedTuple):
     ramp: jax.Array
 
 
-class Threat(NamedTuple):
-    """What may be done to an image: an lp ball, cut to the pixel range `clip` where one is set."""
-
-    norm: float
-    clip: tuple[float, float] | None
-
-    def ball(self, image: jax.Array, eps: jax.Array) -> bj.LpBall:
-        """The perturbed images `[H, W, channels]` within radius `eps`, in pixels of `[0, 1]`."""
-        return bj.LpBall(image, eps, self.norm, self.clip)
-
-
 class Setting(NamedTuple):
     """What a method is made for: `model` is a Linen module with `__call__(x, train=False)`.
 
@@ -66,10 +55,10 @@ class Setting(NamedTuple):
     mesh: Mesh | None = None
 
     @property
-    def threat(self) -> Threat:
-        """What the configuration lets be done to an image."""
+    def threat(self) -> bj.Threat:
+        """The threat model that networks are tested in; its radius in pixels of `[0, 1]`."""
         robust = self.config.robust
-        return Threat(robust.order, PIXEL_RANGE if robust.clip else None)
+        return bj.Threat(robust.eps_test, robust.order, PIXEL_RANGE if robust.clip else None)
 
 
 class Outcome(NamedTuple):

@@ -26,7 +26,7 @@ from boundjax.diagnostics import mean_translation
 from boundjax.training import robust_cross_entropy
 from experiments.data import Images
 from experiments.evaluation import trained
-from experiments.methods import Setting, Threat
+from experiments.methods import Setting
 from experiments.settings.errors import ExperimentError, fail
 
 BATCH_SIZE = 100
@@ -68,15 +68,14 @@ LINF: Mapping[str, Measure] = {
 
 
 def values_of(
-    model, variables, data: Images, eps: float, threat: Threat, batch_size: int = BATCH_SIZE
+    network: bj.PureModel, data: Images, threat: bj.Threat, batch_size: int = BATCH_SIZE
 ) -> Values:
     """`tau` (l2) or `T` (l-infinity) of every image, by every bound of that norm.
 
     Args:
-      model, variables: a Linen module and its variables.
+      network: what is bounded.
       data: images with pixels in `[0, 1]`, and their labels.
-      eps: the radius.
-      threat: the norm, and the pixel range if the ball is cut to it.
+      threat: the radius, the norm, and the pixel range if the ball is cut to it.
       batch_size: images in one compiled call.
     """
 
@@ -84,12 +83,11 @@ def values_of(
         # The variables are arguments: XLA would fold constants for minutes.
         @jax.jit
         def of_batch(variables, images, labels, keys):
-            def function(image):
-                return model.apply(variables, image[None])[0]
+            function = network.of_one_example(variables)
 
-            return jax.vmap(
-                lambda image, label, key: measure(function, threat.ball(image, eps), label, key)
-            )(images, labels, keys)
+            return jax.vmap(lambda image, label, key: measure(function, threat(image), label, key))(
+                images, labels, keys
+            )
 
         size = min(batch_size, len(data))
         keys = jax.random.split(jax.random.key(0), len(data))
@@ -97,7 +95,7 @@ def values_of(
         for start in range(0, len(data), size):
             # The last batch starts again from the first image, so that all have one shape.
             chosen = np.arange(start, start + size) % len(data)
-            found.append(np.asarray(of_batch(variables, *data.take(chosen), keys[chosen])))
+            found.append(np.asarray(of_batch(network.variables, *data.take(chosen), keys[chosen])))
         return np.concatenate(found)[: len(data)]
 
     measures = L2 if threat.norm == 2 else LINF
@@ -173,7 +171,7 @@ def of_run(workdir: Path, count: int | None) -> tuple[str, Values]:
     title = f"{run.title}, {run.config.model.name},\n{robust.method}, {robust.norm_label} "
     title += f"eps {robust.eps_test:.4g}"
     threat = Setting(run.model, run.config).threat
-    return title, values_of(run.model, run.variables, data, robust.eps_test, threat)
+    return title, values_of(run.pure, data, threat)
 
 
 def main() -> None:

@@ -61,8 +61,8 @@ class Prepared:
     phases: np.ndarray
 
     @property
-    def threat(self) -> methods.Threat:
-        """What may be done to an image."""
+    def threat(self) -> bj.Threat:
+        """The threat model that the network is tested in."""
         return methods.Setting(self.model, self.config).threat
 
     @property
