@@ -172,7 +172,7 @@ def test_known_bounds_of_no_op_or_of_another_shape_are_refused():
     label, interval = next(iter(_relaxed().pre_activations.items()))
     with pytest.raises(KeyError, match=f"'rely' for no op; known: {label}"):
         _relaxed({"rely": interval})
-    with pytest.raises(ValueError, match=rf"'{label}' must have shape \(6,\), got \[\(2,\)\]"):
+    with pytest.raises(ValueError, match=rf"'{label}'\] must have shape \(6,\), got .*2,"):
         _relaxed({label: bj.Interval(interval.lower[:2], interval.upper[:2])})
 
 

@@ -31,7 +31,7 @@ from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.backward import LinearBounds, Sides
 from boundjax.transforms.forward import Forward
-from boundjax.transforms.relaxations import Positions
+from boundjax.transforms.relaxations import Positions, RowEnds
 from boundjax.transforms.walk import Companion, Walk
 
 
@@ -144,13 +144,35 @@ class Relaxation:
         """Interval bounds ``[m]`` of ``<specification_k, f(x)>``, given the pre-activations."""
         return self.walk.merged(*intervals_of.starts_of(self.walk.graph, specification))
 
-    def bounds(self, specification: Array | None = None, *, has_aux: bool = False) -> Any:
-        """What ``linear`` returns."""
+    def bounds(
+        self,
+        specification: Array | None = None,
+        *,
+        within: Mapping[str, Interval] | None = None,
+        has_aux: bool = False,
+    ) -> Any:
+        """What ``linear`` returns.
+
+        Args:
+          specification: `[m, *out]`, or None for every output.
+          within: for some labels of `pre_activations` an interval for each row of the
+            specification, `[m, *shape]`. Row `k` then holds for the part of the input set on which
+            these values lie in their `k`-th intervals; where that part is empty it may be anything.
+            So one walk bounds the parts of a case distinction (the two halves of a split ReLU).
+          has_aux: also return `Auxiliary`.
+
+        Raises:
+          KeyError: for an entry of `within` for no op.
+          ValueError: for an entry of another shape, or `within` without a specification.
+        """
         walk, graph, sides = self.walk, self.walk.graph, self.sides
         if specification is not None:
             starts, constant = intervals_of.starts_of(graph, specification)
-            result, aux = _specification(walk, starts, constant, sides)
+            ends = walk.row_ends(within or {}, len(specification))
+            result, aux = _specification(walk, starts, constant, sides, ends)
             return (result, aux) if has_aux else result
+        if within:
+            raise ValueError("within needs a specification: it has an interval for each row")
         if has_aux:
             if len(graph.outputs) != 1 or not isinstance(graph.outputs[0], Perturbed):
                 raise ValueError("has_aux needs a function with one output array")
@@ -257,15 +279,19 @@ def _output(walk: Walk, index: int, sides: Sides) -> Interval:
 
 
 def _specification(
-    walk: Walk, starts: dict[int, Array], constant: Array, sides: Sides
+    walk: Walk,
+    starts: dict[int, Array],
+    constant: Array,
+    sides: Sides,
+    ends: RowEnds | None = None,
 ) -> tuple[Interval, Auxiliary]:
     """Bounds of the specification whose coefficients start at the given nodes."""
     merged = walk.merged(starts, constant)
     positions, seen = None, None
     if walk.optimized is not None:
-        positions, seen = _optimized(walk, starts, constant, sides)
+        positions, seen = _optimized(walk, starts, constant, sides, ends)
     rows: dict[str, Array] = {}
-    walked = walk.pull_back(starts, sides, positions, rows)
+    walked = walk.pull_back(starts, sides, positions, rows, ends)
     lower, upper = walked.concretize(walk.input_set)
     found = Interval(
         merged.lower if lower is None else lower + constant,
@@ -288,10 +314,10 @@ def _specification(
 
 
 def _optimized(
-    walk: Walk, starts: dict[int, Array], constant: Array, sides: Sides
+    walk: Walk, starts: dict[int, Array], constant: Array, sides: Sides, ends: RowEnds | None
 ) -> tuple[Positions, Interval]:
     """The positions to bound with, and the best bounds of all iterates."""
-    found = walk.best(starts, sides, walk.optimized.per_spec, constant)
+    found = walk.best(starts, sides, walk.optimized.per_spec, constant, ends)
     count = constant.shape[0]
     infinite = jnp.full_like(constant, jnp.inf)
     values = jax.lax.stop_gradient(found.values)

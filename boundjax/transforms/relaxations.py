@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,8 @@ from boundjax.transforms import interval as intervals_of
 from boundjax.windows import Rows, Windowed
 
 Positions = dict[str, Array]
+# Index of a node -> an interval for each row, `[m, *shape]`.
+RowEnds = Mapping[int, Interval]
 
 
 class Relaxations:
@@ -72,12 +74,27 @@ class Relaxations:
                 self.lines_of(node, None, None)
 
     def lines_of(
-        self, node: Node, rows: Rows | None, positions: Positions | None
+        self,
+        node: Node,
+        rows: Rows | None,
+        positions: Positions | None,
+        ends: RowEnds | None = None,
     ) -> Lines | Planes | backward.PerRow:
-        """What ``backward.pull_back`` asks for, with other positions than the shared ones or None.
+        """The relaxation that `backward.pull_back` asks for.
 
-        Positions have the node's shape, or a leading axis with one for each row.
+        Args:
+          node: a nonlinear node.
+          rows: the rows that meet it.
+          positions: other positions than the shared ones, of the node's shape or with a leading
+            axis with one for each row; None for the shared ones.
+          ends: for some nodes an interval for each row, in place of the one that all rows share.
         """
+        if ends and not ends.keys().isdisjoint(node.inputs):
+            made = self._of_rows(node, positions, ends)
+            if isinstance(made, Planes):
+                return made
+            sources = [self.references[i][None] for i in node.inputs]
+            return backward.around(node, made, sources, self.references[node.index][None])
         keys = self.keys.get(node.index, ())
         own = None if positions is None else {key: positions[key] for key in keys}
         per_row = own and any(own[key].ndim > self.slopes[key].ndim for key in keys)
@@ -109,26 +126,43 @@ class Relaxations:
         if positions is None:
             if node.index not in self._made:
                 record = _Recorder(self._policy_of, node.label)
-                made = self._relaxed(node, record)
+                made = self._relaxed(node, record, {})
                 self._made[node.index] = self._kept_relaxation(_with_axis(made))
                 self.keys[node.index] = list(record.used)
                 self.slopes.update(record.used)
             return self._made[node.index]
         own = {key: positions[key] for key in self.keys[node.index]}
-        per_row = any(value.ndim > self.slopes[key].ndim for key, value in own.items())
-        if not per_row:
-            return _with_axis(self._relaxed(node, _replay(own, node.label)))
+        if not any(value.ndim > self.slopes[key].ndim for key, value in own.items()):
+            return _with_axis(self._relaxed(node, _replay(own, node.label), {}))
+        return self._of_rows(node, own, {})
+
+    def _of_rows(self, node: Node, positions: Positions | None, ends: RowEnds) -> Lines | Planes:
+        """A relaxation for each row, of its own positions and over its own ends.
+
+        Without positions the policy places the free lines for each row's ends.
+        """
+        if self._policy_of(node.label) is slope_policies.CONSTANT or isinstance(node.op, Loop):
+            return intervals_of.constant_lines(node, self.intervals)
         product, parallel = None, False
 
-        def one(row: Positions) -> tuple[Array | None, ...]:
+        def one(placed: Positions | None, clamped: RowEnds) -> tuple[Array | None, ...]:
             nonlocal product, parallel
-            made = self._relaxed(node, _replay(row, node.label))
+            if placed is None:
+                position = _Recorder(self._policy_of, node.label)
+            else:
+                position = _replay(placed, node.label)
+            made = self._relaxed(node, position, clamped)
             if isinstance(made, Planes):
                 product, parallel = made.product, made.lower_weights is made.upper_weights
                 return made[1:]
             return tuple(made)
 
-        arrays = jax.vmap(one)(own)
+        clamped = {i: ends[i] for i in node.inputs if i in ends}
+        placed, axes = None, None
+        if positions is not None:
+            placed = {key: positions[key] for key in self.keys[node.index]}
+            axes = {k: 0 if v.ndim > self.slopes[k].ndim else None for k, v in placed.items()}
+        arrays = jax.vmap(one, in_axes=(axes, 0))(placed, clamped)
         if product is None:
             return Lines(*arrays)
         if parallel:
@@ -166,8 +200,8 @@ class Relaxations:
         )
         return Planes(made.product, below, lower, below if parallel else upper, above)
 
-    def _relaxed(self, node: Node, position: Callable[..., Array]) -> Lines | Planes:
-        operands = [backward.poisoned(self.intervals[i]) for i in node.inputs]
+    def _relaxed(self, node: Node, position: Callable[..., Array], ends: RowEnds) -> Lines | Planes:
+        operands = [backward.poisoned(ends.get(i, self.intervals[i])) for i in node.inputs]
         match node.op:
             case Extremum():
                 lower = node.op.windows(node, *(o.lower for o in operands))

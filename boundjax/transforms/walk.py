@@ -22,7 +22,7 @@ from boundjax.transforms import backward, blocks, optimize
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.backward import Sides
 from boundjax.transforms.balls import FirstLayers
-from boundjax.transforms.relaxations import Positions, Relaxations
+from boundjax.transforms.relaxations import Positions, Relaxations, RowEnds
 from boundjax.windows import Rows, Windowed
 
 
@@ -68,7 +68,7 @@ class Walk:
         self.relaxations = relaxations or Relaxations(graph, policy_of, reused=refine)
         self.consumers = _nonlinear_consumers(graph)
         self.radii: dict[int, Array] = {}
-        self._sweep(refine, companion, intersect, _by_node(graph, known or {}))
+        self._sweep(refine, companion, intersect, by_node(graph, "known", known or {}))
 
     @property
     def intervals(self) -> list[Interval]:
@@ -200,18 +200,37 @@ class Walk:
         sides: Sides,
         positions: Positions | None = None,
         met: dict[str, Array] | None = None,
+        ends: RowEnds | None = None,
     ) -> backward.Result:
-        """Linear bounds in the input; with other positions than the shared ones where given.
+        """Linear bounds in the input.
 
-        ``met`` takes up the rows on the output of every nonlinear op, see ``linear.Auxiliary``.
+        Args:
+          starts: node index -> coefficients of the rows.
+          sides: which bounds are wanted.
+          positions: other positions than the shared ones.
+          met: collects the rows on the output of every nonlinear op, see `linear.Auxiliary`.
+          ends: intervals of nodes for each row, which must be complete; see `Relaxations`.
         """
+        if ends and sides == "both":  # the walk appends the negated rows
+            ends = jax.tree.map(lambda end: jnp.concatenate([end, end]), ends)
 
         def lines_of(node: Node, rows: Rows) -> Lines | Planes | backward.PerRow:
             if met is not None:
                 met[node.label] = windows.dense(rows)
-            return self.relaxations.lines_of(node, rows, positions)
+            return self.relaxations.lines_of(node, rows, positions, ends)
 
         return backward.pull_back(self.graph, self.references, starts, lines_of, sides)
+
+    def row_ends(self, labelled: Mapping[str, Interval], rows: int) -> RowEnds:
+        """Intervals of pre-activations for each row, cut to those that all rows share."""
+        ends = by_node(self.graph, "within", labelled, rows)
+        return {
+            index: Interval(
+                jnp.maximum(interval.lower, self.intervals[index].lower[None]),
+                jnp.minimum(interval.upper, self.intervals[index].upper[None]),
+            )
+            for index, interval in ends.items()
+        }
 
     def worst_input(self, side: backward.Side) -> Array:
         """Where in the input set the bounds of one side are attained, ``[m, *input]``."""
@@ -219,13 +238,18 @@ class Walk:
         return jax.vmap(jax.grad(self.input_set.support))(-side.coefficients)
 
     def best(
-        self, starts: dict[int, Array], sides: Sides, per_row: bool, constant: Array | float = 0.0
+        self,
+        starts: dict[int, Array],
+        sides: Sides,
+        per_row: bool,
+        constant: Array | float = 0.0,
+        ends: RowEnds | None = None,
     ) -> optimize.Best:
         """The best positions for these rows, and the bounds that were seen; no gradient flows."""
         ancestors = self._relaxed_ancestors(starts)
         walk = self._detached()
         walk._relaxed_ancestors(starts)  # what the gradient's trace makes would be its tracers
-        starts, constant = jax.lax.stop_gradient((starts, constant))
+        starts, constant, ends = jax.lax.stop_gradient((starts, constant, ends))
         if per_row:
             start = walk._positions_per_row(starts, sides)
         else:
@@ -233,10 +257,9 @@ class Walk:
             start = {key: walk.relaxations.slopes[key] for key in keys}
 
         def bound(positions: Positions) -> Array:
-            ends = walk.pull_back(starts, sides, positions).concretize(walk.input_set)
-            signed = [
-                s * (e + constant) for s, e in zip((1, -1), ends, strict=True) if e is not None
-            ]
+            walked = walk.pull_back(starts, sides, positions, ends=ends)
+            lower, upper = walked.concretize(walk.input_set)
+            signed = [s * (e + constant) for s, e in ((1, lower), (-1, upper)) if e is not None]
             return jnp.concatenate(signed)
 
         ascent = optimize.Ascent(bound, per_row, self.optimized)
@@ -312,19 +335,32 @@ def _nonlinear_consumers(graph: Graph) -> dict[int, list[Node]]:
     return found
 
 
-def _by_node(graph: Graph, known: Mapping[str, Interval]) -> dict[int, Interval]:
-    """Bounds by label, as ``pre_activations`` names them, by the index of the node they bound."""
+def by_node(
+    graph: Graph, name: str, labelled: Mapping[str, Interval], *rows: int
+) -> dict[int, Interval]:
+    """Bounds by label, as `pre_activations` names them -> by the index of the node they bound.
+
+    Args:
+      graph: whose nodes are meant.
+      name: of the argument, for messages.
+      labelled: the bounds; several of one node are intersected.
+      rows: a leading axis of so many rows, if there is one.
+
+    Raises:
+      KeyError: for a label of no op.
+      ValueError: for another shape.
+    """
     names = intervals_of.pre_activation_nodes(graph)
     bounds: dict[int, Interval] = {}
-    for label, interval in known.items():
+    for label, interval in labelled.items():
         if label not in names:
-            raise KeyError(f"known has an entry {label!r} for no op; known: {', '.join(names)}")
+            raise KeyError(f"{name} has an entry {label!r} for no op; known: {', '.join(names)}")
         index = names[label]
         node = graph.nodes[index]
         shapes = {jnp.shape(end) for end in interval}
-        if shapes != {node.shape}:
+        if shapes != {(*rows, *node.shape)}:
             raise ValueError(
-                f"known bounds of {label!r} must have shape {node.shape}, got {sorted(shapes)}"
+                f"{name}[{label!r}] must have shape {(*rows, *node.shape)}, got {sorted(shapes)}"
             )
         if index in bounds:
             interval = Interval(
