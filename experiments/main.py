@@ -19,7 +19,7 @@ from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
 from experiments.cluster import process_group
-from experiments.settings import radius
+from experiments.settings import method_names, radius
 from experiments.settings.checks import from_config_dict
 from experiments.settings.errors import ExperimentError, fail
 
@@ -42,6 +42,12 @@ def experiment_name(config_file: str) -> str:
     path, _, variant = config_file.partition(".py:")
     stem = Path(path).stem
     return f"{stem}-{variant}" if variant else stem
+
+
+def _method_names(config_file: str) -> list[str]:
+    """Every text in which the command or its config file may name a method."""
+    variant = config_file.partition(".py:")[2]
+    return [*re.split("[,=]", variant), _CONFIG.value.get("robust", {}).get("method", "")]
 
 
 def main(arguments: list[str]) -> None:
@@ -81,6 +87,8 @@ def main(arguments: list[str]) -> None:
 
             command = {"config": config.to_dict(), "versions": versions(), "workdir": str(workdir)}
             distributed.agree(command)
+            if notice := method_names.notice(_method_names(config_file)):
+                print(notice, flush=True)
             run(config, workdir, name)
     except ExperimentError as error:
         fail(error)

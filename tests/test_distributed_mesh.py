@@ -32,7 +32,7 @@ def _tiny_networks(monkeypatch):
         monkeypatch.setitem(models.MODELS, name, fields)
 
 
-def _prepared(method="crown_ibp", model="test_mlp", mesh=None, **groups):
+def _prepared(method="crown-ibp", model="test_mlp", mesh=None, **groups):
     settings = {
         "data": {"name": "digits"},
         "model": {"name": model},
@@ -69,8 +69,8 @@ def _program(prepared):
 @pytest.mark.parametrize(
     ("method", "mesh", "groups"),
     [
-        ("crown_ibp", {"data": 1, "fsdp": 2}, {}),
-        ("crown_ibp", {"spec": 2}, {}),
+        ("crown-ibp", {"data": 1, "fsdp": 2}, {}),
+        ("crown-ibp", {"spec": 2}, {}),
         # The regularizers read the relaxation of every row.
         ("cap", {"spec": 2}, {"regularizers": {"gap": 0.1, "slack": 0.1}}),
     ],
@@ -175,14 +175,14 @@ def test_processes_without_a_device_are_refused():
 
 @pytest.mark.parametrize(
     ("method", "relaxation"),
-    [("ibp", {}), ("one_step", {}), ("crown_ibp", {"fused": True}), ("cap", {"projections": 4})],
+    [("ibp", {}), ("one-step", {}), ("crown-ibp", {"fused": True}), ("cap", {"projections": 4})],
 )
 def test_methods_without_rows_to_divide_refuse_spec(method, relaxation):
     with pytest.raises(ExperimentError, match=r"config\.mesh\.spec=2 divides the rows") as refused:
         _prepared(method, mesh={"spec": 2}, relaxation=relaxation)
     assert str(refused.value) == (
-        "config.mesh.spec=2 divides the rows of linear bounds: of crown_ibp (not fused), cap_ibp, "
-        "random_slopes, pq_slopes and cap (exact), "
+        "config.mesh.spec=2 divides the rows of linear bounds: of crown-ibp (not fused), cap-ibp, "
+        "random-slopes, pq-slopes and cap (exact), "
         f"got robust.method={method!r}; set config.mesh.spec=1"
     )
 

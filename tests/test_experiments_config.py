@@ -163,15 +163,15 @@ def test_phases_of_crown_ibp():
         method = methods.create(None, full)
         return [int(method.phase(schedule(step))) for step in steps]
 
-    assert phases("crown_ibp", (0, 100, 101, 299, 300, 999)) == [0, 0, 2, 2, 1, 1]
+    assert phases("crown-ibp", (0, 100, 101, 299, 300, 999)) == [0, 0, 2, 2, 1, 1]
     assert phases("ibp", (100, 101, 300)) == [0, 2, 2]
     assert phases("natural", (300,)) == [0]
     # Regularizers that fall with the radius have phases of their own, the warm-up included.
     falling = {"regularizers": {"tightness": 0.5}}
     assert phases("ibp", (100, 101, 299, 300), **falling) == [3, 5, 5, 2]
-    assert phases("crown_ibp", (100, 101, 300), **falling) == [3, 5, 1]
+    assert phases("crown-ibp", (100, 101, 300), **falling) == [3, 5, 1]
     # Where a regularizer needs the relaxation, interval bounds alone do not do.
-    assert phases("crown_ibp", (300,), regularizers={"slack": 0.5}) == [2]
+    assert phases("crown-ibp", (300,), regularizers={"slack": 0.5}) == [2]
     split = {"adversary": {"split": 3}}
     assert phases("taps", (101, 299, 300), **split) == [1, 1, 2]
 

@@ -27,13 +27,13 @@ EPS = 0.05
 # What a method needs beside its name.
 SETTINGS = {
     "cap, projected": {"robust": {"method": "cap"}, "relaxation": {"projections": 8}},
-    "crown_ibp, fused": {"robust": {"method": "crown_ibp"}, "relaxation": {"fused": True}},
-    "crown_ibp, slack": {
-        "robust": {"method": "crown_ibp"},
+    "crown-ibp, fused": {"robust": {"method": "crown-ibp"}, "relaxation": {"fused": True}},
+    "crown-ibp, slack": {
+        "robust": {"method": "crown-ibp"},
         "regularizers": {"slack": 0.5, "gap": 0.01},
     },
-    "one_step, 7 steps": {
-        "robust": {"method": "one_step"},
+    "one-step, 7 steps": {
+        "robust": {"method": "one-step"},
         "relaxation": {"steps": 7, "step_size": 0.1},
     },
     "short warm-up": {
@@ -178,9 +178,9 @@ WEIGHTS = (EPS, 0.25, 0.5, 0.4)  # eps, kappa, beta, ramp
     ("name", "combine", "groups"),
     [
         ("ibp", lambda ibp, clean: _robust_ce(ibp), {}),
-        ("mtl_ibp", lambda ibp, clean: 0.3 * _robust_ce(ibp) + 0.7 * _robust_ce(clean), {}),
-        ("cc_ibp", lambda ibp, clean: _robust_ce(0.3 * ibp + 0.7 * clean), {}),
-        ("exp_ibp", lambda ibp, clean: _robust_ce(ibp) ** 0.3 * _robust_ce(clean) ** 0.7, {}),
+        ("mtl-ibp", lambda ibp, clean: 0.3 * _robust_ce(ibp) + 0.7 * _robust_ce(clean), {}),
+        ("cc-ibp", lambda ibp, clean: _robust_ce(0.3 * ibp + 0.7 * clean), {}),
+        ("exp-ibp", lambda ibp, clean: _robust_ce(ibp) ** 0.3 * _robust_ce(clean) ** 0.7, {}),
         ("pgd", lambda ibp, clean: _robust_ce(clean), {}),
         ("sabr", lambda ibp, clean: _robust_ce(ibp), {"adversary": {"box": 1.0, "steps": 0}}),
     ],
@@ -255,21 +255,21 @@ def test_relaxations_are_ordered_as_their_bounds_are():
         name: float(_outcome(name, weights, robust=robust | extra)[3].metrics["robust_loss"])
         for name, extra in (
             ("ibp", {}),
-            ("crown_ibp", {}),
-            ("one_step", {}),
-            ("random_slopes", {}),
+            ("crown-ibp", {}),
+            ("one-step", {}),
+            ("random-slopes", {}),
             ("cap", {}),
-            ("crown_ibp, fused", {"method": "crown_ibp"}),
+            ("crown-ibp, fused", {"method": "crown-ibp"}),
         )
     }
-    assert loss["one_step"] < loss["random_slopes"] < loss["ibp"]
-    assert max(loss["crown_ibp"], loss["crown_ibp, fused"], loss["cap"]) < loss["ibp"]
+    assert loss["one-step"] < loss["random-slopes"] < loss["ibp"]
+    assert max(loss["crown-ibp"], loss["crown-ibp, fused"], loss["cap"]) < loss["ibp"]
 
 
 def test_beta_mixes_the_margins():
     robust = {"beta": (1.0, 1.0)}
     both = [
-        float(_outcome("crown_ibp", (EPS, 0.0, beta, 1.0), robust=robust)[2])
+        float(_outcome("crown-ibp", (EPS, 0.0, beta, 1.0), robust=robust)[2])
         for beta in (1e-7, 0.5, 1.0)
     ]
     ibp = float(_outcome("ibp", (EPS, 0.0, 0.0, 1.0))[2])
@@ -282,12 +282,12 @@ def test_beta_mixes_the_margins():
     [
         ("sabr", {"robust": {"norm": "2"}}, r"'sabr' needs robust\.norm='inf', got '2'$"),
         ("taps", {"adversary": {"split": 0}}, r"'taps' needs adversary\.split"),
-        ("ibp", {"regularizers": {"slack": 0.5}}, r"gap and \.slack need one of crown_ibp"),
+        ("ibp", {"regularizers": {"slack": 0.5}}, r"gap and \.slack need one of crown-ibp"),
         (
-            "crown_ibp",
+            "crown-ibp",
             {"relaxation": {"fused": True}, "regularizers": {"gap": 0.5}},
-            r"^regularizers\.gap and \.slack need one of crown_ibp, one_step, cap_ibp, "
-            r"random_slopes, pq_slopes, cap \(not fused\), got robust\.method='crown_ibp'$",
+            r"^regularizers\.gap and \.slack need one of crown-ibp, one-step, cap-ibp, "
+            r"random-slopes, pq-slopes, cap \(not fused\), got robust\.method='crown-ibp'$",
         ),
         ("natural", {"regularizers": {"l1": 0.5}}, r"l1 needs a method that trains on intervals"),
         ("bcp", {"regularizers": {"tightness": 0.5}}, r"tightness needs a method that trains on"),

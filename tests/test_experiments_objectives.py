@@ -67,19 +67,19 @@ CASES = {
     ),
     # Widths of 1e-6 lose digits.
     "ibp, warm-up": Case(plain.ibp, "ibp", {"regularizers": FALLING}, weights=WARM_UP, rel=1e-4),
-    "crown_ibp": Case(plain.mixed(plain.adaptive), "crown_ibp"),
-    "crown_ibp, l2": Case(plain.mixed(plain.adaptive), "crown_ibp", L2_UNCLIPPED),
-    "crown_ibp, gap and slack": Case(plain.mixed(plain.adaptive), "crown_ibp", REG, THREE_LAYERS),
-    "crown_ibp, fused": Case(plain.fused, "crown_ibp", {"relaxation": {"fused": True}}),
+    "crown-ibp": Case(plain.mixed(plain.adaptive), "crown-ibp"),
+    "crown-ibp, l2": Case(plain.mixed(plain.adaptive), "crown-ibp", L2_UNCLIPPED),
+    "crown-ibp, gap and slack": Case(plain.mixed(plain.adaptive), "crown-ibp", REG, THREE_LAYERS),
+    "crown-ibp, fused": Case(plain.fused, "crown-ibp", {"relaxation": {"fused": True}}),
     # Where some steps raise the loss, and the interval margins decide on the direction of others.
-    "one_step": Case(plain.one_step, "one_step", seed=218),
-    "one_step, 7 steps": Case(
-        plain.one_step, "one_step", {"relaxation": {"steps": 7, "step_size": 0.1}}, seed=218
+    "one-step": Case(plain.one_step, "one-step", seed=218),
+    "one-step, 7 steps": Case(
+        plain.one_step, "one-step", {"relaxation": {"steps": 7, "step_size": 0.1}}, seed=218
     ),
-    "cap_ibp": Case(plain.mixed(plain.parallel), "cap_ibp"),
-    "random_slopes": Case(plain.mixed(plain.uniform), "random_slopes"),
-    "pq_slopes": Case(
-        plain.mixed(plain.zero_or_one), "pq_slopes", {"relaxation": {"p": 0.4, "q": 0.6}}
+    "cap-ibp": Case(plain.mixed(plain.parallel), "cap-ibp"),
+    "random-slopes": Case(plain.mixed(plain.uniform), "random-slopes"),
+    "pq-slopes": Case(
+        plain.mixed(plain.zero_or_one), "pq-slopes", {"relaxation": {"p": 0.4, "q": 0.6}}
     ),
     "cap": Case(plain.cap, "cap"),
     "cap, gap and slack": Case(plain.cap, "cap", REG, THREE_LAYERS),
@@ -90,9 +90,9 @@ CASES = {
     "lmt": Case(plain.lmt, "lmt", L2),
     "bcp": Case(plain.bcp, "bcp", L2),
     "sabr": Case(plain.sabr, "sabr", _attack()),
-    "mtl_ibp": Case(plain.mtl_ibp, "mtl_ibp", _attack()),
-    "exp_ibp": Case(plain.exp_ibp, "exp_ibp", _attack()),
-    "cc_ibp": Case(plain.cc_ibp, "cc_ibp", _attack()),
+    "mtl-ibp": Case(plain.mtl_ibp, "mtl-ibp", _attack()),
+    "exp-ibp": Case(plain.exp_ibp, "exp-ibp", _attack()),
+    "cc-ibp": Case(plain.cc_ibp, "cc-ibp", _attack()),
     # Split before the ReLU; behind it the rest is linear.
     "taps": Case(plain.taps, "taps", _attack(split=3, steps=1), weights=AFTER_RAMP, estimated=True),
     "taps, at a corner": Case(plain.taps_at_a_corner, "taps", _attack(split=4), weights=AFTER_RAMP),

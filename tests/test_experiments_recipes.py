@@ -40,14 +40,14 @@ COMBINATIONS = [
     ("mnist_tightness", "eps=0.3,net=xlarge,baseline"),
     ("mnist_tightness", "cap_adam,net=small,projections=50,baseline"),
     ("cifar10_tightness", "eps=8,net=large,cap_sgd,baseline"),
-    ("mnist_families", "net=j,method=one_step,r,epochs=140"),
-    ("mnist_families", "cpu,net=b,method=one_step"),
+    ("mnist_families", "net=j,method=one-step,r,epochs=140"),
+    ("mnist_families", "cpu,net=b,method=one-step"),
     ("mnist_families", "net=b,fused,epochs=140"),
     ("mnist_families", "net=c,method=fast"),
     ("mnist_short_warmup", "cpu,method=ibp"),
     ("mnist_short_warmup", "cpu,eps=0.3"),
-    ("mnist_expressive", "eps=0.3,method=exp_ibp"),
-    ("cifar10_expressive", "eps=8,method=cc_ibp"),
+    ("mnist_expressive", "eps=0.3,method=exp-ibp"),
+    ("cifar10_expressive", "eps=8,method=cc-ibp"),
     ("mnist_ctbench", "eps=0.3,method=taps"),
     ("cifar10_ctbench", "eps=8,method=staps"),
 ]
@@ -285,12 +285,12 @@ def test_landscape_on_mnist_and_svhn():
 
 def test_slopes():
     config = _config("cifar10_slopes", "slopes=0.5-1")
-    assert config.robust.method == "pq_slopes"
+    assert config.robust.method == "pq-slopes"
     assert (config.relaxation.p, config.relaxation.q) == (0.5, 1)
-    assert _config("cifar10_slopes", "slopes=random").robust.method == "random_slopes"
+    assert _config("cifar10_slopes", "slopes=random").robust.method == "random-slopes"
     # The settings of the paper's figures.
     default = _config("cifar10_slopes")
-    assert (default.robust.method, default.train.epochs, default.optim.lr) == ("cap_ibp", 200, 1e-3)
+    assert (default.robust.method, default.train.epochs, default.optim.lr) == ("cap-ibp", 200, 1e-3)
     assert (default.robust.kappa, default.robust.beta) == ((0, 0), (1, 1))
     assert (default.robust.warmup_epochs, default.robust.ramp_epochs) == (10, 120)
     np.testing.assert_allclose(255 * default.robust.eps_test, 8)
@@ -316,7 +316,7 @@ def test_stairs_of_the_tightness_regularizers():
     plain = _config("mnist_tightness", "baseline").regularizers
     assert (plain.gap, plain.slack) == (0, 0)
     large = _config("mnist_tightness", "eps=0.3,net=xlarge")
-    assert (large.robust.method, large.model.name) == ("crown_ibp", "large")
+    assert (large.robust.method, large.model.name) == ("crown-ibp", "large")
     assert (large.robust.eps_train, large.regularizers.slack) == (0.4, 0.5)
     own = _config("mnist_tightness", "cap_adam,baseline")
     assert (own.optim.name, own.optim.lr, own.train.epochs) == ("adam", 1e-3, 60)
@@ -349,7 +349,7 @@ def test_families():
     assert (fast.train.epochs, fast.optim.milestones) == (70, (50, 60))
     assert (fast.robust.eps_train, fast.robust.eps_test, fast.robust.kappa) == (0.4, 0.3, (0, 0))
     assert (fast.regularizers.tightness, fast.regularizers.relu_balance) == (0.5, 0.5)
-    two_cores = _config("mnist_families", "cpu,method=one_step")
+    two_cores = _config("mnist_families", "cpu,method=one-step")
     assert (two_cores.train.epochs, two_cores.optim.milestones) == (60, (42, 48, 54))
     assert (two_cores.robust.warmup_epochs, two_cores.robust.ramp_epochs) == (1, 20)
 
@@ -374,7 +374,7 @@ def test_short_warmup():
         part = _config("cifar10_short_warmup", f"parts={parts}")
         weights = (part.regularizers.tightness, part.regularizers.relu_balance)
         assert (part.model.init, *weights) == found
-    fused = _config("cifar10_short_warmup", "method=crown_ibp")
+    fused = _config("cifar10_short_warmup", "method=crown-ibp")
     assert (fused.relaxation.fused, fused.robust.beta) == (True, (1, 0))
     tiny = _config("tiny_imagenet_short_warmup", "net=resnext")
     assert (tiny.model.name, tiny.regularizers.tightness) == ("resnext_tiny", 0.2)
@@ -407,10 +407,10 @@ def test_ctbench():
     sabr = _config("cifar10_ctbench", "method=sabr")
     assert (sabr.adversary.box, sabr.train.epochs) == (0.1, 160)
     np.testing.assert_allclose(sabr.robust.eps_train, 0.011764, rtol=1e-4)
-    mtl = _config("cifar10_ctbench", "method=mtl_ibp")
+    mtl = _config("cifar10_ctbench", "method=mtl-ibp")
     assert (mtl.adversary.alpha, mtl.adversary.scale) == (0.01, 2)
     assert (mtl.adversary.steps, mtl.adversary.step_size) == (1, 2)
-    eight = _config("cifar10_ctbench", "eps=8,method=crown_ibp")
+    eight = _config("cifar10_ctbench", "eps=8,method=crown-ibp")
     assert (eight.train.epochs, eight.robust.ramp_epochs) == (240, 120)
     assert (eight.optim.milestones, eight.robust.beta) == ((200, 220), (1, 1))
     assert _config("tiny_imagenet_ctbench", "method=sabr").adversary.box == 0.4
@@ -419,17 +419,17 @@ def test_ctbench():
 # Weight of the interval bounds, l1 norm, epochs, attack steps, radii of attack and training in
 # terms of the test radius.
 EXPRESSIVE = {
-    ("mnist", "eps=0.1,method=mtl_ibp"): (0.01, 1e-5, 70, 1, 1, 2),
-    ("mnist", "eps=0.1,method=cc_ibp"): (0.1, 2e-6, 70, 1, 1, 2),
-    ("mnist", "eps=0.3,method=mtl_ibp"): (0.08, 1e-6, 70, 1, 1, 4 / 3),
-    ("mnist", "eps=0.3,method=cc_ibp"): (0.3, 3e-6, 70, 1, 1, 4 / 3),
-    ("cifar10", "eps=2,method=mtl_ibp"): (4e-3, 3e-6, 160, 8, 2.1, 1),
-    ("cifar10", "eps=2,method=cc_ibp"): (0.01, 3e-6, 160, 8, 2.1, 1),
-    ("cifar10", "eps=2,method=exp_ibp"): (0.095, 4e-6, 160, 8, 2.1, 1),
-    ("cifar10", "eps=8,method=mtl_ibp"): (0.5, 1e-7, 260, 1, 1, 1),
-    ("cifar10", "eps=8,method=exp_ibp"): (0.5, 0, 260, 1, 1, 1),
-    ("tiny_imagenet", "method=mtl_ibp"): (0.01, 5e-5, 160, 1, 1, 1),
-    ("tiny_imagenet", "method=exp_ibp"): (0.04, 5e-5, 160, 1, 1, 1),
+    ("mnist", "eps=0.1,method=mtl-ibp"): (0.01, 1e-5, 70, 1, 1, 2),
+    ("mnist", "eps=0.1,method=cc-ibp"): (0.1, 2e-6, 70, 1, 1, 2),
+    ("mnist", "eps=0.3,method=mtl-ibp"): (0.08, 1e-6, 70, 1, 1, 4 / 3),
+    ("mnist", "eps=0.3,method=cc-ibp"): (0.3, 3e-6, 70, 1, 1, 4 / 3),
+    ("cifar10", "eps=2,method=mtl-ibp"): (4e-3, 3e-6, 160, 8, 2.1, 1),
+    ("cifar10", "eps=2,method=cc-ibp"): (0.01, 3e-6, 160, 8, 2.1, 1),
+    ("cifar10", "eps=2,method=exp-ibp"): (0.095, 4e-6, 160, 8, 2.1, 1),
+    ("cifar10", "eps=8,method=mtl-ibp"): (0.5, 1e-7, 260, 1, 1, 1),
+    ("cifar10", "eps=8,method=exp-ibp"): (0.5, 0, 260, 1, 1, 1),
+    ("tiny_imagenet", "method=mtl-ibp"): (0.01, 5e-5, 160, 1, 1, 1),
+    ("tiny_imagenet", "method=exp-ibp"): (0.04, 5e-5, 160, 1, 1, 1),
 }
 
 
@@ -452,12 +452,12 @@ def test_expressive_losses_as_in_their_own_paper(data, variant):
 
 def test_ctbench_takes_what_it_has_no_recipe_for_from_that_paper():
     for eps in ("2", "8"):
-        variant = f"eps={eps},method=cc_ibp"
+        variant = f"eps={eps},method=cc-ibp"
         theirs = _config("cifar10_ctbench", variant).to_dict()
         own = _config("cifar10_expressive", variant).to_dict()
         assert differing_keys(theirs, own) == ["evaluation.precise_bn"]
     # It has one of MTL-IBP.
-    assert _config("cifar10_ctbench", "eps=8,method=mtl_ibp").adversary.alpha == 0.6
+    assert _config("cifar10_ctbench", "eps=8,method=mtl-ibp").adversary.alpha == 0.6
 
 
 def test_relu_stability():

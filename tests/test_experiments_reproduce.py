@@ -199,7 +199,7 @@ PUBLISHED = {
     "cifar10-one-step-8-200": ((57.14, 66.88, 71.45), "cifar10_one_step:eps=8,epochs=200,kappa=0"),
     "cifar10-one-step-8": ((56.01, 66.17, 69.70), "cifar10_one_step:eps=8,epochs=100"),
     "cifar10-slopes-0-0.25-200": ((64.50, 72.67, 74.47), "cifar10_slopes:slopes=0-0.25"),
-    "cifar10-slopes-cap-ibp-200": ((60.36, 69.46, 74.29), "cifar10_slopes:slopes=cap_ibp"),
+    "cifar10-slopes-cap-ibp-200": ((60.36, 69.46, 74.29), "cifar10_slopes:slopes=cap-ibp"),
     "cifar10-slopes-0-1-stability-10-200": (
         *((60.90, 70.85, 76.00), "cifar10_slopes:stability=10,slopes=0-1"),
     ),
@@ -218,12 +218,12 @@ PUBLISHED = {
     ),
     "mnist-xlarge-crown-ibp-r-0.3": ((1.76, None, 6.64), "mnist_tightness:eps=0.3,net=xlarge"),
     "cifar10-large-cap-8": ((59.73, 68.8, 74.04), "cifar10_tightness:eps=8,net=large,baseline"),
-    "mnist-family-j-crown-ibp-100": ((None, None, 9.21), "mnist_families:net=j,method=crown_ibp"),
+    "mnist-family-j-crown-ibp-100": ((None, None, 9.21), "mnist_families:net=j,method=crown-ibp"),
     "mnist-family-c-crown-ibp": (
-        *((None, None, 13.78), "mnist_families:net=c,method=crown_ibp,epochs=140"),
+        *((None, None, 13.78), "mnist_families:net=c,method=crown-ibp,epochs=140"),
     ),
     "mnist-short-warmup-resnext-crown-ibp-0.4": (
-        *((4.22, None, 15.24), "mnist_short_warmup:net=resnext,method=crown_ibp"),
+        *((4.22, None, 15.24), "mnist_short_warmup:net=resnext,method=crown-ibp"),
     ),
     "cifar10-short-warmup-ibp-70": (
         *((58.72, None, 69.88), "cifar10_short_warmup:epochs=70,method=ibp"),
@@ -237,10 +237,10 @@ PUBLISHED = {
     "mnist-ctbench-taps-0.3": ((1.44, None, 6.05), "mnist_ctbench:eps=0.3,method=taps"),
     "cifar10-ctbench-staps-8": ((48.51, None, 64.89), "cifar10_ctbench:eps=8,method=staps"),
     "tiny-imagenet-ctbench-crown-ibp": (
-        *((71.56, None, 77.86), "tiny_imagenet_ctbench:method=crown_ibp"),
+        *((71.56, None, 77.86), "tiny_imagenet_ctbench:method=crown-ibp"),
     ),
     "cifar10-expressive-mtl-ibp-8": (
-        *((46.65, None, 64.56), "cifar10_expressive:eps=8,method=mtl_ibp"),
+        *((46.65, None, 64.56), "cifar10_expressive:eps=8,method=mtl-ibp"),
     ),
 }
 
@@ -297,7 +297,7 @@ def test_the_cheap_rows_are_those_of_two_cores():
         ("mnist-short-warmup-small-ibp", "cpu,method=ibp", 3),
         ("mnist-family-a-fast", "net=a,method=fast", 3),
         ("mnist-family-b-ibp", "net=b,method=ibp", 3),
-        ("mnist-family-b-one-step", "net=b,method=one_step,cpu", 3),
+        ("mnist-family-b-one-step", "net=b,method=one-step,cpu", 3),
         ("mnist-family-a-crown-ibp-fused", "net=a,fused,epochs=140", 3),
         ("mnist-mlp-cap-50-tight", "cpu,projections=50", 3),
         ("mnist-bcp-small", "cpu", 3),

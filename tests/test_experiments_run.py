@@ -79,7 +79,7 @@ def _records(workdir):
 def finished(tmp_path_factory):
     """With batch normalisation, all phases of CROWN-IBP: (config, workdir, summary)."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    config = _config("test_bn", "crown_ibp")
+    config = _config("test_bn", "crown-ibp")
     with pytest.MonkeyPatch.context() as patch:
         for name, fields in NETWORKS.items():
             patch.setitem(models.MODELS, name, fields)
@@ -164,7 +164,7 @@ def test_a_finished_run_repeats_its_summary(finished, capsys):
 @one_worker
 def test_another_config_is_refused(finished, tmp_path):
     _, workdir, _ = finished
-    other = _config("test_bn", "crown_ibp", seed=1, optim={"lr": 1e-4})
+    other = _config("test_bn", "crown-ibp", seed=1, optim={"lr": 1e-4})
     with pytest.raises(ExperimentError, match=r"another config, which differs in optim\.lr, seed;"):
         runs.run(other, workdir, "test")
     # Even when only the checkpoints are left.
@@ -176,7 +176,7 @@ def test_another_config_is_refused(finished, tmp_path):
 @one_worker
 def test_data_may_move(finished):
     config, workdir, summary = finished
-    moved = _config("test_bn", "crown_ibp", data=config.to_dict()["data"] | {"dir": "elsewhere"})
+    moved = _config("test_bn", "crown-ibp", data=config.to_dict()["data"] | {"dir": "elsewhere"})
     assert runs.run(moved, workdir, "test") == summary
 
 
@@ -257,7 +257,7 @@ def test_damaged_checkpoints_are_one_line_errors(uninterrupted, tmp_path):
         ({"model": "resnet"}, r"unknown model 'resnet'"),
         (
             {"method": "mixup"},
-            r"unknown robust\.method 'mixup': use one of bcp, cap, cap_ibp, cc_ibp, ",
+            r"unknown robust\.method 'mixup': use one of bcp, cap, cap-ibp, cc-ibp, ",
         ),
         ({"data": {"name": "cifar"}}, r"unknown data\.name 'cifar'"),
     ],
@@ -393,7 +393,7 @@ def test_a_run_that_is_older_than_a_key_goes_on(finished, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(old))
     assert runs.run(config, tmp_path, "test") == summary
     assert trained.load(tmp_path).config == config
-    other = _config("test_bn", "crown_ibp", robust=config.to_dict()["robust"] | {"norm": "2"})
+    other = _config("test_bn", "crown-ibp", robust=config.to_dict()["robust"] | {"norm": "2"})
     with pytest.raises(ExperimentError, match=r"another config, which differs in robust\.norm;"):
         runs.run(other, tmp_path, "test")
 

@@ -118,7 +118,10 @@ def test_networks_with_convolutions_are_not_trained_together_on_cpu(tmp_path, mo
     monkeypatch.setattr(
         seeds, "train", lambda prepared, members, report: groups.append(len(members))
     )
-    monkeypatch.setattr(seeds, "_conclude", lambda prepared, member, *rest: {"seed": member.seed})
+    summary = {"method": "ibp"}
+    monkeypatch.setattr(
+        seeds, "_conclude", lambda prepared, member, *rest: summary | {"seed": member.seed}
+    )
     # Neither summary is one that could be read again.
     monkeypatch.setattr(folder, "check_summary", lambda summary, several: None)
     monkeypatch.setattr(runs, "of_seeds", lambda summaries, config, name: {})

@@ -45,7 +45,7 @@ CASES = {
     "short warm-up, batch normalisation": Case(
         "small_star_bn", (28, 28, 1), 128, {"robust": {"method": "ibp"}, **_FAST}
     ),
-    "crown_ibp": Case("small_star", (28, 28, 1), 128, {"robust": {"method": "crown_ibp"}}),
+    "crown-ibp": Case("small_star", (28, 28, 1), 128, {"robust": {"method": "crown-ibp"}}),
 }
 MESHES = {"data": {}, "fsdp": {"data": 1, "fsdp": -1}, "spec": {"data": 1, "spec": -1}}
 # (processes, devices of each).
@@ -77,8 +77,8 @@ MACHINES = {
 ESTIMATED = {
     "ibp": Case("cnn7", (32, 32, 3), 128, {"robust": {"method": "ibp"}}),
     "short warm-up": Case("cnn7", (32, 32, 3), 128, {"robust": {"method": "ibp"}, **_FAST}),
-    "crown_ibp, fused": Case(
-        "cnn7", (32, 32, 3), 128, {"robust": {"method": "crown_ibp"}, **_FUSED}
+    "crown-ibp, fused": Case(
+        "cnn7", (32, 32, 3), 128, {"robust": {"method": "crown-ibp"}, **_FUSED}
     ),
 }
 

@@ -46,18 +46,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "natural": {},
     "ibp": {},
     "short warm-up": {"method": "ibp", **_FAST},
-    "crown_ibp": {},
-    "crown_ibp, fused": {"method": "crown_ibp", "relaxation": {"fused": True}},
-    "one_step": {},
+    "crown-ibp": {},
+    "crown-ibp, fused": {"method": "crown-ibp", "relaxation": {"fused": True}},
+    "one-step": {},
     "bcp": {},
     "lmt": {},
     "sabr": {"adversary": {"steps": 1}},
-    "mtl_ibp": {"adversary": {"steps": 1}},
+    "mtl-ibp": {"adversary": {"steps": 1}},
 }
-_LINF = ("natural", "ibp", "short warm-up", "crown_ibp, fused", "crown_ibp", "one_step")
+_LINF = ("natural", "ibp", "short warm-up", "crown-ibp, fused", "crown-ibp", "one-step")
 CASES = {
-    "small_star": Case((28, 28, 1), 128, (*_LINF, "sabr", "mtl_ibp")),
-    "cnn7": Case((32, 32, 3), 32, (*_LINF, "sabr", "mtl_ibp")),
+    "small_star": Case((28, 28, 1), 128, (*_LINF, "sabr", "mtl-ibp")),
+    "cnn7": Case((32, 32, 3), 32, (*_LINF, "sabr", "mtl-ibp")),
     "medium": Case((28, 28, 1), 128, ("natural", "bcp", "lmt"), norm="2", eps=1.58),
 }
 
@@ -104,7 +104,7 @@ def main() -> None:
 
     print(timing.machine())
     for net in flags.nets:
-        slow = ("crown_ibp", "one_step") if net == "cnn7" and not flags.full else ()
+        slow = ("crown-ibp", "one-step") if net == "cnn7" and not flags.full else ()
         names = [name for name in CASES[net].methods if name not in slow]
         print(
             f"{net}, batch {CASES[net].batch_size}: median of {flags.repeats} train steps",

@@ -42,5 +42,5 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     """The paper's size."""
     given = common.arguments(variant, **landscape.CIFAR10, **landscape.LINEAR)
     config = common.base()
-    landscape.cifar10(config, "crown_ibp", given)
+    landscape.cifar10(config, "crown-ibp", given)
     return config

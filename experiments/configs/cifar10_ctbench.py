@@ -12,14 +12,14 @@ CTBench: standard / verified error in %, by `method` and `eps`
 
                       2               8
     ibp         32.51 / 44.01   51.49 / 64.72
-    crown_ibp   32.40 / 42.89   51.75 / 67.41
+    crown-ibp   32.40 / 42.89   51.75 / 67.41
     sabr        22.14 / 36.39   47.29 / 64.66
     taps        25.56 / 38.73   50.04 / 64.75
     staps       22.95 / 35.79   48.51 / 64.89
-    mtl_ibp     21.18 / 35.59   45.72 / 64.59
+    mtl-ibp     21.18 / 35.59   45.72 / 64.59
 
 The column of 8 is recalled from the publication, not checked against it. By intervals alone the
-column of 2 has 45.78, 50.08, 87.88, 71.78, 99.28 and 99.38 % verified error. `cc_ibp` and `exp_ibp`
+column of 2 has 45.78, 50.08, 87.88, 71.78, 99.28 and 99.38 % verified error. `cc-ibp` and `exp-ibp`
 are not in the table: their recipe is that of their own paper (`cifar10_expressive.py`).
 
 Published certificates are by a complete verifier, ours by bounds: they are near each other for IBP

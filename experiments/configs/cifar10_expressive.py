@@ -3,7 +3,7 @@
     python -m experiments.main --config.data.dir=FOLDER \
         --config=experiments/configs/cifar10_expressive.py
     python -m experiments.main --config.data.dir=FOLDER \
-        --config=experiments/configs/cifar10_expressive.py:eps=8,method=exp_ibp
+        --config=experiments/configs/cifar10_expressive.py:eps=8,method=exp-ibp
 
 FOLDER holds the binary version of CIFAR-10, or `cifar10_jpeg.npz` (JPEG copies: the results say
 so); without it TensorFlow Datasets must have a prepared copy.

@@ -49,6 +49,6 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     known = {**landscape.CIFAR10, **landscape.LINEAR, "steps": ("1", "7")}
     given = common.arguments(variant, **known)
     config = common.base()
-    landscape.cifar10(config, "one_step", given)
+    landscape.cifar10(config, "one-step", given)
     landscape.one_step(config, given)
     return config

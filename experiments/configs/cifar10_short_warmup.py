@@ -11,7 +11,7 @@ so); without it TensorFlow Datasets must have a prepared copy.
 "Fast Certified Robust Training with Short Warmup": standard / verified error in %, by `epochs`,
 `net` and `method`
 
-                          ibp              crown_ibp        fast
+                          ibp              crown-ibp        fast
     70, cnn7           58.72 / 69.88    63.19 / 71.29    56.64 / 68.81
     160, cnn7          53.80 / 67.01    58.76 / 69.67    51.72 / 65.58
     160, wide_resnet   54.31 / 67.45    60.39 / 70.07    51.95 / 65.91
@@ -20,7 +20,7 @@ so); without it TensorFlow Datasets must have a prepared copy.
 Of `fast`, 160 epochs and cnn7, parts alone (`parts`): init 54.59 / 67.63, init+tightness 53.08 /
 66.74, init+relu 53.29 / 66.46, regularizers 52.45 / 66.34.
 
-`method=ibp` is IBP with batch normalisation and nothing else, `method=crown_ibp` CROWN-IBP with
+`method=ibp` is IBP with batch normalisation and nothing else, `method=crown-ibp` CROWN-IBP with
 loss fusion, as the paper compares with them. The ball is clipped to the pixel range, as in the
 paper. It differs in one thing: the last training images that are held out select the epoch (the
 paper selects on the test set). Published are means of 5 seeds (`--config.seeds=5`). Its radius is
@@ -48,7 +48,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         net=short_warmup.NETS,
         parts=short_warmup.PARTS,
     )
-    common.exclude(given, "parts", "method=ibp", "method=crown_ibp")
+    common.exclude(given, "parts", "method=ibp", "method=crown-ibp")
     config = common.base()
     short_warmup.cifar10(config, given.method, given.net, given.epochs)
     short_warmup.ablate(config, given.parts)

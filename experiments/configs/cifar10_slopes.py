@@ -16,7 +16,7 @@ CROWN)
 
     0-0      70.66 / 73.84 / 77.60     0.5-1    70.69 / 76.68 / 78.38
     0-0.25   64.50 / 72.67 / 74.47     1-1      71.41 / 77.03 / 78.73
-    0-0.5    62.72 / 71.42 / 74.92     cap_ibp  60.36 / 69.46 / 74.29
+    0-0.5    62.72 / 71.42 / 74.92     cap-ibp  60.36 / 69.46 / 74.29
     0-1      63.24 / 71.70 / 75.72
 
 The defaults are those of the paper's figures, which the table is taken to share: 200 epochs, kappa
@@ -53,12 +53,12 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         # What the paper's figures were made with comes first.
         "epochs": ("200", "400", "100"),
         "kappa": ("0", "1"),
-        "slopes": ("cap_ibp", "random", "0-0", "0-0.25", "0-0.5", "0-1", "0.5-1", "1-1"),
+        "slopes": ("cap-ibp", "random", "0-0", "0-0.25", "0-0.5", "0-1", "0.5-1", "1-1"),
         "stability": ("0", "0.01", "10"),
     }
     given = common.arguments(variant, **known)
     config = common.base()
-    landscape.cifar10(config, "one_step", given)
+    landscape.cifar10(config, "one-step", given)
     landscape.slopes(config, given.slopes)
     config.regularizers.relu_stability = float(given.stability)
     return config

@@ -6,6 +6,7 @@ import types
 
 from ml_collections import config_dict
 
+from experiments.settings import method_names
 from experiments.settings.config import Config, to_config_dict
 from experiments.settings.errors import ExperimentError
 
@@ -27,7 +28,7 @@ def arguments(variant: str, **known: Known) -> types.SimpleNamespace:
 
     Returns:
       A bool for every flag and a str for every other argument; as `given`, the texts that
-      `variant` consists of.
+      `variant` consists of. Method names are as they are spelled now.
 
     Raises:
       ExperimentError: for what is not known, and for an argument given twice.
@@ -38,6 +39,7 @@ def arguments(variant: str, **known: Known) -> types.SimpleNamespace:
     }
     found = {name: values if values is False else values[0] for name, values in known.items()}
     given = tuple(variant.split(",")) if variant else ()
+    given = tuple("=".join(map(method_names.current, text.split("="))) for text in given)
     names = [text.partition("=")[0] for text in given]
     for text, name in zip(given, names, strict=True):
         if text not in texts.get(name, ()):

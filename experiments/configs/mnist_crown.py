@@ -48,8 +48,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     if given.cpu:
         # An epoch with linear bounds is ten times as long as the others.
         landscape.mnist_two_cores(
-            config, "crown_ibp", given.eps, epochs=16, ramp=2.0, falls=(11.0, 14.0)
+            config, "crown-ibp", given.eps, epochs=16, ramp=2.0, falls=(11.0, 14.0)
         )
     else:
-        landscape.mnist(config, "crown_ibp", given)
+        landscape.mnist(config, "crown-ibp", given)
     return config

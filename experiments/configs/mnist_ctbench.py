@@ -11,13 +11,13 @@ CTBench: standard / verified error in %, by `method` and `eps`
 
                      0.1             0.3
     ibp           1.13 / 1.74     1.46 / 6.20
-    crown_ibp     1.06 / 1.79     1.52 / 6.10
+    crown-ibp     1.06 / 1.79     1.52 / 6.10
     sabr          0.92 / 1.60     1.34 / 6.32
     taps          0.84 / 1.48     1.44 / 6.05
     staps         0.89 / 1.53     1.26 / 6.36
-    mtl_ibp       0.82 / 1.63     1.26 / 6.10
+    mtl-ibp       0.82 / 1.63     1.26 / 6.10
 
-Recalled from the publication, not checked against it. `cc_ibp` and `exp_ibp` are not in the table.
+Recalled from the publication, not checked against it. `cc-ibp` and `exp-ibp` are not in the table.
 At 0.3 their recipe is that of their own paper (`mnist_expressive.py`).
 
 Published certificates are by a complete verifier, ours by bounds: they are near each other for IBP

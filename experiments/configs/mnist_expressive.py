@@ -3,7 +3,7 @@
     python -m experiments.main --config.data.dir=FOLDER \
         --config=experiments/configs/mnist_expressive.py
     python -m experiments.main --config.data.dir=FOLDER \
-        --config=experiments/configs/mnist_expressive.py:eps=0.3,method=cc_ibp
+        --config=experiments/configs/mnist_expressive.py:eps=0.3,method=cc-ibp
 
 FOLDER holds the four IDX files of MNIST; without it TensorFlow Datasets must have a prepared copy.
 

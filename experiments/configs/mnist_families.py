@@ -5,7 +5,7 @@
     python -m experiments.main --config.data.dir=FOLDER \
         --config=experiments/configs/mnist_families.py:net=b,r,epochs=140
     python -m experiments.main --config.data.dir=FOLDER \
-        --config=experiments/configs/mnist_families.py:cpu,net=a,method=one_step
+        --config=experiments/configs/mnist_families.py:cpu,net=a,method=one-step
 
 FOLDER holds the four IDX files of MNIST; without it TensorFlow Datasets must have a prepared copy.
 
@@ -19,7 +19,7 @@ Certifiably Robust Models" (Table 4) ran it again (`epochs=140`), and there with
     with r      14.54  10.46  13.37   9.91  14.43   9.48  11.01   8.83  10.18   9.49
 
 With r the standard error is 5.80, 3.16, 5.16, 3.06, 6.15, 2.95, 3.83, 2.57, 3.29 and 2.73 %; the
-standard deviation over seeds is up to 1.0. The paper has none of `method=ibp`, `method=one_step`
+standard deviation over seeds is up to 1.0. The paper has none of `method=ibp`, `method=one-step`
 and `method=fast`, which is short-warm-up training by its own recipe of 70 epochs, without batch
 normalisation; `fused` is CROWN-IBP with one row per image.
 
@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     given = common.arguments(
         variant,
         net=tuple("abcdefghij"),
-        method=("crown_ibp", "ibp", "one_step", "fast"),
+        method=("crown-ibp", "ibp", "one-step", "fast"),
         epochs=("100", "140"),
         r=False,
         fused=False,
@@ -49,7 +49,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     )
     common.exclude(given, "method=ibp", "r")
     common.exclude(given, "method=fast", "r", "epochs", "cpu")
-    common.exclude(given, "fused", "r", "method=ibp", "method=one_step", "method=fast")
+    common.exclude(given, "fused", "r", "method=ibp", "method=one-step", "method=fast")
     common.exclude(given, "cpu", "epochs")
     config = common.base()
     if given.method == "fast":

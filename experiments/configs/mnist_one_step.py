@@ -43,6 +43,6 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     known = {**landscape.MNIST, **landscape.LINEAR, "steps": ("1", "7")}
     given = common.arguments(variant, **known)
     config = common.base()
-    landscape.mnist(config, "one_step", given)
+    landscape.mnist(config, "one-step", given)
     landscape.one_step(config, given)
     return config

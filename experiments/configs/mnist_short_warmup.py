@@ -12,12 +12,12 @@ FOLDER holds the four IDX files of MNIST; without it TensorFlow Datasets must ha
 "Fast Certified Robust Training with Short Warmup", at 0.4: standard / verified error in %, by `net`
 and `method`
 
-                    ibp             crown_ibp       fast
+                    ibp             crown-ibp       fast
     cnn7          2.59 / 12.03    2.75 / 12.04    2.33 / 11.03
     wide_resnet   3.18 / 12.93    3.39 / 13.10    2.77 / 11.76
     resnext       4.09 / 15.36    4.22 / 15.24    3.22 / 13.43
 
-`method=ibp` is IBP with batch normalisation and nothing else, `method=crown_ibp` CROWN-IBP with
+`method=ibp` is IBP with batch normalisation and nothing else, `method=crown-ibp` CROWN-IBP with
 loss fusion, as the paper compares with them. The ball is clipped to the pixel range, as in the
 paper. It differs in one thing: the last training images that are held out select the epoch (the
 paper selects on the test set). Published are means of 5 seeds (`--config.seeds=5`). At `eps=0.3`,

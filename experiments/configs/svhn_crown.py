@@ -31,5 +31,5 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     """The paper's size."""
     given = common.arguments(variant, **landscape.LINEAR)
     config = common.base()
-    landscape.svhn(config, "crown_ibp", given)
+    landscape.svhn(config, "crown-ibp", given)
     return config

@@ -33,6 +33,6 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     """The paper's size."""
     given = common.arguments(variant, **landscape.LINEAR, steps=("1", "7"))
     config = common.base()
-    landscape.svhn(config, "one_step", given)
+    landscape.svhn(config, "one-step", given)
     landscape.one_step(config, given)
     return config

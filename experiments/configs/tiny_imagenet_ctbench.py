@@ -3,20 +3,20 @@
     python -m experiments.main --config.data.dir=FOLDER \
         --config=experiments/configs/tiny_imagenet_ctbench.py
     python -m experiments.main --config.data.dir=FOLDER \
-        --config=experiments/configs/tiny_imagenet_ctbench.py:method=mtl_ibp
+        --config=experiments/configs/tiny_imagenet_ctbench.py:method=mtl-ibp
 
 FOLDER holds Tiny ImageNet, which TensorFlow Datasets does not prepare.
 
 CTBench: standard / verified error in %, by `method`
 
     ibp         73.23 / 80.18
-    crown_ibp   71.56 / 77.86
+    crown-ibp   71.56 / 77.86
     sabr        69.42 / 79.04
     taps        70.47 / 77.29
     staps       69.37 / 77.69
-    mtl_ibp     64.03 / 72.27
+    mtl-ibp     64.03 / 72.27
 
-Recalled from the publication, not checked against it. `cc_ibp` and `exp_ibp` are not in the table.
+Recalled from the publication, not checked against it. `cc-ibp` and `exp-ibp` are not in the table.
 
 Published certificates are by a complete verifier, ours by bounds: they are near each other for IBP
 and CROWN-IBP, and far apart for networks trained on attacks at small radii. Other differences: no

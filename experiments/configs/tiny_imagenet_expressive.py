@@ -3,7 +3,7 @@
     python -m experiments.main --config.data.dir=FOLDER \
         --config=experiments/configs/tiny_imagenet_expressive.py
     python -m experiments.main --config.data.dir=FOLDER \
-        --config=experiments/configs/tiny_imagenet_expressive.py:method=cc_ibp
+        --config=experiments/configs/tiny_imagenet_expressive.py:method=cc-ibp
 
 FOLDER holds Tiny ImageNet, which TensorFlow Datasets does not prepare.
 

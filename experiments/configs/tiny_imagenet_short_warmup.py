@@ -10,12 +10,12 @@ FOLDER holds Tiny ImageNet, which TensorFlow Datasets does not prepare.
 "Fast Certified Robust Training with Short Warmup": standard / verified error in %, by `net` and
 `method`
 
-                     ibp              crown_ibp        fast
+                     ibp              crown-ibp        fast
     cnn7          74.68 / 82.84    76.27 / 83.35    74.29 / 82.36
     wide_resnet   75.65 / 83.17    75.95 / 83.08    74.59 / 82.75
     resnext       81.72 / 87.10    80.81 / 86.43    78.91 / 85.78
 
-`method=ibp` is IBP with batch normalisation and nothing else, `method=crown_ibp` CROWN-IBP with
+`method=ibp` is IBP with batch normalisation and nothing else, `method=crown-ibp` CROWN-IBP with
 loss fusion, as the paper compares with them. The ball is clipped to the pixel range, as in the
 paper. It differs in one thing: the last training images that are held out select the epoch (the
 paper selects on the test set). Published are means of 5 seeds (`--config.seeds=5`). The

@@ -71,7 +71,7 @@ METHODS: dict[str, TrainingMethod] = {
     "natural": TrainingMethod(natural, regularizers=()),
     "pgd": TrainingMethod(lambda s: _attacked(s, adversarial.pgd_bound(s))),
     "ibp": TrainingMethod(lambda s: _bounded(s, bounded.interval_bound)),
-    "crown_ibp": TrainingMethod(
+    "crown-ibp": TrainingMethod(
         lambda s: _linear(s, bounded.fixed_slopes("adaptive")),
         relaxes=True,
         divisible_rows=True,
@@ -79,16 +79,16 @@ METHODS: dict[str, TrainingMethod] = {
         variants={"fused": TrainingMethod(_fused, otherwise="not fused")},
     ),
     # Its rows cannot be divided: an image's slopes are optimised on all of them together.
-    "one_step": TrainingMethod(lambda s: _linear(s, bounded.one_step_slopes(s)), relaxes=True),
-    "cap_ibp": TrainingMethod(
+    "one-step": TrainingMethod(lambda s: _linear(s, bounded.one_step_slopes(s)), relaxes=True),
+    "cap-ibp": TrainingMethod(
         lambda s: _linear(s, bounded.fixed_slopes("parallel")), relaxes=True, divisible_rows=True
     ),
-    "random_slopes": TrainingMethod(
+    "random-slopes": TrainingMethod(
         lambda s: _linear(s, bounded.drawn_slopes(slopes.uniform)),
         relaxes=True,
         divisible_rows=True,
     ),
-    "pq_slopes": TrainingMethod(_pq_slopes, relaxes=True, divisible_rows=True),
+    "pq-slopes": TrainingMethod(_pq_slopes, relaxes=True, divisible_rows=True),
     "cap": TrainingMethod(
         lambda s: _bounded(s, bounded.cap_bound(s.mesh)),
         relaxes=True,
@@ -98,9 +98,9 @@ METHODS: dict[str, TrainingMethod] = {
     "bcp": TrainingMethod(lambda s: lipschitz(s, box=True), regularizers=()),
     "lmt": TrainingMethod(lambda s: lipschitz(s, box=False), regularizers=()),
     "sabr": TrainingMethod(lambda s: _attacked(s, adversarial.sabr_bound(s)), norms=("inf",)),
-    "mtl_ibp": _expressive("mtl_ibp"),
-    "exp_ibp": _expressive("exp_ibp"),
-    "cc_ibp": _expressive("cc_ibp"),
+    "mtl-ibp": _expressive("mtl-ibp"),
+    "exp-ibp": _expressive("exp-ibp"),
+    "cc-ibp": _expressive("cc-ibp"),
     "taps": TrainingMethod(_taps, norms=("inf",), needs_split=True),
     "staps": TrainingMethod(_staps, norms=("inf",), needs_split=True),
 }
@@ -152,14 +152,14 @@ def _check(name: str, method: TrainingMethod, config: Config) -> None:
 
 
 def _relaxing() -> str:
-    """`crown_ibp, ..., cap (not fused)`: the methods with a relaxation."""
+    """`crown-ibp, ..., cap (not fused)`: the methods with a relaxation."""
     methods = {name: method for name, method in METHODS.items() if method.relaxes}
     variants = [variant for method in methods.values() for variant in method.variants.values()]
     return ", ".join(methods) + _without(variant for variant in variants if not variant.relaxes)
 
 
 def _divisible() -> str:
-    """`crown_ibp (not fused), ... and cap (exact)`: the methods whose rows can be divided."""
+    """`crown-ibp (not fused), ... and cap (exact)`: the methods whose rows can be divided."""
     described = [
         name + _without(v for v in method.variants.values() if not v.divisible_rows)
         for name, method in METHODS.items()

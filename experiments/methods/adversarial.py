@@ -83,7 +83,7 @@ def expressive_bound(setting: Setting, name: str):
 
     Args:
       setting: model and configuration.
-      name: `"mtl_ibp"`, a sum of the two losses; `"exp_ibp"`, a product of powers; `"cc_ibp"`, the
+      name: `"mtl-ibp"`, a sum of the two losses; `"exp-ibp"`, a product of powers; `"cc-ibp"`, the
         loss of a sum of the two margins.
     """
     alpha = setting.config.adversary.alpha
@@ -91,10 +91,10 @@ def expressive_bound(setting: Setting, name: str):
     def bound(function, ball, rows, weights, example) -> Bounded:
         found = interval_bound(function, ball, rows, weights, example)
         attacked = rows @ function(example.attacked)
-        if name == "cc_ibp":
+        if name == "cc-ibp":
             margins = training.cc_ibp_margins(attacked, found.verified, alpha)
             return found._replace(robust_loss=training.robust_cross_entropy(margins))
-        combine = training.mtl_ibp_loss if name == "mtl_ibp" else training.exp_ibp_loss
+        combine = training.mtl_ibp_loss if name == "mtl-ibp" else training.exp_ibp_loss
         loss = combine(training.robust_cross_entropy(attacked), found.robust_loss, alpha)
         return found._replace(robust_loss=loss)
 

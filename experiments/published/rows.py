@@ -100,9 +100,9 @@ _TITLES = {
     ("tiny_imagenet", ""): "Tiny ImageNet 1/255",
 }
 _METHODS = {
-    **{"ibp": "IBP", "crown": "CROWN-IBP", "crown_ibp": "CROWN-IBP", "cap": "CAP", "lmt": "LMT"},
-    **{"one_step": "OURS", "slopes": "slopes", "bcp": "BCP", "fast": "", "sabr": "SABR"},
-    **{"taps": "TAPS", "staps": "STAPS", "mtl_ibp": "MTL-IBP"},
+    **{"ibp": "IBP", "crown": "CROWN-IBP", "crown-ibp": "CROWN-IBP", "cap": "CAP", "lmt": "LMT"},
+    **{"one-step": "OURS", "slopes": "slopes", "bcp": "BCP", "fast": "", "sabr": "SABR"},
+    **{"taps": "TAPS", "staps": "STAPS", "mtl-ibp": "MTL-IBP"},
 }
 _SELECTED = (
     "the published size; the epoch is selected on images held out from training, where the paper "
@@ -141,7 +141,7 @@ def _landscape() -> dict[str, Row]:
             if data == "svhn":  # one radius
                 given = ""
             figures = "200" if column == "slopes" or "epochs=200" in arguments else "400"
-            method = "crown_ibp" if column == "crown" else column
+            method = "crown-ibp" if column == "crown" else column
             network = (_CAP_NETWORKS if column == "cap" else _NETWORKS)[data]
             row = _row(
                 _joined(
@@ -152,7 +152,7 @@ def _landscape() -> dict[str, Row]:
                     line.rpartition("=")[2],
                     figures if data == "cifar10" else "",
                 ),
-                f"{data}_{column}",
+                f"{data}_{column.replace('-', '_')}",
                 _joined(",", given, arguments),
                 errors,
                 f"LLM {table}, {_METHODS[column]}, {network}",
@@ -241,7 +241,7 @@ def _tightness() -> Iterator[Row]:
         projections, baseline = "".join(rest), column == "baseline"
         # The largest network is trained by CROWN-IBP, and with r alone.
         large = net == "xlarge"
-        method, terms = ("crown_ibp", "r") if large else ("cap", "d and r")
+        method, terms = ("crown-ibp", "r") if large else ("cap", "d and r")
         tight = "" if baseline else ("r" if large else "tight")
         yield _row(
             _joined("-", data, net, method, projections, tight, eps),
@@ -274,7 +274,7 @@ _NOT_PUBLISHED = (
 # For 2 cores, not published: arguments, and what they are.
 _OTHERS = {
     "ibp": ("method=ibp", "IBP for 100, a quarter of an hour on 2 cores"),
-    "one-step": ("method=one_step,cpu", "one-step slopes for 60, of which 20 have linear bounds"),
+    "one-step": ("method=one-step,cpu", "one-step slopes for 60, of which 20 have linear bounds"),
     "fast": ("method=fast", "short-warm-up training for 70, without batch normalisation"),
     "crown-ibp-fused": ("fused,epochs=140", "the same with one row per image"),
 }
@@ -296,9 +296,9 @@ def _families() -> Iterator[Row]:
                 methods=_LINEAR if end == "one-step" else ("interval", "crown-ibp"),
             )
         for end, arguments, standard, verified, source in (
-            ("crown-ibp", "method=crown_ibp,epochs=140", None, again, "CROWN-IBP"),
-            ("crown-ibp-r", "method=crown_ibp,r,epochs=140", standard_r, with_r, "with r"),
-            ("crown-ibp-100", "method=crown_ibp", None, first, "CROWN-IBP as in CI"),
+            ("crown-ibp", "method=crown-ibp,epochs=140", None, again, "CROWN-IBP"),
+            ("crown-ibp-r", "method=crown-ibp,r,epochs=140", standard_r, with_r, "with r"),
+            ("crown-ibp-100", "method=crown-ibp", None, first, "CROWN-IBP as in CI"),
         ):
             yield _row(
                 f"mnist-family-{net}-{end}",
@@ -371,7 +371,7 @@ def _ctbench() -> Iterator[Row]:
             data, _, eps = where.partition(":")
             anchors = tables.BY_INTERVALS if stem == "ctbench" else {}
             anchor = anchors.get((method, where))
-            bounded = method in ("ibp", "crown_ibp")
+            bounded = method in ("ibp", "crown-ibp")
             # The column with two sources is the one that has been checked.
             of = paper if anchor else f"{paper} (recalled, not checked)"
             yield _row(

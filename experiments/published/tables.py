@@ -47,14 +47,14 @@ def table(text: str, *, accuracies: bool = False) -> dict[tuple[str, str], Numbe
 # given.
 LANDSCAPE = (
     ("mnist", "", "large", "Table 3.4", table("""
-                ibp              crown              cap                one_step
+                ibp              crown              cap                one-step
         0.1     1.18/2.16/3.52   1.07/1.69/2.10     0.80/1.73/3.19     1.09/1.77/2.36
         0.2     2.00/3.29/6.31   2.99/5.50/7.97     3.22/6.72/11.06    1.70/3.44/4.34
         0.3     3.50/5.85/10.45  5.73/10.76/16.28   19.19/35.84/47.85  3.49/5.59/9.79
         0.4     3.50/7.30/17.96  5.73/14.63/23.80   -                  3.49/6.77/15.42
     """)),
     ("cifar10", "", "", "Table 3.4", table("""
-                ibp                crown              cap                one_step
+                ibp                crown              cap                one-step
         2       37.98/49.40/55.39  32.48/42.77/50.15  28.80/38.95/48.50  31.49/42.73/49.42
         4       46.42/57.42/62.80  45.56/58.24/64.47  40.78/52.62/61.88  42.53/55.55/61.52
         6       52.84/63.92/68.79  54.72/65.28/71.04  49.20/60.85/69.03  50.19/61.88/66.90
@@ -62,18 +62,18 @@ LANDSCAPE = (
         16      67.10/75.12/78.26  76.65/81.90/84.42  75.11/80.67/82.07  65.93/75.39/77.87
     """)),
     ("svhn", "", "", "Table 3.4", table("""
-                ibp                crown              cap                one_step
+                ibp                crown              cap                one-step
         0.01    19.91/34.12/43.83  17.25/30.84/39.88  16.88/30.16/37.09  16.41/30.43/39.44
     """)),
     ("mnist", "beta=0", "large-beta0", "Table C.3, 1 to 0", table("""
-                one_step
+                one-step
         0.1     1.29/2.29/3.58
         0.2     1.61/3.09/5.71
         0.3     2.42/4.37/7.84
         0.4     2.42/5.68/13.72
     """)),
     ("cifar10", "beta=0", "beta0", "Tables 3.6 and C.3, 1 to 0", table("""
-                crown              one_step
+                crown              one-step
         2       36.30/47.13/52.70  37.77/48.30/54.43
         4       45.92/57.58/62.07  -
         6       53.54/64.14/67.35  -
@@ -81,21 +81,21 @@ LANDSCAPE = (
         16      66.62/76.13/77.88  66.24/74.69/78.66
     """)),
     ("mnist", "kappa=0", "large-kappa0", "Table C.2", table("""
-                ibp                one_step
+                ibp                one-step
         0.3     3.67/5.55/9.74     3.39/4.85/9.12
     """)),
     ("cifar10", "kappa=0", "kappa0", "Table C.2", table("""
-                ibp                one_step
+                ibp                one-step
         2       43.60/52.62/56.58  32.04/43.13/49.62
         8       64.11/70.68/72.99  56.35/67.06/70.56
     """)),
     ("cifar10", "kappa=0,steps=7", "7-steps", "Table C.4, 7 steps", table("""
-                one_step
+                one-step
         2       31.40/42.30/49.20
         8       54.44/66.29/71.53
     """)),
     ("mnist", "kappa=0,eps_train=same", "large-same", "Table C.5, trained at 0.3", table("""
-                ibp                one_step
+                ibp                one-step
         0.3     1.95/3.31/12.90    1.70/4.82/9.20
     """)),
     ("mnist", "beta=0,kappa=0,eps_train=same",
@@ -108,11 +108,11 @@ LANDSCAPE = (
         0.3     2.37/3.63/7.22
     """)),
     ("cifar10", "kappa=0,eps_train=1.1x", "more", "Table C.6, trained at 2.2/255", table("""
-                one_step
+                one-step
         2       33.04/43.70/48.60
     """)),
     ("cifar10", "epochs=200,kappa=0", "", "Table C.1", table("""
-                one_step
+                one-step
         8       57.14/66.88/71.45
     """)),
     ("cifar10", "", "", "Table C.1", table("""
@@ -123,7 +123,7 @@ LANDSCAPE = (
         slopes=0-1          63.24/71.70/75.72
         slopes=0.5-1        70.69/76.68/78.38
         slopes=1-1          71.41/77.03/78.73
-        slopes=cap_ibp      60.36/69.46/74.29
+        slopes=cap-ibp      60.36/69.46/74.29
     """)),
     ("cifar10", "slopes=0-1", "0-1-stability", "Appendix C.13, CROWN-IBP and RS loss", table("""
                             slopes
@@ -190,7 +190,7 @@ FAMILIES = {
 
 # FAST, by data and what is not its file's default.
 SHORT_WARMUP = table("""
-                                    ibp          crown_ibp    fast
+                                    ibp          crown-ibp    fast
     mnist:                          2.59/12.03   2.75/12.04   2.33/11.03
     mnist:net=wide_resnet           3.18/12.93   3.39/13.10   2.77/11.76
     mnist:net=resnext               4.09/15.36   4.22/15.24   3.22/13.43
@@ -212,11 +212,11 @@ CTBENCH = table(
     """
                 mnist:0.1    mnist:0.3    cifar10:2    cifar10:8    tiny_imagenet:
     ibp         98.87/98.26  98.54/93.80  67.49/55.99  48.51/35.28  26.77/19.82
-    crown_ibp   98.94/98.21  98.48/93.90  67.60/57.11  48.25/32.59  28.44/22.14
+    crown-ibp   98.94/98.21  98.48/93.90  67.60/57.11  48.25/32.59  28.44/22.14
     sabr        99.08/98.40  98.66/93.68  77.86/63.61  52.71/35.34  30.58/20.96
     taps        99.16/98.52  98.56/93.95  74.44/61.27  49.96/35.25  29.53/22.71
     staps       99.11/98.47  98.74/93.64  77.05/64.21  51.49/35.11  30.63/22.31
-    mtl_ibp     99.18/98.37  98.74/93.90  78.82/64.41  54.28/35.41  35.97/27.73
+    mtl-ibp     99.18/98.37  98.74/93.90  78.82/64.41  54.28/35.41  35.97/27.73
 """,
     accuracies=True,
 )
@@ -225,7 +225,7 @@ CTBENCH = table(
 EXPRESSIVE = table(
     """
                 mnist:0.3    cifar10:2    cifar10:8    tiny_imagenet:
-    mtl_ibp     98.80/93.62  80.11/63.24  53.35/35.44  37.56/26.09
+    mtl-ibp     98.80/93.62  80.11/63.24  53.35/35.44  37.56/26.09
 """,
     accuracies=True,
 )
@@ -235,11 +235,11 @@ BY_INTERVALS = table(
     """
                 cifar10:2
     ibp         67.49/54.22
-    crown_ibp   67.60/49.92
+    crown-ibp   67.60/49.92
     sabr        77.86/12.12
     taps        74.44/28.22
     staps       77.05/0.72
-    mtl_ibp     78.82/0.62
+    mtl-ibp     78.82/0.62
 """,
     accuracies=True,
 )

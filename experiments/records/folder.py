@@ -13,6 +13,7 @@ from experiments.records.files import replace_text
 from experiments.records.formats import NUMBER, FormatError, check_group, integer, parse_object
 from experiments.records.same_config import check_same_config
 from experiments.records.summary_checks import check_summary
+from experiments.settings import method_names
 from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError
 
@@ -79,7 +80,7 @@ class Records:
             raise ExperimentError(
                 f"{self._summary}: {error}; delete it to evaluate the run again"
             ) from error
-        return summary
+        return summary | {"method": method_names.current(summary["method"])}
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Marks the run as finished."""

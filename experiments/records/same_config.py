@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from experiments.settings import method_names
 from experiments.settings.config import Config
 from experiments.settings.differences import differing_keys, with_defaults
 from experiments.settings.errors import ExperimentError
@@ -17,12 +18,14 @@ _FREE_KEYS = ("data.dir", "data.tfds_dir", "mesh.data", "mesh.fsdp", "mesh.spec"
 def check_same_config(found: dict[str, Any], config: Config, where: Path) -> None:
     """Refuses a stored configuration that differs from this one, naming the keys.
 
-    A run that is older than a key was made with its default.
+    A run that is older than a key was made with its default. Old spellings of method names count as
+    the current ones.
 
     Raises:
       ExperimentError: if the run in `where` was made with another configuration.
     """
-    differing = differing_keys(with_defaults(found), config.to_dict())
+    stored = method_names.updated(with_defaults(found))
+    differing = differing_keys(stored, config.to_dict())
     keys = [key for key in differing if key not in _FREE_KEYS]
     if keys:
         raise ExperimentError(

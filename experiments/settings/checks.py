@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from experiments.settings import method_names
 from experiments.settings.config import NORMS, Config, MeshConfig, RegularizerConfig
 from experiments.settings.errors import ExperimentError
 
@@ -20,12 +21,14 @@ _REGULARIZERS = dataclasses.fields(RegularizerConfig)
 def from_config_dict(source: Mapping[str, Any]) -> Config:
     """Converts and validates; keys that are left out take their defaults.
 
+    Old spellings of method names are read too.
+
     Raises:
       ExperimentError: for an unknown key, a value of the wrong type, or a value out of range.
     """
     if isinstance(source, config_dict.ConfigDict):
         source = source.to_dict()
-    config = _convert(Config, source, prefix="")
+    config = _convert(Config, method_names.updated(source), prefix="")
     _validate(config)
     return config
 

@@ -103,7 +103,7 @@ class RobustConfig:
     from `eps_start` (Wong & Kolter 2018).
     """
 
-    method: str = "crown_ibp"
+    method: str = "crown-ibp"
     norm: str = "inf"
     eps_train: float = 0.1
     eps_test: float = 0.1
@@ -134,8 +134,8 @@ class RelaxationConfig:
     """The linear bounds of the methods that train on them.
 
     `fused` is CROWN-IBP with one row per image instead of one per class. `steps` signed-gradient
-    steps of `step_size` optimise the slopes of `one_step`; `p` and `q` are the probabilities of
-    `pq_slopes` (`boundjax.slopes.random`). `projections` random rows estimate the norms of `cap`
+    steps of `step_size` optimise the slopes of `one-step`; `p` and `q` are the probabilities of
+    `pq-slopes` (`boundjax.slopes.random`). `projections` random rows estimate the norms of `cap`
     (0: they are exact).
     """
 
@@ -153,7 +153,7 @@ class AdversaryConfig:
 
     The attack takes `steps` steps of `step_size` times its radius, which is `scale` times the
     radius of the schedule, from `restarts` random points. `alpha` is the weight of the interval
-    bounds in `mtl_ibp`, `cc_ibp` and `exp_ibp`; `box` the radius of SABR's and STAPS' boxes as a
+    bounds in `mtl-ibp`, `cc-ibp` and `exp-ibp`; `box` the radius of SABR's and STAPS' boxes as a
     part of the schedule's; `split` the number of layers in the first block of TAPS, and
     `taps_scale` the weight of its gradient through the attack.
     """

@@ -18,8 +18,8 @@ from ml_collections import config_dict
 from experiments.configs.recipes import datasets, short_warmup
 from experiments.configs.recipes.short_warmup import Length
 
-EXPRESSIVE_METHODS = ("mtl_ibp", "cc_ibp", "exp_ibp")
-METHODS = ("ibp", "crown_ibp", "sabr", "taps", "staps", *EXPRESSIVE_METHODS)
+EXPRESSIVE_METHODS = ("mtl-ibp", "cc-ibp", "exp-ibp")
+METHODS = ("ibp", "crown-ibp", "sabr", "taps", "staps", *EXPRESSIVE_METHODS)
 
 
 class Row(NamedTuple):
@@ -83,30 +83,30 @@ _TINY = _ONE_STEP._replace(l1=5e-5)
 EXPRESSIVE = {
     "mnist-0.1": {
         **dict.fromkeys(
-            ("mtl_ibp", "exp_ibp"), _ONE_STEP._replace(l1=1e-5, alpha=0.01, eps_train=2.0)
+            ("mtl-ibp", "exp-ibp"), _ONE_STEP._replace(l1=1e-5, alpha=0.01, eps_train=2.0)
         ),
-        "cc_ibp": _ONE_STEP._replace(l1=2e-6, alpha=0.1, eps_train=2.0),
+        "cc-ibp": _ONE_STEP._replace(l1=2e-6, alpha=0.1, eps_train=2.0),
     },
     "mnist-0.3": {
         **dict.fromkeys(
-            ("mtl_ibp", "exp_ibp"), _ONE_STEP._replace(l1=1e-6, alpha=0.08, eps_train=4 / 3)
+            ("mtl-ibp", "exp-ibp"), _ONE_STEP._replace(l1=1e-6, alpha=0.08, eps_train=4 / 3)
         ),
-        "cc_ibp": _ONE_STEP._replace(l1=3e-6, alpha=0.3, eps_train=4 / 3),
+        "cc-ibp": _ONE_STEP._replace(l1=3e-6, alpha=0.3, eps_train=4 / 3),
     },
     "cifar10-2": {
-        "mtl_ibp": _EIGHT_STEPS._replace(alpha=4e-3),
-        "cc_ibp": _EIGHT_STEPS._replace(alpha=0.01),
-        "exp_ibp": _EIGHT_STEPS._replace(alpha=0.095, l1=4e-6),
+        "mtl-ibp": _EIGHT_STEPS._replace(alpha=4e-3),
+        "cc-ibp": _EIGHT_STEPS._replace(alpha=0.01),
+        "exp-ibp": _EIGHT_STEPS._replace(alpha=0.095, l1=4e-6),
     },
     "cifar10-8": {
-        "mtl_ibp": _LONG_HALF._replace(l1=1e-7),
-        "cc_ibp": _LONG_HALF,
-        "exp_ibp": _LONG_HALF,
+        "mtl-ibp": _LONG_HALF._replace(l1=1e-7),
+        "cc-ibp": _LONG_HALF,
+        "exp-ibp": _LONG_HALF,
     },
     "tiny_imagenet-1": {
-        "mtl_ibp": _TINY._replace(alpha=0.01),
-        "cc_ibp": _TINY._replace(alpha=0.01),
-        "exp_ibp": _TINY._replace(alpha=0.04),
+        "mtl-ibp": _TINY._replace(alpha=0.01),
+        "cc-ibp": _TINY._replace(alpha=0.01),
+        "exp-ibp": _TINY._replace(alpha=0.04),
     },
 }
 
@@ -115,7 +115,7 @@ SETTINGS = {
         *("mnist", "cnn7", 0.1, _SHORT),
         {
             "ibp": Row(2e-6, 0.7, eps_train=2.0),
-            "crown_ibp": Row(5e-6, 0.7, eps_train=2.0),
+            "crown-ibp": Row(5e-6, 0.7, eps_train=2.0),
             "sabr": Row(1e-6, 0.7, eps_train=2.0, steps=10, box=0.4),
             "taps": Row(2e-6, 0.7, eps_train=2.0, steps=10, split=10),
             "staps": Row(5e-6, 0.7, eps_train=2.0, steps=10, box=0.4, split=17),
@@ -126,46 +126,46 @@ SETTINGS = {
         *("mnist", "cnn7", 0.3, _SHORT),
         {
             "ibp": Row(2e-6, 0.7),
-            "crown_ibp": Row(1e-6, 0.7),
+            "crown-ibp": Row(1e-6, 0.7),
             "sabr": Row(2e-6, steps=5, box=0.9),
             "taps": Row(eps_train=4 / 3, steps=5, split=13),
             "staps": Row(1e-5, steps=10, box=0.6, split=17),
-            "mtl_ibp": Row(1e-6, alpha=0.5),
+            "mtl-ibp": Row(1e-6, alpha=0.5),
         },
     ),
     "cifar10-2": Setting(
         *("cifar10_fast", "cnn7", 2 / 255, _LONG),
         {
             "ibp": Row(1e-6, 0.8),
-            "crown_ibp": Row(3e-6),
+            "crown-ibp": Row(3e-6),
             "sabr": Row(1e-6, eps_train=1.5, steps=5, box=0.1),
             "taps": Row(2e-6, steps=8, split=4),
             "staps": Row(1e-6, steps=8, box=0.1, split=17, taps_scale=2.0),
-            "mtl_ibp": Row(3e-6, 0.9, alpha=0.01, scale=2.0),
+            "mtl-ibp": Row(3e-6, 0.9, alpha=0.01, scale=2.0),
         },
     ),
     "cifar10-8": Setting(
         *("cifar10_fast", "cnn7", 8 / 255, _LONGEST),
         {
             "ibp": Row(),
-            "crown_ibp": Row(),
+            "crown-ibp": Row(),
             "sabr": Row(steps=5, box=0.9),
             "taps": Row(steps=10, split=17, taps_scale=2.0),
             "staps": Row(steps=10, box=0.9, split=17, taps_scale=2.0),
-            "mtl_ibp": Row(alpha=0.6),
+            "mtl-ibp": Row(alpha=0.6),
         },
     ),
     "tiny_imagenet-1": Setting(
         *("tiny_imagenet_fast", "cnn7_tiny", 1 / 255, _LONG),
         {
             "ibp": Row(1e-5),
-            "crown_ibp": Row(2e-5),
+            "crown-ibp": Row(2e-5),
             "sabr": Row(5e-5, box=0.4),
             "taps": Row(5e-5, 0.7, split=17, taps_scale=8.0),
             "staps": Row(5e-5, box=0.6, split=17),
-            "mtl_ibp": Row(5e-5, 0.7, alpha=0.05, scale=1.5),
-            "cc_ibp": Row(5e-5, 0.7, alpha=0.05),
-            "exp_ibp": Row(1e-6, alpha=0.4, restarts=1, length=_TINY_EXP),
+            "mtl-ibp": Row(5e-5, 0.7, alpha=0.05, scale=1.5),
+            "cc-ibp": Row(5e-5, 0.7, alpha=0.05),
+            "exp-ibp": Row(1e-6, alpha=0.4, restarts=1, length=_TINY_EXP),
         },
         regularizer=0.2,
     ),
@@ -190,7 +190,7 @@ def expressive(config: config_dict.ConfigDict, setting: str, method: str) -> Non
 
 
 def _trained(config: config_dict.ConfigDict, chosen: Setting, row: Row, method: str) -> None:
-    bounded = method in ("ibp", "crown_ibp")
+    bounded = method in ("ibp", "crown-ibp")
     datasets.prepare(config, chosen.data, selects=bounded)
     config.model.name = chosen.model
     length = row.length or chosen.length
@@ -200,7 +200,7 @@ def _trained(config: config_dict.ConfigDict, chosen: Setting, row: Row, method: 
     config.robust.method = method
     config.robust.kappa = (round(1 - row.robust, 2),) * 2
     _certificates(config, method)
-    if method == "crown_ibp":
+    if method == "crown-ibp":
         config.relaxation.fused = True
         config.robust.beta = (1.0, 1.0)
     elif not bounded:
@@ -211,7 +211,7 @@ def _certificates(config: config_dict.ConfigDict, method: str) -> None:
     if config.data.name == "tiny_imagenet":  # linear bounds on 199 margins are dear
         short_warmup.certified_by(config, "interval")
     else:
-        first = ("crown-ibp", "interval") if method == "crown_ibp" else ("interval", "crown-ibp")
+        first = ("crown-ibp", "interval") if method == "crown-ibp" else ("interval", "crown-ibp")
         short_warmup.certified_by(config, *first)
 
 

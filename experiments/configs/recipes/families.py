@@ -56,7 +56,7 @@ def mnist_large(config: config_dict.ConfigDict, eps: str) -> None:
     """CROWN-IBP's largest network at 0.3, trained at 0.4, or at 0.1, trained at 0.2."""
     datasets.prepare(config, "mnist", selects=False)
     common.published_size(config)
-    _mixed(config, "crown_ibp")
+    _mixed(config, "crown-ibp")
     config.model.name = "large"
     config.robust.eps_test = float(eps)
     if eps == "0.3":
@@ -78,7 +78,7 @@ def cifar10_large(config: config_dict.ConfigDict, eps: str) -> None:
     """
     datasets.prepare(config, "cifar10_crown_ibp", selects=False)
     common.published_size(config)
-    _mixed(config, "crown_ibp")
+    _mixed(config, "crown-ibp")
     config.model.name = "large"
     config.train.epochs, config.train.batch_size = 3200, 1024
     config.optim.lr, config.optim.milestones = 5e-4, (2600.0, 3040.0)

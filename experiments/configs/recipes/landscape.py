@@ -42,7 +42,7 @@ _CIFAR10_LENGTHS = {
 }
 # CAP holds so many rows for every unit that the paper trains smaller networks with it.
 _CAP_MODELS = {"mnist": "large_star", "cifar10": "medium", "svhn": "small_star"}
-_CERTIFICATES = {"ibp": "interval", "cap": "fast-lin", "crown_ibp": "crown-ibp"}
+_CERTIFICATES = {"ibp": "interval", "cap": "fast-lin", "crown-ibp": "crown-ibp"}
 
 
 def method(config: config_dict.ConfigDict, name: str, given: types.SimpleNamespace) -> None:
@@ -100,16 +100,16 @@ def svhn(config: config_dict.ConfigDict, name: str, given: types.SimpleNamespace
     common.published_size(config)
     config.model.name = "large"
     config.train.epochs = 200
-    config.train.batch_size = 80 if name == "one_step" else 128
+    config.train.batch_size = 80 if name == "one-step" else 128
     _halved(config, _Length(3e-4, 10.0, 120.0, 10.0))
     config.robust.eps_train = config.robust.eps_test = 0.01
     method(config, name, given)
 
 
 def slopes(config: config_dict.ConfigDict, name: str) -> None:
-    """Other slopes than CROWN's: `cap_ibp`, `random`, or `p-q` for `pq_slopes`."""
-    config.robust.method = {"cap_ibp": "cap_ibp", "random": "random_slopes"}.get(name, "pq_slopes")
-    if config.robust.method == "pq_slopes":
+    """Other slopes than CROWN's: `cap-ibp`, `random`, or `p-q` for `pq-slopes`."""
+    config.robust.method = {"cap-ibp": "cap-ibp", "random": "random-slopes"}.get(name, "pq-slopes")
+    if config.robust.method == "pq-slopes":
         p, q = name.split("-")
         config.relaxation.p, config.relaxation.q = float(p), float(q)
 

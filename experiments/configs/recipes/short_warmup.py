@@ -9,7 +9,7 @@ from ml_collections import config_dict
 from experiments.configs import common
 from experiments.configs.recipes import datasets
 
-METHODS = ("fast", "ibp", "crown_ibp")
+METHODS = ("fast", "ibp", "crown-ibp")
 NETS = ("cnn7", "wide_resnet", "resnext")
 # What is left of "fast" in the paper's ablation.
 PARTS = ("all", "init", "init+tightness", "init+relu", "regularizers")
@@ -54,10 +54,10 @@ def initialised(config: config_dict.ConfigDict, weight: float) -> None:
 
 def method(config: config_dict.ConfigDict, name: str, weight: float = 0.5) -> None:
     """`"fast"`, or what it is compared with: IBP, and CROWN-IBP with loss fusion."""
-    config.robust.method = "crown_ibp" if name == "crown_ibp" else "ibp"
+    config.robust.method = "crown-ibp" if name == "crown-ibp" else "ibp"
     if name == "fast":
         initialised(config, weight)
-    if name == "crown_ibp":
+    if name == "crown-ibp":
         config.relaxation.fused = True
         config.robust.beta = (1.0, 0.0)
 
