@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -112,6 +113,10 @@ class Node:
     def is_nonlinear(self) -> bool:
         """Whether its op is relaxed: it is neither linear nor the input."""
         return self.op is not None and self.op.is_nonlinear
+
+    def unit_rows(self) -> Array:
+        """Rows `[size, *shape]` of coefficients, each of which picks one element of the value."""
+        return jnp.eye(self.size, dtype=self.dtype).reshape(self.size, *self.shape)
 
     def apply(self, *perturbed: Array, constants: Callable[[Array], Array] | None = None) -> Array:
         """The node's value for given perturbed operands; ``constants`` maps the constant ones."""

@@ -93,7 +93,7 @@ def spectral_bound(node: Node) -> Array:
     (columns,) = absolute(jnp.ones(node.shape, node.dtype))
     bound = jnp.sqrt(jnp.max(node.op.magnitude(node, ones))) * jnp.sqrt(jnp.max(columns))
     if node.size * ones.size <= _UNROLLED:
-        matrix = affine.pull_back(node, _unit_rows(node))[0].reshape(node.size, -1)
+        matrix = affine.pull_back(node, node.unit_rows())[0].reshape(node.size, -1)
         parts = spectrum.largest_singular_value(matrix)
     elif node.primitive == "dot_general":
         parts = spectrum.of_product(node)
@@ -126,10 +126,6 @@ def power_step(node: Node, vector: Array) -> tuple[Array, Array]:
 def _unit(value: Array, otherwise: Array) -> Array:
     size = length(value)
     return jnp.where(size == 0, otherwise, value / jnp.where(size == 0, 1.0, size))
-
-
-def _unit_rows(node: Node) -> Array:
-    return jnp.eye(node.size, dtype=node.dtype).reshape(node.size, *node.shape)
 
 
 def _row_sums(node: Node) -> list[Array]:

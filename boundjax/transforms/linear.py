@@ -177,7 +177,7 @@ class Relaxation:
             if len(graph.outputs) != 1 or not isinstance(graph.outputs[0], Perturbed):
                 raise ValueError("has_aux needs a function with one output array")
             node = graph.nodes[graph.outputs[0].index]
-            rows = jnp.eye(node.size, dtype=node.dtype).reshape(node.size, *node.shape)
+            rows = node.unit_rows()
             zero = jnp.zeros((node.size,), node.dtype)
             result, aux = _specification(walk, {node.index: rows}, zero, sides)
             return Interval(*(end.reshape(node.shape) for end in result)), aux
@@ -272,7 +272,7 @@ def _output(walk: Walk, index: int, sides: Sides) -> Interval:
         return walk.intervals[index]  # a predicate: true, false, or either
     if walk.optimized is None or walk.optimized.per_spec:
         return walk.node_bounds(node, sides, walk.optimized is not None)
-    rows = jnp.eye(node.size, dtype=node.dtype).reshape(node.size, *node.shape)
+    rows = node.unit_rows()
     zero = jnp.zeros((node.size,), node.dtype)
     result, _ = _specification(walk, {index: rows}, zero, sides)
     return Interval(*(end.reshape(node.shape) for end in result))

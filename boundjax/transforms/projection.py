@@ -122,7 +122,7 @@ class Projection:
         self.sizes[node.index] = node.size
         count = self._count(node.index)
         if count == node.size:
-            rows = jnp.eye(node.size, dtype=node.dtype).reshape(node.size, *node.shape)
+            rows = node.unit_rows()
         else:
             key = jax.random.fold_in(self.key, node.index)
             gaussian = self.euclidean and not node.inputs
@@ -338,6 +338,6 @@ def _output(walk: Walk, output: Perturbed | Array) -> Estimate:
     node = walk.graph.nodes[output.index]
     if not jnp.issubdtype(node.dtype, jnp.floating):
         return Estimate(*walk.intervals[node.index])  # a predicate: true, false, or either
-    rows = jnp.eye(node.size, dtype=node.dtype).reshape(node.size, *node.shape)
+    rows = node.unit_rows()
     found, _ = _specified(walk, {node.index: rows}, jnp.zeros((node.size,), node.dtype))
     return Estimate(*(end.reshape(node.shape) for end in found))
