@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import PyTree
 
 from boundjax import slopes as slope_policies
 from boundjax import windows
@@ -29,8 +28,9 @@ from boundjax.slopes import Optimized
 from boundjax.tracing.trace import trace
 from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
-from boundjax.transforms.relaxations import Positions, Relaxations
+from boundjax.transforms.relaxations import Positions, Relaxations, RowEnds
 from boundjax.transforms.walk import Walk
+from boundjax.typing import PyTree
 from boundjax.verify import rounding
 from boundjax.verify.rounding import MORE, UNDERFLOW, UNIT, gamma
 from boundjax.windows import Rows, Windowed
@@ -151,10 +151,14 @@ class _RoundedRelaxations(Relaxations):
         self._shared: dict[int, Lines | Planes | backward.PerRow] = {}
 
     def lines_of(
-        self, node: Node, rows: Rows | None, positions: Positions | None
+        self,
+        node: Node,
+        rows: Rows | None,
+        positions: Positions | None,
+        ends: RowEnds | None = None,
     ) -> Lines | Planes | backward.PerRow:
         """The lines of `Relaxations.lines_of`, moved outward."""
-        made = super().lines_of(node, rows, positions)
+        made = super().lines_of(node, rows, positions, ends)
         if not self.is_shared(node, made):
             return self._moved_outward(node, made, rows)
         if node.index not in self._shared:
