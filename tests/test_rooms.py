@@ -110,7 +110,6 @@ ROOMS = {
     ),
     "experiments.run": (
         "experiments.settings",
-        "experiments.models",
         "experiments.cluster",
         "experiments.records",
         "experiments.train",
