@@ -143,7 +143,6 @@ ROOMS = {
     ),
     "experiments.run": (
         "experiments.settings",
-        "experiments.models",
         "experiments.cluster",
         "experiments.records",
         "experiments.train",
