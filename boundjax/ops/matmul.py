@@ -60,9 +60,9 @@ def absolute_product(
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     values, weights = primals
     values_tangent, weights_tangent = tangents
-    from_values = rows_matmul(values_tangent, jnp.abs(weights))
     from_weights = rows_matmul(values, jnp.sign(weights) * weights_tangent)
-    return absolute_product(values, weights), from_values + from_weights
+    product = absolute_product(values, weights)
+    return product, rows_matmul(values_tangent, jnp.abs(weights)) + from_weights
 
 
 def _product(rows: Array, weights: Array, *, precision: Any) -> Array:
