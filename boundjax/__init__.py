@@ -1,7 +1,7 @@
 """boundjax: guaranteed bounds on JAX functions, and certified training of Flax models.
 
-Everything public is here: ``interval`` and ``linear`` turn a function of one example into a
-function from an input set to bounds; ``certify`` and ``certified_radius`` answer for a model and a
+Everything public is here: `interval` and `linear` turn a function of one example into a
+function from an input set to bounds; `certify` and `certified_radius` answer for a model and a
 batch.
 """
 

@@ -8,11 +8,14 @@ particular where both operands bound the same thing and are equal but for roundi
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import PyTree
+
+from boundjax.typing import PyTree
 
 # Values that differ by less than this many roundings of their size share the derivative.
 _NEAR = 1e3
@@ -124,3 +127,8 @@ def _through_a_loop(tree: PyTree) -> PyTree:
 
     first = (jnp.int32(0), jax.tree.map(jnp.zeros_like, tree))
     return jax.lax.while_loop(unfinished, lambda carry: (carry[0] + 1, tree), first)[1]
+
+
+def float_info(dtype: np.dtype[Any]) -> np.finfo[Any]:
+    """The machine limits of a floating-point dtype."""
+    return jnp.finfo(dtype)

@@ -289,7 +289,7 @@ def test_instances_without_a_header_and_with_compressed_files(tmp_path):
     assert [i.vnnlib.name for i in found] == ["a.vnnlib.gz", "b.vnnlib"]
     assert [i.timeout for i in found] == [116.0, 60.0]
     assert [i.timeout for i in command.read_instances(listed, 5.0)] == [5.0, 5.0]
-    assert [i.known for i in found] == [None, None]
+    assert [i.known_result for i in found] == [None, None]
 
 
 def test_a_result_in_the_format_of_vnncomp():

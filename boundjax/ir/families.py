@@ -19,10 +19,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import PyTree
 
 from boundjax.ir.node import Node, Op
 from boundjax.sets.interval import Interval
+from boundjax.typing import PyTree
 from boundjax.windows import Frame, Windowed
 
 

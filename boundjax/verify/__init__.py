@@ -1,6 +1,6 @@
-"""Verdicts on VNN-LIB properties: ``verify`` for a JAX function, ``python -m boundjax.verify``.
+"""Decides VNN-LIB properties: `verify` for a JAX function, `python -m boundjax.verify` for files.
 
-``programs`` holds what is compiled, ``search`` decides, ``__main__`` reads files and prints.
+`programs` holds the compiled functions, `search` decides, `__main__` reads files and prints.
 """
 
 from boundjax.verify.programs import LADDER as LADDER

@@ -18,12 +18,12 @@ from experiments.evaluation import certificates, shards, trained
 from experiments.evaluation.certificates import Certificates, nothing_found
 from experiments.evaluation.measure import Plan, Problem, check_methods, complete
 from experiments.records.printing import print_table, table_rows
-from experiments.records.versions import device_name, versions
+from experiments.records.versions import versions
 from experiments.settings import radius
 from experiments.settings.config import NORMS, Config, EvaluationConfig
 from experiments.settings.differences import differing_keys
 from experiments.settings.errors import ExperimentError
-from experiments.train.variables import parameters_sha256
+from experiments.train.mesh import device_name
 
 LOSSES = ("cross_entropy", "margin")
 
@@ -140,7 +140,8 @@ def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> E
         f"on {' and '.join(options.losses)} loss, best iterate"
     )
     problem = Problem(run.pure, data, bj.Threat(eps, NORMS[norm].order, clip))
-    plan = Plan(seed, options.cascade, {"versions": versions(), "device": _devices()})
+    made_with = {"versions": versions(), "device": device_name(jax.devices())}
+    plan = Plan(seed, options.cascade, made_with)
     if distributed.processes() == 1:
         found = _opened(path, problem, options, settings)
         complete(found, problem, config, plan, _Saving(path))
@@ -211,12 +212,6 @@ def _differing(stored: Certificates, problem: Problem, settings: dict[str, Any])
     return keys
 
 
-def _devices() -> str:
-    """Number and kind of the devices of all processes."""
-    name, count = device_name(jax.devices()), distributed.processes()
-    return name if count == 1 else f"{name} in {count} processes"
-
-
 class _Saving:
     """Writes the file after every batch and says now and then how far it is."""
 
@@ -256,6 +251,16 @@ def _check_options(options: Options, norm: str, config: EvaluationConfig) -> Non
             raise ExperimentError(f"{flag} must be >= {least}, got {number}")
     if options.name is not None and Path(options.name).name != options.name:
         raise ExperimentError(f"--name must be a file name without folders, got {options.name!r}")
+
+
+def parameters_sha256(variables: Any) -> str:
+    """SHA-256 over names, types, shapes and bytes of all leaves: equal if bit-identical."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _sha256_of_images(data: Images) -> str:

@@ -47,7 +47,7 @@ class Setting(NamedTuple):
     """What a method is made for: `model` is a Linen module with `__call__(x, train=False)`.
 
     With batch normalisation it has a field `bn_momentum`. `mesh` has the devices that share the
-    work (`experiments.cluster.mesh`); None: one device.
+    work (`experiments.train.mesh`); None: one device.
     """
 
     model: nn.Module
