@@ -17,8 +17,8 @@ import pytest
 import boundjax as bj
 from experiments import models
 from experiments.data import Images
-from experiments.evaluation import measure, trained
-from experiments.evaluation.certificates import Evaluation, check_consistency, nothing_found
+from experiments.evaluation import certificates, measure, trained
+from experiments.evaluation.certificates import Evaluation, check_consistency
 from experiments.evaluation.network import Problem
 from experiments.records.printing import Report, table_rows
 from experiments.run import run as runs
@@ -351,7 +351,7 @@ def test_inconsistent_evaluations_are_errors():
 
 
 def _measured(problem, config):
-    found = nothing_found(problem.data.labels, (config.pgd_loss,), settings={})
+    found = certificates.empty(problem.data.labels, (config.pgd_loss,), settings={})
     measure.complete(found, problem, config)
     return found.evaluation
 

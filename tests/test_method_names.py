@@ -193,8 +193,8 @@ def test_the_network_and_the_evaluations_of_old_are_read(finished):
     before = stored.read_bytes()
     again = evaluate_run(folder, Options(name="summary-last", **attack))
     assert again.path == stored
-    assert again.found.errors() == errors
-    assert list(again.found.run_by) == ["interval", "crown-ibp"]
+    assert again.certificates.errors() == errors
+    assert list(again.certificates.run_by) == ["interval", "crown-ibp"]
     assert stored.read_bytes() == before  # nothing was computed again
 
 

@@ -166,7 +166,7 @@ def _evaluated(
             continue
         evaluated = evaluate.evaluate_run(folder, _options(row, data_dir)._replace(which=which))
         evaluate.print_evaluated(evaluated)
-        found = evaluated.found
+        found = evaluated.certificates
         values = found.errors()
         of = ("standard_error", "pgd_error", "verified_error")
         errors[which] = Numbers(*(100 * values[key] for key in of))
