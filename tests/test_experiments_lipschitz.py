@@ -15,7 +15,7 @@ from experiments.benchmarks import train_step as benchmark
 from experiments.data import Images
 from experiments.evaluation import trained
 from experiments.methods import Setting
-from experiments.methods.method import Batch, Weights
+from experiments.methods.method import Batch, Coefficients
 from experiments.plots import tightness
 from experiments.records.printing import Report
 from experiments.run import run as runs
@@ -131,7 +131,7 @@ def test_one_power_iteration_per_step_serves_all_images(monkeypatch, name, box):
 
     monkeypatch.setattr(bj, "power_iteration", power_iteration)
     monkeypatch.setattr(bj, "lipschitz", lipschitz)
-    weights = Weights(*(jnp.float32(value) for value in (0.3, 0.25, 0.0, 0.5)))
+    weights = Coefficients(*(jnp.float32(value) for value in (0.3, 0.25, 0.0, 0.5)))
     collections = {"batch_stats": {}, "spectral": state["spectral"]}
     loss, outcome = _objective(model, name)(
         state["params"], collections, _batch(), weights, jax.random.key(0)
@@ -146,7 +146,7 @@ def test_the_gradient_passes_through_the_norms(name):
     model, state, _ = _steps(name)
     objective = _objective(model, name)
     collections = {"batch_stats": {}, "spectral": state["spectral"]}
-    weights = Weights(*(jnp.float32(value) for value in (0.3, 0.0, 0.0, 0.5)))
+    weights = Coefficients(*(jnp.float32(value) for value in (0.3, 0.0, 0.0, 0.5)))
 
     def loss(params):
         return objective(params, collections, _batch(), weights, jax.random.key(0))[0]

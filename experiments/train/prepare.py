@@ -55,7 +55,7 @@ class Prepared:
     total_steps: int
     model: nn.Module
     method: methods.Method
-    schedule: Callable[..., methods.Weights]
+    schedule: Callable[..., methods.Coefficients]
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
     phases: np.ndarray
