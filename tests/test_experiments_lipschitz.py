@@ -331,7 +331,7 @@ def test_the_figure_is_small_and_says_what_went_wrong(tmp_path):
     assert 5_000 < path.stat().st_size < 200_000
     with pytest.raises(ExperimentError, match=r"MNIST: values by BCP must be finite, got nan"):
         tightness.plot_tightness([("MNIST", values | {"BCP": np.nan * bcp})], path)
-    with pytest.raises(ExperimentError, match=r"runs of one norm fit a figure"):
+    with pytest.raises(ExperimentError, match=r"runs of a figure must be in one norm"):
         tightness.plot_tightness([("MNIST", values), ("MNIST", {"IBP": lmt})], path)
     dead = {"LMT": 0 * lmt, "BCP": 0 * lmt}
     assert tightness.reduction(dead) == 0.0
@@ -358,5 +358,5 @@ def test_a_figure_that_cannot_be_written_is_refused_first(out, tmp_path, monkeyp
     with pytest.raises(SystemExit) as caught:
         tightness.main()
     assert caught.value.code == 2
-    expected = f"error: --out={out}: must be a PNG file in a folder there is\n"
+    expected = f"error: --out={out}: must be a PNG file in an existing folder\n"
     assert capsys.readouterr().err == expected

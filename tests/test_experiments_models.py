@@ -324,7 +324,7 @@ def test_residual_networks_have_no_parts():
     model, variables, x = _small("residual")
     with pytest.raises(ValueError, match="as a whole only, got start=1, stop=None"):
         model.apply(variables, x, start=1)
-    with pytest.raises(ValueError, match="no list of layers to count"):
+    with pytest.raises(ValueError, match="not a list of layers to count"):
         _ = model.layer_count
 
 

@@ -371,4 +371,4 @@ def check_results(results: Path) -> None:
       ExperimentError: for a folder, or a file in a folder that does not exist.
     """
     if not results.parent.is_dir() or results.is_dir():
-        raise ExperimentError(f"--results={results}: must be a file in a folder there is")
+        raise ExperimentError(f"--results={results}: must be a file in an existing folder")
