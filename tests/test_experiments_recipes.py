@@ -146,12 +146,12 @@ def test_no_two_files_share_a_block():
 
 
 def test_arguments():
-    known = {"cpu": False, "eps": ("0.1", "0.2")}
-    given = common.arguments("", **known)
-    assert (given.cpu, given.eps, given.given) == (False, "0.1", ())
-    given = common.arguments("eps=0.2,cpu", **known)
-    assert (given.cpu, given.eps, given.given) == (True, "0.2", ("eps=0.2", "cpu"))
-    assert common.arguments("").given == ()
+    choices = {"cpu": False, "eps": ("0.1", "0.2")}
+    options = common.arguments("", **choices)
+    assert (options.cpu, options.eps, options.texts) == (False, "0.1", ())
+    options = common.arguments("eps=0.2,cpu", **choices)
+    assert (options.cpu, options.eps, options.texts) == (True, "0.2", ("eps=0.2", "cpu"))
+    assert common.arguments("").texts == ()
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,9 @@ CONFIG = """
 from experiments.configs import common
 
 def get_config(variant=""):
-    given = common.arguments(variant, method=("ibp", "cc-ibp", "exp-ibp"))
+    options = common.arguments(variant, method=("ibp", "cc-ibp", "exp-ibp"))
     config = common.base()
-    config.robust.method = "mtl_ibp" if variant == "" else given.method
+    config.robust.method = "mtl_ibp" if variant == "" else options.method
     return config
 """
 SETTINGS = {
@@ -91,8 +91,8 @@ def test_arguments_of_config_files_have_old_spellings_too():
     # What does not go with an argument does not go with its old spelling either.
     with pytest.raises(ExperimentError, match="'fused' does not go with 'method=one-step'"):
         mnist_families.get_config("fused,method=one_step")
-    given = common.arguments("method=cc_ibp", method=("ibp", "cc-ibp"))
-    assert (given.method, given.given) == ("cc-ibp", ("method=cc-ibp",))
+    options = common.arguments("method=cc_ibp", method=("ibp", "cc-ibp"))
+    assert (options.method, options.texts) == ("cc-ibp", ("method=cc-ibp",))
 
 
 @pytest.fixture

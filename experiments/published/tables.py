@@ -143,7 +143,7 @@ STABILITY = table("""
     cifar10:8   59.55/79.72
 """)
 
-# BCP, by network; "linf" is 4C3F in an l-inf ball. The paper has no BCP on WRN.
+# BCP, by network; "linf" is 4C3F in an l-inf ball. The number for BCP on WRN is unknown.
 LIPSCHITZ = table(
     """
                         cap                lmt                ibp                bcp
