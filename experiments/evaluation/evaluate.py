@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from experiments.data import Images
 from experiments.evaluation import certificates, shards, trained
 from experiments.evaluation.certificates import Certificates
 from experiments.evaluation.measure import Plan, Problem, check_methods, complete
+from experiments.evaluation.trained import Which
 from experiments.records.printing import print_table, table_rows
 from experiments.records.versions import device_name, versions
 from experiments.settings import radius
@@ -36,8 +37,8 @@ class Options(NamedTuple):
     eps: float | None = None
     norm: str | None = None  # a key of `experiments.settings.config.NORMS`
     clip: bool | None = None
-    which: str = "last"  # or "selected"
-    split: str = "test"  # or "validation"
+    which: Which = "last"
+    split: Literal["test", "validation"] = "test"
     count: int | None = None  # how many images, from the first on; None: all
     pgd_steps: int | None = 100
     pgd_restarts: int | None = 2

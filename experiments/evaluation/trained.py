@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from flax import linen as nn
@@ -18,6 +18,8 @@ from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError
 from experiments.train.step import create_optimizer, create_state
 from experiments.train.variables import deployed, nothing_selected
+
+Which = Literal["last", "selected"]
 
 
 class Trained(NamedTuple):
@@ -46,7 +48,7 @@ class Trained(NamedTuple):
         return bj.PureModel.of((self.model, self.variables))
 
 
-def load(workdir: Path, which: str = "last", data_dir: str | None = None) -> Trained:
+def load(workdir: Path, which: Which = "last", data_dir: str | None = None) -> Trained:
     """Loads a network that `experiments.main --workdir=...` trained.
 
     Args:

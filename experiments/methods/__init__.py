@@ -49,7 +49,7 @@ def _attacked(setting: Setting, bound: bounded.Bound, *, after_ramp: bool = Fals
     return certified(setting, lambda key: bound, attack=attack, after_ramp=after_ramp)
 
 
-def _expressive(name: str) -> TrainingMethod:
+def _expressive(name: adversarial.Expressive) -> TrainingMethod:
     return TrainingMethod(lambda s: _attacked(s, adversarial.expressive_bound(s, name)))
 
 

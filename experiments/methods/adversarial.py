@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,10 @@ def _small_box(setting: Setting, coefficients: Coefficients, example: Example) -
     )
 
 
-def expressive_bound(setting: Setting, name: str) -> Bound:
+Expressive = Literal["mtl-ibp", "exp-ibp", "cc-ibp"]
+
+
+def expressive_bound(setting: Setting, name: Expressive) -> Bound:
     """Interpolates between attack and interval bounds by `alpha` (De Palma et al. 2024).
 
     Args:

@@ -67,6 +67,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from experiments.models.convnet import (
     Block,
@@ -275,7 +276,7 @@ def from_config(config: ModelConfig) -> ConvolutionalClassifier:
     )
 
 
-def count_parameters(model: ConvolutionalClassifier, image_shape: Sequence[int]) -> int:
+def count_parameters(model: nn.Module, image_shape: Sequence[int]) -> int:
     """Counts the trained parameters for images `[H, W, channels]`, without allocating them."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)

@@ -7,11 +7,11 @@ import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from experiments.published.rows import ROWS, Numbers, Row
+from experiments.published.rows import ROWS, Budget, Numbers, Row
 from experiments.records.files import replace_text
 from experiments.records.printing import print_table
 from experiments.settings.checks import from_config_dict
@@ -35,7 +35,7 @@ _HEADER = (
     "command",
 )
 _WEIGHTS = _HEADER.index("weights (SHA-256)")
-BUDGETS = ("cpu", "gpu")
+BUDGETS: tuple[Budget, ...] = get_args(Budget)
 
 
 class Seed(NamedTuple):
@@ -290,7 +290,7 @@ def _versions(seed: Seed) -> str:
 # --------------------------------------------------------------------------- commands
 
 
-def print_rows(budget: str, part: str = "") -> None:
+def print_rows(budget: Budget, part: str = "") -> None:
     """Prints the rows that a budget allows and whose names contain `part`.
 
     Raises:
@@ -344,7 +344,7 @@ def print_plan(row: Row, seeds: int, workdir: Path, results: Path, data_dir: str
     print(f"one line in {results}", flush=True)
 
 
-def check_budget(row: Row, budget: str | None) -> None:
+def check_budget(row: Row, budget: Budget | None) -> None:
     """Refuses rows beyond the budget; the default budget depends on the machine.
 
     Raises:

@@ -13,12 +13,13 @@ there are rows of several lengths.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from experiments.published import tables
 from experiments.published.tables import Numbers as Numbers
 
 _DEFAULT = ("interval", "crown-ibp")
+Budget = Literal["cpu", "gpu"]
 
 
 class Row(NamedTuple):
@@ -47,7 +48,7 @@ class Row(NamedTuple):
     tolerance: float
     note: str
     methods: tuple[str, ...] = _DEFAULT
-    budget: str = "cpu"
+    budget: Budget = "cpu"
     seeds: int = 3
     prototype: Numbers | None = None
     overrides: Mapping[str, Any] = {}
@@ -86,7 +87,7 @@ def _row(
     note: str,
     *,
     methods: tuple[str, ...] | None = None,
-    budget: str = "gpu",
+    budget: Budget = "gpu",
     seeds: int = 3,
     prototype: Numbers | None = None,
 ) -> Row:
