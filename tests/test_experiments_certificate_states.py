@@ -142,7 +142,7 @@ def test_a_part_is_read_as_a_part_only(path):
     refusal(path, r"index must be int \[8\], for settings.count 8, got int64 \[3\]")
     for index in ([1, 2, 8], [1, 1, 6], [2, 1, 6], [-1, 2, 6]):
         certificates.write(path, part._replace(index=np.array(index)))
-        refusal(path, "index must be 0 to 7 in order, some left out", part=True)
+        refusal(path, "index must be 0 to 7 in order, with gaps", part=True)
     certificates.write(path, shards.select(evaluation(), rows[:0]))
     refusal(path, "index must be int", part=True)
     certificates.write(path, part._replace(labels=part.labels[:2]))

@@ -200,7 +200,7 @@ def test_a_config_without_arguments_says_so():
 def test_arguments_that_exclude_each_other(name, variant, one, other):
     with pytest.raises(ExperimentError) as caught:
         _dict(name, variant)
-    assert str(caught.value) == f"{one!r} does not go with {other!r}: leave one out"
+    assert str(caught.value) == f"{one!r} excludes {other!r}: leave one out"
 
 
 def test_milestones_end_before_the_training():

@@ -365,7 +365,7 @@ def test_nan_weights_verify_nothing():
     problem = Problem(bj.PureModel.of((model, broken)), images, bj.Threat(0.1))
     errors = _measured(problem, config).errors()
     assert errors["standard_error"] == errors["pgd_error"] == errors["verified_error"] == 1.0
-    with pytest.raises(ExperimentError, match=r"cannot evaluate on no images"):
+    with pytest.raises(ExperimentError, match=r"there are no images to evaluate on"):
         _measured(problem._replace(data=images.take(slice(0))), config)
 
 

@@ -76,7 +76,7 @@ def exclude(options: types.SimpleNamespace, argument: str, *conflicts: str) -> N
     for conflict in conflicts:
         for text in matches(conflict):
             if matches(argument):
-                raise ExperimentError(f"{argument!r} does not go with {text!r}: leave one out")
+                raise ExperimentError(f"{argument!r} excludes {text!r}: leave one out")
 
 
 def published_size(config: ConfigDict) -> None:

@@ -137,7 +137,7 @@ def read_metadata(archive: ArrayArchive) -> dict[str, Any]:
     check_group("settings.attack.", metadata["settings"]["attack"], _ATTACK)
     for name, record in metadata["parts"].items():
         if name != ATTACK and name not in _METHODS:
-            raise FormatError(f"parts must be of {ATTACK} and of methods, got {shown(name)}")
+            raise FormatError(f"keys of parts must be {ATTACK} or methods, got {shown(name)}")
         if not isinstance(record, dict):
             raise FormatError(f"parts.{name} must be an object, got {shown(record)}")
         # A method that has not run on any example yet has no arithmetic.
@@ -258,7 +258,7 @@ def check_contents(
     index, labels = arrays[INDEX], arrays[LABELS]
     wrong = (index < 0) | (index >= layout.count)
     wrong[1:] |= index[1:] <= index[:-1]
-    order = "in order" if len(index) == layout.count else "in order, some left out"
+    order = "in order" if len(index) == layout.count else "in order, with gaps"
     _refuse(wrong, f"{INDEX} must be 0 to {layout.count - 1} {order}, got {_first(index, wrong)}")
     classes = [arrays[name + MARGINS].shape[1] for name in layout.methods]
     wrong = labels < 0
@@ -281,9 +281,9 @@ def check_contents(
         at_label = margins[np.arange(len(labels)), labels]
         wrong = run & ~(at_label == 0)
         value = _first(at_label, wrong)
-        refuse(name, wrong, f"must have the margin 0 to its own label, got {value}")
+        refuse(name, wrong, f"must have margin 0 at its label, got {value}")
         wrong = proven(margins, labels) != arrays[name + VERIFIED]
-        refuse(name, wrong, "is not what its margins say")
+        refuse(name, wrong, "contradicts its margins")
     _check_records(layout, metadata["parts"], arrays)
 
 
@@ -293,15 +293,15 @@ def _check_records(
     """Checks that there is a record of every part that ran, and of no other."""
     done = [name for name in layout.methods if arrays[name + RUN].any()]
     if ATTACK not in parts and (parts or done or arrays[ATTACKED].any()):
-        raise FormatError(f"parts.{ATTACK} is missing, expected what the attacks were run with")
+        raise FormatError(f"parts.{ATTACK} is missing, expected the record of the attacks")
     for name in parts:
         if name != ATTACK and name not in layout.methods:
-            raise FormatError(f"parts.{name} is there, but the arrays of {name} are missing")
+            raise FormatError(f"parts.{name} is present, but the arrays of {name} are missing")
     for name in done:
         if name not in parts:
-            raise FormatError(f"parts.{name} is missing, expected what {name} was run with")
+            raise FormatError(f"parts.{name} is missing, expected the record of {name}")
         if not _BOUNDED.keys() <= parts[name].keys():
-            raise FormatError(f"parts.{name}.arithmetic is missing, expected of what was run")
+            raise FormatError(f"parts.{name}.arithmetic is missing, but {name} was run")
 
 
 def _first(values: np.ndarray, rows: np.ndarray) -> Any:

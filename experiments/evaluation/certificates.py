@@ -139,7 +139,7 @@ class Certificates(NamedTuple):
         if not self.attacked.all():
             raise ExperimentError(
                 f"only {self.attacked.sum():,} of {len(self.attacked):,} images are evaluated; "
-                "repeat the command to go on"
+                "repeat the command to resume"
             )
         return self.evaluation.errors()
 

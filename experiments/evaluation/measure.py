@@ -89,7 +89,7 @@ def begin(results: Certificates, problem: Problem, config: EvaluationConfig, pla
       ExperimentError: for an empty data set, or an unknown method.
     """
     if len(problem.data) == 0:
-        raise ExperimentError("cannot evaluate on no images; set data.validation > 0")
+        raise ExperimentError("there are no images to evaluate on; set data.validation > 0")
     check_methods(config.methods)
     _begin(results, ATTACK, results.attacked, plan)
     begun = [name for name in cheapest_first(config.methods) if name in results.run_by]

@@ -256,7 +256,7 @@ def gather(path: Path) -> Certificates | None:
         keys = part_differences(part, results)
         if keys:
             raise ExperimentError(
-                f"{name} is no part of {path.name}, it differs in {', '.join(keys)}; delete it"
+                f"{name} is not a part of {path.name}: it differs in {', '.join(keys)}; delete it"
             )
         parts.append(part)
     if parts:

@@ -121,7 +121,7 @@ def create(model: nn.Module, config: Config, mesh: Mesh | None = None) -> Method
     _check(name, method, config)
     if mesh is not None and mesh.shape["spec"] > 1 and not method.divisible_rows:
         raise ExperimentError(
-            f"config.mesh.spec={mesh.shape['spec']} divides the rows of linear bounds: of "
+            f"config.mesh.spec={mesh.shape['spec']} divides rows of linear bounds, which needs "
             f"{_divisible()}, got robust.method={name!r}; set config.mesh.spec=1"
         )
     return method.creates(Setting(model, config, mesh))
@@ -159,13 +159,13 @@ def _relaxing() -> str:
 
 
 def _divisible() -> str:
-    """Lists the methods with divisible rows: `crown-ibp (not fused), ... and cap (exact)`."""
+    """Lists the methods with divisible rows: `crown-ibp (not fused), ... or cap (exact)`."""
     described = [
         name + _without(v for v in method.variants.values() if not v.divisible_rows)
         for name, method in METHODS.items()
         if method.divisible_rows
     ]
-    return f"{', '.join(described[:-1])} and {described[-1]}"
+    return f"{', '.join(described[:-1])} or {described[-1]}"
 
 
 def _without(variants: Iterable[TrainingMethod]) -> str:
