@@ -86,7 +86,7 @@ Expressive = Literal["mtl-ibp", "exp-ibp", "cc-ibp"]
 
 
 def expressive_bound(setting: Setting, name: Expressive) -> Bound:
-    """Interpolates between attack and interval bounds by `alpha` (De Palma et al. 2024).
+    """Mixes attack and interval bounds by `alpha` (De Palma et al. 2024, expressive losses).
 
     Args:
       setting: model and configuration.
