@@ -1,4 +1,4 @@
-"""Properties of a network: which inputs are asked about, and which outputs would be unsafe."""
+"""Properties of a network: boxes of inputs, and the outputs that would be unsafe."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
+from jaxtyping import Float32, Float64, Num
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conjunction:
-    """Unsafe outputs: all ``y`` with ``weights @ y + offset <= 0`` in every row. Ties are unsafe.
+    """The unsafe outputs `y` with `weights @ y + offset <= 0` in every row; ties are unsafe.
 
     Attributes:
-      weights: float64 ``[k, m]`` for ``k`` rows and ``m`` outputs.
-      offset: float64 ``[k]``.
-      exact: per row the weights that are not 0, by output, and the offset, before both were rounded
-        to float64. None where the arrays are the exact numbers.
+      weights: float64 `[k, m]` for `k` rows and `m` outputs.
+      offset: float64 `[k]`.
+      exact: for each row the nonzero weights by output, and the offset, before rounding to float64.
+        None if the arrays are the exact numbers.
     """
 
-    weights: np.ndarray
-    offset: np.ndarray
+    weights: Float64[np.ndarray, "k m"]
+    offset: Float64[np.ndarray, " k"]
     exact: tuple[tuple[dict[int, Fraction], Fraction], ...] | None = dataclasses.field(
         default=None, repr=False
     )
 
-    def contains(self, outputs: np.ndarray) -> bool:
-        """Whether outputs ``[m]`` are unsafe, decided in exact arithmetic on these very numbers.
+    def contains(self, outputs: Num[np.ndarray, " m"]) -> bool:
+        """Whether outputs `[m]` are unsafe, decided in exact arithmetic on these very numbers.
 
-        An infinite output is larger than any number. One that is NaN is no value, nor is a row in
-        which infinities cancel: then the outputs are not unsafe.
+        An infinite output is larger than any number. Outputs are not unsafe if one of them is NaN,
+        or if infinities cancel in a row, because the row then has no value.
 
         Raises:
-          ValueError: for another number of outputs than the rows have weights.
+          ValueError: if the number of outputs is not that of the weights in a row.
         """
         outputs = np.asarray(outputs).reshape(-1)
         weights, offset = np.asarray(self.weights), np.asarray(self.offset)
@@ -43,7 +44,7 @@ class Conjunction:
             return False
         if np.isinf(outputs).any():
             return all(_holds(row, constant, outputs) for row, constant in self._exact_rows())
-        # Most outputs are so far from unsafe that float64 cannot be wrong about it.
+        # Most outputs are too far from unsafe for float64 to be wrong.
         with np.errstate(all="ignore"):
             sizes = np.abs(outputs).astype(np.float64)
             values = weights @ outputs.astype(np.float64) + offset
@@ -62,7 +63,7 @@ class Conjunction:
 
 
 def _holds(row: dict[int, Fraction], constant: Fraction, outputs: np.ndarray) -> bool:
-    """Whether the weights of a row times outputs that are not NaN, and a constant, are <= 0."""
+    """Whether a row of weights times outputs, plus a constant, is <= 0; no output is NaN."""
     infinite = {
         np.sign(outputs[i]) * (1 if w > 0 else -1) for i, w in row.items() if np.isinf(outputs[i])
     }
@@ -73,32 +74,32 @@ def _holds(row: dict[int, Fraction], constant: Fraction, outputs: np.ndarray) ->
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """A box of inputs and the unsafe sets of outputs; one input that reaches one is unsafe.
+    """A box of inputs and the unsafe outputs; the case is unsafe if an input reaches one of them.
 
     Attributes:
-      lower, upper: float32 ``[n]``; the box of the file with its decimals rounded outward, so that
-        no input is lost: what is proved of it holds for the file's box.
-      inner_lower, inner_upper: float32 ``[n]``; the same rounded inward, in which counterexamples
-        are looked for. An input without a float32 between its bounds (both ``0.1``, say) is fixed
-        at the float32 nearest to their middle, the only meaning that a float32 network can give it.
-      conjunctions: an output is unsafe if it lies in any of them.
+      lower, upper: float32 `[n]`; the file's box with its decimals rounded outward, so that it
+        loses no input and proofs hold for the file's box.
+      inner_lower, inner_upper: float32 `[n]`; the box rounded inward, in which counterexamples are
+        searched. An input without a float32 between its bounds (both `0.1`, say) is fixed at the
+        float32 nearest to their middle, the only meaning that a float32 network can give it.
+      conjunctions: an output is unsafe if any of them contains it.
     """
 
-    lower: np.ndarray
-    upper: np.ndarray
-    inner_lower: np.ndarray
-    inner_upper: np.ndarray
+    lower: Float32[np.ndarray, " n"]
+    upper: Float32[np.ndarray, " n"]
+    inner_lower: Float32[np.ndarray, " n"]
+    inner_upper: Float32[np.ndarray, " n"]
     conjunctions: tuple[Conjunction, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Property:
-    """What a file asserts: the network is unsafe if it is so in any of the cases.
+    """The assertion of a file; the network is unsafe if any of the cases is.
 
     Attributes:
-      input_size: inputs ``X_0, ...``: the input tensor flattened in C order.
-      output_size: outputs ``Y_0, ...``, likewise.
-      cases: at least one, with different boxes.
+      input_size: number of inputs `X_0, ...`, the input tensor flattened in C order.
+      output_size: number of outputs `Y_0, ...`, flattened likewise.
+      cases: one or more, with different boxes.
     """
 
     input_size: int

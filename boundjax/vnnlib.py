@@ -1,10 +1,11 @@
-"""VNN-LIB 1.0 properties: which inputs are asked about, and which outputs would be unsafe.
+"""Reads VNN-LIB 1.0 properties: boxes of inputs, and the outputs that would be unsafe.
 
 A file asserts the *unsafe* set: some input in a box gives an output that satisfies linear
-constraints, in any nesting of ``and`` and ``or``. ``load`` brings that to disjunctive normal form.
+constraints, nested in any way with `and` and `or`. `load` brings them to disjunctive normal form.
 
-The package ``vnnlib`` on PyPI is not used: its releases 1.x read VNN-LIB 2.0 only and refuse every
-1.0 file, and its 0.0.1 of 2023 has neither size limits nor line numbers in its errors.
+The reader is our own because the package `vnnlib` on PyPI has no release that fits: 1.x reads only
+VNN-LIB 2.0 and refuses every 1.0 file, and 0.0.1 of 2023 has neither size limits nor line numbers
+in its errors.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -25,15 +26,15 @@ from boundjax.properties import Case as Case
 from boundjax.properties import Conjunction as Conjunction
 from boundjax.properties import Property as Property
 
-# Files may come from anywhere: each limit is far above what benchmarks hold, and none lets a small
-# file take all memory.
+# Files are untrusted: each limit is far above what benchmarks need, and together they keep a small
+# file from exhausting memory.
 MAX_BYTES = 2**26
 MAX_TOKENS = 4_000_000
 MAX_DEPTH = 100
 MAX_DISJUNCTS = 20_000
-MAX_CONSTRAINTS = 1_000_000  # after multiplying out
+MAX_CONSTRAINTS = 1_000_000  # in disjunctive normal form
 MAX_VARIABLES = 1_000_000
-MAX_NUMBERS = 2**25  # in all arrays of a property together
+MAX_NUMBERS = 2**25  # in all arrays of a property
 _MAX_DIGITS = 400
 _MAX_BITS = 8000
 
@@ -43,7 +44,7 @@ _VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})")
 _FLOAT32 = np.finfo(np.float32)
 _LARGEST = Fraction(float(_FLOAT32.max))
 _OVERFLOWS = Fraction(2**128 - 2**103)  # the least number that float32 rounds to infinity
-_LEAST = Fraction(float(_FLOAT32.tiny))
+_LEAST_COEFFICIENT = Fraction(float(_FLOAT32.tiny))
 _LEAST_OFFSET = Fraction(float(np.finfo(np.float64).tiny))
 
 
@@ -55,23 +56,23 @@ def load(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Property:
     """Reads a property file, plain or compressed with gzip.
 
     Args:
-      path: a ``.vnnlib`` or ``.vnnlib.gz`` file; its first bytes tell which.
+      path: a `.vnnlib` or `.vnnlib.gz` file; its first bytes tell which.
       max_bytes: the largest text accepted, after decompression.
 
     Returns:
-      The ``Property``.
+      The property of the file.
 
     Raises:
-      OSError: where there is no such file.
-      VnnlibError: for a file that is too large, malformed, or says something else than boxes of
-        inputs and linear constraints on outputs.
+      OSError: if the file cannot be opened.
+      VnnlibError: if the file is too large, malformed, or states anything but boxes of inputs and
+        linear constraints on outputs.
     """
     path = Path(path)
     return parse(_read(path, max_bytes), name=path.name)
 
 
 def parse(text: str, name: str = "<text>") -> Property:
-    """``load`` for a text; ``name`` stands for the file's in errors."""
+    """Reads a property from a text, as `load` does; errors call the file `name`."""
     reader = _Reader(text, name)
     for command in _commands(text, reader.fail):
         reader.run(command)
@@ -101,19 +102,27 @@ def _read(path: Path, max_bytes: int) -> str:
         raise VnnlibError(f"{path.name}:{line}: expected UTF-8 text, got other bytes") from None
 
 
-class _Node(NamedTuple):
-    """An S-expression: an atom's text or a list of nodes, and where it starts in the text."""
+class _Atom(NamedTuple):
+    """A token that is no parenthesis, and where it starts in the text."""
 
-    content: str | list[_Node]
+    text: str
     position: int
 
 
+class _List(NamedTuple):
+    """Expressions in parentheses, and where they start in the text."""
+
+    items: list[_Atom | _List]
+    position: int
+
+
+_Expression = _Atom | _List
 _Fail = Callable[[int, str], NoReturn]
 
 
-def _commands(text: str, fail: _Fail) -> Iterator[_Node]:
-    """The S-expressions of the top level, one at a time."""
-    stack: list[_Node] = []
+def _commands(text: str, fail: _Fail) -> Iterator[_List]:
+    """Yields the lists of the top level, one at a time."""
+    stack: list[_List] = []
     for count, match in enumerate(_TOKEN.finditer(text)):
         token, position = match[0], match.start()
         if count >= MAX_TOKENS:
@@ -123,66 +132,73 @@ def _commands(text: str, fail: _Fail) -> Iterator[_Node]:
         if token == "(":
             if len(stack) >= MAX_DEPTH:
                 fail(position, f"expected at most {MAX_DEPTH} nested parentheses, got more")
-            stack.append(_Node([], position))
+            stack.append(_List([], position))
         elif token == ")":
             if not stack:
                 fail(position, "expected '(' or the end, got ')': one parenthesis too many")
-            node = stack.pop()
+            closed = stack.pop()
             if stack:
-                stack[-1].content.append(node)
+                stack[-1].items.append(closed)
             else:
-                yield node
+                yield closed
         elif stack:
-            stack[-1].content.append(_Node(token, position))
+            stack[-1].items.append(_Atom(token, position))
         else:
-            fail(position, f"expected a command in parentheses, got {_shown(token)}")
+            fail(position, f"expected a command in parentheses, got {_quoted(token)}")
     if stack:
         fail(stack[-1].position, "expected ')' to this '(', got the end of the file")
 
 
-def _shown(text: str) -> str:
+def _quoted(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
-class _Linear(NamedTuple):
-    """``sum of terms[v] * v + constant``, in exact arithmetic; no coefficient is 0."""
+class _LinearFunction(NamedTuple):
+    """The sum of `terms[v] * v` and a constant, in exact arithmetic; no coefficient is 0."""
 
     terms: dict[str, Fraction]
     constant: Fraction
 
 
-def _sum(parts: Sequence[tuple[int | Fraction, _Linear]]) -> _Linear:
-    """The sum of linear terms with factors."""
+def _sum(parts: Sequence[tuple[int | Fraction, _LinearFunction]]) -> _LinearFunction:
+    """The sum of linear functions, each multiplied by a factor."""
     terms: dict[str, Fraction] = {}
     constant = Fraction(0)
     for factor, part in parts:
         constant += factor * part.constant
         for name, value in part.terms.items():
             terms[name] = terms.get(name, 0) + factor * value
-    return _Linear({name: value for name, value in terms.items() if value}, constant)
+    return _LinearFunction({name: value for name, value in terms.items() if value}, constant)
 
 
 class _Constraint(NamedTuple):
-    """``linear <= 0``."""
+    """The constraint `function <= 0`, and where it starts in the text."""
 
-    linear: _Linear
+    function: _LinearFunction
     position: int
 
 
 _Disjuncts = list[list[_Constraint]]
 
-# (input, "lower" or "upper") -> the bound and where it stands.
-_Box = dict[tuple[int, str], tuple[Fraction, int]]
+_SIDES: tuple[Literal["lower"], Literal["upper"]] = ("lower", "upper")
+_Side = tuple[int, Literal["lower", "upper"]]  # of an input
+
+# The bound of each side, and where it stands in the text.
+_Box = dict[_Side, tuple[Fraction, int]]
+
+# The lower, upper, inner_lower and inner_upper of a `Case`.
+_Ends = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class _Reader:
-    """Collects declarations and constraints of a file, then builds the property."""
+    """Collects the declarations and constraints of a file, then builds the property."""
 
     def __init__(self, text: str, name: str):
         self.text, self.name = text, name
         self.declared: dict[str, int] = {}  # variable -> position
-        self.numbers: dict[str, Fraction] = {}
-        # Constraints outside of every `or` stay apart: images have thousands, and nine disjuncts.
+        self.numbers: dict[str, Fraction] = {}  # token -> value
+        # Constraints outside of every `or` are kept apart, since every disjunct would repeat them:
+        # properties of images have thousands, and nine disjuncts.
         self.shared: list[_Constraint] = []
         self.disjuncts: _Disjuncts = [[]]
 
@@ -190,40 +206,42 @@ class _Reader:
         line = self.text.count("\n", 0, position) + 1
         raise VnnlibError(f"{self.name}:{line}: {message}")
 
-    def run(self, node: _Node) -> None:
-        """One command of the top level."""
+    def run(self, node: _List) -> None:
+        """Executes one command of the top level."""
         head, arguments = self.split(node, "a command")
         if head == "declare-const":
             self.declare(node, arguments)
         elif head == "assert":
             if len(arguments) != 1:
                 self.fail(node.position, f"expected assert with 1 formula, got {len(arguments)}")
-            found = self.normal_form(arguments[0])
-            if len(found) == 1:
-                self.shared.extend(found[0])
+            disjuncts = self.normal_form(arguments[0])
+            if len(disjuncts) == 1:
+                self.shared.extend(disjuncts[0])
             else:
-                self.disjuncts = self.product(self.disjuncts, found, node.position)
+                self.disjuncts = self.product(self.disjuncts, disjuncts, node.position)
         else:
-            got = f"got {_shown(head)}; only VNN-LIB 1.0 is read"
+            got = f"got {_quoted(head)}; only VNN-LIB 1.0 is read"
             self.fail(node.position, f"expected the command declare-const or assert, {got}")
 
-    def split(self, node: _Node, expected: str) -> tuple[str, list[_Node]]:
-        """The head of a list and its arguments."""
-        if isinstance(node.content, str):
-            got = _shown(node.content)
+    def split(self, node: _Expression, expected: str) -> tuple[str, list[_Expression]]:
+        """The head of a list, and its arguments."""
+        if isinstance(node, _Atom):
+            got = _quoted(node.text)
             self.fail(node.position, f"expected {expected} in parentheses, got {got}")
-        if not node.content or not isinstance(node.content[0].content, str):
-            got = "'('" if node.content else "'()'"
+        head = node.items[0] if node.items else None
+        if not isinstance(head, _Atom):
+            got = "'('" if node.items else "'()'"
             self.fail(node.position, f"expected {expected} after '(', got {got}")
-        return node.content[0].content, node.content[1:]
+        return head.text, node.items[1:]
 
-    def declare(self, node: _Node, arguments: list[_Node]) -> None:
-        texts = [a.content for a in arguments]
-        if len(texts) != 2 or not all(isinstance(t, str) for t in texts) or texts[1] != "Real":
-            self.fail(node.position, "expected (declare-const NAME Real), got something else")
-        name = texts[0]
+    def declare(self, node: _List, arguments: list[_Expression]) -> None:
+        match arguments:
+            case [_Atom(text=name), _Atom(text="Real")]:
+                pass
+            case _:
+                self.fail(node.position, "expected (declare-const NAME Real), got something else")
         if not _VARIABLE.fullmatch(name):
-            got = _shown(name)
+            got = _quoted(name)
             self.fail(node.position, f"expected an input X_0, ... or an output Y_0, ..., got {got}")
         if name in self.declared:
             self.fail(node.position, f"expected every variable once, got {name} a second time")
@@ -231,8 +249,8 @@ class _Reader:
             self.fail(node.position, f"expected at most {MAX_VARIABLES} variables, got more")
         self.declared[name] = node.position
 
-    def normal_form(self, node: _Node) -> _Disjuncts:
-        """A formula as a disjunction of conjunctions."""
+    def normal_form(self, node: _Expression) -> _Disjuncts:
+        """Converts a formula to a disjunction of conjunctions."""
         head, arguments = self.split(node, "a formula")
         if head in ("<=", ">="):
             if len(arguments) != 2:
@@ -242,46 +260,46 @@ class _Reader:
                 left, right = right, left
             return [[_Constraint(_sum([(1, left), (-1, right)]), node.position)]]
         if head not in ("and", "or"):
-            self.fail(node.position, f"expected and, or, <= or >=, got {_shown(head)}; rewrite it")
+            self.fail(node.position, f"expected and, or, <= or >=, got {_quoted(head)}; rewrite it")
         if not arguments:
             self.fail(node.position, f"expected at least one formula in {head}, got none")
-        found: _Disjuncts = [] if head == "or" else [[]]
-        always: list[_Constraint] = []
+        disjuncts: _Disjuncts = [] if head == "or" else [[]]
+        shared: list[_Constraint] = []
         for argument in arguments:
             inner = self.normal_form(argument)
             if head == "or":
-                found.extend(inner)
-                self.require_few(len(found), node.position)
+                disjuncts.extend(inner)
+                self.require_few(len(disjuncts), node.position)
             elif len(inner) == 1:
-                always.extend(inner[0])
+                shared.extend(inner[0])
             else:
-                found = self.product(found, inner, node.position)
-        return self.product([always], found, node.position) if always else found
+                disjuncts = self.product(disjuncts, inner, node.position)
+        return self.product([shared], disjuncts, node.position) if shared else disjuncts
 
     def require_few(self, count: int, position: int) -> None:
         if count > MAX_DISJUNCTS:
             self.fail(position, f"expected at most {MAX_DISJUNCTS} disjuncts, got {count}")
 
     def product(self, left: _Disjuncts, right: _Disjuncts, position: int) -> _Disjuncts:
-        """The disjuncts of a conjunction of two disjunctions."""
+        """Multiplies out the conjunction of two disjunctions."""
         self.require_few(len(left) * len(right), position)
         size = sum(map(len, left)) * len(right) + len(left) * sum(map(len, right))
         if size > MAX_CONSTRAINTS:
             self.fail(position, f"expected at most {MAX_CONSTRAINTS} constraints, got {size}")
         return [[*a, *b] for a in left for b in right]
 
-    def linear(self, node: _Node) -> _Linear:
-        """A term as a linear function of the variables."""
-        if isinstance(node.content, str):
-            name = node.content
+    def linear(self, node: _Expression) -> _LinearFunction:
+        """Converts a term to a linear function of the variables."""
+        if isinstance(node, _Atom):
+            name = node.text
             if name in self.declared:
-                return _Linear({name: Fraction(1)}, Fraction(0))
+                return _LinearFunction({name: Fraction(1)}, Fraction(0))
             if _VARIABLE.fullmatch(name):
                 self.fail(node.position, f"expected a declared variable, got {name}; declare it")
-            return _Linear({}, self.number(node))
+            return _LinearFunction({}, self.number(node))
         head, arguments = self.split(node, "a term")
         if head not in ("+", "-", "*"):
-            self.fail(node.position, f"expected +, - or * in a linear term, got {_shown(head)}")
+            self.fail(node.position, f"expected +, - or * in a linear term, got {_quoted(head)}")
         if not arguments:
             self.fail(node.position, f"expected at least one term after {head}, got none")
         parts = [self.linear(argument) for argument in arguments]
@@ -292,57 +310,57 @@ class _Reader:
         sign = 1 if head == "+" else -1
         return _sum([(1, parts[0]), *((sign, part) for part in parts[1:])])
 
-    def multiplied(self, node: _Node, parts: list[_Linear]) -> _Linear:
-        found = parts[0]
+    def multiplied(self, node: _Expression, parts: list[_LinearFunction]) -> _LinearFunction:
+        product = parts[0]
         for part in parts[1:]:
-            if found.terms and part.terms:
-                first, second = next(iter(found.terms)), next(iter(part.terms))
+            if product.terms and part.terms:
+                first, second = next(iter(product.terms)), next(iter(part.terms))
                 got = f"got a product of {first} and {second}"
                 self.fail(node.position, f"expected a linear term, {got}")
-            scaled, factor = (found, part.constant) if found.terms else (part, found.constant)
-            found = _sum([(factor, scaled)])
-            for value in (found.constant, *found.terms.values()):
-                # Long products would grow without end.
+            scaled, factor = (product, part.constant) if product.terms else (part, product.constant)
+            product = _sum([(factor, scaled)])
+            for value in (product.constant, *product.terms.values()):
+                # Each factor of a long product adds digits.
                 if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS:
                     got = "got a long product; write its value"
                     self.fail(node.position, f"expected numbers of fewer digits, {got}")
-        return found
+        return product
 
-    def number(self, node: _Node) -> Fraction:
-        text = node.content
+    def number(self, node: _Atom) -> Fraction:
+        text = node.text
         if text in self.numbers:
             return self.numbers[text]
         if text.lower().lstrip("+-") in ("inf", "infinity", "nan"):
-            self.fail(node.position, f"expected a finite number, got {_shown(text)}; give a bound")
+            self.fail(node.position, f"expected a finite number, got {_quoted(text)}; give a bound")
         match = _NUMBER.fullmatch(text)
         if not match:
-            self.fail(node.position, f"expected a number or a variable, got {_shown(text)}")
+            self.fail(node.position, f"expected a number or a variable, got {_quoted(text)}")
         if len(text) > _MAX_DIGITS:
             self.fail(node.position, f"expected at most {_MAX_DIGITS} digits, got {len(text)}")
         sign, digits, exponent = match[1], match[2], int(match[3] or 0)
         value = decimal.Decimal(sign + digits)
-        # Before the conversion to a fraction, whose size is exponential in the exponent's; and
-        # exponents of any size are legal before a 0.
+        # Check the exponent first: the size of the fraction is exponential in that of the exponent.
+        # A zero may have any exponent.
         if value and value.adjusted() + exponent > 38:
-            got = f"got {_shown(text)}; scale the constraint"
+            got = f"got {_quoted(text)}; scale the constraint"
             self.fail(node.position, f"expected a number in float32's range, {got}")
         if value and value.adjusted() + exponent < -_MAX_DIGITS:
-            got = f"got {_shown(text)}; write 0 or scale the constraint"
+            got = f"got {_quoted(text)}; write 0 or scale the constraint"
             self.fail(node.position, f"expected 0 or a number above 1e-{_MAX_DIGITS}, {got}")
         self.numbers[text] = Fraction(value) * Fraction(10) ** exponent if value else Fraction(0)
         return self.numbers[text]
 
     def property(self) -> Property:
-        """The property of all commands so far."""
+        """Builds the property from all commands so far."""
         inputs, outputs = self.size("X", "input"), self.size("Y", "output")
         shared_box: _Box = {}
         shared_rows = self.separated(self.shared, shared_box)
-        groups: dict[tuple, tuple[tuple[np.ndarray, ...], list[Conjunction]]] = {}
+        groups: dict[tuple, tuple[_Ends, list[Conjunction]]] = {}  # by the disjunct's box
         numbers = 0
         for disjunct in self.disjuncts:
-            own: _Box = {}
-            rows = self.separated(disjunct, own)
-            key = tuple(sorted((side, value) for side, (value, _) in own.items()))
+            disjunct_box: _Box = {}
+            rows = self.separated(disjunct, disjunct_box)
+            key = tuple(sorted((side, value) for side, (value, _) in disjunct_box.items()))
             numbers += (len(shared_rows) + len(rows)) * outputs
             numbers += 0 if key in groups else 4 * inputs
             if numbers > MAX_NUMBERS:
@@ -352,16 +370,16 @@ class _Reader:
                 )
             conjunction = self.conjunction([*shared_rows, *rows], outputs)
             if key not in groups:
-                box = dict(shared_box) if own else shared_box
-                for side, (value, position) in own.items():
+                box = dict(shared_box) if disjunct_box else shared_box
+                for side, (value, position) in disjunct_box.items():
                     _tighten(box, side, value, position)
                 groups[key] = self.rounded(box, inputs), []
             groups[key][1].append(conjunction)
-        cases = tuple(Case(*box, tuple(found)) for box, found in groups.values())
+        cases = tuple(Case(*ends, tuple(conjunctions)) for ends, conjunctions in groups.values())
         return Property(inputs, outputs, cases)
 
     def size(self, letter: str, kind: str) -> int:
-        """The number of declared variables of one letter, which must be numbered from 0."""
+        """Counts the declared variables of a letter, which must be numbered from 0."""
         count = sum(name[0] == letter for name in self.declared)
         missing = next((i for i in range(count) if f"{letter}_{i}" not in self.declared), None)
         if count == 0 or missing is not None:
@@ -370,8 +388,8 @@ class _Reader:
         return count
 
     def separated(self, constraints: list[_Constraint], box: _Box) -> list[_Constraint]:
-        """Puts the bounds of inputs into ``box``; returns the constraints on outputs."""
-        rows = []
+        """Moves the bounds of inputs into `box`; returns the constraints on outputs."""
+        rows: list[_Constraint] = []
         for constraint in constraints:
             (terms, constant), position = constraint
             letters = {name[0] for name in terms}
@@ -390,12 +408,12 @@ class _Reader:
                 self.fail(position, f"expected a bound of one input, {got}")
             else:
                 ((name, factor),) = terms.items()
-                side = (int(name[2:]), "upper" if factor > 0 else "lower")
+                side: _Side = (int(name[2:]), "upper" if factor > 0 else "lower")
                 _tighten(box, side, -constant / factor, position)
         return rows
 
     def conjunction(self, rows: list[_Constraint], outputs: int) -> Conjunction:
-        """Constraints on outputs as arrays."""
+        """Converts constraints on outputs to arrays."""
         if not rows:
             end = len(self.text)
             self.fail(end, "expected a constraint on outputs in every disjunct, got one without")
@@ -404,12 +422,14 @@ class _Reader:
         allowed: dict[tuple, _Box] = {}
         for row, ((terms, constant), position) in enumerate(rows):
             for name, value in terms.items():
-                self.require_in_range(value, _LEAST, f"a coefficient of {name}", position)
+                self.require_in_range(
+                    value, _LEAST_COEFFICIENT, f"a coefficient of {name}", position
+                )
                 weights[row, int(name[2:])] = value
             self.require_in_range(constant, _LEAST_OFFSET, "a constant", position)
             offset[row] = constant
             exact.append(({int(name[2:]): value for name, value in terms.items()}, constant))
-            # Opposite constraints on one linear function are compared where they can be.
+            # Constraints on parallel linear functions may contradict each other.
             direction = sorted(terms.items())
             scale = direction[0][1]
             key = tuple((name, value / scale) for name, value in direction)
@@ -422,18 +442,18 @@ class _Reader:
         return Conjunction(weights, offset, tuple(exact))
 
     def require_in_range(self, value: Fraction, least: Fraction, what: str, position: int) -> None:
-        """Refuses a number of a constraint on outputs that floating point cannot hold."""
+        """Refuses a number in a constraint on outputs that floating point cannot represent."""
         if value and not least <= abs(value) < _OVERFLOWS:
             size, limit = ("below", least) if abs(value) < least else ("above", _LARGEST)
             got = f"got one {size} {float(limit):.3g} in magnitude; scale the constraint"
             self.fail(position, f"expected {what} in the range of floating point, {got}")
 
-    def rounded(self, box: _Box, inputs: int) -> tuple[np.ndarray, ...]:
-        """The four ends of a ``Case``."""
+    def rounded(self, box: _Box, inputs: int) -> _Ends:
+        """Rounds the bounds of all inputs to float32, outward and inward."""
         ends = np.empty((4, inputs), np.float32)
         for index in range(inputs):
-            found = []
-            for side in ("lower", "upper"):
+            exact: list[Fraction] = []
+            for side in _SIDES:
                 if (index, side) not in box:
                     position = self.declared[f"X_{index}"]
                     self.fail(position, f"expected a {side} bound of X_{index}, got none; add one")
@@ -442,28 +462,29 @@ class _Reader:
                     self.fail(
                         position, f"expected bounds of X_{index} in float32's range, got more"
                     )
-                found.append(value)
-            lower, upper = found
+                exact.append(value)
+            lower, upper = exact
             if lower > upper:
-                position = max(box[index, side][1] for side in ("lower", "upper"))
+                position = max(box[index, side][1] for side in _SIDES)
                 got = f"got {float(lower)!r} > {float(upper)!r}: an empty box"
                 self.fail(position, f"expected lower <= upper for X_{index}, {got}")
             inner = _round_up(lower), -_round_up(-upper)
             if inner[0] > inner[1]:
                 inner = (np.float32((lower + upper) / 2),) * 2
             ends[:, index] = -_round_up(-lower), _round_up(upper), *inner
-        return tuple(ends)
+        outer_lower, outer_upper, inner_lower, inner_upper = ends
+        return outer_lower, outer_upper, inner_lower, inner_upper
 
 
-def _tighten(box: _Box, side: tuple[int, str], value: Fraction, position: int) -> None:
-    """Adds a bound to a box that may have one already."""
+def _tighten(box: _Box, side: _Side, value: Fraction, position: int) -> None:
+    """Adds a bound to a box, unless the box has a tighter one."""
     old = box.get(side)
     if old is None or (value < old[0] if side[1] == "upper" else value > old[0]):
         box[side] = value, position
 
 
 def _round_up(value: Fraction) -> np.float32:
-    """The least float32 ``>= value``, never a subnormal one: XLA takes those for 0."""
+    """The least float32 `>= value` that is not subnormal, since XLA treats subnormals as 0."""
     nearest = np.float32(value)
     if abs(nearest) < _FLOAT32.tiny:
         return np.float32(_FLOAT32.tiny if value > 0 else 0.0)

@@ -19,6 +19,7 @@ from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
 from experiments.cluster import process_group
+from experiments.records.versions import versions
 from experiments.settings import method_names, radius
 from experiments.settings.checks import from_config_dict
 from experiments.settings.errors import ExperimentError, fail
@@ -74,6 +75,7 @@ def main(arguments: list[str]) -> None:
             Path(_WORKDIR.value).expanduser() if _WORKDIR.value else default_workdir(config_file)
         )
         config = from_config_dict(_CONFIG.value)
+        command = {"config": config.to_dict(), "versions": versions(), "workdir": str(workdir)}
         group = process_group.from_flags(
             **{key: flag.value for key, flag in _PROCESS_GROUP.items()}
         )
@@ -82,10 +84,8 @@ def main(arguments: list[str]) -> None:
         from experiments.cluster import distributed
 
         with distributed.joined(group):
-            from experiments.records.versions import versions
             from experiments.run.run import run
 
-            command = {"config": config.to_dict(), "versions": versions(), "workdir": str(workdir)}
             distributed.agree(command)
             if notice := method_names.notice(_method_names(config_file)):
                 print(notice, flush=True)

@@ -118,7 +118,7 @@ def test_flat_regions_do_not_divide_by_zero():
         ({"eps": -0.1}, r"eps must be >= 0, got -0\.1"),
         ({"eps": float("nan")}, r"eps must be >= 0, got nan"),
         ({"eps": jnp.zeros(3)}, r"scalar eps, got shape \(3,\)"),
-        ({"norm": 1}, r"norms 2 and inf, got norm=1"),
+        ({"norm": 1}, r"expects norm=2 or norm=inf, got norm=1"),
         ({"loss": "hinge"}, r"unknown loss 'hinge': use one of margin, cross_entropy"),
         ({"steps": -1}, r"steps >= 0 and restarts >= 1"),
         ({"restarts": 0}, r"steps >= 0 and restarts >= 1"),

@@ -147,9 +147,9 @@ def test_spread_contains_samples_and_is_no_looser_than_ball_and_box(seed):
 
 @compiled
 def spread_of_wrong_price(factor, *arguments):
-    right = ball_box._price
+    right = ball_box._jitted_price
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ball_box, "_price", lambda *x: factor * right(*x))
+        patch.setattr(ball_box, "_jitted_price", lambda *x: factor * right(*x))
         return ball_box.spread(*arguments)
 
 

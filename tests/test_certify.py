@@ -417,3 +417,15 @@ def test_a_transform_that_gives_no_bounds_certifies_nothing(returned, model, ima
 
     with pytest.raises(TypeError, match="must give bounds, an Interval, but transform returned"):
         bj.certify(model, images, 0.1, method=transform)
+
+
+def test_a_certificate_prints_what_it_certifies():
+    x = jnp.asarray([[1.0, 0.0], [0.5, 0.5]])
+    certificate = bj.certify(lambda x: x, x, 0.1, labels=jnp.array([0, 1]))
+    line = "1 of 2 examples verified within eps 0.1 (linf, not clipped) by crown-ibp, exact-real"
+    assert str(certificate) == line
+    assert repr(certificate) == f"<Certificate: {line}>"
+    assert (certificate.threat.eps, certificate.threat.norm) == (0.1, jnp.inf)
+    radii = np.array([0.1, 0.25])
+    certificate = bj.certify(lambda x: x, x, radii, norm=2, clip=(0.0, 1.0), method="interval")
+    assert "within eps 0.1 to 0.25 (l2, clipped to [0, 1]) by interval" in str(certificate)

@@ -10,7 +10,7 @@ import pytest
 
 import boundjax as bj
 from boundjax.certification import memory, sharding
-from boundjax.certification.certify import _Request
+from boundjax.certification.request import Request
 
 EXAMPLES, CLASSES, EPS = 7, 4, 0.02
 CLIP = (0.0, 1.0)
@@ -58,15 +58,16 @@ def test_two_devices_find_what_one_finds(method, model, images):
 
 @pytest.mark.parametrize("method", ["interval", "crown-ibp", "crown"])
 def test_the_devices_send_each_other_nothing(method, model, images):
-    request = _Request.check(model, images, EPS, None, np.inf, CLIP, method, None, None, devices())
+    threat = bj.Threat(EPS, np.inf, CLIP)
+    request = Request.check(model, images, threat, None, method, None, None, devices())
     plan = request.plan(method)
     assert plan.batch_size == 8  # seven, filled up
     filled = [np.resize(a, (8, *a.shape[1:])) for a in (images, request.eps, request.labels)]
     placed = [sharding.parts(array, request.mesh) for array in filled]
     assert all(len(array.sharding.device_set) == 2 for array in placed)
-    margins = plan.margins(request.variables, CLIP, *placed)
+    margins = plan.margins(request.variables, threat, *placed)
     assert [shard.data.shape for shard in margins.addressable_shards] == [(4, CLASSES)] * 2
-    text = plan.margins.lower(request.variables, CLIP, *placed).compile().as_text()
+    text = plan.margins.lower(request.variables, threat, *placed).compile().as_text()
     assert "num_partitions=2" in text
     assert not [name for name in COLLECTIVES if name in text]
 
@@ -130,7 +131,7 @@ def test_memory_is_that_of_each_device(model, images):
 
 
 def test_the_devices_of_a_cpu_have_one_memory(monkeypatch):
-    monkeypatch.setattr(memory, "_limited", lambda free: 1000)
+    monkeypatch.setattr(memory, "_within_container", lambda free: 1000)
     assert memory.available_bytes() == 1000
     assert memory.available_bytes(devices()) == 500
 

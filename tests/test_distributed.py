@@ -208,7 +208,7 @@ print(distributed.processes())
 def test_every_process_reads_its_own_part_of_a_batch():
     body = """
 import jax, numpy as np
-from experiments.cluster.mesh import batch_sharding, create_mesh
+from experiments.train.mesh import batch_sharding, create_mesh
 from experiments.data import Images
 from experiments.settings.config import MeshConfig
 from experiments.train import feed

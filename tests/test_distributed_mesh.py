@@ -10,11 +10,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from experiments import models
-from experiments.cluster.mesh import batch_sharding, create_mesh, on_host, place, state_shardings
 from experiments.settings.checks import from_config_dict
 from experiments.settings.config import MeshConfig
 from experiments.settings.errors import ExperimentError
 from experiments.train.feed import Feed
+from experiments.train.mesh import batch_sharding, create_mesh, on_host, place, state_shardings
 from experiments.train.prepare import prepare
 
 NETWORKS = {

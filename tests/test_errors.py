@@ -259,7 +259,7 @@ BAD_INPUT = {
     "pgd: norm": (
         lambda: pgd(model, IMAGES, jnp.zeros(3, int), 0.1, key=jax.random.key(0), norm=1),
         ValueError,
-        "norms 2 and inf, got norm=1",
+        "expects norm=2 or norm=inf, got norm=1",
     ),
 }
 

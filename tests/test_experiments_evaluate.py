@@ -12,13 +12,18 @@ import boundjax as bj
 from experiments import models
 from experiments.evaluate import main
 from experiments.evaluation import certificates, measure, trained
-from experiments.evaluation.evaluate import LOSSES, Options, evaluate_run, print_evaluated
+from experiments.evaluation.evaluate import (
+    LOSSES,
+    Options,
+    evaluate_run,
+    parameters_sha256,
+    print_evaluated,
+)
 from experiments.evaluation.network import Problem
 from experiments.run import run as runs
 from experiments.settings import radius
 from experiments.settings.checks import from_config_dict
 from experiments.settings.errors import ContradictionError, ExperimentError
-from experiments.train.variables import parameters_sha256
 
 # One worker makes the trained network, once.
 pytestmark = pytest.mark.xdist_group("evaluated")

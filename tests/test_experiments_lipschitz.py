@@ -14,6 +14,7 @@ from experiments import methods, models
 from experiments.benchmarks import train_step as benchmark
 from experiments.data import Images
 from experiments.evaluation import trained
+from experiments.evaluation.evaluate import parameters_sha256
 from experiments.methods import Setting
 from experiments.methods.method import Batch, Coefficients
 from experiments.plots import tightness
@@ -28,7 +29,6 @@ from experiments.train.step import (
     create_state,
     create_train_step,
 )
-from experiments.train.variables import parameters_sha256
 
 NETWORK = {"convolutions": (models.Convolution(3, 4, 2, 1),), "hidden": (12,)}
 IMAGE = (8, 8, 1)

@@ -2,6 +2,7 @@
 
 import ast
 
+import jax.numpy as jnp
 import pytest
 from test_experiments_run_files import ONE
 
@@ -79,6 +80,22 @@ def test_records_of_a_run_are_what_was_written(tmp_path):
     assert not records.has_checkpoints
     records.close()  # nothing was opened: nothing is left behind
     assert not records.has_checkpoints
+
+
+def test_a_run_goes_on_from_its_latest_checkpoint(tmp_path):
+    first, selected = {"weights": jnp.zeros(3)}, {"epoch": jnp.zeros(())}
+    with Records(tmp_path, Config()) as records:
+        records.create()
+        records.append_metrics(LINES[0])  # of a run whose checkpoints were deleted
+        assert records.resume(first, selected) == (first, selected, 0.0)
+        assert records.metrics() == []
+        for line in LINES:
+            records.append_metrics(line)
+        records.save(10, {"weights": jnp.ones(3)}, selected, 2.5)
+    with Records(tmp_path, Config()) as records:
+        state, _, seconds = records.resume(first, selected)
+        assert (state["weights"].tolist(), seconds) == ([1.0, 1.0, 1.0], 2.5)
+        assert records.metrics() == LINES[:1]
 
 
 def test_another_process_writes_no_file(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from experiments import models
 from experiments.data import Images
 from experiments.evaluation import certificates, measure, trained
 from experiments.evaluation.certificates import Evaluation, check_consistency
+from experiments.evaluation.evaluate import parameters_sha256
 from experiments.evaluation.network import Problem
 from experiments.records.printing import Report, table_rows
 from experiments.run import run as runs
@@ -26,7 +27,6 @@ from experiments.settings.checks import from_config_dict
 from experiments.settings.errors import ExperimentError
 from experiments.train import prepare
 from experiments.train.feed import batch_indices
-from experiments.train.variables import parameters_sha256
 
 NETWORKS = {
     "test_mlp": {"hidden": (16,)},

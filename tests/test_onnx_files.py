@@ -6,6 +6,7 @@ import pytest
 import boundjax as bj
 from boundjax.onnx import OnnxError
 from boundjax.verify import __main__ as command
+from boundjax.verify import network as runtime
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -142,7 +143,7 @@ def test_onnxruntime_is_not_given_such_a_file(tmp_path, monkeypatch, capsys):
     def refuse(path):
         raise AssertionError(f"{path} was opened")
 
-    monkeypatch.setattr(command, "_session", refuse)
+    monkeypatch.setattr(runtime, "_session", refuse)
     path = models.save(OUTSIDE["graph"][0], tmp_path)
     (tmp_path / "p.vnnlib").write_text(
         "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (<= X_0 1))(assert (>= X_0 0))"

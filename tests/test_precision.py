@@ -5,7 +5,6 @@ import re
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import boundjax as bj
@@ -86,11 +85,13 @@ def test_certificates_are_exact_whoever_asks(net, method):
     model, variables, x = net
     with bj.training_precision("default"):
         # First, so that nothing that was traced for a loss is taken for a certificate.
-        bounds = presets.METHODS[method](presets.single(model.apply, variables), 2**28)
+        bounds = presets.METHODS[method](
+            lambda image: model.apply(variables, image[None])[0], 2**28
+        )
         assert "DEFAULT" in _precisions(lambda image: bounds(bj.LpBall(image, 0.1)).lower, x[0])
-        compiled = presets.compiled_margins(model.apply, method, 3, np.inf, 2**28, one_by_one=False)
+        compiled = presets.compiled_margins(model.apply, method, 3, 2**28, one_by_one=False)
         eps, labels = jnp.full(2, 0.1), jnp.zeros(2, jnp.int32)
-        assert _precisions(compiled, variables, None, x, eps, labels) == {"HIGHEST"}
+        assert _precisions(compiled, variables, bj.Threat(0.0), x, eps, labels) == {"HIGHEST"}
 
 
 def test_proofs_are_exact_whoever_asks(net):
@@ -100,7 +101,7 @@ def test_proofs_are_exact_whoever_asks(net):
     open_ones = (*many, jnp.zeros((2, 1), jnp.int32), jnp.ones((2, 1), bool))
 
     def programs():
-        found = Programs(presets.single(model.apply, variables), x.shape[1:])
+        found = Programs(lambda image: model.apply(variables, image[None])[0], x.shape[1:])
         bounds = found.bounds("crown").lower(box, box, rows)
         return bounds.as_text(), found.split("crown").lower(*open_ones).as_text()
 

@@ -9,14 +9,22 @@ import pytest
 # module with all that no longer name covers; an allowed name allows the rooms inside it as well.
 # `docs/design.md` shows the same table.
 ROOMS = {
-    "boundjax.numerics": (),
+    "boundjax.typing": (),
+    "boundjax.numerics": ("boundjax.typing",),
     "boundjax.precision": (),
     "boundjax.windows": ("boundjax.numerics",),
     "boundjax.slopes": (),
     "boundjax.properties": (),
     "boundjax.vnnlib": ("boundjax.properties",),
-    "boundjax.sets": ("boundjax.numerics",),
-    "boundjax.ir": ("boundjax.windows", "boundjax.sets"),
+    "boundjax.sets": (
+        "boundjax.typing",
+        "boundjax.numerics",
+    ),
+    "boundjax.ir": (
+        "boundjax.typing",
+        "boundjax.windows",
+        "boundjax.sets",
+    ),
     "boundjax.ops": (
         "boundjax.numerics",
         "boundjax.precision",
@@ -24,8 +32,13 @@ ROOMS = {
         "boundjax.sets",
         "boundjax.ir",
     ),
-    "boundjax.tracing": ("boundjax.precision", "boundjax.ir", "boundjax.ops"),
+    "boundjax.tracing": (
+        "boundjax.precision",
+        "boundjax.ir",
+        "boundjax.ops",
+    ),
     "boundjax.transforms": (
+        "boundjax.typing",
         "boundjax.numerics",
         "boundjax.precision",
         "boundjax.windows",
@@ -35,10 +48,20 @@ ROOMS = {
         "boundjax.ops",
         "boundjax.tracing",
     ),
-    "boundjax.training": ("boundjax.numerics", "boundjax.sets"),
-    "boundjax.attacks": ("boundjax.sets", "boundjax.training"),
-    "boundjax.diagnostics": ("boundjax.sets", "boundjax.transforms"),
+    "boundjax.training": (
+        "boundjax.numerics",
+        "boundjax.sets",
+    ),
+    "boundjax.attacks": (
+        "boundjax.sets",
+        "boundjax.training",
+    ),
+    "boundjax.diagnostics": (
+        "boundjax.sets",
+        "boundjax.transforms",
+    ),
     "boundjax.certification": (
+        "boundjax.typing",
         "boundjax.precision",
         "boundjax.slopes",
         "boundjax.sets",
@@ -48,6 +71,7 @@ ROOMS = {
     ),
     "boundjax.onnx": ("boundjax.ops",),
     "boundjax.verify": (
+        "boundjax.typing",
         "boundjax.numerics",
         "boundjax.precision",
         "boundjax.windows",
@@ -77,11 +101,20 @@ ROOMS = {
     ),
     "experiments.settings": (),
     "experiments.data": ("experiments.settings",),
-    "experiments.models": ("boundjax", "experiments.settings"),
-    "experiments.methods": ("boundjax", "experiments.settings"),
+    "experiments.models": (
+        "boundjax",
+        "experiments.settings",
+    ),
+    "experiments.methods": (
+        "boundjax",
+        "experiments.settings",
+    ),
     "experiments.configs": ("experiments.settings",),
     "experiments.cluster": ("experiments.settings",),
-    "experiments.records": ("experiments.settings", "experiments.cluster"),
+    "experiments.records": (
+        "experiments.settings",
+        "experiments.cluster",
+    ),
     "experiments.train": (
         "boundjax",
         "experiments.settings",
@@ -110,7 +143,6 @@ ROOMS = {
     ),
     "experiments.run": (
         "experiments.settings",
-        "experiments.models",
         "experiments.cluster",
         "experiments.records",
         "experiments.train",
@@ -141,7 +173,10 @@ ROOMS = {
         "experiments.run",
         "experiments.published",
     ),
-    "launch": ("experiments.settings", "experiments"),
+    "launch": (
+        "experiments.settings",
+        "experiments",
+    ),
 }
 # No file of these packages may import another in a circle.
 WITHOUT_CIRCLES = ("boundjax", "experiments", "launch")
@@ -163,7 +198,11 @@ def modules(project, packages):
     for package in packages:
         for path in (project / package).rglob("*.py"):
             parts = path.relative_to(project).with_suffix("").parts
-            paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+            # A package that loads lazily imports what its stub lists.
+            stub = path.with_suffix(".pyi")
+            paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = (
+                stub if stub.exists() else path
+            )
     return paths
 
 
@@ -177,7 +216,7 @@ def imports(module, path, files):
             base = node.module or ""
             if node.level:
                 package = module.split(".")
-                package = package[: len(package) - node.level + (path.name == "__init__.py")]
+                package = package[: len(package) - node.level + (path.stem == "__init__")]
                 base = ".".join([*package, *([base] if base else [])])
             names = {f"{base}.{alias.name}" for alias in node.names}
             imported |= {name if name in files else base for name in names}

@@ -143,5 +143,5 @@ def test_short_stairs():
 def test_malformed_stairs_are_errors(arguments):
     with pytest.raises(ValueError, match=r"got"):
         stairs_schedule(0, *arguments)
-    with pytest.raises(ValueError, match=r"need 0 <= eps_start <= eps_max, got 0\.0 and nan"):
+    with pytest.raises(ValueError, match=r"needs 0 <= eps_start <= eps_max, got 0\.0 and nan"):
         stairs_schedule(0, 7, 20, 0.0, float("nan"))

@@ -10,7 +10,7 @@ from jax import numpy as jnp
 
 from boundjax import UnsupportedOpError, verify, vnnlib
 from boundjax.verify import __main__ as command
-from boundjax.verify import boxes, search
+from boundjax.verify import benchmark, boxes, search
 from boundjax.verify.programs import Programs
 
 
@@ -261,7 +261,7 @@ def test_a_benchmark_goes_on_after_a_bad_instance(tmp_path, capsys, monkeypatch)
         "onnx,vnnlib,timeout,known_result\na.onnx,p.vnnlib,1,sat\na.onnx,broken.vnnlib,1,sat\n"
         "a.onnx,p.vnnlib,2,sat\nbad.onnx,p.vnnlib,3,unsat\na.onnx,none.vnnlib,3,\n"
     )
-    monkeypatch.setattr(command.run_instances, "__defaults__", (FakeNetwork,))
+    monkeypatch.setattr(benchmark.run_instances, "__defaults__", (FakeNetwork,))
     results = tmp_path / "results.csv"
     status = command.main(["--instances", str(listed), "--results", str(results)])
     printed = capsys.readouterr().out.splitlines()
@@ -285,19 +285,19 @@ def test_instances_without_a_header_and_with_compressed_files(tmp_path):
     (tmp_path / "a.vnnlib.gz").touch()
     listed = tmp_path / "instances.csv"
     listed.write_text("n.onnx,a.vnnlib,116\n\nn.onnx,b.vnnlib,\n")
-    found = command.read_instances(listed, None)
+    found = benchmark.read_instances(listed, None)
     assert [i.vnnlib.name for i in found] == ["a.vnnlib.gz", "b.vnnlib"]
     assert [i.timeout for i in found] == [116.0, 60.0]
-    assert [i.timeout for i in command.read_instances(listed, 5.0)] == [5.0, 5.0]
-    assert [i.known for i in found] == [None, None]
+    assert [i.timeout for i in benchmark.read_instances(listed, 5.0)] == [5.0, 5.0]
+    assert [i.known_result for i in found] == [None, None]
 
 
 def test_a_result_in_the_format_of_vnncomp():
     found = verify.Counterexample(np.float32([0.1, -2]), np.float32([3]))
-    assert command.result_text(verify.Result("sat", found, 1.0)) == (
+    assert benchmark.result_text(verify.Result("sat", found, 1.0)) == (
         "sat\n((X_0 0.10000000149011612)\n(X_1 -2.0)\n(Y_0 3.0))\n"
     )
-    assert command.result_text(verify.Result("unsat", None, 1.0)) == "unsat\n"
+    assert benchmark.result_text(verify.Result("unsat", None, 1.0)) == "unsat\n"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 import boundjax.verify.__main__ as command
 from boundjax import verify
-from boundjax.verify import batch
+from boundjax.verify import batch, benchmark
 
 PROPERTY = (
     "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (and (<= 0 X_0) (<= X_0 1)))"
@@ -24,6 +24,7 @@ import sys, time
 import numpy as np
 import boundjax.verify.__main__ as command
 from boundjax import verify
+from boundjax.verify import benchmark
 
 class Network:
     def __init__(self, path):
@@ -37,7 +38,7 @@ class Network:
             return verify.Result("sat", found, 0.0, "the attack failed")
         return verify.Result("unsat", None, 0.0)
 
-command.run_instances.__defaults__ = (Network,)
+benchmark.run_instances.__defaults__ = (Network,)
 sys.exit(command.main(sys.argv[1:]))
 """
 
@@ -110,7 +111,7 @@ class Solving:
 
 
 def test_results_of_another_run_are_not_overwritten(listed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command.run_instances, "__defaults__", (Solving,))
+    monkeypatch.setattr(benchmark.run_instances, "__defaults__", (Solving,))
     results = tmp_path / "results.csv"
     arguments = ["--instances", str(listed), "--results", str(results)]
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -142,9 +143,9 @@ def test_an_answer_names_what_the_search_did_without(monkeypatch):
         def verify(self, property, method, timeout):
             return noted
 
-    monkeypatch.setattr(command.vnnlib, "load", lambda path: None)
-    instance = command.Instance("a.onnx", "p.vnnlib", 1.0)
-    (answer,) = command.run_instances([instance], "crown", Noting)
+    monkeypatch.setattr(benchmark.vnnlib, "load", lambda path: None)
+    instance = benchmark.Instance("a.onnx", "p.vnnlib", 1.0)
+    (answer,) = benchmark.run_instances([instance], "crown", Noting)
     assert answer.message == "no gradient"
     assert answer.result is noted
     assert np.isfinite(answer.seconds)
@@ -157,7 +158,7 @@ def test_an_interruption_inside_of_the_run_loses_nothing(listed, tmp_path, monke
                 raise KeyboardInterrupt
             return super().verify(property, method, timeout)
 
-    monkeypatch.setattr(command.run_instances, "__defaults__", (Interrupting,))
+    monkeypatch.setattr(benchmark.run_instances, "__defaults__", (Interrupting,))
     results = tmp_path / "results.csv"
     status = command.main(["--instances", str(listed), "--results", str(results)])
     assert status == 128 + signal.SIGINT

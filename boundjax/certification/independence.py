@@ -1,4 +1,4 @@
-"""Checks that a model is a function of one example, whatever else is in its batch."""
+"""Checks that a model treats the examples of a batch independently."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Two batches through the same compiled program: the rows that stay differ by nothing, or by the
-# order in which a GPU adds. Of the column's logits.
+# Tolerances, relative to the largest logit of a column. In two runs of one compiled program the
+# logits of unchanged examples are equal, up to the order of summation on a GPU.
 _SAME_PROGRAM = 1e-5
-# Another batch size is another program, which rounds differently. What mixes examples or draws
-# random numbers changes far more.
+# Another batch size is another program, which rounds differently; mixing examples or drawing random
+# numbers changes logits far more.
 _OTHER_PROGRAM = 1e-3
 
 
-def others(x: np.ndarray) -> np.ndarray:
-    """Other examples in the range of ``x``: its negative images with half the contrast.
+def counterparts(x: np.ndarray) -> np.ndarray:
+    """Different examples in the range of `x`: its negatives with half the contrast.
 
-    So means change, and the largest and smallest values of a batch, too. Where all is equal there
-    is no contrast; it is ``x + 1`` then.
+    They change the mean of a batch and its largest and smallest values, too. If all values are
+    equal, the result is `x + 1`.
     """
     low, high = x.min(initial=np.inf), x.max(initial=-np.inf)
     if not low < high:
@@ -27,9 +27,9 @@ def others(x: np.ndarray) -> np.ndarray:
     return middle + (middle - x) / 2
 
 
-def with_others_changed(x: np.ndarray, kept: int) -> np.ndarray:
-    """``x`` ``[B, ...]`` with its examples ``kept``, ``kept + 2``, ... and others between them."""
-    changed = others(x)
+def with_alternate_changed(x: np.ndarray, kept: int) -> np.ndarray:
+    """`x` `[B, ...]` with the examples `kept`, `kept + 2`, ... and counterparts between them."""
+    changed = counterparts(x)
     changed[kept::2] = x[kept::2]
     return changed
 
@@ -37,14 +37,14 @@ def with_others_changed(x: np.ndarray, kept: int) -> np.ndarray:
 def logits(
     evaluate: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], x: np.ndarray, size: int
 ) -> np.ndarray:
-    """A model's logits ``[B, C]`` for examples one by one, where batches give the same.
+    """A model's logits `[B, C]` for examples one by one, after checking that batches give the same.
 
-    A model in train mode (batch statistics, dropout) would be bounded as it is on a batch of one,
-    which is another function; batch normalisation even makes that one constant.
+    A model in train mode (batch statistics, dropout) is another function on a batch of one, which
+    is what would be bounded; with batch normalisation that function is even constant.
 
     Args:
-      evaluate: the logits ``[B, C]`` of examples in batches of ``size``, and one by one.
-      x: at least two examples ``[B, ...]``.
+      evaluate: examples -> their logits `[B, C]` in batches of `size`, and one by one.
+      x: at least two examples `[B, ...]`.
       size: of a batch, at least two.
 
     Raises:
@@ -52,18 +52,18 @@ def logits(
     """
     together, alone = evaluate(x)
     require_same_alone(together, alone)
-    # Every batch runs the same program: what it mixes shows in the first one.
-    even_kept, odd_kept = (evaluate(with_others_changed(x[:size], kept))[0] for kept in (0, 1))
-    require_unchanged_by_others(together[:size], (even_kept, odd_kept))
+    # Every batch runs the same program, so checking the first one is enough.
+    even_kept, odd_kept = (evaluate(with_alternate_changed(x[:size], kept))[0] for kept in (0, 1))
+    require_unchanged(together[:size], (even_kept, odd_kept))
     return alone
 
 
-def require_unchanged_by_others(logits: np.ndarray, changed: tuple[np.ndarray, np.ndarray]) -> None:
-    """Refuses a model whose logits for an example depend on other examples of the batch.
+def require_unchanged(logits: np.ndarray, changed: tuple[np.ndarray, np.ndarray]) -> None:
+    """Refuses a model whose logits for an example depend on the rest of its batch.
 
     Args:
-      logits: ``[B, C]`` of the batch.
-      changed: ``[B, C]`` twice, with the even examples kept and with the odd ones.
+      logits: `[B, C]` of the batch.
+      changed: the same `[B, C]` with only the even examples kept, and with only the odd ones.
 
     Raises:
       ValueError: naming the first example.
@@ -78,11 +78,11 @@ def require_unchanged_by_others(logits: np.ndarray, changed: tuple[np.ndarray, n
 
 
 def require_same_alone(logits: np.ndarray, alone: np.ndarray) -> None:
-    """Refuses a model that computes something else for an example in a batch of its own.
+    """Refuses a model whose logits for an example differ when it is alone in its batch.
 
     Args:
-      logits: ``[B, C]`` of the batch.
-      alone: ``[B, C]`` of the examples one by one.
+      logits: `[B, C]` of the batch.
+      alone: `[B, C]` of the examples one by one.
 
     Raises:
       ValueError: naming the first example.
@@ -97,16 +97,16 @@ def require_same_alone(logits: np.ndarray, alone: np.ndarray) -> None:
 
 
 def _differ(first: np.ndarray, second: np.ndarray, tolerance: np.ndarray) -> np.ndarray:
-    """Which examples differ, bool ``[B]``; infinities and NaN must be the same."""
+    """Which examples differ, bool `[B]`; infinities and NaN must be the same."""
     close = np.isclose(first, second, rtol=0.0, atol=tolerance, equal_nan=True)
-    return ~close.all(axis=-1)
+    return np.asarray(~close.all(axis=-1))
 
 
 def _magnitudes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """By how large logits rounding is judged, ``[C]``: each column by its own, without masks.
+    """The largest absolute logit of each column, `[C]`, without masks.
 
-    A mask (say -1e9, or -inf) is one value that stands in many places, the same in both arrays.
-    Rounding judged by it would hide any change of the logits that count.
+    A mask (-1e9, say, or -inf) is a value that occurs several times, at the same places in both
+    arrays. A tolerance relative to it would hide any change of the other logits.
     """
     values, counts = np.unique(second, return_counts=True)
     masked = (first == second) & np.isin(second, values[counts > 1])

@@ -1,5 +1,7 @@
-"""What a compiled call will need, and what the machine has."""
+"""Memory: what a compiled call needs, and what the machine has free."""
 
+# JAX and Flax leave some of their types unknown.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,17 +9,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import PyTree
+
+from boundjax.typing import Device, PyTree
 
 
 class MemoryEstimate(NamedTuple):
-    """What bounding one batch takes at its peak, known before anything is computed.
+    """Peak memory for bounding one batch, before anything is computed.
 
     Attributes:
       peak: bytes of the inputs, weights, results and temporaries of one compiled call on one
-        device, as the compiler has laid them out.
-      batch_size: for how many examples, on all devices together.
-      available: bytes that are free on a device, None where the system does not tell.
+        device, according to the compiler.
+      batch_size: number of examples of the call, on all devices together.
+      available: free bytes on a device, None if the system does not say.
     """
 
     peak: int
@@ -26,40 +29,41 @@ class MemoryEstimate(NamedTuple):
 
 
 def peak_of(compiled: Any, weights: PyTree = ()) -> int:
-    """Bytes that an executable (``jax.jit(f).lower(...).compile()``) takes while it runs.
+    """Bytes that an executable (`jax.jit(f).lower(...).compile()`) takes while it runs.
 
     Args:
       compiled: the executable.
-      weights: those that rows are multiplied with; on CPU the largest of them is copied into the
-        order that matrix products read, which the compiler does not count.
+      weights: weights that rows are multiplied with. On CPU the largest of them is copied into the
+        layout of matrix products, which the compiler does not count.
 
     Returns:
-      0 on a backend that does not tell.
+      The bytes, or 0 on a backend that does not report them.
     """
-    found = compiled.memory_analysis()
-    if found is None:
+    usage = compiled.memory_analysis()
+    if usage is None:
         return 0
-    parts = found.temp_size_in_bytes, found.argument_size_in_bytes, found.output_size_in_bytes
-    peak = sum(parts) - found.alias_size_in_bytes
+    parts = usage.temp_size_in_bytes, usage.argument_size_in_bytes, usage.output_size_in_bytes
+    peak: int = sum(parts) - usage.alias_size_in_bytes
     if jax.default_backend() == "cpu":
-        sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights)]
+        leaves: list[Any] = jax.tree.leaves(weights)
+        sizes: list[int] = [leaf.size * leaf.dtype.itemsize for leaf in leaves]
         peak += max(sizes, default=0)
     return peak
 
 
-def available_bytes(devices: Sequence[jax.Device] | None = None) -> int | None:
-    """Bytes that are free on each of some devices, or the first; None where nobody tells.
+def available_bytes(devices: Sequence[Device] | None = None) -> int | None:
+    """Free bytes on each of the devices (by default the first); None if the system does not say.
 
-    Those of a CPU have one memory, which is divided between them.
+    CPU devices share one memory, which is divided between them.
     """
-    devices = jax.local_devices()[:1] if devices is None else devices
-    if devices[0].platform == "cpu":
-        free = _limited(_free_memory())
-        return None if free is None else free // len(devices)
-    stats = [device.memory_stats() or {} for device in devices]
-    if not all("bytes_limit" in found for found in stats):
+    used: Sequence[Device] = jax.local_devices()[:1] if devices is None else devices
+    if used[0].platform == "cpu":
+        free = _within_container(_free_memory())
+        return None if free is None else free // len(used)
+    stats: list[dict[str, int]] = [device.memory_stats() or {} for device in used]
+    if not all("bytes_limit" in usage for usage in stats):
         return None
-    return min(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats)
+    return min(usage["bytes_limit"] - usage.get("bytes_in_use", 0) for usage in stats)
 
 
 def _free_memory() -> int | None:
@@ -71,8 +75,8 @@ def _free_memory() -> int | None:
     return 1024 * int(fields["MemAvailable"].split()[0]) if "MemAvailable" in fields else None
 
 
-def _limited(free: int | None) -> int | None:
-    """No more than the container's limit (cgroup version 2) leaves."""
+def _within_container(free: int | None) -> int | None:
+    """`free`, or less if the container's limit (cgroup version 2) leaves less."""
     try:
         limit, used = (
             Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="ascii").strip()
@@ -87,7 +91,7 @@ def _limited(free: int | None) -> int | None:
 
 
 def readable(count: int) -> str:
-    """``1.5 GiB``."""
+    """A number of bytes for people: `1.5 GiB`."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

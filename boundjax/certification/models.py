@@ -1,5 +1,7 @@
 """What `certify` accepts as a model, brought to one form: a pure function and its variables."""
 
+# JAX and Flax leave some of their types unknown.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import dataclasses
@@ -10,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import flax.linen as nn
 from flax import nnx
 from jax import Array
-from jaxtyping import PyTree
+
+from boundjax.typing import PyTree
 
 
 class Apply(Protocol):
@@ -65,13 +68,15 @@ class PureModel(NamedTuple):
             case nnx.Module():
                 graphdef, state = nnx.split(model)
                 return cls(_NNXApply(graphdef), state, _is_hashable(graphdef))
-            case functools.partial(func=function, args=(variables,), keywords={**options}):
-                module = getattr(function, "__self__", None)
-                is_apply = isinstance(module, nn.Module) and function.__name__ == "apply"
-                if is_apply and not options:
+            case functools.partial(func=method, args=(variables,), keywords=options):
+                module = getattr(method, "__self__", None)
+                if isinstance(module, nn.Module) and method.__name__ == "apply" and not options:
                     return cls._of_linen(module, variables)
+            case _:
+                pass
         if callable(model):
-            return cls(_CallableApply(model), (), False)
+            function: Any = model
+            return cls(_CallableApply(function), (), False)
         raise TypeError(
             "model must be a callable from a batch to logits, a bound Linen module, "
             f"(module, variables) or an nnx.Module, got {type(model).__name__}"
@@ -81,9 +86,15 @@ class PureModel(NamedTuple):
     def _of_linen(cls, module: nn.Module, variables: PyTree) -> PureModel:
         return cls(_LinenApply(module), variables, _is_hashable(module))
 
-    def of_one_example(self, variables: PyTree, key: Array | None = None) -> Callable:
+    def of_one_example(
+        self, variables: PyTree, key: Array | None = None
+    ) -> Callable[[Array], Array]:
         """The logits `[C]` as a function of one example: what is bounded."""
-        return lambda x: self.apply(variables, x[None], key)[0]
+
+        def logits(x: Array) -> Array:
+            return self.apply(variables, x[None], key)[0]
+
+        return logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +103,8 @@ class _LinenApply:
 
     def __call__(self, variables: PyTree, x: Array, key: Array | None = None) -> Array:
         # A bare key serves every `make_rng` of a module, whatever name it asks for.
-        return self.module.apply(variables, x, rngs=key)
+        logits: Any = self.module.apply(variables, x, rngs=key)
+        return logits
 
 
 @dataclasses.dataclass(frozen=True)

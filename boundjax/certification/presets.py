@@ -1,19 +1,21 @@
-"""Methods by name, and their margins compiled for a batch."""
+"""The methods of `certify` by name, and their margins compiled for a batch."""
 
+# JAX and Flax leave some of their types unknown.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import optax
+import optax  # pyright: ignore[reportMissingTypeStubs]
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 
 from boundjax.certification import sharding
+from boundjax.certification.models import Apply
 from boundjax.precision import training_precision
 from boundjax.sets.ball import LpBall
 from boundjax.sets.interval import Interval
@@ -24,6 +26,7 @@ from boundjax.transforms.interval import interval
 from boundjax.transforms.linear import linear
 from boundjax.transforms.lipschitz import lipschitz
 from boundjax.transforms.specification import margin_specification
+from boundjax.typing import Jitted, PyTree
 
 
 def _preset(**options: Any) -> Callable[[Callable[[Array], Array], int], Callable[..., Any]]:
@@ -33,12 +36,13 @@ def _preset(**options: Any) -> Callable[[Callable[[Array], Array], int], Callabl
 # Options of `linear` by method.
 LINEAR_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "crown-ibp": {},
-    # From CROWN's slopes, not the papers' 0.5: the start counts too, so never worse than crown-ibp.
+    # Starts from CROWN's slopes rather than the paper's 0.5, and keeps the better of both bounds:
+    # never worse than crown-ibp.
     "one-step": {"slopes": optimized(objective=robust_cross_entropy, start="adaptive")},
     "crown": {"intermediate": "linear"},
-    # To the letter, so that published errors are reproduced: see `linear`'s `intersect`.
+    # Without intersection, as published, so that published errors are reproduced.
     "fast-lin": {"slopes": "parallel", "intermediate": "linear", "intersect": False},
-    # 20 steps of Adam; the rate and its decay did best on the stored bounds of another library.
+    # The learning rate and its decay came closest to another library's stored bounds.
     "alpha-crown": {
         "slopes": optimized(
             steps=20,
@@ -50,7 +54,7 @@ LINEAR_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-# Every sound method by name: (function of one example, byte budget) -> bounds function.
+# Every sound method: name -> (function of one example, byte budget) -> bounds function.
 METHODS: Mapping[str, Callable[[Callable[[Array], Array], int], Callable[..., Any]]] = {
     "interval": lambda f, max_bytes: interval(f),
     **{name: _preset(**options) for name, options in LINEAR_OPTIONS.items()},
@@ -58,13 +62,13 @@ METHODS: Mapping[str, Callable[[Callable[[Array], Array], int], Callable[..., An
     "bcp": lambda f, max_bytes: lipschitz(f),
 }
 
-# Those that rest on spectral norms.
+# Methods that use spectral norms.
 LIPSCHITZ = ("lmt", "bcp")
 
 BEST = "best"
-# Of its methods: alpha-CROWN costs tens of times as much as all the others together.
+# Without alpha-crown, which costs tens of times as much as these together.
 IN_BEST = ("interval", "crown-ibp", "one-step", "crown", "fast-lin")
-# And of balls other than boxes; LMT is never better.
+# For norms other than inf. LMT is left out because BCP is never looser.
 IN_BEST_OF_BALLS = (*IN_BEST, "bcp")
 
 _DEFAULT_BATCH = {
@@ -73,43 +77,48 @@ _DEFAULT_BATCH = {
     "alpha-crown": 4,
 }
 
-# One example after the other on CPU: their rows fill the machine, and the rows that each of them
-# needs are known exactly, while examples that are mapped over together take the same.
+# On CPU these bound one example after the other: the rows of one example fill the machine, and
+# only the rows that it needs are computed, while vmapped examples all compute the same rows.
 ONE_BY_ONE = ("crown", "fast-lin", "alpha-crown")
 
-# A transform of the user's: function of one example -> function from an input set to an Interval.
-Transform = Callable[[Callable[[Array], Array]], Callable[..., Any]]
+# A custom transform: function of one example -> function from an input set to an `Interval`.
+Transform: TypeAlias = Callable[[Callable[[Array], Array]], Callable[..., Any]]
+
+Method: TypeAlias = Literal[
+    "interval", "crown-ibp", "one-step", "crown", "fast-lin", "alpha-crown", "lmt", "bcp", "best"
+]
 
 
 def default_batch(method: str | Transform) -> int:
-    """Examples in one compiled call where the caller does not say."""
+    """Default number of examples in one compiled call."""
     return _DEFAULT_BATCH.get(method, 16) if isinstance(method, str) else 16
 
 
 def name_of(method: str | Transform) -> str:
-    """A method's name for the certificate: ``linear(slopes='parallel')`` for a partial."""
+    """A method's name in certificates, for a partial like `linear(slopes='parallel')`."""
     if isinstance(method, str):
         return method
     if isinstance(method, functools.partial):
-        options = [*map(repr, method.args), *(f"{k}={v!r}" for k, v in method.keywords.items())]
-        return f"{name_of(method.func)}({', '.join(options)})"
+        partial: functools.partial[Any] = method
+        options = [*map(repr, partial.args), *(f"{k}={v!r}" for k, v in partial.keywords.items())]
+        return f"{name_of(partial.func)}({', '.join(options)})"
     return getattr(method, "__name__", type(method).__name__)
 
 
 def compiled_margins(
-    apply: Callable,
+    apply: Apply,
     method: str | Transform,
     num_classes: int,
     max_bytes: int,
     one_by_one: bool,
     mesh: Mesh | None = None,
-) -> Callable[..., Array]:
-    """Compiles ``(variables, threat, xs, eps, labels) -> margins [B, C]`` for one method.
+) -> Jitted:
+    """Compiles `(variables, threat, xs, eps, labels) -> margins [B, C]` for one method.
 
-    The batch is divided over the devices of ``mesh``.
+    The devices of `mesh` divide the batch. `eps` replaces the radius of `threat`.
     """
 
-    @training_precision("highest")  # a certificate, whoever asks
+    @training_precision("highest")  # certificates ignore the caller's matmul precision
     def margins(variables: PyTree, threat: Threat, xs: Array, eps: Array, labels: Array) -> Array:
         def function(x: Array) -> Array:
             return apply(variables, x[None])[0]
@@ -119,23 +128,27 @@ def compiled_margins(
         )
 
         def bounds(ball: LpBall, specification: Array) -> Interval:
-            found = transformed(ball, specification)
-            if not isinstance(found, Interval):
+            result = transformed(ball, specification)
+            if not isinstance(result, Interval):
                 raise TypeError(
                     f"method must give bounds, an Interval, but {name_of(method)} returned "
-                    f"{type(found).__name__}; an estimate or a pair with aux certifies nothing"
+                    f"{type(result).__name__}; an estimate or a pair with aux certifies nothing"
                 )
-            return found
+            return result
 
         def one(x: Array, radius: Array, label: Array) -> Array:
             specification = margin_specification(label, num_classes, dtype=x.dtype)
             lower = bounds(threat.within(radius)(x), specification).lower
             steps = jnp.arange(1, num_classes, dtype=label.dtype)
-            others = (label + steps) % num_classes
-            return jnp.zeros((num_classes,), lower.dtype).at[others].set(lower)
+            other_classes = (label + steps) % num_classes
+            return jnp.zeros((num_classes,), lower.dtype).at[other_classes].set(lower)
 
         if one_by_one:
-            return jax.lax.map(lambda example: one(*example), (xs, eps, labels))
+
+            def one_of_batch(example: tuple[Array, Array, Array]) -> Array:
+                return one(*example)
+
+            return jax.lax.map(one_of_batch, (xs, eps, labels))
         return jax.vmap(one)(xs, eps, labels)
 
     return sharding.compiled(margins, mesh, whole=2)

@@ -1,5 +1,7 @@
-"""A batch divided over devices, each of which computes its part without hearing of the others."""
+"""Batches divided over devices that do not communicate."""
 
+# JAX and Flax leave some of their types unknown.
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -10,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+
+from boundjax.typing import Device, Jitted, PyTree
 
 _AXIS = "examples"
 
 
-def mesh_of(devices: Sequence[jax.Device] | None, examples: int) -> Mesh | None:
-    """The devices that share so many examples, none of which has nothing to do; None for None.
+def mesh_of(devices: Sequence[Device] | None, examples: int) -> Mesh | None:
+    """A mesh of the devices that divide a batch, no more than it has examples; None for None.
 
     Raises:
       ValueError: for no devices, the same one twice, or one of another process.
@@ -39,15 +42,15 @@ def mesh_of(devices: Sequence[jax.Device] | None, examples: int) -> Mesh | None:
 
 
 def count(mesh: Mesh | None) -> int:
-    """How many devices there are."""
+    """Number of devices."""
     return 1 if mesh is None else mesh.size
 
 
-def compiled(function: Callable[..., Array], mesh: Mesh | None, whole: int) -> Callable[..., Array]:
-    """Compiles a function of batches ``[B, ...]`` to one, after ``whole`` arguments that have none.
+def compiled(function: Callable[..., Array], mesh: Mesh | None, whole: int) -> Jitted:
+    """Compiles a function of batches `[B, ...]`, whose first `whole` arguments have no batch axis.
 
-    Every device runs the program of its own part: what maps over examples one by one does not turn
-    into a walk through all of them, and nothing is sent.
+    Each device runs the program on its own part of the batch. (Automatic partitioning would turn a
+    loop over examples into one loop over all of them on every device.)
     """
     if mesh is None:
         return jax.jit(function)
@@ -59,8 +62,8 @@ def compiled(function: Callable[..., Array], mesh: Mesh | None, whole: int) -> C
             mesh=mesh,
             in_specs=(*(PartitionSpec(),) * whole, *(PartitionSpec(_AXIS),) * batched),
             out_specs=PartitionSpec(_AXIS),
-            # A model is traced before it is known to run here: its values do not say that they
-            # differ between devices.
+            # The model's jaxpr was traced outside of this function, without the annotations of
+            # which values vary between devices.
             check_vma=False,
         )(*arguments)
 
@@ -68,12 +71,12 @@ def compiled(function: Callable[..., Array], mesh: Mesh | None, whole: int) -> C
 
 
 def whole(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Arrays that every device has."""
+    """Arrays copied to every device."""
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def parts(array: np.ndarray, mesh: Mesh | None) -> Array:
-    """A batch ``[B, ...]``, an equal part of which every device has."""
+    """A batch `[B, ...]` divided into one equal part for each device."""
     if mesh is None:
         return jnp.asarray(array)
     return jax.device_put(array, NamedSharding(mesh, PartitionSpec(_AXIS)))

@@ -1,4 +1,4 @@
-"""ONNX files -> plain data: messages parsed, checked, and freed of protobuf."""
+"""Parses and checks ONNX files and converts them to plain data without protobuf."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from boundjax.onnx.node import DTYPES, Node, OnnxError, check_bytes, shown
+from boundjax.onnx.node import DTYPES, Node, OnnxError, check_bytes, quoted
 
 _DOMAINS = ("", "ai.onnx")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Variable:
-    """The graph's input or output.
+    """The input or the output of the graph.
 
     Attributes:
-      name: in the graph.
-      dtype: of its elements.
-      shape: None in it is a symbolic size; None for it is an undeclared shape.
+      name: its name in the graph.
+      dtype: type of its elements.
+      shape: None if it is not declared; sizes that are symbolic are None.
     """
 
     name: str
@@ -34,13 +34,13 @@ class Variable:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class File:
-    """A network as the file states it.
+    """The contents of an ONNX file.
 
     Attributes:
       opset: version of the default operator set.
       source, sink: the input and the output.
-      constants: the initializers.
-      nodes: in evaluation order, with the names of their operands; ``""`` for one left out.
+      constants: the initializers by name.
+      nodes: in evaluation order, each with the names of its operands (`""` if omitted).
     """
 
     opset: int
@@ -54,20 +54,20 @@ def read(path: str | os.PathLike, max_bytes: int) -> File:
     """Parses and checks a file.
 
     Raises:
-      OnnxError: see ``from_onnx``.
-      ImportError: without the package onnx.
+      OnnxError: see `from_onnx`.
+      ImportError: if the package onnx is not installed.
       OSError: if the file cannot be opened.
     """
     onnx = _package()
     content = _content(Path(path), max_bytes)
     try:
-        # `onnx.load` would choose another parser by the file's suffix.
+        # Not `onnx.load`, which chooses the parser by the file's suffix.
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own exceptions have no common public base
         raise OnnxError("expected an ONNX model, got a truncated or different file") from error
-    outside = next(_stored_outside(onnx, model), None)
-    if outside is not None:
-        raise OnnxError(f"{outside} is stored outside the file; save the model as one file")
+    external = next(_external_tensors(onnx, model), None)
+    if external is not None:
+        raise OnnxError(f"{external} is stored outside the file; save the model as one file")
     if model.ir_version < 1 or not model.graph.output:
         raise OnnxError("expected an ONNX model, got a file without a graph")
     opset = _opset(model)
@@ -75,18 +75,22 @@ def read(path: str | os.PathLike, max_bytes: int) -> File:
     if graph.sparse_initializer:
         raise OnnxError("sparse initializers are not supported; export dense ones")
     constants = {
-        _text(tensor.name): _array(onnx, tensor, f"initializer {shown(_text(tensor.name))}")
+        _text(tensor.name): _array(onnx, tensor, f"initializer {quoted(_text(tensor.name))}")
         for tensor in graph.initializer
     }
     if len(constants) < len(graph.initializer):
-        raise OnnxError("two initializers have one name; export the model again")
+        raise OnnxError("expected distinct initializers, got two of one name; export it again")
     inputs = [value for value in graph.input if value.name not in constants]
     nodes = tuple(
         (_node(onnx, message, opset, max_bytes), tuple(map(_text, message.input)))
         for message in graph.node
     )
     return File(
-        opset, _only(inputs, "input"), _only(list(graph.output), "output"), constants, nodes
+        opset,
+        _only_variable(inputs, "input"),
+        _only_variable(list(graph.output), "output"),
+        constants,
+        nodes,
     )
 
 
@@ -112,36 +116,36 @@ def _content(path: Path, max_bytes: int) -> bytes:
 
 
 def _text(value: str | bytes) -> str:
-    """A name; protobuf hands over as bytes what is not UTF-8."""
+    """Checks a name; protobuf returns bytes for one that is not UTF-8."""
     if isinstance(value, bytes):
-        raise OnnxError(f"has the name {shown(repr(value))}, which is not UTF-8; is it damaged?")
+        raise OnnxError(f"expected names in UTF-8, got {quoted(repr(value))}; is the file damaged?")
     return value
 
 
-def _stored_outside(onnx: Any, message: Any, what: str = "tensor", of: str = "") -> Iterator[str]:
-    """The tensors anywhere in a message whose content is in another file, as errors name them.
+def _external_tensors(onnx: Any, message: Any, what: str = "tensor", of: str = "") -> Iterator[str]:
+    """Yields, as errors name them, the tensors of a message whose content is in another file.
 
-    Also in what is never evaluated (branches, functions, unused nodes): onnxruntime, which has the
-    last word on counterexamples, would open those files.
+    The search includes parts that are never evaluated (branches, functions, unused nodes), because
+    onnxruntime, which has the last word on counterexamples, would open their files, too.
 
     Args:
       onnx: the package.
-      message: of any protobuf type.
-      what: what the message is where it stands.
-      of: the node around it.
+      message: a protobuf message of any type.
+      what: the role of the message in the one around it.
+      of: the node around the message, or empty.
     """
     if isinstance(message, onnx.TensorProto):
         if message.data_location == onnx.TensorProto.EXTERNAL or message.external_data:
-            yield f"{what} {shown(_text(message.name))}{of}"
+            yield f"{what} {quoted(_text(message.name))}{of}"
         return
     if isinstance(message, onnx.NodeProto) and not of:
         name = _text(message.name) or _text(next(iter(message.output), ""))
-        of = f" of node {shown(name)}"
+        of = f" of node {quoted(name)}"
     for field, value in message.ListFields():
         if field.message_type is not None:
             what = "initializer" if field.name == "initializer" else "tensor"
             for part in [value] if hasattr(value, "DESCRIPTOR") else value:
-                yield from _stored_outside(onnx, part, what, of)
+                yield from _external_tensors(onnx, part, what, of)
 
 
 def _opset(model: Any) -> int:
@@ -154,25 +158,25 @@ def _opset(model: Any) -> int:
     return versions.pop()
 
 
-def _only(variables: list[Any], role: str) -> Variable:
+def _only_variable(variables: list[Any], role: str) -> Variable:
     if len(variables) != 1:
-        names = ", ".join(shown(_text(value.name)) for value in variables[:4])
+        names = ", ".join(quoted(_text(value.name)) for value in variables[:4])
         raise OnnxError(
             f"expected one {role}, got {len(variables)} ({names}); "
             "export a network of one input tensor and one output tensor"
         )
     name, kind = _text(variables[0].name), variables[0].type
     if not kind.HasField("tensor_type"):
-        raise OnnxError(f"{role} {shown(name)}: expected a tensor, got another type")
+        raise OnnxError(f"{role} {quoted(name)}: expected a tensor, got another type")
     tensor = kind.tensor_type
     if tensor.elem_type not in DTYPES:
         raise OnnxError(
-            f"{role} {shown(name)}: expected float32, got element type {tensor.elem_type}; "
+            f"{role} {quoted(name)}: expected float32, got element type {tensor.elem_type}; "
             "export in single precision"
         )
     shape = None
     if tensor.HasField("shape"):
-        # A size of 0 or below is what some exporters write for an unknown one.
+        # Some exporters write 0 or a negative number for an unknown size.
         shape = tuple(size.dim_value if size.dim_value > 0 else None for size in tensor.shape.dim)
     return Variable(name, DTYPES[tensor.elem_type], shape)
 
@@ -193,7 +197,7 @@ def _array(onnx: Any, tensor: Any, what: str) -> np.ndarray:
     try:
         return np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)).reshape(shape).astype(dtype)
     except (ValueError, TypeError) as error:
-        raise OnnxError(f"{what}: its content cannot be read as {dtype}") from error
+        raise OnnxError(f"{what}: expected {dtype}, got content that is damaged") from error
 
 
 def _type_name(onnx: Any, number: int) -> str:
@@ -208,7 +212,7 @@ def _node(onnx: Any, message: Any, opset: int, max_bytes: int) -> Node:
         operator = f"{_text(message.domain)}.{operator}"
     name = _text(message.name) or (outputs[0] if outputs else "")
     if not operator.replace(".", "").replace("_", "").isalnum() or len(operator) > 80:
-        operator = shown(operator)
+        operator = quoted(operator)
     node = Node(operator, name, opset, {}, outputs, max_bytes)
     attributes = {_text(a.name): _attribute(onnx, a, node) for a in message.attribute}
     return dataclasses.replace(node, attributes=attributes)
@@ -216,7 +220,7 @@ def _node(onnx: Any, message: Any, opset: int, max_bytes: int) -> Node:
 
 def _attribute(onnx: Any, attribute: Any, node: Node) -> Any:
     kinds = onnx.AttributeProto
-    what = f"{node.title}: attribute {shown(_text(attribute.name))}"
+    what = f"{node.title}: attribute {quoted(_text(attribute.name))}"
     if attribute.type == kinds.TENSOR:
         return _array(onnx, attribute.t, what)
     if attribute.type in (kinds.INT, kinds.FLOAT):
@@ -225,5 +229,5 @@ def _attribute(onnx: Any, attribute: Any, node: Node) -> Any:
         return tuple(onnx.helper.get_attribute_value(attribute))
     if attribute.type == kinds.STRING:
         return attribute.s.decode(errors="replace")
-    # A graph, a sparse tensor, ...: kept as something that no operator accepts.
+    # No operator accepts this value, so graphs, sparse tensors and other types are refused.
     return NotImplemented

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from boundjax.onnx.node import Node
+from boundjax.onnx.node import Node, Value
 from boundjax.ops.extremum import Pooling, pooled
 
-Value = Any  # np.ndarray while constants are folded, else a JAX array
 _EXACT = lax.Precision.HIGHEST
 
 
 def matmul(node: Node, x: Value, y: Value) -> Value:
-    """MatMul, as numpy's."""
+    """MatMul, with numpy's semantics."""
     if x.ndim and y.ndim and x.ndim != y.ndim and min(x.ndim, y.ndim) > 2:
         rank = max(x.ndim, y.ndim)
         x, y = (jnp.reshape(v, (1,) * (rank - v.ndim) + v.shape) for v in (x, y))
@@ -30,12 +28,12 @@ def matmul(node: Node, x: Value, y: Value) -> Value:
 
 
 def gemm(node: Node, x: Value, y: Value, z: Value | None = None) -> Value:
-    """Gemm: ``alpha x y + beta z``, where x and y may be transposed."""
+    """Gemm: `alpha x y + beta z`, with `x` and `y` transposed if the attributes say so."""
     alpha, beta = node.number("alpha", 1.0), node.number("beta", 1.0)
-    turn_x, turn_y = node.flag("transA", False), node.flag("transB", False)
+    transpose_x, transpose_y = node.flag("transA", False), node.flag("transB", False)
     if x.ndim != 2 or y.ndim != 2:
         raise node.error(f"expected two matrices, got shapes {x.shape} and {y.shape}")
-    x, y = (x.T if turn_x else x), (y.T if turn_y else y)
+    x, y = (x.T if transpose_x else x), (y.T if transpose_y else y)
     if alpha != 1.0:
         y = y * np.float32(alpha)
     result = jnp.matmul(x, y, precision=_EXACT)
@@ -43,19 +41,27 @@ def gemm(node: Node, x: Value, y: Value, z: Value | None = None) -> Value:
         return result
     if np.broadcast_shapes(z.shape, result.shape) != result.shape:
         raise node.error(f"expected a C that broadcasts to {result.shape}, got {z.shape}")
-    z = z.reshape((1,) * (2 - z.ndim) + z.shape)
-    return result + (z if beta == 1.0 else z * np.float32(beta))
+    addend = z.reshape((1,) * (2 - z.ndim) + z.shape)
+    return result + (addend if beta == 1.0 else addend * np.float32(beta))
 
 
 class _Window:
-    """What convolutions and pooling share: strides, dilations and pads of a window.
+    """The window of a convolution or a pooling.
 
     Attributes:
-      size, strides, dilations: of every spatial axis.
-      pads: before and after, of every spatial axis.
+      size, strides, dilations: one per spatial axis.
+      pads: one pair (before, after) per spatial axis.
     """
 
-    def __init__(self, node: Node, x: Value, size: Sequence[int], pads: bool = True) -> None:
+    def __init__(self, node: Node, x: Value, size: Sequence[int], allow_same: bool = True) -> None:
+        """Reads and checks the attributes of a node.
+
+        Args:
+          node: whose attributes are read.
+          x: the operand `[batch, channels, *spatial]`.
+          size: of the window.
+          allow_same: whether the pads may be declared as `SAME_UPPER` or `SAME_LOWER`.
+        """
         rank = len(size)
         if rank < 1 or x.ndim != rank + 2:
             raise node.error(
@@ -66,24 +72,28 @@ class _Window:
         self.dilations = node.integers("dilations") or (1,) * rank
         for values in (self.size, self.strides, self.dilations):
             if len(values) != rank or min(values) < 1:
-                raise node.error(f"expected {rank} positive sizes, strides, dilations: {values}")
-        given = node.integers("pads")
+                raise node.error(
+                    f"expected {rank} positive sizes, strides and dilations, got {values}"
+                )
+        declared = node.integers("pads")
         auto = node.text("auto_pad", "NOTSET")
-        if given is not None and (len(given) != 2 * rank or min(given) < 0):
-            raise node.error(f"expected {2 * rank} pads of at least 0, got {given}")
+        if declared is not None and (len(declared) != 2 * rank or min(declared) < 0):
+            raise node.error(f"expected {2 * rank} pads of at least 0, got {declared}")
         if auto == "NOTSET":
-            flat = given or (0,) * (2 * rank)
+            flat = declared or (0,) * (2 * rank)
             self.pads = tuple(zip(flat[:rank], flat[rank:], strict=True))
-        elif given is not None and any(given):
-            raise node.error(f"has pads and auto_pad {auto!r}, expected one of them")
+        elif declared is not None and any(declared):
+            raise node.error(f"expected pads or auto_pad, got both {declared} and {auto!r}")
         elif auto == "VALID":
             self.pads = ((0, 0),) * rank
-        elif auto in ("SAME_UPPER", "SAME_LOWER") and pads:
-            self.pads = tuple(self._same(length, k, auto) for k, length in enumerate(x.shape[2:]))
+        elif auto in ("SAME_UPPER", "SAME_LOWER") and allow_same:
+            self.pads = tuple(
+                self._same_pads(length, k, auto) for k, length in enumerate(x.shape[2:])
+            )
         else:
             raise node.error(f"attribute auto_pad: {auto!r} is not supported")
 
-    def _same(self, length: int, k: int, auto: str) -> tuple[int, int]:
+    def _same_pads(self, length: int, k: int, auto: str) -> tuple[int, int]:
         outputs = -(-length // self.strides[k])
         total = max(0, (outputs - 1) * self.strides[k] + self.extents[k] - length)
         small, large = total // 2, total - total // 2
@@ -91,20 +101,20 @@ class _Window:
 
     @property
     def extents(self) -> tuple[int, ...]:
-        """Length of the dilated window in every axis."""
+        """Length of the dilated window along each axis."""
         return tuple((n - 1) * d + 1 for n, d in zip(self.size, self.dilations, strict=True))
 
 
 def _kernel(node: Node, x: Value, weights: Value, channels: int) -> int:
-    """Checks a kernel whose axis ``channels`` has all channels of x; returns the groups."""
+    """Checks a kernel whose axis `channels` counts the operand's channels; returns the groups."""
     groups = node.integer("group", 1)
     declared = node.integers("kernel_shape")
     if weights.ndim < 3 or weights.ndim != x.ndim:
         raise node.error(f"expected a kernel of rank {x.ndim}, got shape {weights.shape}")
     if declared is not None and declared != weights.shape[2:]:
-        raise node.error(f"kernel_shape is {declared}, the kernel has shape {weights.shape}")
+        raise node.error(f"expected a kernel of size {declared}, got shape {weights.shape}")
     if groups < 1 or x.shape[1] % groups or weights.shape[0] % groups:
-        raise node.error(f"{groups} groups do not divide the channels")
+        raise node.error(f"expected groups that divide the channels, got {groups} groups")
     if weights.shape[channels] * (groups if channels == 1 else 1) != x.shape[1]:
         raise node.error(
             f"expected a kernel for {x.shape[1]} channels, got shape {weights.shape} "
@@ -122,7 +132,7 @@ def _with_bias(node: Node, y: Value, bias: Value | None) -> Value:
 
 
 def conv(node: Node, x: Value, weights: Value, bias: Value | None = None) -> Value:
-    """Conv: kernel ``[outputs, channels / groups, *size]``."""
+    """Conv: kernel `[outputs, channels / groups, *size]`."""
     groups = _kernel(node, x, weights, channels=1)
     window = _Window(node, x, weights.shape[2:])
     y = lax.conv_general_dilated(
@@ -138,9 +148,9 @@ def conv(node: Node, x: Value, weights: Value, bias: Value | None = None) -> Val
 
 
 def conv_transpose(node: Node, x: Value, weights: Value, bias: Value | None = None) -> Value:
-    """ConvTranspose: kernel ``[channels, outputs / groups, *size]``."""
+    """ConvTranspose: kernel `[channels, outputs / groups, *size]`."""
     groups = _kernel(node, x, weights, channels=0)
-    window = _Window(node, x, weights.shape[2:], pads=False)
+    window = _Window(node, x, weights.shape[2:], allow_same=False)
     extra = node.integers("output_padding") or (0,) * len(window.size)
     if len(extra) != len(window.size) or min(extra) < 0:
         raise node.error(f"expected {len(window.size)} output_padding of at least 0, got {extra}")
@@ -153,9 +163,9 @@ def conv_transpose(node: Node, x: Value, weights: Value, bias: Value | None = No
     ]
     y = lax.conv_general_dilated(
         x,
-        (np if isinstance(kernel, np.ndarray) else jnp).flip(kernel, range(2, kernel.ndim)),
+        _flipped(kernel),
         (1,) * len(window.size),
-        # Crops are separate: XLA's CPU backend reads foreign memory at pads of both signs.
+        # Crop afterwards: with pads of both signs XLA's CPU backend reads out of bounds.
         [(max(low, 0), max(high, 0)) for low, high in pads],
         lhs_dilation=window.strides,
         rhs_dilation=window.dilations,
@@ -172,8 +182,14 @@ def conv_transpose(node: Node, x: Value, weights: Value, bias: Value | None = No
     return _with_bias(node, y, bias)
 
 
+def _flipped(kernel: Value) -> Value:
+    """Reverses the spatial axes of a kernel."""
+    xp = np if isinstance(kernel, np.ndarray) else jnp
+    return xp.flip(kernel, tuple(range(2, kernel.ndim)))
+
+
 def _pooling_window(node: Node, x: Value) -> tuple[_Window, tuple[tuple[int, int], ...]]:
-    """The window of a pooling and its pads, with those that ``ceil_mode`` adds at the end."""
+    """The window of a pooling and its pads, including those that `ceil_mode` adds at the end."""
     size = node.integers("kernel_shape")
     if not size:
         raise node.error("expected an attribute kernel_shape, got none")
@@ -189,14 +205,14 @@ def _pooling_window(node: Node, x: Value) -> tuple[_Window, tuple[tuple[int, int
             )
         steps = length + low + high - extent
         outputs = (-(-steps // stride) if up else steps // stride) + 1
-        # A window that starts behind the image is dropped.
+        # Drop a last window that would start beyond the image.
         if up and (outputs - 1) * stride >= length + low:
             outputs -= 1
         pads.append((low, max(high, (outputs - 1) * stride + extent - length - low)))
     return window, tuple(pads)
 
 
-def _pooling(sign: int, window: _Window, pads: Any) -> Pooling:
+def _pooling(sign: int, window: _Window, pads: Sequence[tuple[int, int]]) -> Pooling:
     return Pooling(
         sign,
         window_dimensions=(1, 1, *window.size),
@@ -208,23 +224,23 @@ def _pooling(sign: int, window: _Window, pads: Any) -> Pooling:
 
 
 def max_pool(node: Node, x: Value) -> Value:
-    """MaxPool; the indices, its second value, are not given."""
+    """MaxPool, without its second output, the indices."""
     window, pads = _pooling_window(node, x)
-    node.read.add("storage_order")  # of the indices only
+    node.read.add("storage_order")  # affects only the indices
     pooling = _pooling(1, window, pads)
-    if pooling.dilated:  # JAX has no gradient for it
+    if pooling.dilated:  # JAX cannot differentiate reduce_window then
         return pooled(x, pooling)
     return lax.reduce_window(x, np.float32(-np.inf), lax.max, *pooling[1:])
 
 
 def average_pool(node: Node, x: Value) -> Value:
-    """AveragePool: a mean over the pixels that exist, or with the declared pads."""
+    """AveragePool: the mean over pixels of the image, or also over the declared pads."""
     window, pads = _pooling_window(node, x)
-    whole = node.flag("count_include_pad", False)
+    count_pads = node.flag("count_include_pad", False)
     counts = np.ones((1, 1), np.float32)
     for k, (low, high) in enumerate(pads):
         length = x.shape[2 + k]
-        first, last = (-low, length + window.pads[k][1]) if whole else (0, length)
+        first, last = (-low, length + window.pads[k][1]) if count_pads else (0, length)
         stride, extent = window.strides[k], window.extents[k]
         outputs = (length + low + high - extent) // stride + 1
         node.check_size((*counts.shape, outputs, window.size[k]))
@@ -257,14 +273,17 @@ def batch_normalization(
     mean: np.ndarray,
     variance: np.ndarray,
 ) -> Value:
-    """BatchNormalization at inference, as one scale and one shift per channel."""
-    node.number("momentum", 0.9)  # of training only
+    """BatchNormalization at inference: one scale and one shift per channel."""
+    node.number("momentum", 0.9)  # affects only training
     node.only("training_mode", 0)
     node.only("spatial", 1)
     epsilon = np.float32(node.number("epsilon", 1e-5))
-    if x.ndim < 2 or any(v.shape != (x.shape[1],) for v in (scale, bias, mean, variance)):
-        raise node.error(f"expected four arrays of one number per channel of {x.shape}")
-    with np.errstate(all="ignore"):  # NaN and infinite weights certify nothing, and say so there
+    shapes = {v.shape for v in (scale, bias, mean, variance)}
+    if x.ndim < 2 or shapes != {(x.shape[1],)}:
+        raise node.error(
+            f"expected four arrays with one number per channel of {x.shape}, got {sorted(shapes)}"
+        )
+    with np.errstate(all="ignore"):  # NaN and infinite weights pass through and certify nothing
         factor = scale / np.sqrt(variance + epsilon)
         shift = bias - mean * factor
     per_channel = (1, -1) + (1,) * (x.ndim - 2)
@@ -272,7 +291,7 @@ def batch_normalization(
 
 
 def softmax(function: Callable[..., Value]) -> Callable[[Node, Value], Value]:
-    """Softmax and LogSoftmax: of one axis, before opset 13 of all axes from ``axis`` on."""
+    """Softmax or LogSoftmax over one axis; before opset 13, over all axes from `axis` on."""
 
     def apply(node: Node, x: Value) -> Value:
         if node.opset >= 13:

@@ -1,23 +1,26 @@
-"""A graph of nodes -> a JAX function: constants folded, the rest kept as steps."""
+"""Turns a graph of nodes into a JAX function: constants are folded, the rest are steps."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float32
 
 from boundjax.onnx.file import File, read
-from boundjax.onnx.node import Node, OnnxError, check_bytes, shown
+from boundjax.onnx.node import Node, OnnxError, check_bytes, quoted
 from boundjax.onnx.operators import OPERATORS, Operator
 
-# Characters of an error.
-_LONGEST = 500
+_MAX_MESSAGE = 500  # characters of an error
+
+_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +28,7 @@ class _Perturbed:
     """A value that depends on the input.
 
     Attributes:
-      shape: with the batch dimension.
+      shape: its shape, with the batch dimension.
       kind: "f", "i" (carried as float32) or "b".
     """
 
@@ -35,7 +38,7 @@ class _Perturbed:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Missing:
-    """A value that the file has and boundjax does not compute; an error where it is used."""
+    """A value that boundjax does not compute; using it is an error."""
 
     reason: str
 
@@ -49,7 +52,7 @@ class _Step:
 
     Attributes:
       node, operator: what is computed.
-      operands: names of perturbed values, constants, None for one left out.
+      operands: the name of a perturbed value, a constant, or None if omitted.
     """
 
     node: Node
@@ -59,14 +62,14 @@ class _Step:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OnnxModel:
-    """A network read from an ONNX file; a callable from a batch to its outputs.
+    """A network read from an ONNX file; call it with a batch to get the outputs.
 
-    ``X_i`` and ``Y_i`` of VNN-LIB are the elements of one input and one output in C order.
+    `X_i` and `Y_i` of VNN-LIB are the elements of one input and one output in C order.
 
     Attributes:
-      input_name, output_name: as in the file.
-      input_shape, output_shape: of one example, without the batch dimension; that is the
-        leading one, where it is 1 or symbolic and not the only one.
+      input_name, output_name: their names in the file.
+      input_shape, output_shape: shapes of one example. A leading dimension that is 1 or symbolic,
+        and not the only one, is the batch and left out.
       opset: version of the file's operator set.
     """
 
@@ -80,17 +83,15 @@ class OnnxModel:
     # The output of a network that does not depend on its input.
     _constant: np.ndarray | None = dataclasses.field(repr=False)
 
-    def __call__(self, x: Array) -> Array:
-        """A batch ``[B, *input_shape]`` of float32 -> ``[B, *output_shape]`` of float32."""
+    def __call__(self, x: Float32[Array, "B ..."]) -> Float32[Array, "B ..."]:
+        """The outputs `[B, *output_shape]` of a batch `[B, *input_shape]`."""
         return jax.vmap(self.single)(x)
 
-    def single(self, x: Array) -> Array:
-        """One example ``[*input_shape]`` of float32 -> ``[*output_shape]`` of float32.
-
-        The function that ``interval``, ``linear`` and the other transforms take.
+    def single(self, x: Float32[Array, "*input_shape"]) -> Float32[Array, "*output_shape"]:
+        """The output of one example; pass this function to `interval`, `linear` and the like.
 
         Raises:
-          ValueError: if ``x`` has another shape or dtype.
+          ValueError: if `x` has another shape or dtype.
         """
         x = jnp.asarray(x)
         if x.shape != self.input_shape or x.dtype != jnp.float32:
@@ -112,48 +113,46 @@ class OnnxModel:
 def from_onnx(path: str | os.PathLike, *, max_bytes: int = 2**31) -> OnnxModel:
     """Reads a network with one input and one output from an ONNX file.
 
-    Weights stay float32 and become constants of what is traced. What only depends on them and on
-    shapes is computed here, once, in numpy. A network that counts or classifies gives its integers
-    as float32.
+    Weights stay float32 and become constants of the traced function. Everything that depends only
+    on weights and shapes is computed once, here, in numpy. Integer outputs of a network that counts
+    or classifies are returned as float32.
 
     Args:
-      path: of the file.
-      max_bytes: the most that the file, one value of the network, and all computed constants
-        together may need.
+      path: the ONNX file.
+      max_bytes: limit on the file, on each value of the network, and on all computed constants
+        together.
 
     Raises:
-      OnnxError: a ValueError; if the file is no ONNX model or is truncated, keeps weights outside
-        itself, is larger than ``max_bytes`` or would need more; for unknown operators and
-        attributes, several inputs or outputs, symbolic sizes other than the batch's, and
-        weights that are not float32.
-      ImportError: without the package onnx.
+      OnnxError: a ValueError; if the file is not an ONNX model, is truncated, stores weights
+        outside itself, or is or needs more than `max_bytes`; for unknown operators and attributes,
+        several inputs or outputs, symbolic sizes other than the batch's, and weights that are not
+        float32.
+      ImportError: if the package onnx is not installed.
       OSError: if the file cannot be opened.
     """
     try:
         return _model(read(path, max_bytes), max_bytes)
     except OnnxError as error:
         message = f"{Path(path).name}: {error}"
-        # Shapes and names of a file may be long.
-        message = message if len(message) <= _LONGEST else f"{message[: _LONGEST - 3]}..."
+        # Shapes and names in a file may be long.
+        message = message if len(message) <= _MAX_MESSAGE else f"{message[: _MAX_MESSAGE - 3]}..."
         raise OnnxError(message) from error.__cause__
 
 
 def _model(file: File, max_bytes: int) -> OnnxModel:
     shape, batched = _input_shape(file)
     check_bytes(
-        f"input {shown(file.source.name)}", 4 * int(np.prod(shape, dtype=object)), max_bytes
+        f"input {quoted(file.source.name)}", 4 * int(np.prod(shape, dtype=object)), max_bytes
     )
     builder = _Builder(file, shape, max_bytes)
     needed = _needed(file)
     for node, operands in file.nodes:
         if needed.intersection(node.outputs):
             builder.add(node, operands)
-    result = builder.value(file.sink.name, f"output {shown(file.sink.name)}")
-    constant = result if isinstance(result, np.ndarray) else None
-    if (result.dtype == np.bool_) if constant is not None else (result.kind == "b"):
-        raise OnnxError(f"output {shown(file.sink.name)}: expected numbers, got bool")
-    if constant is not None:
-        constant = constant.astype(np.float32)
+    result = builder.value(file.sink.name, f"output {quoted(file.sink.name)}")
+    if _kind(result) == "b":
+        raise OnnxError(f"output {quoted(file.sink.name)}: expected numbers, got bool")
+    constant = result.astype(np.float32) if isinstance(result, np.ndarray) else None
     output = tuple(result.shape)
     if batched and output[:1] == (1,):
         output = output[1:]
@@ -170,24 +169,27 @@ def _model(file: File, max_bytes: int) -> OnnxModel:
 
 
 def _input_shape(file: File) -> tuple[tuple[int, ...], bool]:
-    """The shape of one example as the graph sees it, and whether its first axis is the batch."""
+    """The input's shape as the graph sees it, and whether its first axis is the batch."""
     name, shape = file.source.name, file.source.shape
     if file.source.dtype != np.float32:
-        raise OnnxError(f"input {shown(name)}: expected float32, got {file.source.dtype.__name__}")
+        raise OnnxError(f"input {quoted(name)}: expected float32, got {file.source.dtype.__name__}")
     if shape is None:
-        raise OnnxError(f"input {shown(name)}: expected a shape, got none; export with fixed sizes")
-    batched = len(shape) > 1 and shape[0] in (1, None)
-    fixed = (1, *shape[1:]) if batched else shape
-    if None in fixed:
         raise OnnxError(
-            f"input {shown(name)}: expected fixed sizes behind the batch's, got "
+            f"input {quoted(name)}: expected a shape, got none; export with fixed sizes"
+        )
+    batched = len(shape) > 1 and shape[0] in (1, None)
+    sizes = (1, *shape[1:]) if batched else shape
+    fixed = tuple(size for size in sizes if size is not None)
+    if len(fixed) < len(sizes):
+        raise OnnxError(
+            f"input {quoted(name)}: expected fixed sizes after the batch's, got "
             f"{tuple('?' if size is None else size for size in shape)}; export with fixed sizes"
         )
     return fixed, batched
 
 
 def _needed(file: File) -> set[str]:
-    """Names of the values on which the output depends."""
+    """The names of the values on which the output depends."""
     needed = {file.sink.name}
     for node, operands in reversed(file.nodes):
         if needed.intersection(node.outputs):
@@ -196,7 +198,7 @@ def _needed(file: File) -> set[str]:
 
 
 class _Builder:
-    """Takes nodes in order; folds those that are known and keeps the others as steps."""
+    """Processes nodes in order; folds those without perturbed operands, keeps the rest as steps."""
 
     def __init__(self, file: File, input_shape: tuple[int, ...], max_bytes: int) -> None:
         self.values: dict[str, _Value] = {
@@ -208,15 +210,15 @@ class _Builder:
         self.max_bytes = max_bytes
 
     def value(self, name: str, what: str) -> np.ndarray | _Perturbed:
-        """The value of a name; ``what`` needs it."""
-        found = self.values.get(name)
-        if found is None:
+        """Looks up a value by its name; `what` names its user in errors."""
+        value = self.values.get(name)
+        if value is None:
             raise OnnxError(
-                f"{what}: no earlier node, initializer or input gives the value {shown(name)}"
+                f"{what}: no earlier node, initializer or input gives the value {quoted(name)}"
             )
-        if isinstance(found, _Missing):
-            raise OnnxError(f"{what}: {found.reason}")
-        return found
+        if isinstance(value, _Missing):
+            raise OnnxError(f"{what}: {value.reason}")
+        return value
 
     def add(self, node: Node, names: tuple[str, ...]) -> None:
         """Adds the next node."""
@@ -230,20 +232,22 @@ class _Builder:
             raise node.error(f"expected {fewest} to {most} operands, got {len(names)}")
         operands = [self.value(name, node.title) if name else None for name in names]
         if operator.shape_only:
-            results: list[_Value] = [operator.function(node, operands[0].shape)]
+            (operand,) = operands
+            assert operand is not None, "the one operand is required"
+            results: Sequence[_Value] = [operator.function(node, operand.shape)]
         else:
             results = self._apply(node, operator, names, operands)
         unread = set(node.attributes) - node.read
         if unread:
-            raise node.error(f"attribute {shown(min(unread))} is not supported")
+            raise node.error(f"attribute {quoted(min(unread))} is not supported")
         self._keep(node, results)
 
-    def _keep(self, node: Node, results: list[_Value]) -> None:
+    def _keep(self, node: Node, results: Sequence[_Value]) -> None:
         for k, name in enumerate(node.outputs):
             if not name:
                 continue
             if name in self.values:
-                raise node.error(f"gives the value {shown(name)}, which exists already")
+                raise node.error(f"gives the value {quoted(name)}, which exists already")
             if k < len(results):
                 self.values[name] = results[k]
             else:
@@ -254,44 +258,40 @@ class _Builder:
         node: Node,
         operator: Operator,
         names: tuple[str, ...],
-        operands: list[np.ndarray | _Perturbed | None],
-    ) -> list[_Value]:
-        for k in operator.known:
+        operands: Sequence[np.ndarray | _Perturbed | None],
+    ) -> Sequence[_Value]:
+        for k in operator.constant_operands:
             if k < len(operands) and isinstance(operands[k], _Perturbed):
                 raise node.error(
-                    f"operand {k + 1}, {shown(names[k])}, depends on the network's input; "
-                    "only known values are supported"
+                    f"operand {k + 1}, {quoted(names[k])}, depends on the network's input; "
+                    "only constants are supported"
                 )
-        places = [k for k, v in enumerate(operands) if v is not None and k not in operator.known]
-        if not places:
-            # Such operators check the size of their value themselves.
-            return self._fold(node, operator, operands)
-        kind = operator.kinds(node, [_kind(operands[k]) for k in places])
-        structures = [_structure(operands[k]) for k in places]
-
-        def call(*values: Array) -> tuple[Array, ...]:
-            given = list(operands)
-            for k, v in zip(places, values, strict=True):
-                given[k] = v
-            return _tuple(operator.function(node, *given))
-
-        if not any(isinstance(v, _Perturbed) for v in operands):
-            # Shapes first: a small file may describe a large value.
-            for shape in _shapes(node, call, structures):
+        constants = [v for v in operands if not isinstance(v, _Perturbed)]
+        values = {
+            k: v
+            for k, v in enumerate(operands)
+            if v is not None and k not in operator.constant_operands
+        }
+        if not values:
+            # Operators whose operands are all constant check the size of their value themselves.
+            return self._fold(node, operator, constants)
+        kind = operator.kinds(node, [_kind(v) for v in values.values()])
+        if len(constants) == len(operands):
+            # Compute the shapes first, because a small file may describe a large value.
+            call = _function_of(node, operator, operands, list(values))
+            for shape in _shapes(node, call, values.values()):
                 node.check_size(shape)
-            return self._fold(node, operator, operands)
+            return self._fold(node, operator, constants)
         if kind == "i" and operator.constant_integers:
             raise node.error("divides integers that depend on the input, which is not supported")
-        kinds = tuple(_kind(v) if k in places else "" for k, v in enumerate(operands))
+        kinds = tuple(_kind(values[k]) if k in values else "" for k in range(len(operands)))
         node = dataclasses.replace(node, kinds=kinds)
-        perturbed = [k for k in places if isinstance(operands[k], _Perturbed)]
-        # Values that do not depend on the input stay numpy's, as they are when the step is run.
-        for k in places:
-            if k not in perturbed:
-                operands[k] = node.carried(operands[k])
-        places = perturbed
-        structures = [_structure(operands[k]) for k in places]
-        shapes = _shapes(node, call, structures)
+        perturbed = {k: v for k, v in values.items() if isinstance(v, _Perturbed)}
+        # Constants beside perturbed values stay numpy arrays, here and when the step is run.
+        carried = {k: node.carried(v) for k, v in values.items() if isinstance(v, np.ndarray)}
+        operands = [carried.get(k, v) for k, v in enumerate(operands)]
+        call = _function_of(node, operator, operands, list(perturbed))
+        shapes = _shapes(node, call, perturbed.values())
         for shape in shapes:
             node.check_size(shape)
         steps = tuple(names[k] if isinstance(v, _Perturbed) else v for k, v in enumerate(operands))
@@ -299,8 +299,8 @@ class _Builder:
         return [_Perturbed(shape, kind) for shape in shapes]
 
     def _fold(
-        self, node: Node, operator: Operator, operands: list[np.ndarray | None]
-    ) -> list[_Value]:
+        self, node: Node, operator: Operator, operands: Sequence[np.ndarray | None]
+    ) -> list[np.ndarray]:
         def fold() -> list[np.ndarray]:
             with np.errstate(all="ignore"), jax.ensure_compile_time_eval():
                 values = operator.function(dataclasses.replace(node, xp=np), *operands)
@@ -309,10 +309,27 @@ class _Builder:
         results = _guarded(node, fold)
         for value in results:
             if value.dtype not in (np.float32, np.int32, np.int64, np.bool_):
-                raise node.error(f"mixes types: its value would be {value.dtype}")
+                raise node.error(f"expected operands of one type, got a value of {value.dtype}")
             self.folded += value.nbytes
         check_bytes(f"{node.title}: all constants together", self.folded, self.max_bytes)
         return results
+
+
+def _function_of(
+    node: Node,
+    operator: Operator,
+    operands: Sequence[np.ndarray | _Perturbed | None],
+    positions: Sequence[int],
+) -> Callable[..., tuple[Array, ...]]:
+    """A node's values as a function of its operands at these positions."""
+
+    def call(*values: Array) -> tuple[Array, ...]:
+        arguments: list[Any] = list(operands)
+        for k, value in zip(positions, values, strict=True):
+            arguments[k] = value
+        return _tuple(operator.function(node, *arguments))
+
+    return call
 
 
 def _tuple(values: Any) -> tuple[Any, ...]:
@@ -323,17 +340,19 @@ def _kind(value: np.ndarray | _Perturbed) -> str:
     return value.kind if isinstance(value, _Perturbed) else value.dtype.kind
 
 
-def _structure(value: np.ndarray | _Perturbed) -> jax.ShapeDtypeStruct:
-    dtype = jnp.bool_ if _kind(value) == "b" else jnp.float32
-    return jax.ShapeDtypeStruct(value.shape, dtype)
-
-
-def _shapes(node: Node, call: Any, structures: list[Any]) -> list[tuple[int, ...]]:
+def _shapes(
+    node: Node, call: Callable[..., Any], operands: Iterable[np.ndarray | _Perturbed]
+) -> list[tuple[int, ...]]:
+    """The shapes of a function's values at operands of these shapes and kinds."""
+    structures = [
+        jax.ShapeDtypeStruct(v.shape, jnp.bool_ if _kind(v) == "b" else jnp.float32)
+        for v in operands
+    ]
     return [tuple(s.shape) for s in _guarded(node, lambda: jax.eval_shape(call, *structures))]
 
 
-def _guarded(node: Node, compute: Any) -> Any:
-    """The result of ``compute``, with errors of numpy and JAX on operands that do not fit."""
+def _guarded(node: Node, compute: Callable[[], _Result]) -> _Result:
+    """Computes a result; errors of numpy and JAX about its operands become errors of the node."""
     try:
         return compute()
     except OnnxError:

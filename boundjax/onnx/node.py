@@ -5,30 +5,33 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax.numpy as jnp
 import numpy as np
 
+from boundjax.ops import integers
+
+# A numpy array while constants are folded, otherwise a JAX array: operators treat both alike.
+Value = Any
+
 # Element types by their ONNX numbers.
 DTYPES: Mapping[int, Any] = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_}
-# Shapes, axes and paddings are short; a longer one is not a network but an attack on the memory.
-_MOST_INTEGERS = 4096
-# Above it float32 skips integers.
-_LARGEST_EXACT = 2**24
+# Shapes, axes and pads are short; a longer list can only be meant to exhaust memory.
+_MAX_INTEGERS = 4096
 
 
 class OnnxError(ValueError):
-    """A file that is not an ONNX network which boundjax can read; the message is one line."""
+    """An ONNX file that boundjax cannot read; the message is one line."""
 
 
-def shown(name: str) -> str:
-    """A name from an untrusted file, on one line and short enough for a message."""
+def quoted(name: str) -> str:
+    """Quotes a name from an untrusted file on one line, shortened to fit into a message."""
     return repr(name if len(name) <= 80 else f"{name[:77]}...")
 
 
 def check_bytes(what: str, count: int, max_bytes: int) -> None:
-    """Raises OnnxError if ``count`` bytes for ``what`` are more than ``max_bytes``."""
+    """Raises OnnxError if `what` needs `count` bytes and that is more than `max_bytes`."""
     if count > max_bytes:
         raise OnnxError(
             f"{what} needs {count} bytes, expected at most {max_bytes}; "
@@ -41,16 +44,16 @@ class Node:
     """One node, without its operands.
 
     Attributes:
-      operator: such as ``Conv``.
-      name: as in the file, else its first output's.
-      opset: version of the operator set, which decides what the operands mean.
+      operator: the operator's name, such as `Conv`.
+      name: the node's name in the file, or that of its first output if it has none.
+      opset: version of the operator set, which determines the meaning of the operands.
       attributes: name -> int, float, str, tuple of them, or array.
-      outputs: names of the values it gives.
-      max_bytes: largest value it may give.
-      xp: numpy while constants are folded, else ``jax.numpy``.
-      kinds: of its operands, where one depends on the input: "f", "i" (carried as float32), "b",
-        or "" for one that is left out or must be known.
-      read: the attributes that the operator has asked for; the others are refused.
+      outputs: names of the values that it computes.
+      max_bytes: size limit of each of these values.
+      xp: numpy while constants are folded, otherwise `jax.numpy`.
+      kinds: kinds of the operands, if any of them depends on the input: "f", "i" (carried as
+        float32), "b", or "" for an operand that is omitted or must be constant.
+      read: the attributes that the operator has asked for; any other attribute is refused.
     """
 
     operator: str
@@ -64,19 +67,19 @@ class Node:
     read: set[str] = dataclasses.field(default_factory=set)
 
     def error(self, message: str) -> OnnxError:
-        """An error with the node's name and operator in front."""
+        """An error whose message begins with the node's name and operator."""
         return OnnxError(f"{self.title}: {message}")
 
     @property
     def title(self) -> str:
-        """How messages name the node."""
-        return f"node {shown(self.name)} ({self.operator})"
+        """The node as messages name it."""
+        return f"node {quoted(self.name)} ({self.operator})"
 
     def check_size(self, shape: Sequence[int]) -> None:
-        """Raises OnnxError where a value of ``shape`` would be too large or has a negative size."""
+        """Raises OnnxError if a value of this shape is too large or a size is negative."""
         if any(size < 0 for size in shape):
             raise self.error(f"expected sizes of at least 0, got the shape {tuple(shape)}")
-        # Eight bytes are the widest dtype that is read.
+        # The widest element type that is read has eight bytes.
         check_bytes(f"{self.title}: the shape {tuple(shape)}", 8 * math.prod(shape), self.max_bytes)
 
     def _get(self, name: str, kind: type, default: Any) -> Any:
@@ -89,13 +92,17 @@ class Node:
         return value
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """An attribute that is an integer; required if there is no default."""
+        """An attribute that is an integer; it is required if there is no default."""
         value = self._get(name, int, default)
         if value is None:
             raise self.error(f"expected an attribute {name}, got none")
         return value
 
-    def number(self, name: str, default: float) -> float:
+    @overload
+    def number(self, name: str, default: float) -> float: ...
+    @overload
+    def number(self, name: str, default: None) -> float | None: ...
+    def number(self, name: str, default: float | None) -> float | None:
         """An attribute that is a floating-point number."""
         return self._get(name, float, default)
 
@@ -104,11 +111,11 @@ class Node:
         return self._get(name, str, default)
 
     def tensor(self, name: str) -> np.ndarray | None:
-        """An attribute that is an array."""
+        """An attribute that is an array, or None if absent."""
         return self._get(name, np.ndarray, None)
 
     def integers(self, name: str) -> tuple[int, ...] | None:
-        """An attribute that is a list of integers, None where absent."""
+        """An attribute that is a list of integers, or None if absent."""
         value = self._get(name, tuple, None)
         if value is not None and not all(type(v) is int for v in value):
             raise self.error(f"attribute {name}: expected integers, got {value[:8]}")
@@ -122,58 +129,61 @@ class Node:
         return bool(value)
 
     def only(self, name: str, expected: int | str) -> None:
-        """Refuses an attribute that has another value than the one that is supported."""
-        get = self.integer if isinstance(expected, int) else self.text
-        value = get(name, expected)
+        """Refuses any value of an attribute but the one that is supported."""
+        if isinstance(expected, int):
+            value = self.integer(name, expected)
+        else:
+            value = self.text(name, expected)
         if value != expected:
             raise self.error(f"attribute {name}: only {expected!r} is supported, got {value!r}")
 
-    def known_integers(self, operand: np.ndarray) -> tuple[int, ...]:
-        """A known operand as Python integers."""
-        if operand.dtype.kind != "i" or operand.ndim > 1 or operand.size > _MOST_INTEGERS:
+    def to_integers(self, operand: np.ndarray) -> tuple[int, ...]:
+        """Converts a constant operand to Python integers."""
+        if operand.dtype.kind != "i" or operand.ndim > 1 or operand.size > _MAX_INTEGERS:
             raise self.error(
-                f"expected an operand of at most {_MOST_INTEGERS} integers, "
+                f"expected an operand of at most {_MAX_INTEGERS} integers, "
                 f"got {operand.dtype} of shape {operand.shape}"
             )
         return tuple(int(v) for v in operand.reshape(-1))
 
     @property
     def computes_integers(self) -> bool:
-        """Whether it computes integers that depend on the input, which are carried as float32."""
+        """Whether it computes integers that depend on the input (carried as float32)."""
         return self.xp is not np and "i" in self.kinds
 
     def carried(self, constant: np.ndarray) -> np.ndarray:
-        """A constant beside integers that depend on the input: as float32, like them."""
+        """Converts constant integers to float32, like the perturbed integers beside them."""
         if constant.dtype.kind != "i":
             return constant
-        if constant.size and max(-int(constant.min()), int(constant.max())) > _LARGEST_EXACT:
-            raise self.error("has integers beyond 2^24, which float32 does not hold")
+        largest = max(-int(constant.min()), int(constant.max())) if constant.size else 0
+        if largest > integers.LARGEST_EXACT:
+            raise self.error("has integers beyond 2^24, which float32 cannot represent exactly")
         return constant.astype(np.float32)
 
-    def known_number(self, operand: np.ndarray) -> Any:
-        """A known operand of one element, as a numpy scalar."""
+    def to_number(self, operand: np.ndarray) -> Any:
+        """Converts a constant operand of one element to a numpy scalar."""
         if operand.size != 1:
             raise self.error(f"expected an operand of one element, got shape {operand.shape}")
         return operand.reshape(())[()]
 
-    def integers_of(self, name: str, operand: np.ndarray | None) -> tuple[int, ...] | None:
-        """What older opsets give as the attribute ``name`` and newer ones as an operand."""
+    def attribute_or_operand(self, name: str, operand: np.ndarray | None) -> tuple[int, ...] | None:
+        """Integers that old opsets pass as the attribute `name` and newer ones as an operand."""
         attribute = self.integers(name)
         if operand is None:
             return attribute
         if attribute is not None:
             raise self.error(f"{name} is given twice, as an attribute and as an operand")
-        return self.known_integers(operand)
+        return self.to_integers(operand)
 
     def axis(self, axis: int, rank: int) -> int:
-        """``axis`` counted from the front."""
+        """Checks an axis and counts it from the front."""
         if not -rank <= axis < rank:
             raise self.error(f"axis {axis} is out of range for rank {rank}")
         return axis % rank
 
     def axes(self, axes: Sequence[int], rank: int) -> tuple[int, ...]:
-        """Several different axes, counted from the front."""
+        """Checks that axes are distinct and counts them from the front."""
         result = tuple(self.axis(axis, rank) for axis in axes)
         if len(set(result)) != len(result):
-            raise self.error(f"axes {tuple(axes)} name one axis twice")
+            raise self.error(f"expected distinct axes, got {tuple(axes)} for rank {rank}")
         return result

@@ -1,4 +1,4 @@
-"""The table of operators: what computes each, which operands must be known, and its types."""
+"""The table of operators: function, constant operands and types of each."""
 
 from __future__ import annotations
 
@@ -73,22 +73,22 @@ def _one_hot(node: Node, kinds: Sequence[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """One entry.
+    """One entry of the table.
 
     Attributes:
-      function: a node and its operands (None for one left out) -> its value or values. Operands
-        are arrays of ``node.xp``; those in ``known`` and all constants are numpy's.
-      kinds: the kinds of the operands that are not in ``known`` -> the kind of the values.
-      known: places of operands that must not depend on the network's input.
-      operands: fewest and most operands.
-      shape_only: the function takes the operand's shape, which is always known.
-      constant_integers: integers must not depend on the input, as they would be treated as
-        floating-point numbers.
+      function: maps a node and its operands (None if omitted) to its value or values. Operands are
+        arrays of `node.xp`, but constants are always numpy arrays.
+      kinds: maps the kinds of the operands outside `constant_operands` to the kind of the values.
+      constant_operands: positions of operands that must not depend on the network's input.
+      operands: the least and the largest number of operands.
+      shape_only: whether the function takes the operand's shape instead of its value.
+      constant_integers: whether integer operands must not depend on the input, because the
+        function would treat them as floating-point numbers.
     """
 
     function: Callable[..., Any]
     kinds: Kinds = _floats
-    known: tuple[int, ...] = ()
+    constant_operands: tuple[int, ...] = ()
     operands: tuple[int, int] = (1, 1)
     shape_only: bool = False
     constant_integers: bool = False
@@ -109,13 +109,13 @@ _add, _subtract, _multiply = (
 _maximum, _minimum = (elementwise.binary(name) for name in ("maximum", "minimum"))
 
 OPERATORS: Mapping[str, Operator] = {
-    # Values from nowhere, and shapes.
+    # Constants and shapes.
     "Constant": Operator(shaping.constant, operands=(0, 0)),
-    "ConstantOfShape": Operator(shaping.constant_of_shape, known=(0,)),
-    "Range": Operator(shaping.arange, known=(0, 1, 2), operands=(3, 3)),
+    "ConstantOfShape": Operator(shaping.constant_of_shape, constant_operands=(0,)),
+    "Range": Operator(shaping.arange, constant_operands=(0, 1, 2), operands=(3, 3)),
     "Shape": Operator(shaping.shape, shape_only=True),
     "Size": Operator(shaping.size, shape_only=True),
-    # Moves.
+    # Data movement.
     "Identity": Operator(shaping.identity, _any),
     "Dropout": Operator(shaping.dropout, _floats, (1, 2), (1, 3)),
     "Cast": Operator(shaping.cast, _cast),

@@ -1,13 +1,13 @@
-"""Input sets: what a perturbed input may be, and the maximum of a linear function over it.
+"""Input sets: which inputs are possible, and the maximum of a linear function over them.
 
-A set knows nothing of networks. It answers two questions:
+A set knows nothing about networks. It answers two questions:
 
-* ``interval()``: the smallest box around the set, from which interval bounds start;
-* ``support(c)``: ``max <c, x>`` over the set, with which linear bounds end ("concretize"); or
-  ``spread(c)``, the same seen from the middle of ``interval()``, which the walks use because
+* `interval()`: the smallest box around the set, from which interval bounds start;
+* `support(c)`: `max <c, x>` over the set, with which linear bounds end ("concretize"); or
+  `spread(c)`, the same measured from the middle of `interval()`, which the walks use because
   nothing cancels in it.
 
-Sets are pytrees: build them inside ``jax.vmap`` / ``jax.jit``, differentiate with respect to them.
+Sets are pytrees: build them inside `jax.vmap` / `jax.jit`, differentiate with respect to them.
 """
 
 from boundjax.sets.ball import LpBall as LpBall

@@ -1,4 +1,4 @@
-"""Balls of an lp norm, perhaps cut to the range of valid inputs."""
+"""Balls of an lp norm, optionally cut to the range of valid inputs."""
 
 from __future__ import annotations
 
@@ -30,26 +30,25 @@ from boundjax.sets.interval import Interval
 )
 @dataclasses.dataclass(frozen=True)
 class LpBall:
-    """All ``x`` with ``||(x - center) / eps||_p <= 1``, cut to ``clip[0] <= x <= clip[1]``.
+    """All `x` with `||(x - center) / eps||_p <= 1`, cut to `clip[0] <= x <= clip[1]`.
 
     Attributes:
       center: the unperturbed input, any shape.
-      eps: radius in the units of the input (for pixels in [0, 1]: 8 / 255, say), ``>= 0``; a
+      eps: radius in the units of the input (for pixels in [0, 1]: 8 / 255, say), `>= 0`; a
         scalar, or an array that broadcasts to the input's shape (one radius per feature; 0 keeps it
         fixed).
-      p: order of the norm, 1, 2 or ``inf`` (any ``p >= 1`` works through its dual norm).
-      clip: ``None`` or ``(low, high)``, the range of valid inputs, scalars or arrays.
-      outward: whether the ends of ``interval()`` are rounded outwards where they are inexact, as
-        certificates need it; else to nearest, where an ``eps`` below half a spacing of the center
-        is lost.
+      p: order of the norm, 1, 2 or `inf` (any `p >= 1` works through its dual norm).
+      clip: `None` or `(low, high)`, the range of valid inputs, scalars or arrays.
+      outward: whether the ends of `interval()` are rounded outwards where they are inexact, as
+        certificates need. Rounding to nearest loses an `eps` below half a spacing of the center.
 
-    ``support`` is exact for every ball without clip, and for a clipped one with ``p = inf`` or
-    ``p = 2`` whose center lies in the clip range. Else (other finite ``p``, a center outside) it is
-    an upper bound, no larger than the ball's and the clipped box's support.
+    `support` is exact for every ball without clip, and for a clipped one with `p = inf` or `p = 2`
+    whose center lies in the clip range. Otherwise it is an upper bound, no larger than the supports
+    of the ball and of the clipped box.
 
     Raises:
-      ValueError: for ``p < 1``, a radius that is negative or NaN, a center that is not finite, a
-        clip range that is empty.
+      ValueError: for `p < 1`, a radius that is negative or NaN, a center that is not finite, or an
+        empty clip range.
     """
 
     center: Array
@@ -67,12 +66,13 @@ class LpBall:
 
     @property
     def is_box(self) -> bool:
-        """True for ``p = inf``, with or without clip."""
+        """True for `p = inf`, with or without clip."""
         return self.p == jnp.inf
 
     def _radius(self) -> Array:
         center, eps = as_float(self.center), jnp.asarray(self.eps)
-        # __post_init__ cannot check this: vmap returns a batch of balls with a scalar eps for each.
+        # `__post_init__` cannot check this: a batch of balls that `vmap` returns has a scalar eps
+        # for each.
         if eps.ndim > center.ndim or any(
             e not in (1, n) for e, n in zip(eps.shape[::-1], center.shape[::-1], strict=False)
         ):
@@ -81,35 +81,35 @@ class LpBall:
                 f"got shape {eps.shape}"
             )
         eps = jnp.broadcast_to(as_float(eps, center), center.shape)
-        # Under jit a bad radius cannot raise; NaN bounds never certify.
+        # Under `jit` a negative radius cannot raise; NaN bounds never certify.
         return jnp.where(eps >= 0, eps, jnp.nan)
 
-    def _clip(self) -> tuple[Array, Array]:
+    def _clip(self, clip: tuple[ArrayLike, ArrayLike]) -> tuple[Array, Array]:
         center = as_float(self.center)
-        low, high = (jnp.broadcast_to(as_float(end, center), center.shape) for end in self.clip)
+        low, high = (jnp.broadcast_to(as_float(end, center), center.shape) for end in clip)
         return low, high
 
     def interval(self) -> Interval:
-        """``[center - eps, center + eps]``, cut to the clip range."""
+        """`[center - eps, center + eps]`, cut to the clip range."""
         center, radius = as_float(self.center), self._radius()
         nearest = self._cut(center - radius, center + radius)
         if not self.outward:
             return nearest
         ends = rounding.with_exact_middle(*self._cut(*rounding.outward_ends(center, radius)))
-        # Rounding has no derivative; that of the sums is the right one.
+        # Rounding has no derivative, so the derivative is that of the rounded sums.
         return Interval(*map(with_derivative_of, jax.lax.stop_gradient(ends), nearest))
 
     def _cut(self, lower: Array, upper: Array) -> Interval:
         if self.clip is not None:
-            low, high = self._clip()
+            low, high = self._clip(self.clip)
             lower, upper = jnp.clip(lower, low, high), jnp.clip(upper, low, high)
         return Interval(lower, upper)
 
     def ball(self) -> tuple[Array, Array]:
-        """``center`` and the radius of an l2 ball around it that holds the set.
+        """`center` and the radius of an l2 ball around it that contains the set.
 
-        With one eps for ``n`` features it is ``n ** (1 / 2 - 1 / max(p, 2)) eps``, or less where
-        the clip range does not reach as far.
+        With one eps for `n` features it is `n ** (1 / 2 - 1 / max(p, 2)) eps`, or less where the
+        clip range ends earlier.
         """
         center, radius, interval = as_float(self.center), self._radius(), self.interval()
         if self.p <= 2:
@@ -120,11 +120,11 @@ class LpBall:
         return center, jnp.minimum(size, length(corner))
 
     def support(self, coefficients: Array) -> Array:
-        """``max <c, x> = <c, center> + ||eps * c||_q`` with ``1 / p + 1 / q = 1``."""
+        """`max <c, x> = <c, center> + ||eps * c||_q` with `1 / p + 1 / q = 1`."""
         return jnp.sum(coefficients * self.interval().middle) + self.spread(coefficients)
 
     def spread(self, coefficients: Array) -> Array:
-        """``max <c, x - middle>``; the middle is the center unless clipped or rounded outwards."""
+        """`max <c, x - middle>`; clipping and outward rounding move the middle off the center."""
         interval = self.interval()
         box = jnp.sum(jnp.abs(coefficients) * interval.radius)
         if self.is_box:
@@ -137,26 +137,27 @@ class LpBall:
             return dual_norm(radius * coefficients, self.p) + shift
         if self.p != 2:
             return smaller(dual_norm(radius * coefficients, self.p) + shift, box)
-        # In u = (x - center) / eps the ball is round; a fixed feature's slope is 0 there.
-        low, high = self._clip()
+        # Scaled by eps the ball is round; features with eps = 0 have slope 0 there.
+        low, high = self._clip(self.clip)
         unit = jnp.where(radius > 0, radius, 1.0)
         below, above = (center - low) / unit, (high - center) / unit
         largest = ball_box.spread(radius * coefficients, 1.0, below, above) + shift
-        # With the center inside it is exact; a tie with the box would only blur its derivative.
+        # With the center inside, `largest` is exact; taking the minimum with an equal `box` would
+        # average their derivatives.
         inside = jnp.all((below >= 0) & (above >= 0))
         return jnp.where(inside, largest, smaller(largest, box))
 
 
 def dual_norm(values: Array, p: float) -> Array:
-    """``||values||_q`` with ``1 / p + 1 / q = 1``, over all axes; its gradient at 0 is 0."""
+    """`||values||_q` with `1 / p + 1 / q = 1`, over all axes; its gradient at 0 is 0."""
     if p == 1:
         return jnp.max(jnp.abs(values))
     if p == jnp.inf:
         return jnp.sum(jnp.abs(values))
     q = p / (p - 1)
     # Scaling by the largest entry keeps squares of small coefficients from underflowing to 0 (XLA
-    # flushes subnormals), which would make the support too small. Double where: no NaN gradient
-    # at 0.
+    # flushes subnormals), which would make the support too small. The second `where` keeps the
+    # gradient at 0 from being NaN.
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(values)))
     positive = scale > 0
     safe = jnp.where(positive, values / jnp.where(positive, scale, 1.0), 1.0)

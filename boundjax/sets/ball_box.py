@@ -1,9 +1,11 @@
-"""The maximum of a linear function over an l2 ball around 0, cut by a box around 0.
+"""The intersection of an l2 ball and a box, and the maximum of a linear function over it.
 
-The last layer of Lee, Lee and Park 2020, "Lipschitz-Certifiable Training with a Tight Outer Bound"
-(box constraint propagation), and what a clip range leaves of an l2 ball.
+Box constraint propagation (Lee, Lee and Park 2020, "Lipschitz-Certifiable Training with a Tight
+Outer Bound") bounds the last layer over such sets, and so does an l2 ball cut to a clip range.
 """
 
+# JAX and Flax leave some of their types unknown.
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 import dataclasses
@@ -14,9 +16,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from boundjax.numerics import larger, length, smaller
+from boundjax.numerics import float_info, larger, length, smaller
 from boundjax.sets.checks import as_float, concrete, first_index, require_array, require_finite
 from boundjax.sets.interval import Interval
+from boundjax.typing import Jitted
 
 
 @functools.partial(
@@ -26,23 +29,23 @@ from boundjax.sets.interval import Interval
 )
 @dataclasses.dataclass(frozen=True)
 class BallBox:
-    """All ``x`` with ``||x - center||_2 <= radius`` and ``lower <= x <= upper``, elementwise.
+    """All `x` with `||x - center||_2 <= radius` and `lower <= x <= upper`, elementwise.
 
-    What is known of a hidden layer when both its Lipschitz constant and its interval are.
+    A Lipschitz constant and interval bounds together confine a hidden layer to such a set.
 
     Attributes:
       center: the ball's center, any shape.
-      radius: scalar, in the units of ``x``, ``>= 0``; infinite where only the box is known.
-      lower: of the center's shape; may be ``-inf``.
-      upper: of the center's shape; may be ``inf``.
+      radius: scalar, in the units of `x`, `>= 0`; infinite if there is only the box.
+      lower: of the center's shape; may be `-inf`.
+      upper: of the center's shape; may be `inf`.
 
-    ``support`` is exact where the center lies in the box. Where it lies outside, the box counts as
-    extended to the center: an upper bound, no larger than the support of ``interval()``. A set that
-    is unbounded in some feature has no middle; its support is NaN.
+    `support` is exact if the center lies in the box. Otherwise the box is extended to the center,
+    which gives an upper bound no larger than the support of `interval()`. A set that is unbounded
+    in some feature has no middle, and its support is NaN.
 
     Raises:
       ValueError: for different shapes, a center that is not finite, a radius that is negative or
-        NaN, ``lower > upper``.
+        NaN, `lower > upper`.
 
     Source: Lee, Lee and Park 2020, "Lipschitz-Certifiable Training with a Tight Outer Bound".
     """
@@ -83,13 +86,14 @@ class BallBox:
 
     def _radius(self) -> Array:
         radius = as_float(self.radius, as_float(self.center))
-        # __post_init__ cannot check this: vmap returns a batch of sets with one radius for each.
+        # `__post_init__` cannot check this: a batch of sets that `vmap` returns has a radius for
+        # each.
         if radius.ndim:
             raise ValueError(f"BallBox.radius must be a scalar, got shape {radius.shape}")
         return radius
 
     def interval(self) -> Interval:
-        """``[center - radius, center + radius]``, cut to the box; NaN where that is empty."""
+        """`[center - radius, center + radius]`, cut to the box; NaN where that is empty."""
         center, radius = as_float(self.center), self._radius()
         lower = larger(as_float(self.lower, center), center - radius)
         upper = smaller(as_float(self.upper, center), center + radius)
@@ -97,52 +101,53 @@ class BallBox:
         return Interval(jnp.where(empty, jnp.nan, lower), jnp.where(empty, jnp.nan, upper))
 
     def ball(self) -> tuple[Array, Array]:
-        """``center`` and ``radius``, or less where the box does not reach as far."""
+        """`center` and `radius`, or a smaller radius where the box ends earlier."""
         center = as_float(self.center)
         lower, upper = as_float(self.lower, center), as_float(self.upper, center)
         corner = jnp.maximum(jnp.abs(upper - center), jnp.abs(center - lower))
         return center, jnp.minimum(self._radius(), length(corner))
 
     def support(self, coefficients: Array) -> Array:
-        """``max <c, x>``; ``c`` has the input's shape."""
+        """`max <c, x>`; `c` has the input's shape."""
         return jnp.sum(coefficients * self.interval().middle) + self.spread(coefficients)
 
     def spread(self, coefficients: Array) -> Array:
-        """``max <c, x - middle>``, see ``ball_box.spread``."""
+        """`max <c, x - middle>`, see `ball_box.spread`."""
         center, interval = as_float(self.center), self.interval()
         below = center - as_float(self.lower, center)
         above = as_float(self.upper, center) - center
         shift = jnp.sum(coefficients * (center - interval.middle))
         largest = spread(coefficients, self._radius(), below, above) + shift
-        # With the center inside it is exact; a tie with the box would only blur its derivative.
+        # With the center inside, `largest` is exact; taking the minimum with an equal `box` would
+        # average their derivatives.
         inside = jnp.all((below >= 0) & (above >= 0))
         box = jnp.sum(jnp.abs(coefficients) * interval.radius)
         return jnp.where(inside, largest, smaller(largest, box))
 
 
-# Every round is sound; random problems need fewer than ten.
+# Stopping after any round is sound; random problems need fewer than ten.
 _MOST_ROUNDS = 64
 
 
 def spread(coefficients: Array, radius: ArrayLike, below: Array, above: Array) -> Array:
-    """``max <c, d>`` over ``||d||_2 <= radius`` and ``-below <= d <= above``, a scalar.
+    """`max <c, d>` over `||d||_2 <= radius` and `-below <= d <= above`, a scalar.
 
-    With ``cap_i`` the room on the side to which ``c_i`` pulls and any ``lam >= 0``,
-    ``<c, d> <= sum_i max_(0 <= d_i <= cap_i) (|c_i| d_i - lam / 2 d_i^2) + lam / 2 radius^2``:
-    a bound whatever ``lam`` is, and the maximum itself for one of them. The paper's iteration
-    finds that one, so a stop too early costs tightness and never soundness. By the envelope
-    theorem the derivative is the formula's for a constant ``lam``: no solver is differentiated.
-    The gradient is exact where the maximum is differentiable; there are no second derivatives.
+    With `cap_i` the room on the side to which `c_i` pulls and any `lam >= 0`,
+    `<c, d> <= sum_i max_(0 <= d_i <= cap_i) (|c_i| d_i - lam / 2 d_i^2) + lam / 2 radius^2`:
+    a bound for every `lam`, and the maximum itself for one of them. The paper's iteration finds
+    that one, so stopping early costs tightness but not soundness. By the envelope theorem the
+    derivative is that of the formula with `lam` held constant: no solver is differentiated. The
+    gradient is exact where the maximum is differentiable; there are no second derivatives.
 
     Args:
-      coefficients: ``c``, any shape.
-      radius: scalar ``>= 0``, may be infinite; NaN or negative gives NaN.
-      below: room towards smaller values, of ``c``'s shape, may be infinite. Negative room counts
-        as 0, which only enlarges the set.
-      above: the same towards larger values.
+      coefficients: `c`, any shape.
+      radius: scalar `>= 0`, may be infinite; NaN or negative gives NaN.
+      below: distance to the lower end of the box, of `c`'s shape, may be infinite. Negative
+        distances count as 0, which only enlarges the set.
+      above: distance to the upper end.
 
     Returns:
-      The maximum; NaN where anything is NaN, infinite where neither ball nor box is bounded.
+      The maximum; NaN if an argument has a NaN, infinite if neither ball nor box is bounded.
     """
     dtype = coefficients.dtype
     radius = jnp.asarray(radius, dtype)
@@ -155,56 +160,54 @@ def spread(coefficients: Array, radius: ArrayLike, below: Array, above: Array) -
     slopes = jnp.abs(coefficients)
     pulls = slopes > 0
     room = jnp.where(coefficients > 0, above, below)
-    # Features behind which the box ends before the ball; others are free whatever `lam` is. Where
-    # c is 0 nothing is gained: no room stands for it. Hence every cap is finite.
+    # Features in which the box may end before the ball; the rest is free for every `lam`. Features
+    # with a coefficient of 0 gain nothing and get a cap of 0, so every cap is finite.
     boxed = (room < radius) | (room <= 0) | ~pulls
     cap = jnp.where(boxed & pulls & (room > 0), room, 0.0)
 
-    # `lam * radius` in place of `lam`: the multiplier may leave the float's range, the price does
-    # not, nor do the lengths that are measured in radii.
+    # `price` is `lam * radius`. Unlike `lam` it stays within the range of the dtype, as do lengths
+    # measured in radii.
     fixed = jax.lax.stop_gradient(radius)
     unit = jnp.where(fixed > 0, fixed, 1.0)
-    price = _price(*jax.lax.stop_gradient((slopes, cap / unit, boxed)))
+    price = _jitted_price(*jax.lax.stop_gradient((slopes, cap / unit, boxed)))
     clipped = jax.lax.stop_gradient(boxed & (slopes >= price * (cap / unit)))
 
     finite = jnp.isfinite(fixed)
     reach = jnp.where(finite, fixed, 0.0)
     at_cap = cap * (slopes - 0.5 * price * (cap / unit))
-    # Zeroed before the quotient: what overflows makes gradients NaN even where it is not chosen.
+    # Set to 0 before dividing: an overflow makes gradients NaN even in the branch not taken.
     free = jnp.where(clipped, 0.0, slopes)
     inside = free * (0.5 * reach * (free / jnp.where(price > 0, price, 1.0)))
-    # Of value `price * radius / 2` and derivative `price`, also at radius 0.
+    # Its value is `price * radius / 2` and its derivative `price`, also at radius 0.
     ball = price * (jnp.where(finite, radius, 0.0) - 0.5 * reach)
     value = jnp.sum(jnp.where(clipped, at_cap, inside)) + ball
     value = jnp.where(finite | jnp.all(clipped), value, jnp.inf)
 
-    # Comparisons lose a NaN; one that is lost would certify.
+    # Comparisons drop NaN, and a NaN that is dropped would certify.
     lost = jnp.any(jnp.isnan(slopes) | jnp.isnan(below) | jnp.isnan(above)) | ~(radius >= 0)
     return jnp.where(lost, jnp.nan, value)
 
 
-@jax.jit
 def _price(slopes: Array, share: Array, boxed: Array) -> Array:
-    """``lam * radius`` of the maximum: what one more unit of radius is worth.
+    """`lam * radius` at the maximum: the value of one more unit of radius.
 
-    The authors' iteration: what the ball's solution moves out of the box stays at its cap, the
-    rest is stretched to the sphere again, until nothing new leaves the box. The price falls, so
-    caps that bind once bind for good.
+    The authors' iteration: features that the ball's solution moves out of the box are fixed at
+    their caps and the rest is stretched to the sphere again, until no further feature leaves the
+    box. The price falls in every round, so a cap that binds once binds for good.
 
     Args:
-      slopes: ``|c|``.
-      share: the caps in radii, where ``boxed``.
+      slopes: `|c|`.
+      share: the caps in radii, where `boxed`.
       boxed: where a cap may bind.
     """
-    resolution = jnp.finfo(slopes.dtype).eps
+    resolution = float_info(slopes.dtype).eps
 
     def price(clipped: Array) -> Array:
         # Scaled by the largest: squares of small slopes would underflow to 0.
         free = jnp.where(clipped, 0.0, slopes)
         scale = jnp.max(free, initial=0.0)
         squares = jnp.sum(jnp.square(free / jnp.where(scale > 0, scale, 1.0)))
-        # What is left of the sphere; less than its rounding cannot be told from nothing, and costs
-        # no more than that rounding.
+        # The remainder of the sphere, at least the rounding error with which it is computed.
         left = 1.0 - jnp.sum(jnp.where(clipped, jnp.square(share), 0.0))
         return scale * jnp.sqrt(squares / jnp.maximum(left, resolution))
 
@@ -217,7 +220,11 @@ def _price(slopes: Array, share: Array, boxed: Array) -> Array:
         more = clipped | (boxed & (slopes >= price(clipped) * share))
         return more, jnp.any(more != clipped), rounds + 1
 
-    # The box within the ball: every cap binds, at a price of 0.
+    # If the box lies within the ball, every cap binds and the price is 0.
     within = jnp.all(boxed) & (jnp.sum(jnp.square(share)) <= 1.0)
     first = (boxed & ((share == 0) | within), ~within, jnp.int32(0))
     return price(jax.lax.while_loop(unfinished, clip, first)[0])
+
+
+# Compiled even where the walk around it runs op by op, so that the loop stays fast.
+_jitted_price: Jitted = jax.jit(_price)

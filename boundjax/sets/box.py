@@ -1,4 +1,4 @@
-"""Boxes: every element between two ends."""
+"""Boxes: every feature between two ends."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from boundjax.sets.interval import Interval
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["lower", "upper"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """All ``x`` with ``lower <= x <= upper``, elementwise; both of the input's shape.
+    """All `x` with `lower <= x <= upper`, elementwise; both of the input's shape.
 
     Raises:
-      ValueError: for different shapes, values that are not finite, or ``lower > upper``.
+      ValueError: for different shapes, values that are not finite, or `lower > upper`.
     """
 
     lower: Array
@@ -47,25 +47,25 @@ class Box:
 
     @property
     def is_box(self) -> bool:
-        """True: the set is its own interval."""
+        """True: a box equals its interval."""
         return True
 
     def interval(self) -> Interval:
-        """The box itself; NaN where a NaN end or ``lower > upper`` turned up under ``jit``."""
+        """The box itself; NaN where an end is NaN or, under `jit`, `lower > upper`."""
         lower = as_float(self.lower)
         upper = as_float(self.upper, lower)
         empty = ~(lower <= upper)
         return Interval(jnp.where(empty, jnp.nan, lower), jnp.where(empty, jnp.nan, upper))
 
     def ball(self) -> tuple[Array, Array]:
-        """The center and the radius of the smallest l2 ball that holds the set."""
+        """The center and the radius of the smallest l2 ball that contains the set."""
         interval = self.interval()
         return interval.middle, length(interval.radius)
 
     def support(self, coefficients: Array) -> Array:
-        """``max <c, x> = <c, middle> + <|c|, radius>``; ``c`` has the input's shape."""
+        """`max <c, x> = <c, middle> + <|c|, radius>`; `c` has the input's shape."""
         return jnp.sum(coefficients * self.interval().middle) + self.spread(coefficients)
 
     def spread(self, coefficients: Array) -> Array:
-        """``max <c, x - middle> = <|c|, radius>``."""
+        """`max <c, x - middle> = <|c|, radius>`."""
         return jnp.sum(jnp.abs(coefficients) * self.interval().radius)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from boundjax.sets.input_set import InputSet
@@ -16,12 +17,12 @@ from boundjax.sets.interval import Interval
 
 
 def concrete(value: Any) -> np.ndarray | None:
-    """``value`` as a numpy array where its numbers are known now, else None.
+    """`value` as a numpy array, or None where its numbers are not known yet.
 
-    None stands for tracers and the placeholders that JAX puts into a pytree (``in_axes``, sharding
-    trees).
+    They are unknown in tracers and in the placeholders that JAX puts into pytrees (`in_axes`,
+    shardings).
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return None
     if isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)):
         return np.asarray(value)
@@ -29,13 +30,13 @@ def concrete(value: Any) -> np.ndarray | None:
 
 
 def first_index(mask: np.ndarray) -> str:
-    """Where a mask first holds, as the end of a message; empty for a scalar."""
+    """` at index ...` of the first True in a mask, to end a message with; empty for a scalar."""
     index = tuple(int(i) for i in np.argwhere(mask)[0])
     return "" if not index else f" at index {index[0] if len(index) == 1 else index}"
 
 
 def require_finite(name: str, value: Any) -> None:
-    """Raises ValueError where a concrete ``value`` holds a NaN or an infinity."""
+    """Raises ValueError where a concrete `value` holds a NaN or an infinity."""
     array = concrete(value)
     if array is not None and not np.isfinite(array).all():
         bad = ~np.isfinite(array)
@@ -54,11 +55,11 @@ def require_radius(value: Any) -> None:
             )
 
 
-def require_clip(clip: tuple[ArrayLike, ArrayLike] | None) -> None:
-    """Raises ValueError where ``clip`` is neither None nor a pair ``(low, high)``, low <= high."""
+def require_clip(clip: Any) -> None:
+    """Raises ValueError where `clip` is neither None nor a pair `(low, high)`, low <= high."""
     if clip is None:
         return
-    if not isinstance(clip, (tuple, list)) or len(clip) != 2:
+    if not _is_sequence(clip) or len(clip) != 2:
         raise ValueError(f"clip must be None or a pair (low, high), got {clip!r}")
     low, high = concrete(clip[0]), concrete(clip[1])
     if low is not None and high is not None and not (low <= high).all():
@@ -66,7 +67,7 @@ def require_clip(clip: tuple[ArrayLike, ArrayLike] | None) -> None:
 
 
 def require_norm(name: str, value: Any) -> None:
-    """Raises ValueError where ``value`` is no order of a norm, TypeError where it is no number."""
+    """Raises ValueError for a number that is not the order of a norm, TypeError for no number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(
             f"{name} must be a number, the order of a norm (1, 2 or jax.numpy.inf), got {value!r}"
@@ -75,7 +76,6 @@ def require_norm(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a norm's order >= 1 (1, 2 or inf), got {value}")
 
 
-# The advice for functions of several inputs.
 _ONE_ARRAY = (
     "a function of several inputs takes them as one array: concatenate them, and split that array "
     "inside the function"
@@ -83,13 +83,13 @@ _ONE_ARRAY = (
 
 
 def require_input_set(value: Any) -> None:
-    """Raises TypeError where ``value`` is not one input set."""
+    """Raises TypeError where `value` is not one input set."""
     if isinstance(value, InputSet):
         return
     if isinstance(value, Interval):
         raise TypeError("expected an input set, got an Interval; use boundjax.Box(*interval)")
-    if isinstance(value, (dict, list, tuple)):
-        raise TypeError(f"expected one input set, got a {type(value).__name__}; {_ONE_ARRAY}")
+    if _is_sequence(value) or isinstance(value, Mapping):
+        raise TypeError(f"expected one input set, got a {_type_name(value)}; {_ONE_ARRAY}")
     if hasattr(value, "shape"):
         raise TypeError(
             f"expected an input set, got an array of shape {tuple(value.shape)}; say what may be "
@@ -97,20 +97,28 @@ def require_input_set(value: Any) -> None:
         )
     raise TypeError(
         "expected an input set such as boundjax.LpBall or boundjax.Box (with is_box, interval(), "
-        f"support() and spread()), got {type(value).__name__}"
+        f"support() and spread()), got {_type_name(value)}"
     )
 
 
 def require_array(name: str, value: Any) -> None:
-    """Raises TypeError where ``value`` is a collection of arrays instead of one."""
-    # A list of arrays of one shape is an array.
-    several = isinstance(value, (list, tuple)) and len({np.shape(v) for v in value}) > 1
+    """Raises TypeError where `value` is a collection of arrays instead of one."""
+    # numpy and JAX read a list of equally shaped arrays as one array.
+    several = _is_sequence(value) and len({np.shape(item) for item in value}) > 1
     if several or isinstance(value, Mapping):
-        raise TypeError(f"{name} must be one array, got a {type(value).__name__}; {_ONE_ARRAY}")
+        raise TypeError(f"{name} must be one array, got a {_type_name(value)}; {_ONE_ARRAY}")
+
+
+def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, (list, tuple))
+
+
+def _type_name(value: Any) -> str:
+    return type(value).__name__
 
 
 def as_float(value: ArrayLike, like: Any = None) -> Array:
-    """``value`` as a floating array (of ``like``'s dtype where given)."""
+    """`value` as a floating-point array, of the dtype of `like` if there is one."""
     if like is not None:
         return jnp.asarray(value, dtype=jnp.result_type(like))
     array = jnp.asarray(value)

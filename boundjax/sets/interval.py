@@ -8,22 +8,22 @@ from jax import Array
 
 
 class Interval(NamedTuple):
-    """Elementwise bounds: ``lower <= value <= upper``, two arrays of one shape."""
+    """Elementwise bounds: `lower <= value <= upper`, two arrays of one shape."""
 
     lower: Array
     upper: Array
 
     @property
     def width(self) -> Array:
-        """``upper - lower``."""
+        """`upper - lower`."""
         return self.upper - self.lower
 
     @property
     def middle(self) -> Array:
-        """``(lower + upper) / 2``."""
+        """`(lower + upper) / 2`."""
         return 0.5 * (self.lower + self.upper)
 
     @property
     def radius(self) -> Array:
-        """``(upper - lower) / 2``."""
+        """`(upper - lower) / 2`."""
         return 0.5 * (self.upper - self.lower)

@@ -1,7 +1,7 @@
-"""Input sets that still hold every point of a certificate once their ends are floating point.
+"""Outward rounding: the floating-point ends of a set must enclose every point that was asked for.
 
-The ends `center - eps` and `center + eps` are rounded, and where `eps` is below half a spacing of
-`center` both round to `center`: bounds on that set say nothing about the radius that was asked for.
+Rounded to nearest, `center - eps` and `center + eps` may both equal `center` (where `eps` is below
+half a spacing of `center`), and bounds on that set would say nothing about the requested radius.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+
+from boundjax.numerics import float_info
 
 
 def outward_ends(center: Array, radius: Array) -> tuple[Array, Array]:
@@ -21,7 +24,7 @@ def outward_ends(center: Array, radius: Array) -> tuple[Array, Array]:
       radius: of the same shape, `>= 0`; NaN gives NaN.
 
     Returns:
-      The lower and the upper end. Exact sums stay as they are, so a radius of 0 gives the point.
+      The lower and the upper end. Exact sums are left alone, so a radius of 0 gives the point.
     """
     return -_rounded_up(-center, radius), _rounded_up(center, radius)
 
@@ -34,13 +37,13 @@ def _two_sum(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _rounded_up(x: Array, radius: Array) -> Array:
-    """An upper bound on `x + radius`, equal to it where that is a floating-point number."""
+    """An upper bound on `x + radius`, equal to it where the sum is exact."""
     total, error = _two_sum(x, radius)
-    # XLA turns errors and sums that underflow into 0.
-    info = jnp.finfo(x.dtype)
+    info = float_info(x.dtype)
+    # XLA flushes errors and sums that underflow to 0.
     small = jnp.minimum(jnp.abs(x), radius) < info.tiny / info.eps**2
     underflows = small & (x != 0) & (radius != 0) & (x != -radius)
-    # A little more than half a spacing, which the sum rounds to one.
+    # Adding slightly more than half a spacing rounds to the next number.
     step = (0.5 * info.eps) * (1.0 + 2.0 * info.eps) * jnp.abs(total)
     above = total + jnp.maximum(step, info.tiny)
     return jnp.where((error > 0) | underflows, above, total)
@@ -49,12 +52,12 @@ def _rounded_up(x: Array, radius: Array) -> Array:
 def with_exact_middle(lower: Array, upper: Array) -> tuple[Array, Array]:
     """Moves ends outwards, by two spacings at most, until middle and half-width are exact.
 
-    Transforms compute with `(lower + upper) / 2` and `(upper - lower) / 2`. Rounded, these may
-    describe a smaller interval than the ends do: half of `[x, x + one spacing]`, say.
+    Transforms compute with `(lower + upper) / 2` and `(upper - lower) / 2`. Once rounded, these may
+    describe a smaller interval than the ends do, such as half of `[x, x + one spacing]`.
     """
     inexact = (_two_sum(lower, upper)[1] != 0) | (_two_sum(upper, -lower)[1] != 0)
-    # On multiples of `grid` the ends, their sum and their difference all fit the significand.
-    info = jnp.finfo(lower.dtype)
+    # On multiples of `grid` the ends, their sum and their difference are exact.
+    info = float_info(lower.dtype)
     largest = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
     _, exponent = jnp.frexp(largest)
     grid = jnp.ldexp(jnp.ones_like(lower), exponent - info.nmant)
@@ -66,10 +69,10 @@ def with_exact_middle(lower: Array, upper: Array) -> tuple[Array, Array]:
     )
 
 
-def up(value: Any, dtype: np.dtype) -> np.ndarray:
-    """The smallest numbers of a floating dtype that are `>= value`, elementwise.
+def up(value: ArrayLike, dtype: np.dtype[Any]) -> np.ndarray:
+    """The smallest normal numbers of a floating dtype that are `>= value`, elementwise.
 
-    Of those the normal ones: XLA takes a subnormal number for 0.
+    Subnormal numbers are skipped because XLA treats them as 0.
     """
     exact = np.asarray(value)
     rounded = exact.astype(dtype)

@@ -7,7 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import optax
+import optax  # pyright: ignore[reportMissingTypeStubs]
 from jax import Array
 from jax.typing import ArrayLike
 

@@ -1,15 +1,15 @@
 """The backward walk: coefficients on a node's value become linear bounds in the input.
 
-Rows of coefficients ``[m, *shape]`` start at a node and are pulled back through one equation after
+Rows of coefficients `[m, *shape]` start at a node and are pulled back through one equation after
 the other (CROWN, Zhang et al. 2018). All rows bound from *below*: at a nonlinear op a positive
-coefficient takes the lower line, a negative one the upper line. An upper bound on ``g`` is minus a
-lower bound on ``-g``; so when both sides are wanted, the rows are doubled to ``[g; -g]`` at the
+coefficient takes the lower line, a negative one the upper line. An upper bound on `g` is minus a
+lower bound on `-g`; so when both sides are wanted, the rows are doubled to `[g; -g]` at the
 first relaxation, and everything up to there is shared.
 
 Values are written as deviations from *references*, one value per node: the middle of the interval
 at the input and after every nonlinear op, and their affine image in between. Then affine ops act on
-deviations without any offset (biases need no pass over the rows), a line ``y >= s x + t`` becomes
-``dy >= s dx + (s x_ref + t - y_ref)``, and less cancels in float32.
+deviations without any offset (biases need no pass over the rows), a line `y >= s x + t` becomes
+`dy >= s dx + (s x_ref + t - y_ref)`, and less cancels in float32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import PyTree
 
 from boundjax import windows
 from boundjax.ir.families import Extremum, Lines, Planes, Scalar
@@ -32,15 +31,16 @@ from boundjax.numerics import larger, signed_parts, smaller
 from boundjax.ops import affine, local, matmul
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
+from boundjax.typing import PyTree
 from boundjax.windows import Rows, Windowed
 
 Sides = Literal["lower", "upper", "both"]
 
 
 class LinearBounds(NamedTuple):
-    """``lower_coefficients x + lower_bias <= rows . value <= upper_coefficients x + upper_bias``.
+    """`lower_coefficients x + lower_bias <= rows . value <= upper_coefficients x + upper_bias`.
 
-    Coefficients ``[m, *input]``, biases ``[m]``; a side that was not asked for is None.
+    Coefficients `[m, *input]`, biases `[m]`; a side that was not asked for is None.
     """
 
     lower_coefficients: Array | None
@@ -50,20 +50,20 @@ class LinearBounds(NamedTuple):
 
 
 class PerRow(NamedTuple):
-    """Lines of every row of its own, where the row has coefficients: ``[m, *window]``."""
+    """Lines of every row of its own, where the row has coefficients: `[m, *window]`."""
 
     lines: Lines
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """A linear function per row that bounds from below: ``coefficients (x - x_ref) + constant``."""
+    """A linear function per row that bounds from below: `coefficients (x - x_ref) + constant`."""
 
     coefficients: Rows
     constant: Array
 
     def least(self, input_set: InputSet) -> Array:
-        """The least value ``[m]`` over the input set."""
+        """The least value `[m]` over the input set."""
         rows = self.coefficients
         if not input_set.is_box:
             return self.constant - jax.vmap(input_set.spread)(-windows.dense(rows))
@@ -82,13 +82,13 @@ class Result:
     above: Side | None
 
     def concretize(self, input_set: InputSet) -> tuple[Array | None, Array | None]:
-        """The least lower and the largest upper value ``[m]`` over the input set."""
+        """The least lower and the largest upper value `[m]` over the input set."""
         lower = None if self.below is None else self.below.least(input_set)
         upper = None if self.above is None else -self.above.least(input_set)
         return lower, upper
 
     def in_input(self, reference: Array) -> LinearBounds:
-        """The same as linear functions of the input itself; ``reference`` is the input's."""
+        """The same as linear functions of the input itself; `reference` is the input's."""
 
         def bias(side: Side) -> Array:
             axes = tuple(range(1, side.coefficients.ndim))
@@ -124,15 +124,15 @@ def pull_back(
     lines_of: Callable[[Node, Rows], Lines | Planes | PerRow],
     sides: Sides,
 ) -> Result:
-    """Linear bounds in the input of ``sum_i <starts[i]_k, value of node i>``.
+    """Linear bounds in the input of `sum_i <starts[i]_k, value of node i>`.
 
     Args:
       graph: the traced function.
       references: one value per node, see above.
-      starts: node index -> coefficients ``[m, *shape]``, complete or in windows.
+      starts: node index -> coefficients `[m, *shape]`, complete or in windows.
       lines_of: the relaxation of a nonlinear node for the rows that meet it, asked once for every
-        such node on the way: planes, or lines between deviations (``around``). Its arrays have a
-        leading axis, 1 or one entry per row (after doubling, for both sides). ``PerRow`` if they
+        such node on the way: planes, or lines between deviations (`around`). Its arrays have a
+        leading axis, 1 or one entry per row (after doubling, for both sides). `PerRow` if they
         are those of the rows' windows only.
       sides: which bounds are wanted.
     """
@@ -180,14 +180,14 @@ def pull_back(
 
 
 def _contract(rows: Rows, value: Array) -> Array:
-    """``<rows_k, value>`` for every row, ``[m]``; ``value`` is ``[*shape]``."""
+    """`<rows_k, value>` for every row, `[m]`; `value` is `[*shape]`."""
     if isinstance(rows, Windowed):
         return _sum_per_row(rows.values * rows.crop(value))
     return matmul.rows_matmul(rows.reshape(len(rows), value.size), value.reshape(-1, 1))[:, 0]
 
 
 def _at_reference(rows: Rows, value: Array) -> Array:
-    """``_contract`` with a reference; what is infinite counts where the row has a coefficient.
+    """`_contract` with a reference; what is infinite counts where the row has a coefficient.
 
     References are infinite where constants are: a mask of -inf.
     """
@@ -196,14 +196,14 @@ def _at_reference(rows: Rows, value: Array) -> Array:
 
 
 def _infinite_part(rows: Rows, value: Array) -> Array:
-    """The terms of ``<rows_k, value>`` in which ``value`` is infinite, ``[m]``; not 0 times it."""
+    """The terms of `<rows_k, value>` in which `value` is infinite, `[m]`; not 0 times it."""
     values = windows.values_of(rows)
     value = rows.crop(value) if isinstance(rows, Windowed) else value[None]
     return _sum_per_row(values * jnp.where(jnp.isinf(value) & (values != 0), value, 0.0))
 
 
 def _sum_per_row(terms: Array) -> Array:
-    """``[m, ...] -> [m]``, as a matrix product: XLA's CPU backend is far slower at sums."""
+    """`[m, ...] -> [m]`, as a matrix product: XLA's CPU backend is far slower at sums."""
     terms = terms.reshape(len(terms), math.prod(terms.shape[1:]))  # there may be none
     return matmul.rows_matmul(terms, jnp.ones((terms.shape[1], 1), terms.dtype))[:, 0]
 
@@ -232,7 +232,7 @@ def around(node: Node, lines: Lines, sources: Sequence[Array], target: Array) ->
 
 
 def _product(slope: Array, reference: Array) -> Array:
-    """``slope reference``, 0 for a slope of 0 on an infinite reference, which is a constant's."""
+    """`slope reference`, 0 for a slope of 0 on an infinite reference, which is a constant's."""
     return slope * jnp.where((slope == 0) & jnp.isinf(reference), 0.0, reference)
 
 

@@ -18,7 +18,7 @@ from boundjax.sets.interval import Interval
 def enclosing_ball(input_set: InputSet) -> tuple[Array, Array]:
     """The centre and the radius of an l2 ball that holds an input set.
 
-    A set of the user's may have a method ``ball() -> (center, radius)``; otherwise it is the ball
+    A set of the user's may have a method `ball() -> (center, radius)`; otherwise it is the ball
     around the middle of its interval.
     """
     if hasattr(input_set, "ball"):

@@ -74,12 +74,12 @@ def bounds_of(
     limit: int,
     max_rows: int | None,
 ) -> Ends:
-    """Bounds on the units of a node ``[*shape]``, in blocks.
+    """Bounds on the units of a node `[*shape]`, in blocks.
 
     Args:
-      bounds: flat indices ``[k]`` of units -> bounds ``[k]``.
-      interval: the units' interval ``[*shape]``, which units that are not bounded keep.
-      wanted: which units matter, ``[*shape]``; None: all.
+      bounds: flat indices `[k]` of units -> bounds `[k]`.
+      interval: the units' interval `[*shape]`, which units that are not bounded keep.
+      wanted: which units matter, `[*shape]`; None: all.
       limit: units in a block, at most.
       max_rows: how many units are bounded, those of the widest intervals; None: all.
     """
@@ -106,7 +106,7 @@ def bounds_of(
 
 
 def _widest(interval: Interval, wanted: Array | None, count: int) -> Array:
-    """The wanted units of the widest intervals, ``[count]``; the size if too few."""
+    """The wanted units of the widest intervals, `[count]`; the size if too few."""
     comparable = ~jnp.isnan(interval.width)
     wanted = comparable if wanted is None else wanted & comparable
     width = jnp.where(wanted, interval.width, -1.0).reshape(-1)
@@ -115,9 +115,9 @@ def _widest(interval: Interval, wanted: Array | None, count: int) -> Array:
 
 
 def _mapped(bounds: Callable[[Array], Ends], indices: Array, limit: int, end: int) -> Ends:
-    """Bounds of the units ``[k]``, in blocks of at most ``limit``; ``end`` stands for none.
+    """Bounds of the units `[k]`, in blocks of at most `limit`; `end` stands for none.
 
-    Blocks without a unit are skipped; under ``vmap`` they are computed.
+    Blocks without a unit are skipped; under `vmap` they are computed.
     """
     count = len(indices)
     if count <= limit:

@@ -1,6 +1,6 @@
 """Forward linear bounds: every node's value between two linear functions of the input.
 
-Node by node ``A_lower (x - m) + v_lower <= z <= A_upper (x - m) + v_upper``, with ``m`` the middle
+Node by node `A_lower (x - m) + v_lower <= z <= A_upper (x - m) + v_upper`, with `m` the middle
 of the input set. A value is passed once with as many coefficients as the input has elements (the
 backward walk: as many rows as there are units to bound), so forward bounds are cheap for functions
 of few inputs. The rules are those of the backward walk read the other way: linear ops by the sign
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import PyTree
 
 from boundjax import precision
 from boundjax import slopes as slope_policies
@@ -33,19 +32,20 @@ from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.backward import LinearBounds
 from boundjax.transforms.walk import Walk
+from boundjax.typing import PyTree
 
 
 class Linear(NamedTuple):
-    """``value + sum_i coefficients_i (x - m)_i``, a linear function of the flattened input.
+    """`value + sum_i coefficients_i (x - m)_i`, a linear function of the flattened input.
 
-    ``coefficients`` is ``[d, *shape]`` for an input of ``d`` elements, ``value`` ``[*shape]``.
+    `coefficients` is `[d, *shape]` for an input of `d` elements, `value` `[*shape]`.
     """
 
     coefficients: Array
     value: Array
 
     def spread(self, input_set: InputSet, sign: float) -> Array:
-        """``max sign <coefficients, x - m>`` over the input set, ``[*shape]``."""
+        """`max sign <coefficients, x - m>` over the input set, `[*shape]`."""
         shape = input_set.interval().lower.shape
         columns = sign * self.coefficients.reshape(self.coefficients.shape[0], -1)
         found = jax.vmap(lambda c: input_set.spread(c.reshape(shape)), in_axes=1)(columns)
@@ -72,7 +72,7 @@ class Pair(NamedTuple):
 
 
 class Forward:
-    """The walk of forward linear bounds beside the interval walk, a ``walk.Companion``.
+    """The walk of forward linear bounds beside the interval walk, a `walk.Companion`.
 
     Attributes:
       pairs: per node index its two linear functions; none for booleans.
@@ -114,7 +114,7 @@ def concretized(graph: Graph) -> frozenset[int]:
 def _finite_or(found: Interval, known: Interval) -> Interval:
     """Ends that are numbers; the interval walk's, which may be NaN, where they are not.
 
-    An infinite line leaves ``0 * inf`` behind, which says nothing about the value.
+    An infinite line leaves `0 * inf` behind, which says nothing about the value.
     """
     ends = zip(found, known, strict=True)
     return Interval(*(jnp.where(jnp.isfinite(new), new, old) for new, old in ends))
@@ -124,9 +124,9 @@ def _finite_or(found: Interval, known: Interval) -> Interval:
 
 
 def linear_part(node: Node, *rows: Array) -> Array:
-    """A linear op without its constant terms: ``[d, *shape]`` per operand -> ``[d, *node.shape]``.
+    """A linear op without its constant terms: `[d, *shape]` per operand -> `[d, *node.shape]`.
 
-    The floating-point constants of a ``Structural`` op are added, its others are indices and
+    The floating-point constants of a `Structural` op are added, its others are indices and
     predicates. A constant is replaced by 0, as subtracting it again would cost digits (a mask's
     -1e38 all of them); what then is left of the value at 0 is a parameter, a gather's fill value,
     which stands where no operand does.
@@ -182,7 +182,7 @@ def _absolute(node: Node, value: Array, rows: bool = False) -> Array:
 
 
 def _blend(pair: Pair, weight: float) -> Linear:
-    """``upper / 2 + weight lower``: half of the sum or of the difference."""
+    """`upper / 2 + weight lower`: half of the sum or of the difference."""
     return Linear(*(0.5 * high + weight * low for low, high in zip(*pair, strict=True)))
 
 
@@ -198,7 +198,7 @@ def _where(mask: Array, first: Linear, second: Linear) -> Linear:
 
 
 def planes_of(node: Node, relaxation: Lines | Planes) -> Planes:
-    """A shared relaxation as planes, without the leading axis; ``product`` grows with operands.
+    """A shared relaxation as planes, without the leading axis; `product` grows with operands.
 
     Lines are planes of one operand, or of the entries of a window. Booleans are no operands.
     """
@@ -235,7 +235,7 @@ def planes_of(node: Node, relaxation: Lines | Planes) -> Planes:
 def apply_planes(
     planes: Planes, weights: PyTree, operands: list[Array], rows: bool = False
 ) -> Array:
-    """``product(weights, *operands)``, of every row of the operands where they have rows."""
+    """`product(weights, *operands)`, of every row of the operands where they have rows."""
     if rows and operands:
         return jax.vmap(lambda *values: planes.product(weights, *values))(*operands)
     return planes.product(weights, *operands)
@@ -291,7 +291,7 @@ def _frontier(graph: Graph, starts: dict[int, Array]) -> dict[int, Array]:
 
 
 def _contract(rows: Array, value: Array) -> Array:
-    """``[m, *shape]`` and ``[..., *shape]`` -> ``[..., m]``."""
+    """`[m, *shape]` and `[..., *shape]` -> `[..., m]`."""
     flat = rows.reshape(rows.shape[0], -1)
     lead = value.shape[: value.ndim - rows.ndim + 1]
     return jnp.matmul(
@@ -300,7 +300,7 @@ def _contract(rows: Array, value: Array) -> Array:
 
 
 def _specified(walk: Walk, forward: Forward, starts: dict[int, Array], constant: Array) -> Pair:
-    """Linear functions below and above every row of a specification; values ``[m]``."""
+    """Linear functions below and above every row of a specification; values `[m]`."""
     references = walk.references
     # Between the frontier and the specification everything is affine: deviations need no bias.
     constant = constant + sum(_contract(rows, references[i]) for i, rows in starts.items())
@@ -320,7 +320,7 @@ def _specified(walk: Walk, forward: Forward, starts: dict[int, Array], constant:
 
 
 def _in_input(pair: Pair, reference: Array) -> LinearBounds:
-    """The functions ``[m]`` in the input itself instead of its deviation from the reference."""
+    """The functions `[m]` in the input itself instead of its deviation from the reference."""
 
     def side(function: Linear) -> tuple[Array, Array]:
         rows = function.coefficients.T
@@ -338,24 +338,24 @@ def forward_linear(
 ) -> Callable[..., Any]:
     """Turns a function of one example into one from an input set to forward linear bounds.
 
-    Cheaper than ``linear(..., intermediate="linear")`` for functions of few inputs (time and memory
+    Cheaper than `linear(..., intermediate="linear")` for functions of few inputs (time and memory
     grow with the input's size and not with the layers' widths), and looser from two nonlinear ops
     on. Pre-activations are bounded by the same walk and intersected with interval bounds.
 
     Args:
       function: any JAX function of one array; it may close over weights.
-      slopes: as in ``linear``, but for ``optimized``.
+      slopes: as in `linear`, but for `optimized`.
       has_aux: also return the linear functions; needs a single output array.
 
     Returns:
-      ``bounds(input_set, specification=None)``: an ``Interval`` per output leaf, or bounds ``[m]``
-      on ``<specification_k, f(x)>`` for a specification ``[m, *out]``, merged with the last affine
-      layers. They are intersected with the interval bounds. With ``has_aux`` a pair of bounds and
-      ``LinearBounds``: coefficients ``[m, *input]`` and biases ``[m]`` of the specification's rows,
+      `bounds(input_set, specification=None)`: an `Interval` per output leaf, or bounds `[m]`
+      on `<specification_k, f(x)>` for a specification `[m, *out]`, merged with the last affine
+      layers. They are intersected with the interval bounds. With `has_aux` a pair of bounds and
+      `LinearBounds`: coefficients `[m, *input]` and biases `[m]` of the specification's rows,
       or of the flattened output.
 
     Raises:
-      UnsupportedOpError: at an op that is not in ``supported_ops()``.
+      UnsupportedOpError: at an op that is not in `supported_ops()`.
       ValueError: for optimised slopes, or a specification that does not fit the output.
 
     Source: Xu et al. 2020, "Automatic Perturbation Analysis for Scalable Certified Robustness and

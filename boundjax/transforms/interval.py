@@ -24,7 +24,7 @@ from boundjax.windows import Rows
 def propagate(node: Node, operands: tuple[Interval, ...], center: Array | None = None) -> Interval:
     """The interval of one node from those of its perturbed operands (Gowal et al. 2018).
 
-    ``center`` is the image of the operand's middle under a weighted op, where that is known.
+    `center` is the image of the operand's middle under a weighted op, where that is known.
     """
     lower, upper = zip(*operands, strict=True)
     match node.op:
@@ -140,7 +140,7 @@ def merged(
     starts: dict[int, Array],
     constant: Array,
 ) -> Interval:
-    """Interval bounds ``[m]`` of a specification, merged with the affine layers before it.
+    """Interval bounds `[m]` of a specification, merged with the affine layers before it.
 
     The elision of the last layer of Gowal et al. 2018: the walk goes back to the nearest nonlinear
     ops, whose intervals are known.
@@ -156,7 +156,7 @@ def merged(
 
 
 def starts_of(graph: Graph, specification: Array) -> tuple[dict[int, Array], Array]:
-    """A specification ``[m, *out]`` as starting coefficients and a constant ``[m]``.
+    """A specification `[m, *out]` as starting coefficients and a constant `[m]`.
 
     Raises:
       ValueError: if the function has several outputs or the shapes do not fit.
@@ -198,18 +198,18 @@ def interval(
     """Turns a function of one example into a function from an input set to interval bounds.
 
     Args:
-      function: any JAX function of one array, ``f(x) -> pytree of arrays``; it may close over
+      function: any JAX function of one array, `f(x) -> pytree of arrays`; it may close over
         weights.
-      has_aux: also return the pre-activation bounds, ``{label: Interval}``.
+      has_aux: also return the pre-activation bounds, `{label: Interval}`.
 
     Returns:
-      ``bounds(input_set, specification=None)``: an ``Interval`` per output leaf; with a
-      specification ``[m, *out]`` (one output array) bounds ``[m]`` on ``<specification_k, f(x)>``,
-      merged with the network's last affine layers. With ``has_aux`` a pair of bounds and
+      `bounds(input_set, specification=None)`: an `Interval` per output leaf; with a
+      specification `[m, *out]` (one output array) bounds `[m]` on `<specification_k, f(x)>`,
+      merged with the network's last affine layers. With `has_aux` a pair of bounds and
       pre-activation bounds.
 
     Raises:
-      UnsupportedOpError: at an op that is not in ``supported_ops()``.
+      UnsupportedOpError: at an op that is not in `supported_ops()`.
       ValueError: for a specification that does not fit the output.
 
     Source: Gowal et al. 2018, "On the Effectiveness of Interval Bound Propagation".

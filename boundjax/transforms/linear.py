@@ -36,22 +36,22 @@ from boundjax.transforms.walk import Companion, Walk
 
 
 class Auxiliary(NamedTuple):
-    """What ``linear(..., has_aux=True)`` met on the way, for a specification of ``m`` rows.
+    """What `linear(..., has_aux=True)` met on the way, for a specification of `m` rows.
 
     Attributes:
-      interval: interval bounds ``[m]`` of the specification.
-      linear: the linear bounds ``[m]`` before they are intersected with those; a side that was not
+      interval: interval bounds `[m]` of the specification.
+      linear: the linear bounds `[m]` before they are intersected with those; a side that was not
         asked for holds the interval bound.
       pre_activations: label -> bounds on the op's input.
-      slopes: label -> the free slope's position in ``[0, 1]``, as used at unstable units; an op
-        with two free lines has a second entry, ``label:below``.
+      slopes: label -> the free slope's position in `[0, 1]`, as used at unstable units; an op
+        with two free lines has a second entry, `label:below`.
       coefficients: the linear bounds in the input.
-      rows: label -> ``[m, *shape]``, the coefficients on the op's output of the linear functions
+      rows: label -> `[m, *shape]`, the coefficients on the op's output of the linear functions
         that the walk lower-bounds: a positive one takes the op's lower line, a negative one the
-        upper. For ``sides="upper"`` they belong to minus the specification; for ``"both"`` those
-        rows follow, ``[2 m, *shape]``.
-      worst_input: ``[m, *input]``, where in the input set the relaxation's lower bound is attained
-        (the upper bound, if ``sides="upper"``).
+        upper. For `sides="upper"` they belong to minus the specification; for `"both"` those
+        rows follow, `[2 m, *shape]`.
+      worst_input: `[m, *input]`, where in the input set the relaxation's lower bound is attained
+        (the upper bound, if `sides="upper"`).
     """
 
     interval: Interval
@@ -78,31 +78,31 @@ def linear(
 
     Args:
       function: any JAX function of one array; it may close over weights.
-      slopes: ``"adaptive"`` (CROWN), ``"parallel"`` (Fast-Lin / CAP), ``"zero"``, ``"one"``,
-        ``"constant"`` (interval bounds as a relaxation), a function of ``(lower, upper)``, or a
-        dict of positions in ``[0, 1]`` by label.
-      intermediate: where pre-activation bounds come from: ``"interval"``, ``"linear"`` (the same
-        walk, recursively) or ``"forward"`` (``forward_linear``, for functions of few inputs).
-      sides: ``"lower"``, ``"upper"`` or ``"both"``; the side not asked for holds the interval
+      slopes: `"adaptive"` (CROWN), `"parallel"` (Fast-Lin / CAP), `"zero"`, `"one"`,
+        `"constant"` (interval bounds as a relaxation), a function of `(lower, upper)`, or a
+        dict of positions in `[0, 1]` by label.
+      intermediate: where pre-activation bounds come from: `"interval"`, `"linear"` (the same
+        walk, recursively) or `"forward"` (`forward_linear`, for functions of few inputs).
+      sides: `"lower"`, `"upper"` or `"both"`; the side not asked for holds the interval
         bound, and a walk for one side costs half.
       intersect: whether intermediate linear bounds are intersected with the interval bounds. That
         never loosens an intermediate bound, and nearly always tightens the result; not always,
         because slopes that are not optimised may get worse with it, parallel ones in particular.
-        ``False`` is Fast-Lin / CAP to the letter; before ops with a domain and products, and in the
+        `False` is Fast-Lin / CAP to the letter; before ops with a domain and products, and in the
         result, they always are.
       max_rows: at most so many units of a layer get linear bounds, those of the widest intervals;
-        the others keep their interval bounds. Under ``vmap`` and ``grad`` that is the way to spend
+        the others keep their interval bounds. Under `vmap` and `grad` that is the way to spend
         less: elsewhere the rows of units that matter to no relaxation (stable relus) are skipped.
       max_bytes: budget for the rows of one block of intermediate linear bounds, of one example.
-      has_aux: also return ``Auxiliary``; needs a single output array.
+      has_aux: also return `Auxiliary`; needs a single output array.
 
     Returns:
-      ``bounds(input_set, specification=None)``: an ``Interval`` per output leaf, or bounds ``[m]``
-      on ``<specification_k, f(x)>`` for a specification ``[m, *out]``. They are intersected with
-      the interval bounds. With ``has_aux`` a pair.
+      `bounds(input_set, specification=None)`: an `Interval` per output leaf, or bounds `[m]`
+      on `<specification_k, f(x)>` for a specification `[m, *out]`. They are intersected with
+      the interval bounds. With `has_aux` a pair.
 
     Raises:
-      UnsupportedOpError: at an op that is not in ``supported_ops()``.
+      UnsupportedOpError: at an op that is not in `supported_ops()`.
       ValueError: for an unknown option, or a specification that does not fit the output.
 
     Source: Zhang et al. 2018 (CROWN), Zhang et al. 2020 (CROWN-IBP), Wong & Kolter 2018 (CAP).
@@ -141,7 +141,7 @@ class Relaxation:
         return intervals_of.pre_activations(self.walk.graph, self.walk.intervals)
 
     def interval(self, specification: Array) -> Interval:
-        """Interval bounds ``[m]`` of ``<specification_k, f(x)>``, given the pre-activations."""
+        """Interval bounds `[m]` of `<specification_k, f(x)>`, given the pre-activations."""
         return self.walk.merged(*intervals_of.starts_of(self.walk.graph, specification))
 
     def bounds(
@@ -151,7 +151,7 @@ class Relaxation:
         within: Mapping[str, Interval] | None = None,
         has_aux: bool = False,
     ) -> Any:
-        """What ``linear`` returns.
+        """What `linear` returns.
 
         Args:
           specification: `[m, *out]`, or None for every output.
@@ -199,23 +199,23 @@ def relax(
     max_rows: int | None = None,
     max_bytes: int = 2**30,
 ) -> Callable[[InputSet], Relaxation]:
-    """Like ``linear``, with the bounds on pre-activations computed once for several specifications.
+    """Like `linear`, with the bounds on pre-activations computed once for several specifications.
 
     Args:
-      function: as the options, those of ``linear``.
+      function: as the options, those of `linear`.
       slopes, intermediate, sides, intersect, max_rows, max_bytes: see there.
-      known: bounds on pre-activations from elsewhere, by the labels of ``pre_activations``; the
+      known: bounds on pre-activations from elsewhere, by the labels of `pre_activations`; the
         result holds for the part of the input set where they do. They are intersected with the
-        bounds that are found. Where both cannot hold, that is an error, or, under ``jit``, NaN.
+        bounds that are found. Where both cannot hold, that is an error, or, under `jit`, NaN.
         Those on predicates are not used.
 
     Returns:
-      ``relaxed(input_set)``: a ``Relaxation`` with ``interval(specification)``,
-      ``bounds(specification)`` and ``pre_activations``. One that is made inside a differentiated
+      `relaxed(input_set)`: a `Relaxation` with `interval(specification)`,
+      `bounds(specification)` and `pre_activations`. One that is made inside a differentiated
       function is differentiated once, however many specifications it serves.
 
     Raises:
-      UnsupportedOpError, ValueError: as ``linear``; ValueError also for known bounds of another
+      UnsupportedOpError, ValueError: as `linear`; ValueError also for known bounds of another
         shape, or that contradict the others.
       KeyError: for known bounds of no op.
     """

@@ -38,9 +38,9 @@ Norms = Mapping[str, Array]
 
 
 class Reached(NamedTuple):
-    """What is known of a value: within ``radius`` of the centre in l2, and within the box.
+    """What is known of a value: within `radius` of the centre in l2, and within the box.
 
-    A ``BallBox`` that is not checked, and may be of predicates. A box of ``None`` is all there is.
+    A `BallBox` that is not checked, and may be of predicates. A box of `None` is all there is.
     """
 
     center: Array
@@ -72,7 +72,7 @@ class Reached(NamedTuple):
         )
 
     def spread(self, coefficients: Array) -> Array:
-        """``max <c, x - center>``, a scalar."""
+        """`max <c, x - center>`, a scalar."""
         if self.box is None:
             return self.radius * length(coefficients)
         below, above = self.center - self.box.lower, self.box.upper - self.center
@@ -80,10 +80,10 @@ class Reached(NamedTuple):
 
 
 class Auxiliary(NamedTuple):
-    """What ``lipschitz(..., has_aux=True)`` met on the way.
+    """What `lipschitz(..., has_aux=True)` met on the way.
 
     Attributes:
-      output: bounds on the function's output; its ``center`` is the output itself.
+      output: bounds on the function's output; its `center` is the output itself.
       pre_activations: label -> bounds on the input of the nonlinear op.
     """
 
@@ -104,19 +104,19 @@ def lipschitz(
       function: any JAX function of one array; it may close over weights.
       box: whether a box is carried beside the ball (BCP); without it the bounds are those of
         Lipschitz constants alone (LMT).
-      norms: spectral norms of the linear layers by label, as ``power_iteration`` estimates them
+      norms: spectral norms of the linear layers by label, as `power_iteration` estimates them
         in training. Bounds from anything but upper bounds prove nothing: by default they are
-        ``spectral_norms``, and ``certify`` uses no others.
-      has_aux: also return ``Auxiliary``; needs a single output array.
+        `spectral_norms`, and `certify` uses no others.
+      has_aux: also return `Auxiliary`; needs a single output array.
 
     Returns:
-      ``bounds(input_set, specification=None)``: a ``BallBox`` per output leaf, or an ``Interval``
-      ``[m]`` on ``<specification_k, f(x)>`` for a specification ``[m, *out]``, which is exact for
+      `bounds(input_set, specification=None)`: a `BallBox` per output leaf, or an `Interval`
+      `[m]` on `<specification_k, f(x)>` for a specification `[m, *out]`, which is exact for
       the ball and the box of the last nonlinear ops. Every input set serves; one that is no l2
-      ball is first enclosed in one, and its box is its own. With ``has_aux`` a pair.
+      ball is first enclosed in one, and its box is its own. With `has_aux` a pair.
 
     Raises:
-      UnsupportedOpError: at an op that is not in ``supported_ops()``.
+      UnsupportedOpError: at an op that is not in `supported_ops()`.
       ValueError: for a specification that does not fit the output, a layer without units, norms
         of other layers than the function has; without the box at an op that has no Lipschitz
         constant (a product of perturbed values).
@@ -155,20 +155,20 @@ def spectral_norms(function: Callable[[Array], Any], example: Array) -> dict[str
 
     Args:
       function: any JAX function of one array.
-      example: an input, or a ``jax.ShapeDtypeStruct``.
+      example: an input, or a `jax.ShapeDtypeStruct`.
 
     Returns:
-      ``{label: scalar}``; NaN for weights that are not finite.
+      `{label: scalar}`; NaN for weights that are not finite.
     """
     return _spectral_bounds(trace(function, _zeros(example)))
 
 
 def power_vectors(function: Callable[[Array], Any], example: Array, key: Array) -> dict[str, Array]:
-    """Random unit vectors to start ``power_iteration`` with, one per linear layer.
+    """Random unit vectors to start `power_iteration` with, one per linear layer.
 
     Args:
       function: any JAX function of one array.
-      example: an input, or a ``jax.ShapeDtypeStruct``.
+      example: an input, or a `jax.ShapeDtypeStruct`.
       key: PRNG key.
     """
     layers = _layers(trace(function, _zeros(example)))
@@ -185,12 +185,12 @@ def power_iteration(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """One power iteration on every linear layer and its transpose.
 
-    Estimates from *below*, for training: a certificate needs ``spectral_norms``.
+    Estimates from *below*, for training: a certificate needs `spectral_norms`.
 
     Args:
       function: any JAX function of one array.
-      example: an input, or a ``jax.ShapeDtypeStruct``.
-      vectors: of the last iteration, or ``power_vectors``.
+      example: an input, or a `jax.ShapeDtypeStruct`.
+      vectors: of the last iteration, or `power_vectors`.
 
     Returns:
       Norms and vectors by label. The norms are differentiable in the weights.
@@ -211,14 +211,14 @@ def global_lipschitz(
 
     Args:
       function: any JAX function of one array with one output array.
-      example: an input, or a ``jax.ShapeDtypeStruct``.
-      norms: see ``lipschitz``; provable upper bounds by default.
+      example: an input, or a `jax.ShapeDtypeStruct`.
+      norms: see `lipschitz`; provable upper bounds by default.
 
     Returns:
-      A scalar ``L`` with ``||f(x) - f(y)||_2 <= L ||x - y||_2`` for all ``x``, ``y``.
+      A scalar `L` with `||f(x) - f(y)||_2 <= L ||x - y||_2` for all `x`, `y`.
 
     Raises:
-      ValueError: at an op without a Lipschitz constant (``exp``, a product of perturbed values).
+      ValueError: at an op without a Lipschitz constant (`exp`, a product of perturbed values).
     """
     graph = trace(function, _zeros(example))
     sizes = _spectral_bounds(graph) if norms is None else _checked(graph, norms)
@@ -310,7 +310,7 @@ def _radius(node: Node, radii: list[Array], norms: Norms) -> Array:
 def _specification(
     graph: Graph, input_set: InputSet, reached: list[Reached], specification: Array
 ) -> Interval:
-    """Bounds ``[m]``: rows pulled back to the last nonlinear ops, and their exact extrema there."""
+    """Bounds `[m]`: rows pulled back to the last nonlinear ops, and their exact extrema there."""
     starts, constant = intervals_of.starts_of(graph, specification)
     stops: dict[int, Array] = {}
 

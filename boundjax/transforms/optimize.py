@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jaxtyping import PyTree
 
 from boundjax.slopes import Optimized
+from boundjax.typing import PyTree
 
 # Steps that are written out one after the other; more of them become a loop, which compiles once
 # but in which XLA's CPU backend runs convolutions several times slower.
@@ -27,7 +27,7 @@ class Best(NamedTuple):
     """The best of all iterates.
 
     Attributes:
-      values: ``[R]``, the largest lower bound of every row.
+      values: `[R]`, the largest lower bound of every row.
       parameters: which to bound with again: of every row, if they are per row; else of the iterate
         with the least objective.
     """
@@ -62,9 +62,9 @@ class Ascent:
     """Maximises lower bounds over a pytree of parameters.
 
     Attributes:
-      bound: parameters -> lower bounds ``[R]``; differentiable, and of nothing else than its
+      bound: parameters -> lower bounds `[R]`; differentiable, and of nothing else than its
         argument: no gradient may flow out of it.
-      per_row: whether every row has parameters of its own, ``[R, ...]`` in every leaf.
+      per_row: whether every row has parameters of its own, `[R, ...]` in every leaf.
       options: steps, rule and objective.
       projection: what a leaf is mapped to after a step, one function for all leaves or a pytree of
         functions, one per leaf.

@@ -1,15 +1,15 @@
 """Random-projection estimates of the bounds of Wong & Kolter 2018 (CAP), for training.
 
-Every nonlinear op is written as ``y = s x + c + e u`` with one slope per unit, ``|u| <= 1`` and a
-radius ``e >= 0``. Then the network is linear in the input and in all ``u``, and a unit's range is
+Every nonlinear op is written as `y = s x + c + e u` with one slope per unit, `|u| <= 1` and a
+radius `e >= 0`. Then the network is linear in the input and in all `u`, and a unit's range is
 
     value +- (||r * row of the input||_1 + sum over relaxed ops ||e_i * row_i||_1).
 
-A row is as long as its source is large, and there are as many of them as units. But for a row ``v``
-and independent standard Cauchy numbers ``R [k, n]`` the ``k`` numbers ``R v`` are Cauchy with scale
-``||v||_1``, the median of their absolute values; and pushing ``k`` rows ``R * e`` forward through
-the linearised network gives ``R v`` for every unit at once. Over an l2 ball the input's part is
-``||v||_2``, estimated by Gaussian rows as ``||R v||_2 / sqrt(k)``.
+A row is as long as its source is large, and there are as many of them as units. But for a row `v`
+and independent standard Cauchy numbers `R [k, n]` the `k` numbers `R v` are Cauchy with scale
+`||v||_1`, the median of their absolute values; and pushing `k` rows `R * e` forward through
+the linearised network gives `R v` for every unit at once. Over an l2 ball the input's part is
+`||v||_2`, estimated by Gaussian rows as `||R v||_2 / sqrt(k)`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Estimate(NamedTuple):
     """Estimates of bounds, which bound nothing: for training only.
 
     They rest on medians of random numbers, each of which is too small with a probability of about
-    one half. The fields are not called ``lower`` and ``upper`` so that nothing takes them for an
-    ``Interval``.
+    one half. The fields are not called `lower` and `upper` so that nothing takes them for an
+    `Interval`.
     """
 
     lower_estimate: Array
@@ -46,9 +46,9 @@ class Estimate(NamedTuple):
 
 
 class EstimateAuxiliary(NamedTuple):
-    """What ``estimate(..., has_aux=True)`` met on the way; the fields are ``linear``'s.
+    """What `estimate(..., has_aux=True)` met on the way; the fields are `linear`'s.
 
-    ``pre_activations`` are estimates too, and bound nothing.
+    `pre_activations` are estimates too, and bound nothing.
     """
 
     pre_activations: dict[str, Interval]
@@ -58,11 +58,11 @@ class EstimateAuxiliary(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Disturbed:
-    """``value`` in the middle, and what moves it.
+    """`value` in the middle, and what moves it.
 
     Attributes:
-      value: ``[*shape]``.
-      rows: ``[K, *shape]``, the counts of all sources added up.
+      value: `[*shape]`.
+      rows: `[K, *shape]`, the counts of all sources added up.
       sources: the nodes that the rows come from, in order.
     """
 
@@ -72,7 +72,7 @@ class Disturbed:
 
 
 class Projection:
-    """The walk of projected norms beside the interval walk, a ``walk.Companion``.
+    """The walk of projected norms beside the interval walk, a `walk.Companion`.
 
     Its intervals are estimates: they are intersected with nothing.
 
@@ -118,7 +118,7 @@ class Projection:
         return min(self.sizes[source], self.projections)
 
     def _rows(self, node: Node, radius: Array) -> Array:
-        """``[k, *shape]``: a new source's elements, or random rows of them."""
+        """`[k, *shape]`: a new source's elements, or random rows of them."""
         self.sizes[node.index] = node.size
         count = self._count(node.index)
         if count == node.size:
@@ -218,7 +218,7 @@ def _middle(input_set: InputSet) -> tuple[Array, Array, bool]:
 
 
 def median_magnitude(rows: Array) -> Array:
-    """The median of ``|rows_k|``, ``[k, ...] -> [...]``; the lower of two for an even ``k``.
+    """The median of `|rows_k|`, `[k, ...] -> [...]`; the lower of two for an even `k`.
 
     NaN if any is NaN. The choice of the two is that of the authors' code. The bits of numbers
     that are not negative are ordered as they are, so the median's are found one after the
@@ -244,7 +244,7 @@ def median_magnitude(rows: Array) -> Array:
 
 
 def euclidean_norm(rows: Array) -> Array:
-    """``sqrt(sum_k rows_k^2)``, ``[k, ...] -> [...]``; its gradient at 0 is 0."""
+    """`sqrt(sum_k rows_k^2)`, `[k, ...] -> [...]`; its gradient at 0 is 0."""
     square = jnp.sum(jnp.square(rows), axis=0)
     zero = square == 0
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
@@ -260,34 +260,34 @@ def estimate(
 ) -> Callable[..., Any]:
     """Turns a function of one example into one from an input set to CAP's estimates, for training.
 
-    Not bounds: every norm with more terms than ``projections`` is the median of random numbers,
+    Not bounds: every norm with more terms than `projections` is the median of random numbers,
     too small with a probability of about one half. The bounds that they estimate are
-    ``linear(function, slopes="parallel", intermediate="linear", intersect=False)``, before the
-    intersection with interval bounds at the end; with no more than ``projections`` units in the
+    `linear(function, slopes="parallel", intermediate="linear", intersect=False)`, before the
+    intersection with interval bounds at the end; with no more than `projections` units in the
     input and every relaxed op they are these. Only the pre-activations are estimated: the
     specification itself takes an exact backward walk with parallel slopes, as in the authors' code.
-    Pre-activations are intersected with nothing, so a function with a limited domain (``sqrt``
-    after a ``relu``) may meet values outside of it.
+    Pre-activations are intersected with nothing, so a function with a limited domain (`sqrt`
+    after a `relu`) may meet values outside of it.
 
     Args:
       function: any JAX function of one array; it may close over weights, with respect to which the
         estimates are differentiable (which units are unstable is constant).
-      key: a PRNG key; the same key gives the same estimates. Under ``vmap`` all examples share one
+      key: a PRNG key; the same key gives the same estimates. Under `vmap` all examples share one
         set of projections, or have their own with a key each.
       projections: how many random rows replace a larger source; 50 in the paper. At 50 a norm's
         estimate has a standard deviation of 22 %.
-      sides: ``"lower"`` costs half where there is a specification; its upper estimates are
+      sides: `"lower"` costs half where there is a specification; its upper estimates are
         infinite.
-      has_aux: also return ``EstimateAuxiliary``; needs a specification.
+      has_aux: also return `EstimateAuxiliary`; needs a specification.
 
     Returns:
-      ``estimates(input_set, specification=None)``: an ``Estimate`` per output leaf, or ``[m]`` on
-      ``<specification_k, f(x)>`` for a specification ``[m, *out]``. The input set is a box (``inf``
+      `estimates(input_set, specification=None)`: an `Estimate` per output leaf, or `[m]` on
+      `<specification_k, f(x)>` for a specification `[m, *out]`. The input set is a box (`inf`
       balls are, clipped ones too) or an l2 ball, whose clip range only the last walk uses.
 
     Raises:
-      UnsupportedOpError: at an op that is not in ``supported_ops()``.
-      ValueError: for less than one projection, other sides, another input set, ``has_aux`` without
+      UnsupportedOpError: at an op that is not in `supported_ops()`.
+      ValueError: for less than one projection, other sides, another input set, `has_aux` without
         a specification, or one that does not fit the output.
 
     Source: Wong, Schmidt, Metzen & Kolter 2018, "Scaling provable adversarial defenses".

@@ -16,20 +16,20 @@ def margin_specification(
     rows: Literal["others", "all"] = "others",
     dtype: jnp.dtype = jnp.float32,
 ) -> Array:
-    """The coefficients of the margins ``z_y - z_m`` on the logits ``z``.
+    """The coefficients of the margins `z_y - z_m` on the logits `z`.
 
     Args:
-      labels: integer classes ``y``, any shape ``[...]``.
+      labels: integer classes `y`, any shape `[...]`.
       num_classes: number of logits C.
-      rows: ``"others"``: one row per class but the label's, for
-        ``m = y + 1, ..., y + C - 1 (mod C)``; ``"all"``: one per class, in order; row y is zero.
+      rows: `"others"`: one row per class but the label's, for
+        `m = y + 1, ..., y + C - 1 (mod C)`; `"all"`: one per class, in order; row y is zero.
       dtype: of the result.
 
     Returns:
-      ``[..., C - 1, C]`` or ``[..., C, C]``; row ``m`` is ``e_y - e_m``.
+      `[..., C - 1, C]` or `[..., C, C]`; row `m` is `e_y - e_m`.
 
     Raises:
-      ValueError: for another value of ``rows``.
+      ValueError: for another value of `rows`.
     """
     labels = jnp.asarray(labels)
     if rows == "others":

@@ -30,7 +30,7 @@ class Companion(Protocol):
     """A walk beside the interval walk, which sees every node once, in order."""
 
     def advance(self, node: Node, walk: Walk) -> Interval:
-        """The node's bounds; its operands have been seen, ``walk`` has their relaxations."""
+        """The node's bounds; its operands have been seen, `walk` has their relaxations."""
 
 
 class Walk:
@@ -77,7 +77,7 @@ class Walk:
 
     @property
     def references(self) -> list[Array]:
-        """Of every node, in order, see ``backward``."""
+        """Of every node, in order, see `backward`."""
         return self.relaxations.references
 
     def _sweep(
@@ -146,7 +146,7 @@ class Walk:
     def _with_known(
         self, index: int, interval: Interval, known: Mapping[int, Interval]
     ) -> Interval:
-        """An interval cut with bounds from outside; NaN where both cannot hold under ``jit``.
+        """An interval cut with bounds from outside; NaN where both cannot hold under `jit`.
 
         Raises:
           ValueError: where both cannot hold and their values are concrete.
@@ -177,7 +177,7 @@ class Walk:
     ) -> Interval:
         """Linear bounds on a node's value, in blocks of units, intersected with its interval.
 
-        Only for the elements that are ``wanted``, ``[*shape]``, if not for all.
+        Only for the elements that are `wanted`, `[*shape]`, if not for all.
         """
         known = self.intervals[node.index]
         if not node.size:
@@ -189,7 +189,7 @@ class Walk:
         return backward.intersect(known if intersect else found, found)
 
     def merged(self, starts: dict[int, Array], constant: Array) -> Interval:
-        """Interval bounds ``[m]`` of a specification, merged with the last affine layers."""
+        """Interval bounds `[m]` of a specification, merged with the last affine layers."""
         return intervals_of.merged(
             self.graph, self.input_set, self.intervals, self.references, starts, constant
         )
@@ -233,7 +233,7 @@ class Walk:
         }
 
     def worst_input(self, side: backward.Side) -> Array:
-        """Where in the input set the bounds of one side are attained, ``[m, *input]``."""
+        """Where in the input set the bounds of one side are attained, `[m, *input]`."""
         # The gradient of a support function is where its maximum is attained.
         return jax.vmap(jax.grad(self.input_set.support))(-side.coefficients)
 
@@ -266,7 +266,7 @@ class Walk:
         return jax.lax.stop_gradient(ascent.run(start))
 
     def _positions_per_row(self, starts: dict[int, Rows], sides: Sides) -> Positions:
-        """The shared positions for every row, ``[m, *shape]``, or of its windows only."""
+        """The shared positions for every row, `[m, *shape]`, or of its windows only."""
         positions: Positions = {}
 
         def note(node: Node, rows: Rows) -> Lines | Planes:
@@ -296,7 +296,7 @@ class Walk:
     def _in_blocks(
         self, node: Node, sides: Sides, optimize_rows: bool, wanted: Array | None
     ) -> blocks.Ends:
-        """Lower and upper bounds ``[*shape]``; what is not wanted keeps its interval."""
+        """Lower and upper bounds `[*shape]`; what is not wanted keeps its interval."""
         # Relaxations are made before the loop: inside it they would be tracers of its body.
         ancestors = self._relaxed_ancestors([node.index])
 

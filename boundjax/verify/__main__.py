@@ -1,338 +1,34 @@
-"""``python -m boundjax.verify``: verdicts on networks (ONNX) and properties (VNN-LIB).
+"""`python -m boundjax.verify` decides VNN-LIB properties of ONNX networks.
 
-One property, printed in VNN-COMP's result format::
+For one property it prints the verdict in VNN-COMP's result format::
 
     python -m boundjax.verify --onnx NET.onnx --vnnlib PROP.vnnlib --timeout 60
 
-or all rows ``onnx,vnnlib,timeout`` of a benchmark in one process, with paths beside the csv::
+For a benchmark it decides all rows `onnx,vnnlib,timeout` of a csv file, whose paths are relative to
+it, in one process::
 
     python -m boundjax.verify --instances instances.csv --timeout 10 --results results.csv
 
-The results must be a new file. A row is appended to it as soon as its instance is decided, and each
+The results must be a new file. Each row is appended as soon as its instance is decided, and each
 counterexample is written to `results_counterexamples/ROW_NETWORK_PROPERTY.counterexample`. SIGINT
-and SIGTERM end a batch run after a summary of what was done, with status 130 or 143.
+and SIGTERM end a batch run with a summary of the rows that are done and status 130 or 143.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
-import csv
-import dataclasses
 import os
-import signal
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-
-from boundjax import vnnlib
-from boundjax.onnx import OnnxError, from_onnx
-from boundjax.ops import UnsupportedOpError
-from boundjax.verify.batch import Results, interruptible
-from boundjax.verify.programs import LADDER, Programs
-from boundjax.verify.search import Result, verify
-
-_DEFAULT_TIMEOUT = 60.0
-_SOLVED = ("sat", "unsat")
-_CHECKED_POINTS = 5
-
-
-class VerifyError(ValueError):
-    """A request that cannot be answered; the message is one line."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Instance:
-    """A row of a benchmark.
-
-    Attributes:
-      onnx, vnnlib: the files.
-      timeout: in seconds.
-      known: ``"sat"`` or ``"unsat"`` where the row tells, else None.
-    """
-
-    onnx: Path
-    vnnlib: Path
-    timeout: float
-    known: str | None = None
-
-
-class Network:
-    """An ONNX file: as JAX functions with bounds, and as onnxruntime computes it."""
-
-    def __init__(self, path: Path):
-        """Imports the file.
-
-        Raises:
-          OSError: where there is no such file.
-          OnnxError: for a file that cannot be imported.
-          VerifyError: without onnxruntime, or where that refuses the file.
-        """
-        self.path = path
-        self.model = from_onnx(path)
-        self.programs = Programs(self.model.single, self.model.input_shape)
-        self._session = _session(path)
-        self._input = self._session.get_inputs()[0]
-
-    def evaluate(self, x: np.ndarray) -> np.ndarray:
-        """The outputs ``[m]`` of an input ``[n]``, by onnxruntime."""
-        # A symbolic dimension is the batch.
-        shape = [size if isinstance(size, int) and size > 0 else 1 for size in self._input.shape]
-        feed = {self._input.name: np.asarray(x, np.float32).reshape(shape)}
-        try:
-            return np.asarray(self._session.run(None, feed)[0]).reshape(-1)
-        except Exception as error:  # its exceptions have no common class but this one
-            raise VerifyError(f"{self.path.name}: onnxruntime: {_one_line(error)}") from None
-
-    def verify(self, property: vnnlib.Property, method: str, timeout: float) -> Result:
-        """``boundjax.verify.verify`` with onnxruntime as the arbiter.
-
-        Raises:
-          VerifyError: where the imported network computes something else than onnxruntime; nothing
-            is proved of it then.
-        """
-        result = verify(
-            self.model.single,
-            property,
-            method=method,
-            timeout=timeout,
-            evaluate=self.evaluate,
-            programs=self.programs,
-        )
-        if result.verdict == "unsat":
-            self._compare(property)
-        return result
-
-    def _compare(self, property: vnnlib.Property) -> None:
-        """Holds the imported network against onnxruntime at points of the first box."""
-        case, random = property.cases[0], np.random.default_rng(0)
-        for index in range(_CHECKED_POINTS):
-            share = random.uniform(size=case.lower.shape) if index else 0.5
-            x = case.inner_lower + share * (case.inner_upper - case.inner_lower)
-            x = np.clip(x, case.inner_lower, case.inner_upper).astype(np.float32)
-            ours, theirs = np.asarray(self.programs.forward(x)), self.evaluate(x)
-            # Rounding differs between runtimes, far less than anything read wrongly.
-            if ours.shape != theirs.shape or not np.allclose(
-                ours, theirs, rtol=1e-3, atol=1e-4 * (1.0 + np.abs(theirs).max())
-            ):
-                raise VerifyError(
-                    f"{self.path.name}: expected the imported network to agree with onnxruntime, "
-                    "got other outputs; nothing is proved, please report the file"
-                )
-
-
-def _session(path: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise VerifyError(
-            "expected onnxruntime, which confirms counterexamples, got no such package; "
-            "run pip install 'boundjax[onnx]'"
-        ) from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common class but this one
-        raise VerifyError(f"{path.name}: onnxruntime refuses it: {_one_line(error)}") from None
-
-
-def result_text(result: Result) -> str:
-    """A result in VNN-COMP's format: the verdict, and for ``sat`` the values of all variables."""
-    if result.counterexample is None:
-        return f"{result.verdict}\n"
-    found = result.counterexample
-    values = [f"(X_{i} {float(v)!r})" for i, v in enumerate(found.inputs)]
-    values += [f"(Y_{i} {float(v)!r})" for i, v in enumerate(found.outputs)]
-    lines = "\n".join(values)
-    return f"{result.verdict}\n({lines})\n"
-
-
-def read_instances(path: Path, timeout: float | None) -> list[Instance]:
-    """The rows of a benchmark's csv, with a header or, like VNN-COMP's, without.
-
-    Args:
-      path: columns ``onnx, vnnlib, timeout`` and perhaps ``known_result``; paths relative to it.
-      timeout: instead of the rows' own, in seconds.
-
-    Raises:
-      OSError: where there is no such file.
-      VerifyError: for a row that is too short or a timeout that is no positive number.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise VerifyError(f"{path.name}: expected a csv file, got {_one_line(error)}") from None
-    names = ["onnx", "vnnlib", "timeout"]
-    first = 1
-    if rows and rows[0][0] == "onnx":
-        names, rows, first = rows[0], rows[1:], 2
-    instances = []
-    for number, row in enumerate(rows, start=first):
-        cells = dict(zip(names, row, strict=False))
-        if not cells.get("onnx") or not cells.get("vnnlib"):
-            raise VerifyError(f"{path.name}:{number}: expected onnx,vnnlib,timeout, got {row!r}")
-        given = cells.get("timeout") or _DEFAULT_TIMEOUT
-        seconds = _positive(given if timeout is None else timeout, f"{path.name}:{number}: timeout")
-        known = cells.get("known_result")
-        instances.append(
-            Instance(
-                path.parent / cells["onnx"],
-                _compressed_or_not(path.parent / cells["vnnlib"]),
-                seconds,
-                known if known in _SOLVED else None,
-            )
-        )
-    if not instances:
-        raise VerifyError(f"{path.name}: expected rows onnx,vnnlib,timeout, got none")
-    return instances
-
-
-def _compressed_or_not(path: Path) -> Path:
-    """VNN-COMP lists plain names and stores compressed files."""
-    compressed = path.with_name(path.name + ".gz")
-    return compressed if not path.exists() and compressed.exists() else path
-
-
-def _positive(value: Any, name: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = float("nan")
-    if not 0 < number < float("inf"):
-        raise VerifyError(f"{name}: expected a positive number of seconds, got {value!r}")
-    return number
-
-
-class Answer(NamedTuple):
-    """What became of an instance.
-
-    Attributes:
-      instance: the row.
-      verdict: of ``Result``, or ``"unsupported"`` or ``"error"``.
-      seconds: in all, reading and compiling included.
-      message: why there is no verdict, or what the search had to do without.
-      result: None without a verdict.
-    """
-
-    instance: Instance
-    verdict: str
-    seconds: float
-    message: str
-    result: Result | None
-
-
-def run_instances(
-    instances: Sequence[Instance],
-    method: str,
-    network: Callable[[Path], Any] = Network,
-) -> Iterator[Answer]:
-    """Answers one instance after another.
-
-    What an instance raises becomes its verdict, ``unsupported`` or ``error``, with a message; the
-    others go on. Instances of one network that follow one another share its compiled code.
-    """
-    current: tuple[Path, Any] | None = None
-    for instance in instances:
-        start = time.monotonic()
-        result = None
-        try:
-            if current is None or current[0] != instance.onnx:
-                current = None  # frees the last one's memory first
-                current = instance.onnx, network(instance.onnx)
-            property = vnnlib.load(instance.vnnlib)
-            result = current[1].verify(property, method, instance.timeout)
-            verdict, message = result.verdict, result.note
-        except Exception as error:  # one bad instance must not end a benchmark
-            verdict = "unsupported" if _is_unsupported(error) else "error"
-            message = _one_line(error)
-        yield Answer(instance, verdict, time.monotonic() - start, message, result)
-
-
-def _is_unsupported(error: Exception) -> bool:
-    return isinstance(error, (UnsupportedOpError, OnnxError))
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 400 else text[:397] + "..."
-
-
-def _run_benchmark(instances: Sequence[Instance], method: str, results: Path | None) -> int:
-    """Prints a line per instance and a summary; the exit status, 1 for a wrong verdict."""
-    records = None if results is None else Results(results)
-    answers: list[Answer] = []
-    with_known = any(instance.known for instance in instances)
-    recording = threading.Lock()
-
-    def interrupted(number: signal.Signals) -> int:
-        _print_summary(answers, with_known)
-        print(f"interrupted by {number.name} at row {len(answers)} of {len(instances)}", flush=True)
-        return 128 + number
-
-    def end(number: signal.Signals) -> None:
-        recording.acquire(timeout=5.0)  # a row is written whole, unless its reader is stuck
-        # Exit at once: an interpreter that shuts down while XLA compiles may crash.
-        os._exit(interrupted(number))
-
-    try:
-        with interruptible(end):
-            for answer in run_instances(instances, method):
-                with recording:
-                    _record(len(answers), answer, records)
-                    answers.append(answer)
-    except KeyboardInterrupt:
-        return interrupted(signal.SIGINT)
-    finally:
-        if records is not None:
-            records.close()
-    return 1 if _print_summary(answers, with_known) else 0
-
-
-def _record(row: int, answer: Answer, records: Results | None) -> None:
-    """Prints the answer to a row, and writes what belongs to it."""
-    instance, verdict, seconds, message, result = answer
-    names = f"{instance.onnx.name} {instance.vnnlib.name}"
-    print(f"{row} {names} {verdict} {seconds:.1f} {message}".rstrip(), flush=True)
-    if records is None:
-        return
-    files = instance.onnx, instance.vnnlib
-    # The counterexample first: a row that says sat has its file.
-    if result is not None and result.counterexample is not None:
-        records.add_counterexample(row, *files, result_text(result))
-    records.add(row, *files, verdict, seconds)
-
-
-def _print_summary(answers: Sequence[Answer], with_known: bool) -> int:
-    """Counts of verdicts, and the wrong ones; how many these are."""
-    counts = collections.Counter(answer.verdict for answer in answers)
-    solved = [
-        (row, a) for row, a in enumerate(answers) if a.instance.known and a.verdict in _SOLVED
-    ]
-    wrong = [(row, a) for row, a in solved if a.verdict != a.instance.known]
-    print()
-    print(f"{'instances':12}{len(answers)}")
-    print(f"{'solved':12}{sum(counts[verdict] for verdict in _SOLVED)}")
-    for verdict in (*_SOLVED, "unknown", "timeout", "unsupported", "error"):
-        print(f"{verdict:12}{counts[verdict]}")
-    if with_known:
-        print(f"{'agreed':12}{len(solved) - len(wrong)}")
-        print(f"{'WRONG':12}{len(wrong)}")
-    for row, (instance, verdict, *_) in wrong:
-        names = f"{instance.onnx.name} {instance.vnnlib.name}"
-        print(f"WRONG: row {row} {names}: {verdict}, known {instance.known}")
-    return len(wrong)
+from boundjax.verify.errors import VerifyError, one_line
+from boundjax.verify.method import LADDER
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes a whole file or none."""
+    """Writes a file atomically."""
     file = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed before it is renamed
         "w", encoding="utf-8", dir=path.parent, prefix=path.name, delete=False
     )
@@ -359,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--timeout",
-        help="seconds for one property, reading and compiling the network apart "
-        f"(default: the csv's, or {_DEFAULT_TIMEOUT:.0f})",
+        help="seconds for one property, not counting the reading of the network "
+        "(default: the csv's, or 60)",
     )
     parser.add_argument(
         "--results",
@@ -373,36 +69,43 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status.
+    """Runs the command.
 
-    0; 1 for a wrong verdict; 2 for bad input; 128 and the signal's number for a batch run that a
-    signal ended.
+    Returns:
+      The exit status: 0; 1 after a wrong verdict; 2 for bad input; 128 plus the signal's number if
+      a signal ended a batch run.
     """
     options = _parser().parse_args(arguments)
+    # Imported after the flags are read: `--help` answers without JAX.
+    from boundjax import vnnlib
+    from boundjax.verify import benchmark
+    from boundjax.verify.network import Network
+
     try:
-        timeout = None if options.timeout is None else _positive(options.timeout, "--timeout")
-        single = options.onnx is not None and options.vnnlib is not None
-        if single == (options.instances is not None) or (
-            not single and (options.onnx is not None or options.vnnlib is not None)
-        ):
+        timeout = options.timeout
+        if timeout is not None:
+            timeout = benchmark.positive_seconds(timeout, "--timeout")
+        sources = {n for n in ("onnx", "vnnlib", "instances") if getattr(options, n) is not None}
+        if sources not in ({"onnx", "vnnlib"}, {"instances"}):
             raise VerifyError("expected either --onnx with --vnnlib, or --instances")
         if options.results is not None and not options.results.parent.is_dir():
             raise VerifyError(f"--results: expected a folder, got {options.results.parent}")
-        if options.instances is not None:
-            instances = read_instances(options.instances, timeout)
-            return _run_benchmark(instances, options.method, options.results)
+        if "instances" in sources:
+            instances = benchmark.read_instances(options.instances, timeout)
+            return benchmark.run_benchmark(instances, options.method, options.results)
         property = vnnlib.load(options.vnnlib)
-        result = Network(options.onnx).verify(property, options.method, timeout or _DEFAULT_TIMEOUT)
+        limit = timeout or benchmark.DEFAULT_TIMEOUT
+        result = Network(options.onnx).verify(property, options.method, limit)
         if result.note:
             print(f"note: {result.note}", file=sys.stderr)
-        text = result_text(result)
+        text = benchmark.result_text(result)
         if options.results is not None:
             _write(options.results, text)
         sys.stdout.write(text)
         return 0
-    # RuntimeError: an unsupported op, or memory that XLA does not get.
+    # RuntimeError: an unsupported op, or XLA running out of memory.
     except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
 

@@ -1,4 +1,4 @@
-"""What a batch run leaves: a row per instance and a file per counterexample, as they come."""
+"""The files of a batch run, and how SIGINT and SIGTERM end one without losing any."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from typing import TextIO
 
 HEADER = "onnx,vnnlib,verdict,seconds\n"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_DONE = b"\0"
-# Characters of a file's name that the name of its counterexample repeats.
-_LONGEST_NAME = 80
+_DONE = b"\0"  # no signal has the number 0
+_MAX_NAME = 80  # characters of a file's name in the name of a counterexample
 
 
 @contextlib.contextmanager
 def interruptible(end: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM call `end`, which must not return, in a thread of its own.
+    """Inside, SIGINT and SIGTERM call `end`, which must not return, in a separate thread.
 
-    Compiled code can hold the main thread for minutes, and an exception that is thrown into it
-    inside of XLA's or onnxruntime's callbacks is lost or ends the process. Outside of the main
-    thread, which alone receives signals, nothing is changed.
+    The main thread is the wrong place: compiled code can hold it for minutes, and an exception that
+    is raised inside a callback of XLA or onnxruntime is lost or ends the process. Only the main
+    thread receives signals, so in any other thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -34,7 +33,7 @@ def interruptible(end: Callable[[signal.Signals], None]) -> Iterator[None]:
     sender.setblocking(False)
 
     def wait() -> None:
-        # Python writes the numbers of signals; the last byte is ours, and no signal.
+        # Python writes the number of each signal; this module writes the last byte.
         number = receiver.recv(1)
         while number not in (b"", _DONE):
             if number[0] in _SIGNALS:
@@ -45,11 +44,11 @@ def interruptible(end: Callable[[signal.Signals], None]) -> Iterator[None]:
     watch.start()
     descriptor = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     # A signal wakes the thread only if it has a handler in Python.
-    before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    previous = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(descriptor)
         sender.send(_DONE)
@@ -59,34 +58,34 @@ def interruptible(end: Callable[[signal.Signals], None]) -> Iterator[None]:
 
 
 class Results:
-    """The files of a batch run; nothing is kept back, so that whatever ends it loses nothing.
+    """The files of a batch run, written immediately so that no interruption loses a result.
 
     Attributes:
       path: the csv file, with a row per instance.
-      folder: beside it, for the counterexamples, ``ROW_NETWORK_PROPERTY.counterexample``; made
-        when there is one.
+      folder: the folder beside it with the counterexamples, `ROW_NETWORK_PROPERTY.counterexample`;
+        created for the first one.
     """
 
     def __init__(self, path: Path):
-        """Begins the csv file.
+        """Creates the csv file.
 
         Raises:
-          FileExistsError: if there are results of another run already.
+          FileExistsError: if the file or the folder holds results of another run.
         """
         self.path = path
         self.folder = path.with_name(f"{path.stem}_counterexamples")
         for old in (path, self.folder):
             if old.exists():
                 raise FileExistsError(
-                    f"--results: expected a new file, but {old} holds results of another run; "
-                    "name another file, or move that one away"
+                    f"--results: expected a new file, got {old}, which holds results of another "
+                    "run; name another file, or move that one away"
                 )
         self._file: TextIO = path.open("x", encoding="utf-8")
         self._append(HEADER)
 
     def add(self, row: int, onnx: Path, vnnlib: Path, verdict: str, seconds: float) -> None:
         """Appends a row."""
-        line = io.StringIO()  # a name may have commas
+        line = io.StringIO()  # names with commas need csv's quotes
         csv.writer(line, lineterminator="\n").writerow(
             [onnx.name, vnnlib.name, verdict, f"{seconds:.3f}"]
         )
@@ -96,7 +95,7 @@ class Results:
         """Writes the counterexample of a row, whole or not at all."""
         self.folder.mkdir(exist_ok=True)
         stem = vnnlib.name.removesuffix(".gz").removesuffix(".vnnlib")
-        names = f"{onnx.stem[:_LONGEST_NAME]}_{stem[:_LONGEST_NAME]}"
+        names = f"{onnx.stem[:_MAX_NAME]}_{stem[:_MAX_NAME]}"
         path = self.folder / f"{row}_{names}.counterexample"
         unfinished = path.with_name(f".{path.name}.new")
         unfinished.write_text(text, encoding="utf-8")

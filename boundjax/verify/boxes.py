@@ -1,31 +1,33 @@
-"""Where to cut boxes in two."""
+"""Cuts boxes in two along the inputs that matter most."""
 
 from __future__ import annotations
 
 import numpy as np
 
-_MAX_ASPECT = 8.0  # of widths, relative to the box that is split
+Box = tuple[np.ndarray, np.ndarray]  # lower and upper ends
+_MAX_ASPECT = 8.0  # largest ratio of relative widths at which the narrower input may be cut
 
 
 def halve(
     lower: np.ndarray, upper: np.ndarray, influence: np.ndarray, width: np.ndarray
-) -> tuple[tuple[tuple[np.ndarray, np.ndarray], ...], np.ndarray]:
-    """Cuts boxes ``[N, n]`` in two, where the inputs that matter are widest.
+) -> tuple[tuple[Box, Box], np.ndarray]:
+    """Cuts boxes `[N, n]` in two along inputs that are wide and matter.
 
     Args:
       lower, upper: the boxes.
-      influence: of each input on what is to be proved.
-      width: of the boxes that these come from; 0 for fixed inputs.
+      influence: the influence of each input on the rows to be proved.
+      width: widths of the boxes that these are parts of; 0 for fixed inputs.
 
     Returns:
-      The two halves of the boxes that can be cut, and which cannot ``[N]``.
+      The two halves of the boxes that can be cut, and a mask `[N]` of those that cannot.
     """
     middle = 0.5 * lower + 0.5 * upper
     can_cut = (lower < middle) & (middle < upper)
-    stuck = ~can_cut.any(axis=1)
+    stuck = np.logical_not(np.any(can_cut, axis=1))
     influence = np.where(np.isfinite(influence), influence, 0.0)
     relative = (upper - lower) / np.where(width > 0, width, np.inf)
-    # Coefficients say nothing of inputs whose relaxation has slope 0; every input is cut at last.
+    # Coefficients show no influence of an input whose relaxation has slope 0, but it must be cut
+    # eventually, so inputs far narrower than the widest are excluded.
     widest = np.where(can_cut, relative, 0.0).max(axis=1, keepdims=True)
     can_cut &= relative * _MAX_ASPECT >= widest
     score = _normalized(influence) + 0.1 * _normalized(relative)

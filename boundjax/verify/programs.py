@@ -1,14 +1,15 @@
-"""The compiled parts of a search: attacks and bounds, with boxes and rows as arguments.
+"""The compiled parts of a search: attacks and bounds.
 
-Nothing of a property is baked into them, so a network is compiled once for all properties whose
-arrays have the same shapes.
+Boxes and rows of a property are arguments, not constants, so a network is compiled once for all
+properties whose arrays have the same shapes.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,30 +18,35 @@ from jax import Array
 from boundjax.certification.presets import LINEAR_OPTIONS
 from boundjax.precision import training_precision
 from boundjax.sets.box import Box
+from boundjax.verify.method import Method
 from boundjax.verify.rounded_walk import lower_bounds
 
-# The presets that are tried one after another, cheap ones first, up to the one that is asked for.
-_OPTIONS = {
+_OPTIONS: Mapping[Method, Mapping[str, Any]] = {
     "interval": {"slopes": "constant"},
-    **{name: LINEAR_OPTIONS[name] for name in ("crown-ibp", "crown", "alpha-crown")},
+    "crown-ibp": LINEAR_OPTIONS["crown-ibp"],
+    "crown": LINEAR_OPTIONS["crown"],
+    "alpha-crown": LINEAR_OPTIONS["alpha-crown"],
 }
-LADDER = tuple(_OPTIONS)
+# Optimised slopes are too slow for thousands of sub-boxes.
+_SPLIT_OPTIONS: Mapping[Method, Mapping[str, Any]] = {
+    **_OPTIONS,
+    "alpha-crown": _OPTIONS["crown"],
+}
 
-# Sub-boxes are bounded by the thousand, which optimised slopes are too slow for.
-_SPLITTING = {**_OPTIONS, "alpha-crown": _OPTIONS["crown"]}
-
-_STEPS = 25
+_STEPS = 25  # of an attack
 
 
 class Programs:
     """Jitted functions of one network.
 
     Attributes:
-      flat: the network as a function from ``[n]`` to ``[m]``.
-      particles: points that one call of ``attack`` moves.
-      boxes: sub-boxes that one call of ``split`` bounds at most.
-      first_call: seconds that the first bounds of a method took, compilation included.
-      failures: attacks that failed, with the reasons; they would fail again.
+      flat: the network as a function from `[n]` to `[m]`.
+      input_size, output_size: `n` and `m`.
+      forward: `flat`, jitted.
+      particles: number of points that one call of `attack` moves.
+      boxes: largest number of sub-boxes that one call of `split` bounds.
+      first_call: for each method the seconds of its first bounds, including compilation.
+      failures: the reasons why attacks failed, by name; a failed attack is not tried again.
     """
 
     def __init__(
@@ -50,15 +56,16 @@ class Programs:
         *,
         max_bytes: int = 2**30,
     ):
-        """For a network that takes one example.
+        """Traces the network.
 
         Args:
-          single: from ``[*input_shape]`` to an array of any shape, float32.
-          input_shape: without the batch.
-          max_bytes: budget for the intermediate linear bounds of one call.
+          single: the network as a function of one example `[*input_shape]`, float32; its output may
+            have any shape.
+          input_shape: the shape of one example, without the batch.
+          max_bytes: memory budget for the intermediate linear bounds of one call.
 
         Raises:
-          ValueError: for a network with several outputs or outputs that are not floating.
+          ValueError: if the outputs are not floating-point.
         """
         shape = tuple(input_shape)
         self.flat = lambda x: jnp.reshape(single(jnp.reshape(x, shape)), (-1,))
@@ -71,7 +78,7 @@ class Programs:
         traced = jax.make_jaxpr(self.flat)(example)
         self.output_size = traced.out_avals[0].shape[0]
         if not jnp.issubdtype(traced.out_avals[0].dtype, jnp.floating):
-            raise ValueError(f"expected floating outputs, got {traced.out_avals[0].dtype}")
+            raise ValueError(f"expected floating-point outputs, got {traced.out_avals[0].dtype}")
         sizes = [math.prod(v.aval.shape) for e in traced.eqns for v in e.outvars]
         largest = max([self.input_size, *sizes])
         self.particles = _power_below(2**18 // largest, 4, 64)
@@ -80,16 +87,20 @@ class Programs:
 
     @functools.cached_property
     def attack(self) -> Callable[..., tuple[Array, Array]]:
-        """``(lower, upper, start [P, n], weights [P, k, m], offset [P, k], scale)`` -> best points.
+        """`(lower, upper, start [P, n], weights [P, k, m], offset [P, k], scale)` -> best points.
 
-        Projected descent along the sign of the gradient of ``max_k (weights_k y + offset_k)``; the
-        step is ``scale`` of the box's width and falls to a twentieth of that. Returns the best
-        points ``[P, n]`` met, the start among them, and their values ``[P]``.
+        Projected descent along the sign of the gradient of `max_k (weights_k y + offset_k)`. The
+        step falls from `scale` times the width of the box to a twentieth of that. Returns the best
+        points `[P, n]` on the way, the start included, and their values `[P]`.
         """
         descent = jax.vmap(jax.value_and_grad(self._objective))
 
-        def attack(lower, upper, start, weights, offset, scale):
-            def step(carry, index):
+        def attack(
+            lower: Array, upper: Array, start: Array, weights: Array, offset: Array, scale: Array
+        ) -> tuple[Array, Array]:
+            def step(
+                carry: tuple[Array, Array, Array], index: Array
+            ) -> tuple[tuple[Array, Array, Array], None]:
                 x, best_x, best = carry
                 value, gradient = descent(x, weights, offset)
                 better = value < best
@@ -107,7 +118,7 @@ class Programs:
 
     @functools.cached_property
     def look(self) -> Callable[..., tuple[Array, Array]]:
-        """``attack`` without moving the points, for networks that have no gradient."""
+        """Evaluates the points of `attack` without moving them, for networks without a gradient."""
         values = jax.vmap(self._objective)
         return jax.jit(
             lambda lower, upper, start, weights, offset, scale: (
@@ -117,49 +128,51 @@ class Programs:
         )
 
     def _objective(self, x: Array, weights: Array, offset: Array) -> Array:
-        """How far a point ``[n]`` is from unsafe, of ``k`` rows at once: a scalar."""
+        """The largest of `k` rows at a point `[n]`, a scalar; the point is unsafe if it is <= 0."""
         return jnp.max(weights @ self.flat(x) + offset)
 
-    def bounds(self, method: str) -> Callable[[Array, Array, Array], tuple[Array, ...]]:
-        """``(lower [n], upper [n], rows [R, m])`` -> lower bounds ``[R]`` of ``rows @ y``.
+    def bounds(self, method: Method) -> Callable[[Array, Array, Array], tuple[Array, ...]]:
+        """`(lower [n], upper [n], rows [R, m])` -> lower bounds `[R]` of `rows @ y`.
 
-        They hold in whatever arithmetic, see ``rounded_walk``. With them the outputs ``[m]`` at
-        the centre, and the largest magnitude ``[m]`` of each output on the box.
+        The bounds hold in any arithmetic, see `rounded_walk`. The function also returns the outputs
+        `[m]` at the centre of the box, and the largest magnitude `[m]` of each output on the box.
         """
         if ("bounds", method) in self._compiled:
             return self._compiled["bounds", method]
         bounded = lower_bounds(self.flat, max_bytes=self._max_bytes, **_OPTIONS[method])
 
-        @training_precision("highest")  # a proof, whoever asks
+        @training_precision("highest")  # a proof, whatever the caller's precision
         def bounds(lower: Array, upper: Array, rows: Array) -> tuple[Array, ...]:
             bound = bounded(Box(lower, upper), rows)
             return bound.lower, self.flat(_middle(lower, upper)), bound.largest
 
         return self._compiled.setdefault(("bounds", method), jax.jit(bounds))
 
-    def split(self, method: str) -> Callable[..., tuple[Array, ...]]:
-        """Bounds of many sub-boxes, and what says where to cut and to look.
+    def split(self, method: Method) -> Callable[..., tuple[Array, ...]]:
+        """Bounds many sub-boxes, and says where to cut them and where to look for counterexamples.
 
-        ``(lower [N, n], upper [N, n], rows [N, R, m], offset [N, R], member [N, R], open [N, R])``
-        -> lower bounds ``[N, R]`` of ``rows @ y``, which hold in whatever arithmetic (see
-        ``rounded_walk``); the largest magnitude ``[N, m]`` of each output on the sub-box; the
-        influence ``[N, n]`` of every input on the best row of each open conjunction; points
-        ``[N, 2, n]``, the centre and the corner where the relaxation is least; and their outputs
-        ``[N, 2, m]``. ``member`` says which conjunction a row belongs to, ``open`` whether that is
-        still unrefuted.
+        `(lower [N, n], upper [N, n], rows [N, R, m], offset [N, R], member [N, R], open [N, R])`
+        -> lower bounds `[N, R]` of `rows @ y`, which hold in any arithmetic (see `rounded_walk`);
+        the largest magnitude `[N, m]` of each output on the sub-box; the influence `[N, n]` of each
+        input on the best row of each open conjunction; two points `[N, 2, n]`, the centre and the
+        corner where the relaxation is least; and their outputs `[N, 2, m]`. `member` is the index
+        of the conjunction that a row belongs to, `open` says whether it is still unrefuted.
         """
         if ("split", method) in self._compiled:
             return self._compiled["split", method]
         max_bytes = max(2**20, self._max_bytes // self.boxes)
-        bounded = lower_bounds(self.flat, max_bytes=max_bytes, **_SPLITTING[method])
+        bounded = lower_bounds(self.flat, max_bytes=max_bytes, **_SPLIT_OPTIONS[method])
 
         @training_precision("highest")
-        def one(lower, upper, rows, offset, member, still_open):
+        def one(
+            lower: Array, upper: Array, rows: Array, offset: Array, member: Array, still_open: Array
+        ) -> tuple[Array, ...]:
             bound = bounded(Box(lower, upper), rows)
             value = bound.lower + offset
-            together = member[:, None] == member[None, :]
-            others = jnp.where(together, jnp.broadcast_to(value, together.shape), -jnp.inf)
-            weight = (still_open & (value >= jnp.max(others, axis=1))).astype(value.dtype)
+            # A conjunction is refuted by one row, so only its best row counts.
+            same = member[:, None] == member[None, :]
+            in_conjunction = jnp.where(same, jnp.broadcast_to(value, same.shape), -jnp.inf)
+            weight = (still_open & (value >= jnp.max(in_conjunction, axis=1))).astype(value.dtype)
             coefficients = bound.coefficients.reshape(rows.shape[0], -1)
             influence = (weight @ jnp.abs(coefficients)) * (upper - lower)
             corner = jnp.where(weight @ coefficients > 0.0, lower, upper)
@@ -175,10 +188,10 @@ def _middle(lower: Array, upper: Array) -> Array:
 
 
 def _power_below(value: int, least: int, most: int) -> int:
-    """The largest power of two ``<= value``, between two others."""
+    """The largest power of two `<= value`, clipped to `[least, most]`."""
     return min(most, max(least, 1 << max(0, value.bit_length() - 1)))
 
 
 def power_above(value: int) -> int:
-    """The least power of two ``>= value``."""
+    """The least power of two `>= value`."""
     return 1 << max(0, value - 1).bit_length()

@@ -1,21 +1,20 @@
-"""Lower bounds from which everything that float32 rounding may have added has been taken off.
+"""Lower bounds reduced by everything that float32 rounding may have added.
 
-The backward walk of `boundjax.transforms`, with the error analysis of `rounding` beside it. The
-intervals that it starts from hold the values of every computed network; the lines and planes of
-nonlinear ops are moved outward by what is charged there; the rest is taken off where rows begin
-and, by a box that is a little larger, where they end. So intermediate bounds are as honest as the
-last ones, and every error is weighed by the coefficients that the rows really have.
+The error analysis of `rounding` runs beside the backward walk of `boundjax.transforms`. The
+intervals that the walk starts from hold the values of every computed network. The lines and planes
+of nonlinear ops are moved outward by what is charged there; the rest is subtracted where rows begin
+and covered by a slightly larger box where they end. So intermediate bounds are as sound as the last
+ones, and every error is weighed by the actual coefficients of the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import PyTree
 
 from boundjax import slopes as slope_policies
 from boundjax import windows
@@ -29,20 +28,21 @@ from boundjax.slopes import Optimized
 from boundjax.tracing.trace import trace
 from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
-from boundjax.transforms.relaxations import Positions, Relaxations
+from boundjax.transforms.relaxations import Positions, Relaxations, RowEnds
 from boundjax.transforms.walk import Walk
+from boundjax.typing import PyTree
 from boundjax.verify import rounding
 from boundjax.verify.rounding import MORE, UNDERFLOW, UNIT, gamma
-from boundjax.windows import Rows
+from boundjax.windows import Rows, Windowed
 
 
 class RoundedBounds(NamedTuple):
     """Bounds of `R` rows over a box.
 
     Attributes:
-      lower: `[R]`, never above the value of a row at a point of the box, in whatever arithmetic
-        (see `rounding`); infinite or NaN where nothing is known.
-      coefficients: `[R, *input]`, those of the last linear functions.
+      lower: `[R]`, never above the value of a row at a point of the box, in any arithmetic (see
+        `rounding`); infinite or NaN if there is no bound.
+      coefficients: `[R, *input]`, of the linear functions in the input.
       largest: of the output's shape, the largest magnitude of each output on the box.
     """
 
@@ -73,7 +73,7 @@ def lower_bounds(
       ValueError: for a function with several outputs.
     """
     optimized = slopes if isinstance(slopes, Optimized) else None
-    policy_of = slope_policies.resolve(slopes if optimized is None else optimized.start)
+    policy_of = slope_policies.resolve(slopes.start if isinstance(slopes, Optimized) else slopes)
 
     def bounds(box: Box, rows: Array) -> RoundedBounds:
         graph = trace(function, box.lower)
@@ -91,6 +91,8 @@ def lower_bounds(
             positions = walk.best(starts, "lower", optimized.per_spec, constant).parameters
         walked = walk.pull_back(starts, "lower", positions)
         lower, _ = walked.concretize(walk.input_set)
+        assert walked.below is not None, "the lower side was asked for"
+        assert lower is not None, "the lower side was asked for"
         if slopes != "constant":
             lower = jnp.maximum(lower, walk.interval_bounds(starts))  # NaN stays NaN
         error, largest = walk.at_outputs(rows)
@@ -102,7 +104,7 @@ def lower_bounds(
 
 
 def _larger_box(box: Box) -> Box:
-    """The box, moved outward by what rounding may do to its middle, its radius and their sums."""
+    """Moves the box outward by what rounding may do to its middle, its radius and their sums."""
     radius = 0.5 * (box.upper - box.lower)
     size = jnp.maximum(jnp.abs(box.lower), jnp.abs(box.upper))
     by = gamma(box.lower.size + 8) * radius + 8.0 * UNIT * size + UNDERFLOW
@@ -111,12 +113,12 @@ def _larger_box(box: Box) -> Box:
 
 
 class _Companion:
-    """Makes the intervals of a walk hold computed values, and has it refine them."""
+    """Makes the intervals of a walk hold computed values, and refines them."""
 
     def __init__(self, graph: Graph, box: Box, refine: bool) -> None:
         self.analysis = rounding.ErrorAnalysis(graph)
         self._refine = refine
-        # No walk could tighten these.
+        # Intervals that no walk could tighten.
         self._exact = intervals_of.exact_intervals(graph, box) if refine else set()
 
     def advance(self, node: Node, walk: Walk) -> Interval:
@@ -124,7 +126,7 @@ class _Companion:
         interval = self.analysis.note(node, walk.intervals[index], walk.references[index])
         if not node.is_linear and node.inputs:
             interval = materialized(interval) if self._refine else interval
-            # The middle of the new interval: then the next layer's reference is its center, too.
+            # Use the new interval's middle, so that the next layer's reference is its center, too.
             walk.references.pop()
             backward.extend_references(walk.references, node, interval)
             self.analysis.tighten(node, interval, walk.references[index])
@@ -139,20 +141,24 @@ class _Companion:
 
 
 class _RoundedRelaxations(Relaxations):
-    """Relaxations that hold for computed networks: those of the library, moved outward."""
+    """The relaxations of `boundjax.transforms`, moved outward to hold for computed networks."""
 
     def __init__(
         self, graph: Graph, policy_of: Callable[[str], Any], analysis: rounding.ErrorAnalysis
     ) -> None:
-        super().__init__(graph, policy_of, reused=False)  # computed once after they were moved
+        super().__init__(graph, policy_of, reused=False)  # materialized below, after moving them
         self.analysis = analysis
-        self._shared: dict[int, Lines | Planes] = {}
+        self._shared: dict[int, Lines | Planes | backward.PerRow] = {}
 
     def lines_of(
-        self, node: Node, rows: Rows | None, positions: Positions | None
+        self,
+        node: Node,
+        rows: Rows | None,
+        positions: Positions | None,
+        ends: RowEnds | None = None,
     ) -> Lines | Planes | backward.PerRow:
-        """As `Relaxations.lines_of`, moved outward."""
-        made = super().lines_of(node, rows, positions)
+        """The lines of `Relaxations.lines_of`, moved outward."""
+        made = super().lines_of(node, rows, positions, ends)
         if not self.is_shared(node, made):
             return self._moved_outward(node, made, rows)
         if node.index not in self._shared:
@@ -170,22 +176,24 @@ class _RoundedRelaxations(Relaxations):
         self, node: Node, made: Lines | Planes | backward.PerRow, rows: Rows | None
     ) -> Lines | Planes | backward.PerRow:
         if isinstance(made, backward.PerRow):
+            assert isinstance(rows, Windowed), "only rows in windows have lines each"
             return backward.PerRow(self._lines_outward(node, made.lines, rows.crop))
         if isinstance(made, Planes):
             return self._planes_outward(node, made)
         return Lines(*materialized(tuple(self._lines_outward(node, made, lambda a: a[None]))))
 
-    def _lines_outward(self, node: Node, lines: Lines, placed: Callable[[Array], Array]) -> Lines:
-        """Lines around references, moved outward by all that is charged at a nonlinear node.
+    def _lines_outward(self, node: Node, lines: Lines, layout: Callable[[Array], Array]) -> Lines:
+        """Moves lines around references outward by all that is charged at a nonlinear node.
 
         Args:
           node: the node.
           lines: arrays with a leading axis.
-          placed: an array of the node's or an operand's shape, as the lines are laid out.
+          layout: gives an array of the node's or an operand's shape the layout of the lines.
         """
         analysis = self.analysis
-        of_value, of_sum = placed(analysis.of_value(node)), analysis.of_sum(node)
-        of_slopes = [None if a is None else placed(a) for a in analysis.of_slopes(node)]
+        of_value, of_sum = layout(analysis.of_value(node)), analysis.of_sum(node)
+        # Only scalar functions and extrema have slopes, both of numbers and not of predicates.
+        of_slopes = [layout(a) for a in analysis.of_slopes(node) if a is not None]
         if isinstance(node.op, Extremum):
             of_slopes = [node.op.windows(node, *(a[0] for a in of_slopes))[None]]
 
@@ -197,13 +205,15 @@ class _RoundedRelaxations(Relaxations):
             return total * MORE
 
         below, above = lines.lower_intercept, lines.upper_intercept
+        assert below is not None, "`backward.around` makes every intercept an array"
+        assert above is not None, "`backward.around` makes every intercept an array"
         return lines._replace(
             lower_intercept=below - loss(lines.lower_slope, below),
             upper_intercept=above + loss(lines.upper_slope, above),
         )
 
     def _planes_outward(self, node: Node, planes: Planes) -> Planes:
-        """Planes, moved outward by all that is charged at a joint node."""
+        """Moves planes outward by all that is charged at a joint node."""
         analysis = self.analysis
         floating = [i for i in node.inputs if i in analysis.errors]
         sizes = [analysis.errors[i].size for i in floating]
@@ -249,19 +259,21 @@ class _RoundedWalk(Walk):
             graph, box, policy_of, companion=companion, relaxations=self.rounded, **options
         )
 
-    def interval_bounds(self, starts: dict[int, Array]) -> Array:
+    def interval_bounds(self, starts: Mapping[int, Array]) -> Array:
         """Lower bounds `[R]` by intervals, merged with the last affine layers."""
         walked = backward.pull_back(
             self.graph,
             self.references,
-            starts,
+            dict[int, Rows](starts),
             lambda node, rows: self.rounded.constant_lines(node),
             "lower",
         )
-        return walked.concretize(self.input_set)[0]
+        lower, _ = walked.concretize(self.input_set)
+        assert lower is not None, "the lower side was asked for"
+        return lower
 
     def at_outputs(self, rows: Array) -> tuple[Array, Array]:
-        """What rows `[R, *out]` lose where they begin, `[R]`; the outputs' largest magnitudes."""
+        """What rows `[R, *out]` lose where they begin, `[R]`, and the outputs' magnitudes."""
         (output,) = self.graph.outputs
         if isinstance(output, Perturbed):
             size = self.analysis.errors[output.index].size
@@ -275,17 +287,17 @@ class _RoundedWalk(Walk):
 
 
 def _finite_size(intercept: Array) -> Array:
-    """The magnitude of an intercept; 0 for one that is infinite and stays so wherever it moves."""
+    """The magnitude of an intercept; 0 if it is infinite, since moving it changes nothing."""
     return jnp.where(jnp.isinf(intercept), 0.0, jnp.abs(intercept))
 
 
 def _weighed(slope: Array, loss: Array) -> Array:
-    """`|slope| loss`; 0 for a slope of 0, whatever the loss is."""
+    """`|slope| loss`; a slope of 0 gives 0 even if the loss is infinite."""
     return jnp.where(slope == 0, 0.0, jnp.abs(slope) * loss)
 
 
 def _per_row(function: Callable[..., Array], *arguments: PyTree) -> Array:
-    """The function of arrays that have a leading axis each, 1 or one entry per row."""
+    """Maps a function over the leading axes of arrays, whose length is 1 or the number of rows."""
     leaves, tree = jax.tree.flatten(arguments)
     axes = [0 if len(leaf) > 1 else None for leaf in leaves]
     leaves = [leaf if len(leaf) > 1 else leaf[0] for leaf in leaves]

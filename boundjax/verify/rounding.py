@@ -1,13 +1,13 @@
-"""What float32 rounding may add to bounds: an error analysis that runs beside a backward walk.
+"""Bounds what float32 rounding may change: an error analysis that runs beside a backward walk.
 
 A *computed network* is the traced graph in which every op is off by at most its own rounding. Real
 arithmetic is one of them; so is every float32 program that adds the terms of a product or a sum in
-whatever order, with or without fused multiply-add, and keeps or flushes subnormal numbers. The
-analysis bounds two things over a whole box: how far computed networks are apart, and what the walk
-that bounds them loses by its own rounding. `rounded_walk` takes both off its lower bounds.
+any order, with or without fused multiply-add, and keeps or flushes subnormal numbers. The analysis
+bounds two things over a whole box: how far computed networks are apart, and what the walk that
+bounds them loses by its own rounding. `rounded_walk` subtracts both from its lower bounds.
 
 With `u = 2^-24`, a sum of `n` products is off by at most `gamma(n) = (n + 4) u / (1 - (n + 4) u)`
-times *the sum of their absolute values*, in any order. That is what is charged:
+times *the sum of their absolute values*, in any order. The analysis charges:
 
 * for a product with weights `W`: `gamma(n) |W| |v|`, once for the network and once for the walk's
   reference value, with the largest `|v|` on the box; and `gamma(t) |W| |v - reference|` for
@@ -17,12 +17,12 @@ times *the sum of their absolute values*, in any order. That is what is charged:
 * for a nonlinear op: its own error, the error of its lines, and their slopes times whatever the
   linear ops before it were charged.
 
-How many terms an op has is read off its shapes where it is in `_terms`. Any other linear op is
-taken to sum all elements of its operands, which no row of it can exceed. An op whose error is
-stated nowhere gets an infinite one, and nothing behind it is ever proved: loops that are not
-unrolled, and joint ops that `_joint_error` does not name.
+`_terms` reads the number of terms of an op off its shapes. A linear op that it does not list is
+assumed to sum all elements of its operands, which no row of it can exceed. An op without a stated
+error (loops that are not unrolled, and joint ops that `_joint_error` does not list) gets an
+infinite one, so that nothing behind it is ever proved.
 
-Not promised:
+Not guaranteed:
 
 * that a runtime computes the graph that was traced. Folding constants into one another (batch
   normalisation with a large mean and a large bias) adds terms that this graph does not show;
@@ -46,9 +46,9 @@ from boundjax.sets.interval import Interval
 
 UNIT = 2.0**-24
 UNDERFLOW = 2.0**-126
-# No size is less: `UNIT` times this pays for the operations on an element that underflow.
+# Added to every size: `UNIT` times this pays for operations on an element that underflow.
 _LEAST_SIZE = 2.0**-100
-# On sums of positive numbers that are themselves computed in float32.
+# Factor on sums of positive numbers that are themselves computed in float32.
 MORE = 1.0 + 2.0**-17
 
 # Structural ops that move numbers and never add any.
@@ -60,23 +60,23 @@ _MOVES = frozenset(
         "scatter",
     )
 )
-# Linear ops of which no element of an operand reaches more than one element of the result.
+# Linear ops in which an element of an operand reaches at most one element of the result.
 _ONE_TO_ONE = (_MOVES - {"broadcast_in_dim", "gather", "tile"}) | {
     *("add", "sub", "add_any", "mul", "div", "reduce_sum")
 }
 _POWERS = frozenset(("integer_pow", "pow"))
-# Functions that are accurate relative to their value, however small that is.
+# Functions that are accurate relative to their value, even a tiny one.
 _RELATIVE = frozenset(("exp", "exp2", "square", "sqrt", "rsqrt", "log")) | _POWERS
 
 
 def gamma(terms: float) -> float:
-    """The relative error of a sum of so many products; infinite where it could be anything."""
+    """The relative error of a sum of this many products; infinite if it could be anything."""
     share = (terms + 4) * UNIT
     return share / (1.0 - share) if share < 0.25 else math.inf
 
 
 def outward(interval: Interval, by: Array | float, share: float = 4.0 * UNIT) -> Interval:
-    """Both ends moved by `by` and by a share of their own size."""
+    """Moves both ends outward by `by` and by a share of their size."""
 
     def distance(end: Array) -> Array:
         return by * MORE + share * jnp.where(jnp.isinf(end), 0.0, jnp.abs(end))
@@ -87,7 +87,7 @@ def outward(interval: Interval, by: Array | float, share: float = 4.0 * UNIT) ->
 
 
 class NodeErrors(NamedTuple):
-    """What rounding may do to the value of one node; arrays of its shape.
+    """What rounding may do to the value of one node, in arrays of its shape.
 
     Attributes:
       deviation: at least `|value - reference|`.
@@ -107,8 +107,8 @@ class NodeErrors(NamedTuple):
     charged: int = 0
 
     @classmethod
-    def of(cls, interval: Interval, reference: Array, **others: Any) -> NodeErrors:
-        """The errors of a node with this interval; its mass is its size unless it is stated."""
+    def of(cls, interval: Interval, reference: Array, **fields: Any) -> NodeErrors:
+        """The errors of a node with this interval; its mass is its size unless `fields` has it."""
         # An infinite constant (a mask) is exact, and no coefficient reaches it.
         constant = (interval.lower == interval.upper) & jnp.isinf(interval.lower)
         lower, upper, reference = (jnp.where(constant, 0.0, a) for a in (*interval, reference))
@@ -116,7 +116,7 @@ class NodeErrors(NamedTuple):
         farthest = jnp.maximum(jnp.maximum(upper - reference, reference - lower), 0.0)
         # XLA may compute a reference several times, and its last digits then differ.
         deviation = farthest * (1.0 + 4.0 * UNIT) + 8.0 * UNIT * size
-        return cls(deviation, size, others.pop("mass", size), **others)
+        return cls(deviation, size, fields.pop("mass", size), **fields)
 
     def with_interval(self, interval: Interval, reference: Array) -> NodeErrors:
         """The same node with a tighter interval."""
@@ -129,7 +129,7 @@ class ErrorAnalysis:
 
     Attributes:
       errors: by the index of the node; floating-point nodes only.
-      additions: of how many terms a row's constant is the sum, besides those of single nodes.
+      additions: number of terms that a row's constant sums, besides those of single nodes.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -141,7 +141,7 @@ class ErrorAnalysis:
                 self._consumers[index] += 1
 
     def note(self, node: Node, interval: Interval, reference: Array) -> Interval:
-        """Notes the errors of the next node; its interval, which then holds computed values.
+        """Records the errors of the next node; returns an interval that holds computed values.
 
         Args:
           node: its operands have been noted.
@@ -152,31 +152,31 @@ class ErrorAnalysis:
             self.errors[node.index] = NodeErrors.of(interval, reference)
             return interval
         if isinstance(node.op, Weighted) and not node.op.diagonal:
-            interval, loss, others = self._product(node, interval)
+            interval, loss, fields = self._product(node, interval)
         elif node.is_linear:
-            interval, loss, others = self._sum(node, interval)
+            interval, loss, fields = self._sum(node, interval)
         else:
-            interval, loss, others = outward(interval, *self._own(node)), None, {}
-        errors = NodeErrors.of(interval, reference, **others)
+            interval, loss, fields = outward(interval, *self._op_error(node)), None, {}
+        errors = NodeErrors.of(interval, reference, **fields)
         if loss is not None:
             errors = errors._replace(loss=loss * MORE + 4.0 * UNIT * errors.size)
         self.errors[node.index] = errors
         return interval
 
     def tighten(self, node: Node, interval: Interval, reference: Array) -> None:
-        """Replaces the interval of a node that has been noted."""
+        """Replaces the interval of a node whose errors have been recorded."""
         self.errors[node.index] = self.errors[node.index].with_interval(interval, reference)
 
     def of_rows(self, index: int, outputs: int) -> Array:
-        """What a coefficient of 1 on a node loses where rows of so many coefficients begin."""
+        """What a coefficient of 1 on a node loses if rows of this many coefficients begin there."""
         errors = self.errors[index]
-        own = gamma(outputs + self.additions) * errors.size
-        return own if errors.loss is None else own + errors.loss
+        loss = gamma(outputs + self.additions) * errors.size
+        return loss if errors.loss is None else loss + errors.loss
 
     def of_slopes(self, node: Node) -> list[Array | None]:
-        """Per operand of a nonlinear node: what a line of slope 1 loses. None for predicates."""
+        """What a line of slope 1 loses, per operand of a nonlinear node; None for predicates."""
         terms = _overlap(node)
-        losses = []
+        losses: list[Array | None] = []
         for index in node.inputs:
             errors = self.errors.get(index)
             if errors is None:
@@ -190,7 +190,7 @@ class ErrorAnalysis:
     def of_value(self, node: Node) -> Array:
         """What the value of a nonlinear node and lines of slope 0 lose."""
         errors = self.errors[node.index]
-        by, share = self._own(node)
+        by, share = self._op_error(node)
         return by + (share + 16.0 * UNIT) * errors.size
 
     def of_sum(self, node: Node) -> float:
@@ -198,28 +198,32 @@ class ErrorAnalysis:
         return gamma(node.size + self.additions) + 8.0 * UNIT
 
     def _product(self, node: Node, interval: Interval) -> tuple[Interval, Array, dict[str, Any]]:
-        """Of an op with weights that sums products."""
+        """The interval, loss and further fields of an op that sums products with weights."""
+        op = node.op
+        assert isinstance(op, Weighted)
         (index,) = node.inputs
         operand, terms = self.errors[index], _terms(node)
         lost = gamma(_transposed_terms(node) + self._consumers[index]) * operand.deviation
         lost = lost if operand.loss is None else lost + operand.loss
-        # Both at once: the weights are read, and compiled, a single time.
-        of_both = jax.vmap(lambda value: node.op.magnitude(node, value))
+        # Both at once, so that the weights are read and compiled only once.
+        of_both = jax.vmap(lambda value: op.magnitude(node, value))
         exact = 1.0 + 2.0 * gamma(terms)  # of sums of positive products
         mass, loss = of_both(jnp.stack([operand.size, lost])) * exact
         # A subnormal weight may be taken for 0.
         flushed = UNDERFLOW * (terms + jnp.sum(operand.size))
-        own = gamma(terms + 4) * mass + flushed
-        loss = loss + 2.0 * own
-        others = {"mass": mass, "terms": terms, "charged": terms}
-        return outward(interval, 2.0 * own), loss, others
+        error = gamma(terms + 4) * mass + flushed
+        loss = loss + 2.0 * error
+        fields = {"mass": mass, "terms": terms, "charged": terms}
+        return outward(interval, 2.0 * error), loss, fields
 
-    def _sum(self, node: Node, interval: Interval) -> tuple[Interval, Array | None, dict[str, Any]]:
-        """Of a linear op that moves numbers, adds them or multiplies each by a constant."""
+    def _sum(
+        self, node: Node, interval: Interval
+    ) -> tuple[Interval, Array | float | None, dict[str, Any]]:
+        """The same of a linear op that moves numbers, adds them or scales each by a constant."""
         operands = [self.errors[i] for i in node.inputs]
         several = max(self._consumers[i] for i in node.inputs)
         transposed, scales = _transposed_terms(node), isinstance(node.op, Weighted)
-        constant = 0.0
+        constant: Array | float = 0.0
         if not scales:
             zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in node.input_shapes]
             constant = jnp.abs(node.apply(*zeros))
@@ -227,7 +231,7 @@ class ErrorAnalysis:
         local = _terms(node)
         exact = 1.0 + 2.0 * gamma(local)
         mass = _absolute(node, [o.mass for o in operands]) * exact + constant
-        loss = None
+        loss: Array | float | None = None
         if any(o.loss is not None for o in operands):
             losses = [jnp.zeros_like(o.size) if o.loss is None else o.loss for o in operands]
             loss = _absolute(node, losses) * exact
@@ -242,17 +246,18 @@ class ErrorAnalysis:
             terms = 1 + sum(max(1, o.terms) for o in operands)
         else:
             terms = local + max(o.terms for o in operands) + 1
-        own = gamma(terms) * constant + UNDERFLOW * terms
+        error: Array | float = gamma(terms) * constant + UNDERFLOW * terms
         if scales:  # a subnormal factor may be taken for 0
-            own = own + UNDERFLOW * jnp.max(operands[0].size, initial=0.0)
+            error = error + UNDERFLOW * jnp.max(operands[0].size, initial=0.0)
         for position, operand in enumerate(operands):
             share = gamma(terms) - gamma(operand.charged) * (operand.charged > 0)
             alone = [o.mass if k == position else 0.0 * o.size for k, o in enumerate(operands)]
-            own = own + share * _absolute(node, alone) * exact
-        loss = 2.0 * own if loss is None else loss + 2.0 * own
-        return outward(interval, 2.0 * own), loss, {"mass": mass, "terms": terms, "charged": terms}
+            error = error + share * _absolute(node, alone) * exact
+        fields = {"mass": mass, "terms": terms, "charged": terms}
+        loss = 2.0 * error if loss is None else loss + 2.0 * error
+        return outward(interval, 2.0 * error), loss, fields
 
-    def _own(self, node: Node) -> tuple[Array | float, float]:
+    def _op_error(self, node: Node) -> tuple[Array | float, float]:
         """A nonlinear op's own error: absolute, and relative to its value."""
         if isinstance(node.op, Extremum):
             return 0.0, 0.0
@@ -263,11 +268,12 @@ class ErrorAnalysis:
 
 
 def _function_error(node: Node, operands: list[Array]) -> tuple[Array | float, float]:
-    """The error of an elementwise function, as `ErrorAnalysis._own` returns it.
+    """The error of an elementwise function: absolute, and relative to its value.
 
-    Piecewise linear ones round a product. Of others 16 ulp of the value are assumed (64 of powers),
-    and 8 ulp of the operand, where a formula subtracts numbers of that size.
+    A piecewise linear function rounds a product. Others are assumed to be off by 16 ulp of the
+    value (64 for powers), and by 8 ulp of the operand if a formula subtracts numbers of that size.
     """
+    assert isinstance(node.op, Scalar)
     if node.op.pieces or not operands:
         return 0.0, 4.0 * UNIT
     if node.primitive in _RELATIVE:
@@ -276,7 +282,7 @@ def _function_error(node: Node, operands: list[Array]) -> tuple[Array | float, f
 
 
 def _joint_error(node: Node, operands: list[Array]) -> tuple[Array | float, float]:
-    """The error of an op of several perturbed values, as `ErrorAnalysis._own` returns it."""
+    """The error of an op of several perturbed values: absolute, and relative to its value."""
     count = sum(math.prod(shape.shape) for shape in node.input_shapes)
     match node.primitive:
         case "select_n":
@@ -295,7 +301,7 @@ def _joint_error(node: Node, operands: list[Array]) -> tuple[Array | float, floa
 
 
 def _contracted(node: Node) -> int:
-    """How many products a matrix product sums per element."""
+    """The number of products that each element of a matrix product sums."""
     contract, _ = node.params["dimension_numbers"]
     first_perturbed = next(k for k, perturbed in enumerate(node.perturbed) if perturbed)
     shape = node.input_shapes[0].shape
@@ -303,7 +309,7 @@ def _contracted(node: Node) -> int:
 
 
 def _terms(node: Node) -> int:
-    """How many products, or terms, one element of a linear node sums, at most."""
+    """The largest number of products, or terms, that an element of a linear node sums."""
     operands = sum(math.prod(shape.shape) for shape in node.input_shapes)
     match node.primitive:
         case "dot_general":
@@ -327,7 +333,7 @@ def _terms(node: Node) -> int:
 
 
 def _transposed_terms(node: Node) -> int:
-    """How many elements of a linear node one element of an operand reaches, at most."""
+    """The largest number of elements of a linear node that an element of an operand reaches."""
     operands = min(math.prod(shape.shape) for shape in node.input_shapes)
     match node.primitive:
         case "dot_general":
@@ -344,7 +350,7 @@ def _transposed_terms(node: Node) -> int:
 
 
 def terms_of_planes(node: Node) -> int:
-    """How many products an element of a joint op's planes sums, at most."""
+    """The largest number of products that an element of a joint op's planes sums."""
     match node.primitive:
         case "mul" | "select_n":
             return 8
@@ -354,7 +360,7 @@ def terms_of_planes(node: Node) -> int:
 
 
 def _overlap(node: Node) -> int:
-    """How many elements of a nonlinear node one element of an operand reaches, at most."""
+    """The largest number of elements of a nonlinear node that an element of an operand reaches."""
     operands = min((math.prod(shape.shape) for shape in node.input_shapes), default=1)
     match node.primitive:
         case "reduce_window_max" | "reduce_window_min":
@@ -370,6 +376,7 @@ def _absolute(node: Node, values: list[Array]) -> Array:
     """The linear part of a node with the absolute values of its weights."""
     if isinstance(node.op, Weighted):
         return node.op.magnitude(node, *values)
+    assert isinstance(node.op, Structural)
     signs = node.op.sign(node)
     return node.apply(
         *(v if s >= 0 else -v for s, v in zip(signs, values, strict=True)), constants=_no_numbers
@@ -377,6 +384,6 @@ def _absolute(node: Node, values: list[Array]) -> Array:
 
 
 def _no_numbers(constant: Array) -> Array:
-    """Zeros in place of numbers; indices and predicates stay."""
+    """Replaces numbers by zeros; indices and predicates stay."""
     floating = jnp.issubdtype(jnp.result_type(constant), jnp.floating)
     return jnp.zeros_like(constant) if floating else constant

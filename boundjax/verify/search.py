@@ -1,37 +1,45 @@
-"""The search for a counterexample or a proof of one property."""
+"""Searches for a counterexample to one property, or a proof of it."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float32, Num
 
 from boundjax.verify.boxes import halve
-from boundjax.verify.programs import LADDER, Programs, power_above
+from boundjax.verify.method import LADDER, Method
+from boundjax.verify.programs import Programs, power_above
 from boundjax.vnnlib import Case, Conjunction, Property
 
-# Bounds hold in whatever arithmetic. A row counts as positive above this much more, absolute and of
-# the row's terms, for what their error analysis only assumes: the accuracy of functions.
+# Bounds hold in any arithmetic, but their error analysis assumes the accuracy of functions such as
+# exp. To allow for that, a row must exceed 0 by this much, absolute and relative to its terms.
 ABSOLUTE_SLACK = 1e-6
 RELATIVE_SLACK = 1e-5
-_FLOAT64 = 2.0**-50  # of weights and outputs, for their rounding to float64 and its sums
+_FLOAT64 = 2.0**-50  # relative error of weights rounded to float64, and of sums in float64
 
-_FEW_BOXES = 16
+_FEW_BOXES = 16  # batch size while at most twice as many sub-boxes are left
 _MAX_WORKLIST_BYTES = 2**30
-_HOPELESS = 2.0  # times the time that is left
+_HOPELESS = 2.0  # a call is not begun if a cheaper one took this many times the remaining time
 _ATTACK_EVERY = 16  # batches of sub-boxes
+
+Verdict = Literal["sat", "unsat", "unknown", "timeout"]
+# Floating-point inputs `[n]` to outputs `[m]`.
+Evaluate = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Counterexample:
-    """An unsafe input ``[n]`` and its outputs ``[m]``, both flattened in C order, float32."""
+    """An unsafe input `[n]` and its outputs `[m]`, both flattened in C order."""
 
-    inputs: np.ndarray
-    outputs: np.ndarray
+    inputs: Float32[np.ndarray, " n"]
+    outputs: Num[np.ndarray, " m"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,15 +47,16 @@ class Result:
     """The answer to one property.
 
     Attributes:
-      verdict: ``"unsat"``: proved, no input of the boxes is unsafe; ``"sat"``: the counterexample
-        is unsafe; ``"unknown"``: everything was tried; ``"timeout"``: not everything was.
-      counterexample: with ``"sat"``, else None.
-      seconds: wall-clock time, compilation included.
-      note: one line on what the search had to do without, such as an attack that failed; else
-        empty. The verdict holds nevertheless.
+      verdict: `"unsat"`: it is proved that no input of the boxes is unsafe; `"sat"`: the
+        counterexample is unsafe; `"unknown"`: everything was tried; `"timeout"`: time ran out
+        before that.
+      counterexample: an unsafe input if the verdict is `"sat"`, else None.
+      seconds: wall-clock time, including compilation.
+      note: one line about anything that failed in the search, such as the attack; else empty. The
+        verdict holds nevertheless.
     """
 
-    verdict: str
+    verdict: Verdict
     counterexample: Counterexample | None
     seconds: float
     note: str = ""
@@ -56,19 +65,20 @@ class Result:
 class _Decided(Exception):
     """Ends a search with a verdict."""
 
-    def __init__(self, verdict: str, counterexample: Counterexample | None = None):
+    def __init__(self, verdict: Verdict, counterexample: Counterexample | None = None):
         super().__init__(verdict)
-        self.verdict, self.counterexample = verdict, counterexample
+        self.verdict: Verdict = verdict
+        self.counterexample = counterexample
 
 
 def verify(
     model_single: Callable[[Array], Array],
     property: Property,
     *,
-    method: str = "alpha-crown",
+    method: Method = "alpha-crown",
     timeout: float = 60.0,
     input_shape: Sequence[int] | None = None,
-    evaluate: Callable[[np.ndarray], np.ndarray] | None = None,
+    evaluate: Evaluate | None = None,
     programs: Programs | None = None,
     max_split_inputs: int = 20,
     seed: int = 0,
@@ -76,39 +86,40 @@ def verify(
     """Decides whether a network can be unsafe: attack, bounds, and splitting of the input box.
 
     A proof holds for the network in real arithmetic, and for any float32 program that computes the
-    same ops, in whatever order it adds. Bounds are computed in float32 and moved down by all that
-    its rounding may change: per op ``gamma(n)`` times the sum of the absolute values of its ``n``
+    same ops, whatever the order of its additions. Bounds are computed in float32 and lowered by all
+    that rounding may change: for each op `gamma(n)` times the sum of the absolute values of its `n`
     terms over the box, weighed by the coefficients of the rows behind it, and the rounding of the
-    rows' own weights (``boundjax.verify.rounding`` has the rules, and says what is not promised).
-    Besides, a lower bound must exceed ``1e-6 + 1e-5 * (|offset| + |weights| |y|)`` with ``y`` the
-    outputs at the centre, and must not lie above the row's value there. Bounds that are NaN or
-    infinite prove nothing. An input is a counterexample only if the outputs that ``evaluate`` gives
-    for it satisfy the rows in exact arithmetic.
+    weights of the rows (`boundjax.verify.rounding` states the rules and their limits). In addition,
+    a lower bound must exceed `1e-6 + 1e-5 * (|offset| + |weights| |y|)`, where `y` are the outputs
+    at the centre, and must not be larger than the row's value there. Bounds that are NaN or
+    infinite prove nothing. An input is a counterexample only if the outputs that `evaluate`
+    computes for it satisfy the rows in exact arithmetic.
 
-    An attack that fails, for want of a gradient say, is replaced by points that are only looked at;
-    the result's ``note`` says so.
+    If an attack fails, for example because the model has no gradient, points are evaluated without
+    moving them, and the result's `note` says so.
 
     Args:
-      model_single: one example ``[*input_shape]`` -> outputs of any shape, float32.
-      property: what ``boundjax.vnnlib.load`` read.
-      method: the tightest bounds to try: ``"interval"``, ``"crown-ibp"``, ``"crown"`` or
-        ``"alpha-crown"``; cheaper ones come first.
-      timeout: seconds of wall-clock time. Looked at between compiled calls, which take seconds, and
-        longer with alpha-CROWN on a large network.
-      input_shape: ``[input_size]`` where not given.
-      evaluate: the arbiter of counterexamples, ``[n] -> [m]`` in numpy: another runtime, say; the
-        model itself where not given.
-      programs: compiled code of an earlier call with the same model, to be used again.
+      model_single: the network as a function of one example `[*input_shape]`, float32; its output
+        may have any shape.
+      property: a property, as `boundjax.vnnlib.load` reads it.
+      method: the tightest bounds to try, after all cheaper ones: `"interval"`, `"crown-ibp"`,
+        `"crown"` or `"alpha-crown"`.
+      timeout: seconds of wall-clock time. It is checked between compiled calls, which take seconds,
+        and longer with alpha-CROWN on a large network.
+      input_shape: the shape of one example; `[input_size]` by default.
+      evaluate: decides counterexamples, `[n] -> [m]` in numpy, for example with another runtime; by
+        default the model itself.
+      programs: the compiled functions of an earlier call with the same model.
       max_split_inputs: boxes with at most this many inputs of positive width are split.
-      seed: of the random points.
+      seed: seed of the random points.
 
     Returns:
-      A ``Result``.
+      The verdict, with a counterexample if there is one.
 
     Raises:
-      ValueError: for an unknown method, a timeout that is not positive, or a property whose inputs
-        or outputs are not as many as the model's.
-      UnsupportedOpError: at an op that is not in ``supported_ops()``.
+      ValueError: for an unknown method, a timeout that is not positive, or a property whose number
+        of inputs or outputs is not the model's.
+      UnsupportedOpError: at an op that is not in `supported_ops()`.
     """
     start = time.monotonic()
     if method not in LADDER:
@@ -123,25 +134,28 @@ def verify(
             what = kind.removesuffix("_size")
             raise ValueError(f"the model has {expected} {what}s, but the property declares {got}")
     if evaluate is None:
-        evaluate = lambda x: np.asarray(programs.forward(jnp.asarray(x)))  # noqa: E731
+        evaluate = functools.partial(_evaluate, programs)
     search = _Search(programs, property, evaluate, start + timeout, max_split_inputs, seed)
     try:
         search.run(method)
     except _Decided as decided:
         seconds = time.monotonic() - start
         return Result(decided.verdict, decided.counterexample, seconds, search.note)
-    raise AssertionError("a search ends with a verdict")
+
+
+def _evaluate(programs: Programs, x: np.ndarray) -> np.ndarray:
+    return np.asarray(programs.forward(jnp.asarray(x)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Rows:
-    """All conjunctions of a case, stacked: ``R`` rows, the last ones repeated."""
+    """The rows of all conjunctions of a case, stacked; the last one is repeated to make up `R`."""
 
     weights: np.ndarray  # float64 [R, m]
-    single: np.ndarray  # float32 [R, m], the weights that bounds are computed with
-    errors: np.ndarray  # float64 [R, m], at least the distance of these from the exact weights
+    single: np.ndarray  # float32 [R, m], the weights with which bounds are computed
+    errors: np.ndarray  # float64 [R, m], at least the distance of `single` from the exact weights
     offset: np.ndarray  # float64 [R]
-    member: np.ndarray  # int32 [R], the conjunction of each row
+    member: np.ndarray  # int32 [R], the index of the row's conjunction
 
     @classmethod
     def of(cls, conjunctions: Sequence[Conjunction], rows: int) -> _Rows:
@@ -150,7 +164,7 @@ class _Rows:
         weights = np.concatenate([c.weights for c in conjunctions])[index].astype(np.float64)
         with np.errstate(over="ignore"):  # an infinite weight proves nothing
             single = weights.astype(np.float32)
-        single[np.abs(single) < np.finfo(np.float32).tiny] = 0.0  # as XLA takes a subnormal number
+        single[np.abs(single) < np.finfo(np.float32).tiny] = 0.0  # XLA treats subnormals as 0
         return cls(
             weights,
             single,
@@ -161,13 +175,13 @@ class _Rows:
 
 
 def _lost(errors: np.ndarray, offset: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """What the rounding of the rows may change, ``[..., R]``.
+    """Bounds what the rounding of the rows may change, `[..., R]`.
 
     Args:
-      errors: ``[..., R, m]``, of the weights.
-      offset: ``[..., R]``.
-      largest: ``[..., m]``, magnitudes of the outputs; what is not finite counts where a row has a
-        weight.
+      errors: `[..., R, m]`, of the weights.
+      offset: `[..., R]`.
+      largest: `[..., m]`, the largest magnitude of each output; one that is not finite makes the
+        rows infinite in which that output has a weight.
     """
     finite = np.isfinite(largest)
     sizes = np.where(finite, largest, 0.0).astype(np.float64)
@@ -183,33 +197,33 @@ def _positive(
     outputs: np.ndarray,
     lost: np.ndarray | float = 0.0,
 ) -> np.ndarray:
-    """Which rows are proved positive: ``[..., R]`` from bounds on ``weights @ y``.
+    """Which rows are proved positive, `[..., R]`.
 
     Args:
-      lower: ``[..., R]``.
-      weights: ``[..., R, m]``.
-      offset: ``[..., R]``.
-      outputs: ``[..., m]`` at a point of the box.
-      lost: ``[..., R]``, what the bounds do not allow for yet.
+      lower: `[..., R]`, lower bounds of `weights @ y`.
+      weights: `[..., R, m]`.
+      offset: `[..., R]`.
+      outputs: `[..., m]` at a point of the box.
+      lost: `[..., R]`, errors that the bounds do not include yet.
     """
     lower, outputs = lower.astype(np.float64), outputs.astype(np.float64)
     value = lower + offset
-    reached = (weights @ outputs[..., None])[..., 0] + offset
+    attained = (weights @ outputs[..., None])[..., 0] + offset
     terms = np.abs(offset) + (np.abs(weights) @ np.abs(outputs)[..., None])[..., 0]
     slack = ABSOLUTE_SLACK + RELATIVE_SLACK * terms + lost
-    # A lower bound above a value is no bound: rounding has won. False for NaN, too.
+    # A lower bound above an attained value is wrong by rounding. NaN compares as False.
     with np.errstate(invalid="ignore"):
-        return np.isfinite(lower) & (value > slack) & (value <= reached + slack)
+        return np.isfinite(lower) & (value > slack) & (value <= attained + slack)
 
 
 class _Search:
-    """One property's state: which conjunctions of which case are not refuted yet."""
+    """The state of one search: the conjunctions of each case that are not refuted yet."""
 
     def __init__(
         self,
         programs: Programs,
         property: Property,
-        evaluate: Callable[[np.ndarray], np.ndarray],
+        evaluate: Evaluate,
         deadline: float,
         max_split_inputs: int,
         seed: int,
@@ -224,7 +238,7 @@ class _Search:
 
     @property
     def note(self) -> str:
-        """What the search did without, in one line; empty for nothing."""
+        """What failed in the search, in one line; empty if nothing did."""
         reasons = self.programs.failures
         if "look" in reasons:
             return f"no point was attacked: evaluating the model failed ({reasons['look']})"
@@ -235,8 +249,8 @@ class _Search:
             )
         return ""
 
-    def run(self, method: str) -> None:
-        """Raises ``_Decided``."""
+    def run(self, method: Method) -> NoReturn:
+        """Runs the search, which ends with `_Decided`."""
         ladder = LADDER[: LADDER.index(method) + 1]
         self.attack(rounds=4)
         if all(self.is_splittable(case) for case in self.property.cases):
@@ -252,29 +266,29 @@ class _Search:
         if time.monotonic() > self.deadline:
             raise _Decided("timeout")
 
-    def check_time_to_compile(self, method: str) -> None:
-        """A compiled call cannot be stopped; one that will not end in time is not begun.
+    def check_time_to_compile(self, method: Method) -> None:
+        """Ends the search before a method that will not end in time, since no call can be stopped.
 
-        A method takes no less than the cheaper ones before it took.
+        A method takes at least as long as the cheaper ones before it.
         """
-        known = self.programs.first_call
+        seconds = self.programs.first_call
         left = self.deadline - time.monotonic()
-        if method not in known and max(known.values(), default=0.0) > _HOPELESS * left:
+        if method not in seconds and max(seconds.values(), default=0.0) > _HOPELESS * left:
             raise _Decided("timeout")
 
     def is_splittable(self, case: Case) -> bool:
-        return np.count_nonzero(case.inner_lower < case.inner_upper) <= self.max_split_inputs
+        return int((case.inner_lower < case.inner_upper).sum()) <= self.max_split_inputs
 
     def confirm(self, case: Case, x: np.ndarray) -> None:
-        """Ends the search if the arbiter finds an input unsafe, after rounding into the box."""
+        """Ends the search if `evaluate` says that an input, clipped to the box, is unsafe."""
         x = np.clip(x, case.inner_lower, case.inner_upper).astype(np.float32)
         outputs = np.asarray(self.evaluate(x)).reshape(-1)
         for conjunction in case.conjunctions:
             if conjunction.contains(outputs):
                 raise _Decided("sat", Counterexample(x, outputs))
 
-    def bound(self, method: str) -> None:
-        """Refutes what bounds over the whole boxes can; ends the search when that is all."""
+    def bound(self, method: Method) -> None:
+        """Refutes conjunctions by bounds over whole boxes; ends the search if none is left."""
         self.check_time_to_compile(method)
         function, start = self.programs.bounds(method), time.monotonic()
         for case, rows, still_open in zip(self.property.cases, self.rows, self.open, strict=True):
@@ -292,14 +306,14 @@ class _Search:
             raise _Decided("unsat")
 
     def attack(self, rounds: int) -> None:
-        """Looks for counterexamples of all open conjunctions, most of all the nearest ones."""
+        """Attacks all open conjunctions, and in every further round the nearer half of them."""
         pairs = [(c, k) for c, still in enumerate(self.open) for k in np.flatnonzero(still)]
         best = np.full(len(pairs), np.inf)
         for index in range(rounds):
             self.check_time()
             order = np.argsort(best, kind="stable")[: max(1, len(pairs) >> index)]
-            chosen = order[np.arange(self.programs.particles) % len(order)]
-            cases = [self.property.cases[pairs[i][0]] for i in chosen]
+            indices = order[np.arange(self.programs.particles) % len(order)]
+            cases = [self.property.cases[pairs[i][0]] for i in indices]
             lower = np.stack([case.inner_lower for case in cases])
             upper = np.stack([case.inner_upper for case in cases])
             start = self.random.uniform(size=lower.shape).astype(np.float32)
@@ -307,9 +321,9 @@ class _Search:
             if index == 0:
                 start[: len(pairs)] = 0.5
             values = self.descend(
-                [pairs[i] for i in chosen], lower, upper, lower + start * (upper - lower)
+                [pairs[i] for i in indices], lower, upper, lower + start * (upper - lower)
             )
-            np.minimum.at(best, chosen, values)
+            np.minimum.at(best, indices, values)
 
     def descend(
         self,
@@ -318,7 +332,7 @@ class _Search:
         upper: np.ndarray,
         start: np.ndarray,
     ) -> np.ndarray:
-        """Runs the attack for ``P`` (case, conjunction) pairs; values ``[P]``, infinite for NaN."""
+        """Attacks `P` pairs (case, conjunction); returns values `[P]`, infinite instead of NaN."""
         conjunctions = [self.property.cases[c].conjunctions[k] for c, k in pairs]
         count = power_above(
             max(len(k.offset) for case in self.property.cases for k in case.conjunctions)
@@ -334,16 +348,16 @@ class _Search:
         points, values = self.moved(*(a.astype(np.float32) for a in arrays))
         values = np.where(np.isnan(values), np.inf, values)
         for i in np.argsort(values)[:4]:
-            # Another runtime rounds differently: a value slightly above 0 may still be unsafe.
+            # Another runtime rounds differently and may call a value slightly above 0 unsafe.
             if values[i] <= ABSOLUTE_SLACK:
                 self.confirm(self.property.cases[pairs[i][0]], points[i])
         return values
 
     def moved(self, *arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The points of ``Programs.attack`` and their values, float64 ``[P]``.
+        """The points of `Programs.attack` and their values, float64 `[P]`.
 
-        An attack that fails must not cost a proof: the points are only looked at then, and if the
-        network fails there as well, they have infinite values.
+        A failing attack must not prevent a proof. If it fails, the points are evaluated without
+        moving them; if the network fails as well, their values are infinite.
         """
         for name in ("attack", "look"):
             if name in self.programs.failures:
@@ -355,17 +369,17 @@ class _Search:
                 return np.asarray(points), np.asarray(values).astype(np.float64)
             except MemoryError:
                 raise
-            except Exception as error:  # whatever a model raises when it is differentiated
+            except Exception as error:  # a model may raise anything when it is differentiated
                 text = " ".join(f"{type(error).__name__}: {error}".split())
                 self.programs.failures[name] = text if len(text) <= 300 else text[:297] + "..."
         start = arrays[2]
         return start, np.full(len(start), np.inf)
 
-    def split(self, method: str) -> None:
+    def split(self, method: Method) -> NoReturn:
         """Bounds sub-boxes and halves those that stay open, until none is left or time is up.
 
-        Both halves hold the float32 at which a box is cut, so nothing of it is lost. A box whose
-        inputs have no float32 left between their ends cannot be cut: then the answer is unknown.
+        Both halves of a box contain the float32 at which it is cut, so they cover it. The answer is
+        unknown if an open box has no float32 left between the ends of any input.
         """
         cases, function = self.property.cases, self.programs.split(method)
         conjunctions = max(len(still_open) for still_open in self.open)
@@ -386,8 +400,8 @@ class _Search:
             self.check_time()
             size = _FEW_BOXES if len(origin) <= 2 * _FEW_BOXES else self.programs.boxes
             size = min(size, self.programs.boxes)
-            taken = slice(max(0, len(origin) - size), None)
-            rest = slice(0, taken.start)
+            first = max(0, len(origin) - size)
+            taken, rest = slice(first, None), slice(0, first)
             box_lower, box_upper = lower[taken], upper[taken]
             source, flags = origin[taken], still_open[taken]
             count = len(source)
@@ -412,12 +426,12 @@ class _Search:
             batches += 1
             if batches % _ATTACK_EVERY == 0:
                 self.look_closer(source, box_lower, box_upper, points, looked)
-            kept = flags.any(axis=1)
+            kept = np.flatnonzero(np.any(flags, axis=1))
             halves, stuck = halve(
                 box_lower[kept], box_upper[kept], influence[kept], width[source[kept]]
             )
             undecided |= bool(stuck.any())
-            remaining = kept.nonzero()[0][~stuck]
+            remaining = kept[~stuck]
             lower = np.concatenate([lower[rest], halves[0][0], halves[1][0]])
             upper = np.concatenate([upper[rest], halves[0][1], halves[1][1]])
             origin = np.concatenate([origin[rest], source[remaining], source[remaining]])
@@ -429,17 +443,17 @@ class _Search:
     def look(
         self, source: np.ndarray, flags: np.ndarray, points: np.ndarray, outputs: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Looks at points ``[N, 2, n]`` of sub-boxes for counterexamples of open conjunctions.
+        """Looks for counterexamples to open conjunctions among points `[N, 2, n]` of sub-boxes.
 
-        Returns, per sub-box, the value nearest to unsafe, at which point and for which conjunction.
+        Returns, for each sub-box, the value nearest to unsafe, and its point and conjunction.
         """
         scores = np.full((*outputs.shape[:2], flags.shape[1]), -np.inf)
         for case in np.unique(source):
-            rows, mine = self.rows[case], np.flatnonzero(source == case)
-            values = outputs[mine].astype(np.float64) @ rows.weights.T + rows.offset
+            rows, indices = self.rows[case], np.flatnonzero(source == case)
+            values = outputs[indices].astype(np.float64) @ rows.weights.T + rows.offset
             for row, conjunction in enumerate(rows.member):
-                found = scores[mine, :, conjunction]
-                scores[mine, :, conjunction] = np.maximum(found, values[..., row])
+                score = np.maximum(scores[indices, :, conjunction], values[..., row])
+                scores[indices, :, conjunction] = score
         scores = np.where(np.isnan(scores) | ~flags[:, None, :], np.inf, scores)
         flat = scores.reshape(len(source), -1)
         best = flat.argmin(axis=1)
@@ -458,19 +472,19 @@ class _Search:
         points: np.ndarray,
         looked: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> None:
-        """Attacks the sub-boxes that came nearest to unsafe, each within itself."""
+        """Attacks the sub-boxes that came nearest to unsafe, each from its nearest point."""
         nearest, point, conjunction = looked
         order = np.argsort(nearest)
         order = order[np.isfinite(nearest[order])]
         if not len(order):
             return
-        chosen = order[np.arange(self.programs.particles) % len(order)]
-        cases = [self.property.cases[c] for c in source[chosen]]
+        indices = order[np.arange(self.programs.particles) % len(order)]
+        cases = [self.property.cases[c] for c in source[indices]]
         inner_lower = np.stack([case.inner_lower for case in cases])
         inner_upper = np.stack([case.inner_upper for case in cases])
         self.descend(
-            [*zip(source[chosen], conjunction[chosen], strict=True)],
-            np.clip(lower[chosen], inner_lower, inner_upper),
-            np.clip(upper[chosen], inner_lower, inner_upper),
-            points[chosen, point[chosen]],
+            [*zip(source[indices], conjunction[indices], strict=True)],
+            np.clip(lower[indices], inner_lower, inner_upper),
+            np.clip(upper[indices], inner_lower, inner_upper),
+            points[indices, point[indices]],
         )

@@ -89,10 +89,10 @@ def compiled_step(case: Case, mesh: dict[str, int]) -> tuple[Any, Any, tuple[Any
     import jax
     import numpy as np
 
-    from experiments.cluster.mesh import batch_sharding
     from experiments.data import Images, Splits
     from experiments.settings.checks import from_config_dict
     from experiments.train.feed import Feed
+    from experiments.train.mesh import batch_sharding
     from experiments.train.prepare import prepare
 
     settings = dict(case.settings)

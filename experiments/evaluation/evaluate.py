@@ -19,12 +19,12 @@ from experiments.evaluation.certificates import Certificates
 from experiments.evaluation.measure import Plan, Problem, check_methods, complete
 from experiments.evaluation.trained import Which
 from experiments.records.printing import print_table, table_rows
-from experiments.records.versions import device_name, versions
+from experiments.records.versions import versions
 from experiments.settings import radius
 from experiments.settings.config import NORMS, Config, EvaluationConfig
 from experiments.settings.differences import differing_keys
 from experiments.settings.errors import ExperimentError
-from experiments.train.variables import parameters_sha256
+from experiments.train.mesh import device_name
 
 LOSSES = ("cross_entropy", "margin")
 
@@ -141,7 +141,8 @@ def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> E
         f"on {' and '.join(options.losses)} loss, best iterate"
     )
     problem = Problem(run.pure, data, bj.Threat(eps, NORMS[norm].order, clip))
-    plan = Plan(seed, options.cascade, {"versions": versions(), "device": _devices()})
+    made_with = {"versions": versions(), "device": device_name(jax.devices())}
+    plan = Plan(seed, options.cascade, made_with)
     if distributed.processes() == 1:
         results = _open(path, problem, options, settings)
         complete(results, problem, config, plan, _Saver(path))
@@ -210,12 +211,6 @@ def _differences(stored: Certificates, problem: Problem, settings: dict[str, Any
     return keys
 
 
-def _devices() -> str:
-    """Returns number and kind of the devices of all processes."""
-    name, count = device_name(jax.devices()), distributed.processes()
-    return name if count == 1 else f"{name} in {count} processes"
-
-
 class _Saver:
     """Writes the file after every batch and prints the progress every `every` seconds."""
 
@@ -255,6 +250,16 @@ def _check_options(options: Options, norm: str, config: EvaluationConfig) -> Non
             raise ExperimentError(f"{flag} must be >= {minimum}, got {number}")
     if options.name is not None and Path(options.name).name != options.name:
         raise ExperimentError(f"--name must be a file name without folders, got {options.name!r}")
+
+
+def parameters_sha256(variables: Any) -> str:
+    """SHA-256 over names, types, shapes and bytes of all leaves: equal if bit-identical."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _sha256_of_images(data: Images) -> str:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
 
 import boundjax as bj
-from boundjax.certification.presets import BEST, METHODS, default_batch
+from boundjax.certification.presets import Method, default_batch
 from experiments.evaluation.certificates import ATTACK, Certificates, check_consistency
 from experiments.evaluation.network import Network, Problem
 from experiments.settings.config import EvaluationConfig
 from experiments.settings.errors import ExperimentError, one_line
 
-_METHODS = (*METHODS, BEST)
+# The methods of `boundjax.certify` by name, in their usual order.
+_METHODS: Mapping[str, Method] = {name: name for name in get_args(Method)}
 # Batches of `certify` per call: a call has a fixed cost, and a killed call loses all its results.
 _BATCHES = 4
 # Separates devices that worked on a part one after the other.
@@ -135,7 +136,7 @@ def finish(
 
 def cheapest_first(methods: Sequence[str]) -> list[str]:
     """Sorts methods of `boundjax.certify` into the order in which they are run."""
-    return sorted(methods, key=lambda name: (-default_batch(name), _METHODS.index(name)))
+    return sorted(methods, key=lambda name: (-default_batch(name), list(_METHODS).index(name)))
 
 
 def check_methods(methods: Sequence[str]) -> None:
@@ -221,7 +222,7 @@ def _certify(
                 labels=data.labels[padded],
                 norm=problem.threat.norm,
                 clip=problem.threat.clip,
-                method=name,
+                method=_METHODS[name],
                 devices=devices,
             )
         except (bj.UnsupportedOpError, ValueError, TypeError, MemoryError) as error:

@@ -47,7 +47,7 @@ class Setting(NamedTuple):
     """The model, configuration and devices that a method is created for.
 
     `model` is a Linen module with `__call__(x, train=False)`; with batch normalisation it has a
-    field `bn_momentum`. `mesh` holds the devices that share the work (`experiments.cluster.mesh`);
+    field `bn_momentum`. `mesh` holds the devices that share the work (`experiments.train.mesh`);
     None means one device.
     """
 

@@ -51,6 +51,11 @@ class Checkpoints:
             },
         )
 
+    @property
+    def step(self) -> int:
+        """Of the latest checkpoint; 0 without one."""
+        return self._manager.latest_step() or 0
+
     def restore(self, state: Any, selected: Any) -> tuple[Any, Any, float] | None:
         """The latest (state, selected, seconds), laid out like the arguments; None without one.
 

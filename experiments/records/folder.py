@@ -37,13 +37,16 @@ class Records:
         """
         self.path = path
         self.config = config
-        self._writes = distributed.is_main()
         self._stored = path / "config.json"
         self._metrics = path / "metrics.jsonl"
         self._summary = path / "summary.json"
         self._opened: Checkpoints | None = None
         if self._stored.exists():
             check_same_config(_read_json(self._stored), config, path)
+
+    @property
+    def _writes(self) -> bool:
+        return distributed.is_main()
 
     def create(self) -> None:
         """Creates the folder and writes the config, from then on it belongs to this run.
@@ -143,6 +146,23 @@ class Records:
           ExperimentError: if the checkpoint is of another configuration, or cannot be read.
         """
         return self._checkpoints().restore(state, selected)
+
+    def resume(self, state: Any, selected: Any) -> tuple[Any, Any, float]:
+        """What the run goes on from: the latest checkpoint, or else the arguments as its first.
+
+        Even a first step that diverges then leaves a checkpoint. Metrics of later steps are
+        dropped.
+
+        Raises:
+          ExperimentError: as `restore` and `metrics`.
+        """
+        restored = self.restore(state, selected)
+        if restored is None:
+            restored = state, selected, 0.0
+            self.save(0, *restored)
+            self.wait()
+        self.drop_metrics_after(self._checkpoints().step)
+        return restored
 
     def save(self, step: int, state: Any, selected: Any, seconds: float) -> None:
         """Starts writing a checkpoint; training goes on meanwhile."""

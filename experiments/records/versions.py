@@ -1,19 +1,9 @@
-"""What numbers depend on beside the configuration: devices, Python and packages."""
+"""What numbers depend on beside the configuration and the devices: Python and packages."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
-from typing import Any
-
-
-def device_name(devices: list[Any]) -> str:
-    """Number and kind of the devices, and what is known of the machine on CPU."""
-    name = f"{len(devices)} x {devices[0].device_kind}"
-    return (
-        f"{name} ({platform.machine()}, {os.cpu_count()} cores)" if name.endswith("cpu") else name
-    )
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 
-from experiments import models
 from experiments.cluster import distributed
 from experiments.evaluation import evaluate
 from experiments.evaluation.trained import Trained
@@ -60,28 +59,27 @@ def run_members(
         return [member.records.summary() for member in members]
     # Report everything that is wrong with the configuration before writing the first file.
     prepared = prepare(dataclasses.replace(config, seeds=1))
-    report = Report(prepared.total_steps)
     folders = ", ".join(str(member.records.path) for member in open_ones)
-    report.line(
+    print(
         f"{name}: {config.robust.method} training of {config.model.name} "
-        f"({models.count_parameters(prepared.model, prepared.splits.shape):,} parameters) "
+        f"({prepared.parameters:,} parameters) "
         f"on {len(prepared.splits.train):,} images of {prepared.splits.title}, "
         f"{prepared.total_steps:,} steps of {config.train.batch_size}, "
-        f"on {prepared.devices}; run folder {folders}"
+        f"on {prepared.devices}; run folder {folders}",
+        flush=True,
     )
     for member in open_ones:
         member.records.create()
     with contextlib.ExitStack() as opened:
         for member in open_ones:
             opened.enter_context(member.records)
+        report = opened.enter_context(Report(prepared.total_steps))
         open_members(prepared, open_ones)
         for member in open_ones:
             if member.step:
                 report.line(f"resumed after step {member.step:,} of {prepared.total_steps:,}")
-            member.records.drop_metrics_after(member.step)
-        with report:
-            for group in _groups(open_ones):
-                train(prepared, group, report)
+        for group in _groups(open_ones):
+            train(prepared, group, report)
     for member in open_ones:
         member.records.write_summary(_conclude(prepared, member, name, options))
     return [member.records.summary() for member in members]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments import models
 from experiments.records.printing import print_table, table_rows
 from experiments.records.versions import versions
 from experiments.settings.config import NORMS, Config
@@ -115,7 +114,7 @@ def of_run(
         ),
         "method": config.robust.method,
         "model": config.model.name,
-        "parameters": models.count_parameters(prepared.model, splits.shape),
+        "parameters": prepared.parameters,
         "parameters_sha256": settings["parameters_sha256"],
         "data": splits.title,
         "train_images": len(splits.train),

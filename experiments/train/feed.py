@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.cluster import distributed
-from experiments.cluster.mesh import place
 from experiments.data import Images
+from experiments.train.mesh import place
 
 # Of an accelerator's memory, at most this part is for the data set.
 _SHARE = 0.25

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cluster import distributed
-from experiments.cluster.mesh import batch_sharding
 from experiments.cluster.preemption import Preempted, preemption
 from experiments.records.folder import Records
 from experiments.records.printing import Report
 from experiments.settings.errors import ExperimentError
 from experiments.train.feed import Feed
+from experiments.train.mesh import batch_sharding
 from experiments.train.prepare import Prepared
 from experiments.train.step import METRICS, State
 from experiments.train.validation import validate
@@ -42,16 +42,15 @@ class Member:
 
 
 def open_members(prepared: Prepared, members: Sequence[Member]) -> None:
-    """Gives every run its initial state, or that of its latest checkpoint."""
+    """Gives every run its initial state, or that of its latest checkpoint.
+
+    Raises:
+      ExperimentError: if a checkpoint is of another configuration, or a file cannot be read.
+    """
     for member in members:
         state = prepared.initial_state(member.seed)
         selected = nothing_selected(state, selecting=len(prepared.splits.validation) > 0)
-        restored = member.records.restore(state, selected)
-        if restored is None:  # so that even a first step that diverges leaves one
-            member.records.save(0, state, selected, 0.0)
-            member.records.wait()
-            restored = state, selected, 0.0
-        member.state, member.selected, member.seconds = restored
+        member.state, member.selected, member.seconds = member.records.resume(state, selected)
 
 
 def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None:

@@ -18,11 +18,11 @@ from jax.sharding import Mesh, NamedSharding
 import boundjax as bj
 from boundjax.certification import presets
 from experiments import data, methods, models
-from experiments.cluster import distributed, mesh
-from experiments.records.versions import device_name
+from experiments.cluster import distributed
 from experiments.settings import radius
 from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError, one_line
+from experiments.train import mesh
 from experiments.train.augment import create_augmentation
 from experiments.train.step import (
     State,
@@ -40,10 +40,11 @@ class Prepared:
 
     Attributes:
       config: of the runs.
-      mesh: the devices (`experiments.cluster.mesh`).
+      mesh: the devices (`experiments.train.mesh`).
       splits: the data.
       steps_per_epoch, total_steps: of the training.
       model: the unbound Linen module.
+      parameters: how many it has.
       method, schedule, learning_rate, optimizer: of the training.
       phases: which of the method's objectives is due, int `[total_steps]`.
     """
@@ -54,6 +55,7 @@ class Prepared:
     steps_per_epoch: int
     total_steps: int
     model: nn.Module
+    parameters: int
     method: methods.Method
     schedule: Callable[..., methods.Coefficients]
     learning_rate: optax.Schedule
@@ -68,9 +70,7 @@ class Prepared:
     @property
     def devices(self) -> str:
         """Number and kind of the devices, and of the processes if there are several."""
-        name = device_name(list(self.mesh.devices.flat))
-        count = distributed.processes()
-        return name if count == 1 else f"{name} in {count} processes"
+        return mesh.device_name(list(self.mesh.devices.flat))
 
     @property
     def replicated(self) -> NamedSharding:
@@ -181,6 +181,7 @@ def prepare(config: Config, splits: data.Splits | None = None) -> Prepared:
             f"config.model.name={config.model.name!r} has {model.num_classes} classes, but "
             f"{splits.title} has {splits.classes}; choose a network of its classes"
         )
+    parameters = models.count_parameters(model, splits.shape)
     method = methods.create(model, config, devices)
     schedule = create_schedule(config.robust, steps_per_epoch)
     prepared = Prepared(
@@ -190,6 +191,7 @@ def prepare(config: Config, splits: data.Splits | None = None) -> Prepared:
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         model=model,
+        parameters=parameters,
         method=method,
         schedule=schedule,
         learning_rate=create_learning_rate(config.optim, steps_per_epoch),

@@ -1,28 +1,17 @@
-"""What is kept of a trained network: its variables, their hash, and the selected epoch."""
+"""What is kept of a trained network: its variables, and the selected epoch."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.cluster.mesh import on_host, place
 from experiments.data import Splits
 from experiments.settings.config import Config
 from experiments.train.batch_norm import population_statistics
-
-
-def parameters_sha256(variables: Any) -> str:
-    """SHA-256 over names, types, shapes and bytes of all leaves: equal if bit-identical."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+from experiments.train.mesh import on_host, place
 
 
 def variables_of(state: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ specification, the classes, of linear bounds.
 from __future__ import annotations
 
 import math
+import os
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from experiments.cluster import distributed
 from experiments.settings.config import MeshConfig
 from experiments.settings.errors import ExperimentError
 
@@ -56,6 +59,15 @@ def create_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
             "axis to -1"
         )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:used])
+
+
+def device_name(devices: Sequence[Any]) -> str:
+    """Number and kind of `devices`, and of the processes if there are several."""
+    name = f"{len(devices)} x {devices[0].device_kind}"
+    if name.endswith("cpu"):
+        name += f" ({platform.machine()}, {os.cpu_count()} cores)"
+    count = distributed.processes()
+    return name if count == 1 else f"{name} in {count} processes"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
