@@ -110,7 +110,7 @@ def setting(what, match, **changes):
     VALUES[what] = change, match, ExperimentError
 
 
-VERIFIED = "is not what its margins say"
+VERIFIED = "contradicts its margins"
 for value in (np.nan, np.inf, -np.inf):
     setting(
         f"margin {value} marked verified",
@@ -373,7 +373,7 @@ def _(a, m):
     m["parts"] = {}
 
 
-@values("a record of no method", r"parts must be of attack and of methods, got 'x\\ny'")
+@values("a record of no method", r"keys of parts must be attack or methods, got 'x\\ny'")
 def _(a, m):
     m["parts"]["x\ny"] = record(**BOUNDED)
 

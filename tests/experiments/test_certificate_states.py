@@ -51,13 +51,13 @@ def test_what_is_written_is_read(path):
 
 def nothing():
     """Written before anything is computed, by several processes."""
-    return certificates.nothing_found(LABELS, LOSSES, settings())
+    return certificates.empty(LABELS, LOSSES, settings())
 
 
 def clean():
     """The clean pass is done; nothing is attacked that is correct."""
     result = nothing()
-    result.know_correct(np.arange(8) < 7)
+    result.record_clean_pass(np.arange(8) < 7)
     result.parts["attack"] = record()
     return result
 
@@ -136,14 +136,14 @@ def test_other_machines_and_orders_make_no_difference(path):
 
 def test_a_part_is_read_as_a_part_only(path):
     rows = np.array([1, 2, 6])
-    part = shards.part_of(evaluation(), rows)
+    part = shards.select(evaluation(), rows)
     certificates.write(path, part)
     assert_same(certificates.read(path, part=True), part)
     refusal(path, r"index must be int \[8\], for settings.count 8, got int64 \[3\]")
     for index in ([1, 2, 8], [1, 1, 6], [2, 1, 6], [-1, 2, 6]):
         certificates.write(path, part._replace(index=np.array(index)))
-        refusal(path, "index must be 0 to 7 in order, some left out", part=True)
-    certificates.write(path, shards.part_of(evaluation(), rows[:0]))
+        refusal(path, "index must be 0 to 7 in order, with gaps", part=True)
+    certificates.write(path, shards.select(evaluation(), rows[:0]))
     refusal(path, "index must be int", part=True)
     certificates.write(path, part._replace(labels=part.labels[:2]))
     refusal(path, r"labels must be int \[3\], got int32 \[2\]", part=True)

@@ -170,14 +170,14 @@ def test_reads_the_folders_of_tiny_imagenet(tiny):
         ("wnids.txt", b"n01\nn02\n", r"wnids\.txt: expected 3 different ids, got 2 in 2 lines"),
         ("wnids.txt", b"n01\nn02\nn01\n", r"expected 3 different ids, got 2 in 3 lines"),
         ("wnids.txt", b"n01\nn02\nn04\n", r"n04/images: no such folder; unpack the archive again"),
-        ("wnids.txt", b"\xff\xfe", r"wnids\.txt: is no text"),
+        ("wnids.txt", b"\xff\xfe", r"wnids\.txt: is not text"),
         ("val/val_annotations.txt", None, r"val_annotations\.txt is not there"),
         ("val/val_annotations.txt", b"", r"val_annotations\.txt: expected 3 images, got 0"),
         ("val/val_annotations.txt", b"a.JPEG\tn09\n", r"an id of wnids\.txt in line 1, got 'a\.JP"),
         ("val/val_annotations.txt", b"../a.JPEG\tn01\n", r"expected a file name .* in line 1"),
         ("val/val_annotations.txt", b"a.JPEG", r"expected a file name .* got 'a\.JPEG'"),
         ("val/images/val_1.JPEG", None, r"val_1\.JPEG is not there"),
-        ("val/images/val_1.JPEG", b"GIF89a", r"val_1\.JPEG: is no JPEG of 64x64 pixels"),
+        ("val/images/val_1.JPEG", b"GIF89a", r"val_1\.JPEG: is not a JPEG of 64x64 pixels"),
         ("train/n02/images/n02_1.JPEG", None, r"train: expected 6 images, got 5; unpack"),
         ("train/n02/images/more.JPEG", b"", r"train: expected 6 images, got 7; unpack"),
     ],
@@ -192,7 +192,7 @@ def test_damaged_folders_of_tiny_imagenet_are_one_line_errors(tiny, path, conten
 def test_images_of_another_size_are_an_error(tiny):
     path = tiny / "train" / "n02" / "images" / "n02_0.JPEG"
     path.write_bytes(jpeg(np.zeros((64, 32, 3), np.uint8)))
-    assert_refused("tiny_imagenet", tiny, r"n02_0\.JPEG: is no JPEG .*it has 32x64 pixels, RGB")
+    assert_refused("tiny_imagenet", tiny, r"n02_0\.JPEG: is not a JPEG .*it has 32x64 pixels, RGB")
     content = jpeg(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     path.write_bytes(content[: len(content) // 2])
-    assert_refused("tiny_imagenet", tiny, r"n02_0\.JPEG: is no JPEG .*truncated")
+    assert_refused("tiny_imagenet", tiny, r"n02_0\.JPEG: is not a JPEG .*truncated")

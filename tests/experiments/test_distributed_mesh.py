@@ -178,11 +178,11 @@ def test_processes_without_a_device_are_refused():
     [("ibp", {}), ("one-step", {}), ("crown-ibp", {"fused": True}), ("cap", {"projections": 4})],
 )
 def test_methods_without_rows_to_divide_refuse_spec(method, relaxation):
-    with pytest.raises(ExperimentError, match=r"config\.mesh\.spec=2 divides the rows") as refused:
+    with pytest.raises(ExperimentError, match=r"config\.mesh\.spec=2 divides rows") as refused:
         _prepared(method, mesh={"spec": 2}, relaxation=relaxation)
     assert str(refused.value) == (
-        "config.mesh.spec=2 divides the rows of linear bounds: of crown-ibp (not fused), cap-ibp, "
-        "random-slopes, pq-slopes and cap (exact), "
+        "config.mesh.spec=2 divides rows of linear bounds, which needs crown-ibp (not fused), "
+        "cap-ibp, random-slopes, pq-slopes or cap (exact), "
         f"got robust.method={method!r}; set config.mesh.spec=1"
     )
 

@@ -148,14 +148,14 @@ def test_the_file_holds_everything(finished, evaluated):
     assert set(metadata["parts"]) == {"attack", "interval", "crown-ibp"}
     assert metadata["parts"]["interval"]["arithmetic"] == "exact-real"
     assert metadata["parts"]["attack"]["versions"]["jax"] == jax.__version__
-    np.testing.assert_array_equal(evaluated.found.labels, run.test.labels[:130])
+    np.testing.assert_array_equal(evaluated.certificates.labels, run.test.labels[:130])
 
 
 def test_errors_are_recomputed_from_the_file(finished, evaluated):
     found = certificates.read(evaluated.path)
-    _assert_same(found, evaluated.found)
+    _assert_same(found, evaluated.certificates)
     errors = found.errors()
-    assert errors == evaluated.found.errors()
+    assert errors == evaluated.certificates.errors()
     certificates.check_consistency(found.evaluation)
     run = trained.load(finished)
     images, labels = run.test.take(slice(130))
@@ -179,20 +179,20 @@ def test_the_parts_alone_find_the_same(finished, evaluated):
         run.config.evaluation, methods=OPTIONS.methods, batch_size=50, pgd_loss="cross_entropy"
     )
     problem = Problem(run.pure, run.test.take(slice(130)), bj.Threat(0.03, np.inf, (0.0, 1.0)))
-    found = certificates.nothing_found(problem.data.labels, ("cross_entropy",), settings={})
+    found = certificates.empty(problem.data.labels, ("cross_entropy",), settings={})
     measure.complete(found, problem, config)
-    np.testing.assert_array_equal(found.correct, evaluated.found.correct)
+    np.testing.assert_array_equal(found.correct, evaluated.certificates.correct)
     np.testing.assert_array_equal(
-        found.resisted_by["cross_entropy"], evaluated.found.resisted_by["cross_entropy"]
+        found.resisted_by["cross_entropy"], evaluated.certificates.resisted_by["cross_entropy"]
     )
     assert set(found.verified_by) == set(OPTIONS.methods)
     for name, flags in found.verified_by.items():
-        np.testing.assert_array_equal(flags, evaluated.found.verified_by[name])
+        np.testing.assert_array_equal(flags, evaluated.certificates.verified_by[name])
 
 
 def test_an_interrupted_evaluation_goes_on(workdir, evaluated, monkeypatch):
     path = workdir / "evaluations" / FILE
-    correct = evaluated.found.correct.sum()
+    correct = evaluated.certificates.correct.sum()
     batches = -(-correct // 50)  # what is misclassified is not attacked
     assert batches > 1
     _interrupt(monkeypatch, workdir, OPTIONS, writes=0)  # one attacked batch
@@ -201,9 +201,9 @@ def test_an_interrupted_evaluation_goes_on(workdir, evaluated, monkeypatch):
         certificates.read(path).errors()
     _interrupt(monkeypatch, workdir, OPTIONS, writes=batches)  # two of three batches by intervals
     calls = _calls(monkeypatch)
-    found = evaluate_run(workdir, OPTIONS).found
+    found = evaluate_run(workdir, OPTIONS).certificates
     assert calls == [("interval", 42)] + [("crown-ibp", 44)] * 3
-    _assert_same(found, evaluated.found)
+    _assert_same(found, evaluated.certificates)
     assert [file.name for file in path.parent.iterdir()] == [FILE]
     calls.clear()
     evaluate_run(workdir, OPTIONS)
@@ -211,7 +211,7 @@ def test_an_interrupted_evaluation_goes_on(workdir, evaluated, monkeypatch):
 
 
 def test_what_other_packages_began_is_done_again(workdir, evaluated, monkeypatch):
-    batches = -(-evaluated.found.correct.sum() // 50)
+    batches = -(-evaluated.certificates.correct.sum() // 50)
     _interrupt(monkeypatch, workdir, OPTIONS, writes=batches + 1)
     path = workdir / "evaluations" / FILE
     found = certificates.read(path)
@@ -220,11 +220,11 @@ def test_what_other_packages_began_is_done_again(workdir, evaluated, monkeypatch
         part["versions"]["jax"] = "0.0.1"
     certificates.write(path, found)
     calls = _calls(monkeypatch)
-    found = evaluate_run(workdir, OPTIONS).found
+    found = evaluate_run(workdir, OPTIONS).certificates
     assert calls == [("interval", 44)] * 3 + [("crown-ibp", 44)] * 3
     assert found.parts["attack"]["versions"]["jax"] == "0.0.1"  # was done
     assert found.parts["interval"]["versions"]["jax"] == jax.__version__
-    _assert_same(found, evaluated.found)
+    _assert_same(found, evaluated.certificates)
 
 
 def test_a_further_method_is_the_only_one_run(workdir, evaluated, monkeypatch, capsys):
@@ -236,7 +236,7 @@ def test_a_further_method_is_the_only_one_run(workdir, evaluated, monkeypatch, c
     assert {name for name, _ in calls} == {"one-step"}
     print_evaluated(found)
     printed = capsys.readouterr().out
-    errors = found.found.errors()
+    errors = found.certificates.errors()
     assert list(errors["verified_error_by"]) == ["interval", "crown-ibp", "one-step"]
     assert "by one-step" in printed
     assert f"{100 * errors['verified_error']:.2f} %" in printed
@@ -246,8 +246,8 @@ def test_a_further_method_is_the_only_one_run(workdir, evaluated, monkeypatch, c
 
 def test_a_cascade_runs_on_what_is_open(workdir, evaluated, monkeypatch):
     calls = _calls(monkeypatch)
-    found = evaluate_run(workdir, OPTIONS._replace(cascade=True)).found
-    whole = evaluated.found
+    found = evaluate_run(workdir, OPTIONS._replace(cascade=True)).certificates
+    whole = evaluated.certificates
     resisted = whole.evaluation.resisted
     open_ = resisted & ~whole.verified_by["interval"]
     assert 0 < open_.sum() <= 50
@@ -258,7 +258,7 @@ def test_a_cascade_runs_on_what_is_open(workdir, evaluated, monkeypatch):
     by = found.errors()["verified_error_by"]
     assert by == {"crown-ibp": None, "interval": whole.errors()["verified_error_by"]["interval"]}
     # Without the cascade, the rest follows.
-    _assert_same(evaluate_run(workdir, OPTIONS).found, whole)
+    _assert_same(evaluate_run(workdir, OPTIONS).certificates, whole)
 
 
 def test_other_weights_and_settings_are_refused(workdir, evaluated):
@@ -327,21 +327,23 @@ def test_arrays_of_another_network_never_pass_as_the_same(workdir, evaluated):
     with pytest.raises(ExperimentError, match="which differs in labels; give") as caught:
         evaluate_run(workdir, OPTIONS)
     assert str(caught.value).startswith(str(path))
-    _assert_same(evaluate_run(workdir, OPTIONS._replace(replace=True)).found, evaluated.found)
+    _assert_same(
+        evaluate_run(workdir, OPTIONS._replace(replace=True)).certificates, evaluated.certificates
+    )
 
 
 def test_an_evaluation_begun_by_the_first_version_goes_on(workdir, evaluated):
     """It did the clean pass batch by batch: what it has not seen yet seems misclassified."""
     path = workdir / "evaluations" / FILE
-    settings = evaluated.found.metadata["settings"]
-    begun = certificates.nothing_found(evaluated.found.labels, LOSSES, settings)
-    begun.parts["attack"] = dict(evaluated.found.parts["attack"])
+    settings = evaluated.certificates.metadata["settings"]
+    begun = certificates.empty(evaluated.certificates.labels, LOSSES, settings)
+    begun.parts["attack"] = dict(evaluated.certificates.parts["attack"])
     begun.attacked[:50] = True
-    begun.correct[:50] = evaluated.found.correct[:50]
+    begun.correct[:50] = evaluated.certificates.correct[:50]
     certificates.write(path, begun)
-    found = evaluate_run(workdir, OPTIONS).found
-    _assert_same(found, evaluated.found)
-    assert found.errors() == evaluated.found.errors()
+    found = evaluate_run(workdir, OPTIONS).certificates
+    _assert_same(found, evaluated.certificates)
+    assert found.errors() == evaluated.certificates.errors()
 
 
 def test_what_other_packages_attacked_is_forgotten(workdir, evaluated, monkeypatch):
@@ -349,13 +351,13 @@ def test_what_other_packages_attacked_is_forgotten(workdir, evaluated, monkeypat
     _interrupt(monkeypatch, workdir, OPTIONS, writes=0)
     path = workdir / "evaluations" / FILE
     found = certificates.read(path)
-    wrong = int(np.argmin(evaluated.found.correct))
+    wrong = int(np.argmin(evaluated.certificates.correct))
     found.parts["attack"]["versions"]["jax"] = "0.0.1"
     found.correct[wrong] = True
     for resisted in found.resisted_by.values():
         resisted[wrong] = True
     certificates.write(path, found)
-    _assert_same(evaluate_run(workdir, OPTIONS).found, evaluated.found)
+    _assert_same(evaluate_run(workdir, OPTIONS).certificates, evaluated.certificates)
 
 
 def test_damaged_files_are_refused(evaluated, tmp_path):
@@ -408,14 +410,16 @@ def test_the_selected_epoch_and_other_balls(finished, workdir):
     options = OPTIONS._replace(methods=("crown-ibp",), which="selected", split="validation")
     small = evaluate_run(workdir, options._replace(eps=0.1, norm="2", clip=False))
     assert small.path.name == "validation-selected-l2-eps0.1-unclipped-first130.npz"
-    assert small.found.metadata["settings"]["which"].startswith("selected epoch (")
-    assert small.found.metadata["settings"]["clip"] is None
+    assert small.certificates.metadata["settings"]["which"].startswith("selected epoch (")
+    assert small.certificates.metadata["settings"]["clip"] is None
     assert "130 validation images of UCI digits, l2 eps 0.1, not clipped" in small.title
     run = trained.load(finished)
-    np.testing.assert_array_equal(small.found.labels, run.validation.labels[:130])
+    np.testing.assert_array_equal(small.certificates.labels, run.validation.labels[:130])
     large = evaluate_run(workdir, options._replace(eps=0.1))
-    assert np.all(small.found.evaluation.verified | ~large.found.evaluation.verified)
-    assert small.found.evaluation.verified.sum() > large.found.evaluation.verified.sum()
+    assert np.all(small.certificates.evaluation.verified | ~large.certificates.evaluation.verified)
+    assert (
+        small.certificates.evaluation.verified.sum() > large.certificates.evaluation.verified.sum()
+    )
 
 
 def test_batches_are_divided_between_devices(workdir, monkeypatch):

@@ -77,7 +77,7 @@ def reference(finished):
     """What one process finds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "test_mlp", MODEL)
-        found = evaluate_run(finished, OPTIONS).found
+        found = evaluate_run(finished, OPTIONS).certificates
     shutil.rmtree(finished / "evaluations")
     return found
 
@@ -136,7 +136,7 @@ def simulated(workdir, processes, options=OPTIONS, stopped=()):
             measure.begin(found, problem, config, plan)
             network = measure.Network(problem, config)
             if not found.attacked.any():
-                found.know_correct(network.correct(problem.data))
+                found.record_clean_pass(network.correct(problem.data))
             certificates.write(path, found)
             for process in range(processes):
                 own = shards.part_path(path, process, processes)
@@ -155,7 +155,7 @@ def simulated(workdir, processes, options=OPTIONS, stopped=()):
             return found if stopped else shards.gather(path)
 
         patch.setattr(shards, "complete", complete)
-        return evaluate_run(workdir, options).found
+        return evaluate_run(workdir, options).certificates
 
 
 def test_shares_together_are_what_one_process_finds(workdir, reference, monkeypatch):
@@ -167,7 +167,7 @@ def test_shares_together_are_what_one_process_finds(workdir, reference, monkeypa
     assert_same(certificates.read(workdir / "evaluations" / FILE), reference)
     assert found.parts["interval"]["arithmetic"] == "exact-real"
     cascade = OPTIONS._replace(cascade=True, name="cascade")
-    one = evaluate_run(workdir, cascade._replace(name="one")).found
+    one = evaluate_run(workdir, cascade._replace(name="one")).certificates
     assert not one.run_by["crown-ibp"].all()
     assert_same(simulated(workdir, 2, cascade), one)
 
@@ -198,7 +198,7 @@ def test_what_was_killed_goes_on_with_another_number(workdir, reference, monkeyp
     # Half of a file that was being written belongs to nobody.
     (folder / temporary_name(min(parts))).write_bytes(b"half")
     simulated(workdir, 2, stopped=(0, 1))
-    found = evaluate_run(workdir, OPTIONS).found
+    found = evaluate_run(workdir, OPTIONS).certificates
     assert_same(found, reference)
     assert sum(calls) == reference.correct.sum()
     assert [file.name for file in folder.iterdir()] == [FILE]
@@ -215,14 +215,14 @@ def test_a_part_counts_once(workdir, reference):
         part.parts["attack"]["seconds"] = seconds
     found = certificates.read(path)
     before, done = found.parts["attack"]["seconds"], found.attacked.sum()
-    shards.put_together(found, parts)
+    shards.merge(found, parts)
     # Side by side: the longest counts.
     assert found.parts["attack"]["seconds"] == before + 5.0
     assert found.attacked.sum() == done + sum(
         (part.attacked & part.correct).sum() for part in parts
     )
     attacked = found.attacked.copy()
-    shards.put_together(found, parts)
+    shards.merge(found, parts)
     assert found.parts["attack"]["seconds"] == before + 5.0
     np.testing.assert_array_equal(found.attacked, attacked)
 
@@ -238,7 +238,7 @@ def test_parts_of_another_evaluation_do_not_count(workdir, reference):
         evaluate_run(workdir, OPTIONS)
     # Whoever deletes the file wants it anew, parts as well.
     path.unlink()
-    assert_same(evaluate_run(workdir, OPTIONS).found, reference)
+    assert_same(evaluate_run(workdir, OPTIONS).certificates, reference)
     assert not left.exists()
 
 
@@ -310,7 +310,7 @@ def test_a_damaged_part_is_named(workdir):
 
 
 def test_a_wrong_certificate_in_a_part_is_named_as_in_the_whole():
-    part = shards.part_of(certificates.nothing_found(np.zeros(9, int), ("margin",), {}), [7, 8])
+    part = shards.select(certificates.empty(np.zeros(9, int), ("margin",), {}), [7, 8])
     part.add_method("interval", classes=3)
     part.verified_by["interval"][1] = True
     with pytest.raises(RuntimeError, match=r"example 8 .* by interval but misclassified"):
@@ -344,7 +344,7 @@ def test_other_packages_begin_anew_on_all_processes(workdir, reference, monkeypa
 
 
 def test_what_a_process_does_not_see_is_named(workdir, monkeypatch):
-    monkeypatch.setattr(shards, "_PATIENCE", 0.0)
+    monkeypatch.setattr(shards, "_TIMEOUT", 0.0)
     with pytest.raises(ExperimentError, match=r"evaluations/x.npz is not shared"):
         shards._wait_for(workdir / "evaluations" / "x.npz", {})
 
@@ -385,8 +385,8 @@ def test_two_processes_killed_half_way(workdir, reference, tmp_path):
     assert ended[1].output == ""
 
     found = evaluate_run(alone, OPTIONS)
-    assert_same(found.found, reference)
+    assert_same(found.certificates, reference)
     # Who worked on it, one after the other.
     assert re.match(
-        r"4 x cpu .* in 2 processes, then 2 x cpu", found.found.parts["interval"]["device"]
+        r"4 x cpu .* in 2 processes, then 2 x cpu", found.certificates.parts["interval"]["device"]
     )

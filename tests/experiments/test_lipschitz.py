@@ -16,7 +16,7 @@ from experiments.data import Images
 from experiments.evaluation import trained
 from experiments.evaluation.evaluate import parameters_sha256
 from experiments.methods import Setting
-from experiments.methods.method import Batch, Weights
+from experiments.methods.method import Batch, Coefficients
 from experiments.plots import tightness
 from experiments.records.printing import Report
 from experiments.run import run as runs
@@ -131,7 +131,7 @@ def test_one_power_iteration_per_step_serves_all_images(monkeypatch, name, box):
 
     monkeypatch.setattr(bj, "power_iteration", power_iteration)
     monkeypatch.setattr(bj, "lipschitz", lipschitz)
-    weights = Weights(*(jnp.float32(value) for value in (0.3, 0.25, 0.0, 0.5)))
+    weights = Coefficients(*(jnp.float32(value) for value in (0.3, 0.25, 0.0, 0.5)))
     collections = {"batch_stats": {}, "spectral": state["spectral"]}
     loss, outcome = _objective(model, name)(
         state["params"], collections, _batch(), weights, jax.random.key(0)
@@ -146,7 +146,7 @@ def test_the_gradient_passes_through_the_norms(name):
     model, state, _ = _steps(name)
     objective = _objective(model, name)
     collections = {"batch_stats": {}, "spectral": state["spectral"]}
-    weights = Weights(*(jnp.float32(value) for value in (0.3, 0.0, 0.0, 0.5)))
+    weights = Coefficients(*(jnp.float32(value) for value in (0.3, 0.0, 0.0, 0.5)))
 
     def loss(params):
         return objective(params, collections, _batch(), weights, jax.random.key(0))[0]
@@ -331,7 +331,7 @@ def test_the_figure_is_small_and_says_what_went_wrong(tmp_path):
     assert 5_000 < path.stat().st_size < 200_000
     with pytest.raises(ExperimentError, match=r"MNIST: values by BCP must be finite, got nan"):
         tightness.plot_tightness([("MNIST", values | {"BCP": np.nan * bcp})], path)
-    with pytest.raises(ExperimentError, match=r"runs of one norm fit a figure"):
+    with pytest.raises(ExperimentError, match=r"runs of a figure must be in one norm"):
         tightness.plot_tightness([("MNIST", values), ("MNIST", {"IBP": lmt})], path)
     dead = {"LMT": 0 * lmt, "BCP": 0 * lmt}
     assert tightness.reduction(dead) == 0.0
@@ -358,5 +358,5 @@ def test_a_figure_that_cannot_be_written_is_refused_first(out, tmp_path, monkeyp
     with pytest.raises(SystemExit) as caught:
         tightness.main()
     assert caught.value.code == 2
-    expected = f"error: --out={out}: must be a PNG file in a folder there is\n"
+    expected = f"error: --out={out}: must be a PNG file in an existing folder\n"
     assert capsys.readouterr().err == expected

@@ -37,9 +37,9 @@ CONFIG = """
 from experiments.configs import common
 
 def get_config(variant=""):
-    given = common.arguments(variant, method=("ibp", "cc-ibp", "exp-ibp"))
+    options = common.arguments(variant, method=("ibp", "cc-ibp", "exp-ibp"))
     config = common.base()
-    config.robust.method = "mtl_ibp" if variant == "" else given.method
+    config.robust.method = "mtl_ibp" if variant == "" else options.method
     return config
 """
 SETTINGS = {
@@ -89,10 +89,10 @@ def test_arguments_of_config_files_have_old_spellings_too():
         new = old.replace("_", "-")
         assert config.get_config(old).to_dict() == config.get_config(new).to_dict()
     # What does not go with an argument does not go with its old spelling either.
-    with pytest.raises(ExperimentError, match="'fused' does not go with 'method=one-step'"):
+    with pytest.raises(ExperimentError, match="'fused' excludes 'method=one-step'"):
         mnist_families.get_config("fused,method=one_step")
-    given = common.arguments("method=cc_ibp", method=("ibp", "cc-ibp"))
-    assert (given.method, given.given) == ("cc-ibp", ("method=cc-ibp",))
+    options = common.arguments("method=cc_ibp", method=("ibp", "cc-ibp"))
+    assert (options.method, options.texts) == ("cc-ibp", ("method=cc-ibp",))
 
 
 @pytest.fixture
@@ -193,8 +193,8 @@ def test_the_network_and_the_evaluations_of_old_are_read(finished):
     before = stored.read_bytes()
     again = evaluate_run(folder, Options(name="summary-last", **attack))
     assert again.path == stored
-    assert again.found.errors() == errors
-    assert list(again.found.run_by) == ["interval", "crown-ibp"]
+    assert again.certificates.errors() == errors
+    assert list(again.certificates.run_by) == ["interval", "crown-ibp"]
     assert stored.read_bytes() == before  # nothing was computed again
 
 

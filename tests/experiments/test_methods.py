@@ -9,7 +9,7 @@ import pytest
 
 from boundjax import training
 from experiments import data, methods, models
-from experiments.methods.method import Batch, Weights
+from experiments.methods.method import Batch, Coefficients
 from experiments.records.checkpoints import Checkpoints
 from experiments.settings.checks import from_config_dict
 from experiments.settings.config import DataConfig
@@ -132,7 +132,7 @@ def _outcome(name, weights, **groups):
     method = methods.create(model, config)
     batch = _batch()
     params = model.init(jax.random.key(1), batch.images)["params"]
-    weights = Weights(*(jnp.float32(value) for value in weights))
+    weights = Coefficients(*(jnp.float32(value) for value in weights))
     objective = method.objectives[int(method.phase(weights))]
 
     def loss(params):

@@ -322,9 +322,9 @@ def test_parts_that_are_not_there_are_errors(start, stop):
 
 def test_residual_networks_have_no_parts():
     model, variables, x = _small("residual")
-    with pytest.raises(ValueError, match="as a whole only, got start=1, stop=None"):
+    with pytest.raises(ValueError, match="apply it as a whole, got start=1, stop=None"):
         model.apply(variables, x, start=1)
-    with pytest.raises(ValueError, match="no list of layers to count"):
+    with pytest.raises(ValueError, match="not a list of layers to count"):
         _ = model.layer_count
 
 

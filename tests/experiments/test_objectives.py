@@ -12,13 +12,13 @@ import plain_objectives as plain
 import pytest
 
 from experiments import methods, models
-from experiments.methods.method import Batch, Weights, one_example
+from experiments.methods.method import Batch, Coefficients, one_example
 from experiments.settings.checks import from_config_dict
 from experiments.settings.config import ModelConfig
 
 IMAGE, CLASSES = (2, 2, 1), 3
 TWO_LAYERS, THREE_LAYERS = (5,), (5, 4)
-WEIGHTS = Weights(eps=0.1, kappa=0.3, beta=0.6, ramp=0.4)
+WEIGHTS = Coefficients(eps=0.1, kappa=0.3, beta=0.6, ramp=0.4)
 AFTER_RAMP = WEIGHTS._replace(ramp=1.0)
 WARM_UP = WEIGHTS._replace(eps=0.0, ramp=0.0)
 STEP = 1e-6
@@ -35,7 +35,7 @@ class Case(NamedTuple):
     method: str
     groups: dict[str, dict[str, Any]] = {}  # noqa: RUF012
     hidden: tuple[int, ...] = TWO_LAYERS
-    weights: Weights = WEIGHTS
+    weights: Coefficients = WEIGHTS
     estimated: bool = False
     rel: float = 1e-6
     seed: int = 27
@@ -154,7 +154,7 @@ def test_an_objective_is_what_numpy_says_and_so_is_its_gradient(name):
             std=config.model.std or None,
         )
         method, key = methods.create(model, config), jax.random.key(2)
-        weights = Weights(*map(jnp.float64, case.weights))
+        weights = Coefficients(*map(jnp.float64, case.weights))
         objective = method.objectives[int(method.phase(weights))]
         batch = Batch(jnp.asarray(images), jnp.asarray(labels))
 

@@ -146,12 +146,12 @@ def test_no_two_files_share_a_block():
 
 
 def test_arguments():
-    known = {"cpu": False, "eps": ("0.1", "0.2")}
-    given = common.arguments("", **known)
-    assert (given.cpu, given.eps, given.given) == (False, "0.1", ())
-    given = common.arguments("eps=0.2,cpu", **known)
-    assert (given.cpu, given.eps, given.given) == (True, "0.2", ("eps=0.2", "cpu"))
-    assert common.arguments("").given == ()
+    choices = {"cpu": False, "eps": ("0.1", "0.2")}
+    options = common.arguments("", **choices)
+    assert (options.cpu, options.eps, options.texts) == (False, "0.1", ())
+    options = common.arguments("eps=0.2,cpu", **choices)
+    assert (options.cpu, options.eps, options.texts) == (True, "0.2", ("eps=0.2", "cpu"))
+    assert common.arguments("").texts == ()
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_config_without_arguments_says_so():
 def test_arguments_that_exclude_each_other(name, variant, one, other):
     with pytest.raises(ExperimentError) as caught:
         _dict(name, variant)
-    assert str(caught.value) == f"{one!r} does not go with {other!r}: leave one out"
+    assert str(caught.value) == f"{one!r} excludes {other!r}: leave one out"
 
 
 def test_milestones_end_before_the_training():

@@ -17,8 +17,8 @@ import pytest
 import boundjax as bj
 from experiments import models
 from experiments.data import Images
-from experiments.evaluation import measure, trained
-from experiments.evaluation.certificates import Evaluation, check_consistency, nothing_found
+from experiments.evaluation import certificates, measure, trained
+from experiments.evaluation.certificates import Evaluation, check_consistency
 from experiments.evaluation.evaluate import parameters_sha256
 from experiments.evaluation.network import Problem
 from experiments.records.printing import Report, table_rows
@@ -351,7 +351,7 @@ def test_inconsistent_evaluations_are_errors():
 
 
 def _measured(problem, config):
-    found = nothing_found(problem.data.labels, (config.pgd_loss,), settings={})
+    found = certificates.empty(problem.data.labels, (config.pgd_loss,), settings={})
     measure.complete(found, problem, config)
     return found.evaluation
 
@@ -365,7 +365,7 @@ def test_nan_weights_verify_nothing():
     problem = Problem(bj.PureModel.of((model, broken)), images, bj.Threat(0.1))
     errors = _measured(problem, config).errors()
     assert errors["standard_error"] == errors["pgd_error"] == errors["verified_error"] == 1.0
-    with pytest.raises(ExperimentError, match=r"cannot evaluate on no images"):
+    with pytest.raises(ExperimentError, match=r"there are no images to evaluate on"):
         _measured(problem._replace(data=images.take(slice(0))), config)
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from plain_bounds import Layers, Set, backward, box, chord, interval_margins, intervals, values
 
-from experiments.methods.method import Weights
+from experiments.methods.method import Coefficients
 from experiments.settings.config import Config
 
 
@@ -27,7 +27,7 @@ class Image(NamedTuple):
     layers: Layers
     held: Layers
     config: Config
-    weights: Weights
+    weights: Coefficients
     key: jax.Array
     bound_key: jax.Array
     vector: np.ndarray | None
