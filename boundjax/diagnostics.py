@@ -1,4 +1,4 @@
-"""Measures of how tight bounds are."""
+"""Measures of the tightness of bounds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from boundjax.sets.input_set import InputSet
 from boundjax.transforms.balls import enclosing_ball
@@ -14,21 +15,21 @@ from boundjax.transforms.lipschitz import lipschitz
 
 
 def mean_translation(
-    function: Callable[[Array], Array], input_set: InputSet, *, box: bool = True
-) -> Array:
-    """By how much the difference of two logits can grow, at most, on average over all pairs.
+    function: Callable[[Array], Float[Array, " C"]], input_set: InputSet, *, box: bool = True
+) -> Float[Array, ""]:
+    """Bounds how much the difference of two logits can grow, averaged over all pairs.
 
-    ``tau(x) = sum_(i != j) t(x; i, j) / (C (C - 1))``, where ``t(x; i, j)`` bounds the growth of
-    ``z_i - z_j`` from the centre of the set's l2 ball. What BCP takes away of LMT's value is how
-    much the boxes are worth.
+    `tau(x) = sum_(i != j) t(x; i, j) / (C (C - 1))`, where `t(x; i, j)` bounds the growth of
+    `z_i - z_j` from the centre of the set's l2 ball. The difference between the values of LMT and
+    of BCP measures what the boxes are worth.
 
     Args:
-      function: one input in, logits ``[C]`` out.
+      function: maps one input to logits `[C]`.
       input_set: the perturbed inputs.
-      box: bounds by BCP, else by LMT (``boundjax.lipschitz``).
+      box: use the bounds of BCP, otherwise those of LMT (`boundjax.lipschitz`).
 
     Returns:
-      A scalar ``tau >= 0``, in units of logits.
+      A scalar `tau >= 0`, in units of logits.
 
     Source: Lee, Lee and Park 2020, "Lipschitz-Certifiable Training with a Tight Outer Bound".
     """

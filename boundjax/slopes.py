@@ -1,9 +1,9 @@
-"""Policies for the free lines of a relaxation: which lower line an unstable ReLU gets.
+"""Policies for the free lines of a relaxation, such as the lower line of an unstable ReLU.
 
-A policy maps bounds ``lower < 0 < upper`` around a kink at 0 to the free slope's position in
-``[0, 1]`` (for a ReLU: the lower slope itself). Any position is sound; stable units do not use it.
+A policy maps bounds `lower < 0 < upper` around a kink at 0 to the free slope's position in
+`[0, 1]` (for a ReLU: the lower slope itself). Any position is sound; stable units do not use it.
 Ops whose best line is known (tangents of smooth functions, planes of products) do not ask the
-policy, but their lines have positions too: a dictionary may give them, ``optimized`` moves them.
+policy. Their lines have positions all the same, which a dictionary may set and `optimized` moves.
 """
 
 from __future__ import annotations
@@ -11,44 +11,44 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Set
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.typing import ArrayLike
+from jax.core import Tracer
 
 SlopePolicy = Callable[[Array, Array], Array]
 
 
 def adaptive(lower: Array, upper: Array) -> Array:
-    """1 where ``upper > -lower``, else 0: the least area (Zhang et al. 2018, CROWN)."""
+    """1 where `upper > -lower`, else 0, for the least area (Zhang et al. 2018, CROWN)."""
     return (upper > -lower).astype(lower.dtype)
 
 
 def parallel(lower: Array, upper: Array) -> Array:
-    """``upper / (upper - lower)``, parallel to the upper line.
+    """`upper / (upper - lower)`, parallel to the upper line.
 
-    The choice of Fast-Lin (Weng et al. 2018) and of CAP (Wong & Kolter 2018).
+    Fast-Lin (Weng et al. 2018) and CAP (Wong & Kolter 2018) use this slope.
     """
     unstable = (lower < 0) & (upper > 0)
     return jnp.where(unstable, upper / jnp.where(unstable, upper - lower, 1.0), 0.0)
 
 
 def zero(lower: Array, upper: Array) -> Array:
-    """0: the ReLU's lower line is ``y >= 0``."""
+    """0: the ReLU's lower line is `y >= 0`."""
     return jnp.zeros_like(lower)
 
 
 def one(lower: Array, upper: Array) -> Array:
-    """1: the ReLU's lower line is ``y >= x``."""
+    """1: the ReLU's lower line is `y >= x`."""
     return jnp.ones_like(lower)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Drawn:
-    """A policy that draws: every op gets numbers of its own, from the key and its label."""
+    """A random policy, which draws separate numbers for every op from the key and its label."""
 
     key: Array
     draw: Callable[[Array, Array, Array], Array]
@@ -60,29 +60,29 @@ class _Drawn:
 
 
 def uniform(key: Array) -> _Drawn:
-    """Uniform in ``[0, 1]``, one draw per unit (RANDOM of Lee et al. 2021).
+    """Uniform in `[0, 1]`, one draw per unit (RANDOM of Lee et al. 2021).
 
     Args:
-      key: a PRNG key; under ``vmap`` one per example.
+      key: a PRNG key; under `vmap`, one per example.
     """
     return _Drawn(key, lambda k, lower, upper: jax.random.uniform(k, lower.shape, lower.dtype))
 
 
-def random(p: ArrayLike, q: ArrayLike, key: Array) -> _Drawn:
-    """0 or 1: 1 with probability ``p`` where ``|lower| > |upper|``, with ``q`` elsewhere.
+def random(p: Array | float, q: Array | float, key: Array) -> _Drawn:
+    """0 or 1: 1 with probability `p` where `|lower| > |upper|`, with probability `q` elsewhere.
 
-    The variants of the loss-landscape study (Lee et al. 2021): ``(0, 1)`` is CROWN's choice,
-    ``(0, 0)`` zero, ``(1, 1)`` one.
+    These are the variants of the loss-landscape study (Lee et al. 2021): `(0, 1)` is `adaptive`,
+    `(0, 0)` is `zero`, `(1, 1)` is `one`.
 
     Args:
-      p, q: probabilities in ``[0, 1]``.
-      key: a PRNG key; under ``vmap`` one per example.
+      p, q: probabilities in `[0, 1]`.
+      key: a PRNG key; under `vmap`, one per example.
 
     Raises:
-      ValueError: for a probability outside ``[0, 1]``.
+      ValueError: for a probability outside `[0, 1]`.
     """
     for name, value in (("p", p), ("q", q)):
-        if not isinstance(value, jax.core.Tracer) and not 0 <= value <= 1:
+        if not isinstance(value, Tracer) and not 0 <= value <= 1:
             raise ValueError(f"{name} must be a probability in [0, 1], got {value}")
 
     def draw(k: Array, lower: Array, upper: Array) -> Array:
@@ -93,7 +93,7 @@ def random(p: ArrayLike, q: ArrayLike, key: Array) -> _Drawn:
 
 
 class _Constant:
-    """Both lines constant, the ends of the op's image: interval bounds as a relaxation."""
+    """Two constant lines at the ends of the op's image: interval bounds as a relaxation."""
 
 
 CONSTANT = _Constant()
@@ -106,15 +106,16 @@ POLICIES: Mapping[str, SlopePolicy | _Constant] = {
     "constant": CONSTANT,
 }
 
-Slopes = str | float | SlopePolicy | _Drawn | Mapping[str, Array]
+PolicyName = Literal["adaptive", "parallel", "zero", "one", "constant"]
+Slopes = PolicyName | float | SlopePolicy | _Drawn | Mapping[str, Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Optimized:
-    """What ``optimized`` returns; its fields are that function's arguments."""
+    """The result of `optimized`; its fields are that function's arguments."""
 
     steps: int
-    rule: str | optax.GradientTransformation
+    rule: Literal["sign"] | optax.GradientTransformation
     per_spec: bool
     learning_rate: optax.ScalarOrSchedule
     optimize_intermediate: bool
@@ -122,18 +123,20 @@ class Optimized:
     objective: Callable[[Array], Array] | None
 
     def transformation(self) -> optax.GradientTransformation:
-        """The update of the positions from the gradient of what is minimised."""
+        """The update of the positions from the gradient of the objective."""
         if not isinstance(self.rule, str):
             return self.rule
         sign = optax.stateless(lambda updates, _: jax.tree.map(jnp.sign, updates))
         rate = self.learning_rate
         schedule = rate if callable(rate) else lambda count: rate
-        return optax.chain(sign, optax.scale_by_schedule(lambda count: -schedule(count)))
+        return optax.chain(
+            sign, optax.scale_by_schedule(lambda count: jnp.negative(schedule(count)))
+        )
 
 
 def optimized(
     steps: int = 1,
-    rule: str | optax.GradientTransformation = "sign",
+    rule: Literal["sign"] | optax.GradientTransformation = "sign",
     per_spec: bool = False,
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
@@ -141,30 +144,31 @@ def optimized(
     start: Slopes | None = None,
     objective: Callable[[Array], Array] | None = None,
 ) -> Optimized:
-    """Slopes that gradient steps move towards tighter bounds; give it as ``linear(slopes=...)``.
+    """Slopes that gradient steps move towards tighter bounds; pass them as `linear(slopes=...)`.
 
     The best iterate is kept for every row of the specification, so more steps are never worse.
-    The slopes are constants for any outer gradient, as in the papers.
+    Outer gradients treat the slopes as constants, as in the papers.
 
     Args:
-      steps: how many steps, ``>= 0``.
-      rule: ``"sign"``, the projected signed gradient of Lee et al. 2021 (one step of it is their
-        method), or any optax optimizer: ``optax.adam(0.1)`` gives alpha-CROWN (Xu et al. 2021).
-      per_spec: slopes of its own for every row of the specification; else all rows share one set.
-      learning_rate: of ``"sign"``, a number or a schedule of the step; by default ``2 / (k+1)^2``,
-        whose first step reaches 0 or 1 wherever the gradient is not 0 and whose later ones refine
-        that. An optax optimizer brings its own.
-      optimize_intermediate: also optimise, for every pre-activation on its own, the slopes behind
-        the intermediate linear bounds; needs ``intermediate="linear"``.
-      start: where the positions start, anything that ``slopes`` may be; by default 0.5 for
-        ``"sign"`` (deterministic, for certificates; ``uniform(key)`` for training) and
-        ``"adaptive"`` for an optax optimizer.
-      objective: what shared slopes minimise, a function of the lower bounds ``[m]`` (followed by
-        minus the upper bounds, if both sides are wanted) that never grows with any of them; by
-        default minus their sum.
+      steps: number of steps, `>= 0`.
+      rule: `"sign"`, the projected signed gradient of Lee et al. 2021 (their method is one such
+        step), or any optax optimizer: `optax.adam(0.1)` gives alpha-CROWN (Xu et al. 2021).
+      per_spec: optimise separate slopes for every row of the specification; otherwise all rows
+        share one set.
+      learning_rate: the rate of `"sign"`, a number or a schedule of the step; by default
+        `2 / (k+1)^2`, whose first step reaches 0 or 1 wherever the gradient is not 0 and whose
+        later steps refine that. An optax optimizer has its own rate.
+      optimize_intermediate: also optimise the slopes behind the intermediate linear bounds, for
+        every pre-activation separately; needs `intermediate="linear"`.
+      start: the initial positions, anything that `slopes` may be; by default 0.5 for `"sign"`
+        (deterministic, for certificates; use `uniform(key)` for training) and `"adaptive"` for an
+        optax optimizer.
+      objective: the function that shared slopes minimise. It takes the lower bounds `[m]`, followed
+        by minus the upper bounds if both sides are wanted, and must not increase with any of them;
+        by default minus their sum.
 
     Raises:
-      ValueError: for ``steps < 0``, an unknown rule, a learning rate beside an optax optimizer, an
+      ValueError: for `steps < 0`, an unknown rule, a learning rate beside an optax optimizer, or an
         objective beside slopes per row.
     """
     if steps < 0:
@@ -184,18 +188,18 @@ def optimized(
 
 
 def resolve(slopes: Slopes) -> Callable[[str], Any]:
-    """From what a user gives as ``slopes=`` to the free lines' positions of the op of a label.
+    """Converts a user's `slopes=` to the positions of free lines, by the label of an op.
 
     Args:
-      slopes: a name in ``POLICIES``; one number in ``[0, 1]``; a function of ``(lower, upper)``,
-        cut to ``[0, 1]``; a policy that draws; or positions by label (as returned under
-        ``aux.slopes``), arrays that broadcast to the op's shape with values in ``[0, 1]``.
+      slopes: a name in `POLICIES`; a number in `[0, 1]`; a function of `(lower, upper)`, clipped to
+        `[0, 1]`; a random policy; or positions by label (as returned under `aux.slopes`), arrays
+        that broadcast to the op's shape with values in `[0, 1]`.
 
     Returns:
-      ``label -> position``, see ``ir.families.Position``; or ``CONSTANT`` for every label.
+      `label -> position`, see `ir.families.Position`; or `CONSTANT` for every label.
 
     Raises:
-      ValueError: for an unknown name, or a number outside ``[0, 1]``.
+      ValueError: for an unknown name, or a number outside `[0, 1]`.
       KeyError: when an op that needs a policy has no slope in the mapping.
       TypeError: for anything else.
     """
@@ -203,17 +207,18 @@ def resolve(slopes: Slopes) -> Callable[[str], Any]:
         if slopes not in POLICIES:
             raise ValueError(f"slopes must be one of {', '.join(POLICIES)}, got {slopes!r}")
         policy = POLICIES[slopes]
-        return lambda label: policy if policy is CONSTANT else _or_default(policy)
+        position = policy if isinstance(policy, _Constant) else _or_default(policy)
+        return lambda label: position
     if isinstance(slopes, (int, float)):
         if not 0 <= slopes <= 1:
             raise ValueError(f"slopes must be a number in [0, 1], got {slopes}")
         return lambda label: _or_default(lambda lower, upper: jnp.full_like(lower, slopes))
     if isinstance(slopes, Mapping):
-        return lambda label: _given(slopes, label)
+        return lambda label: _position_in(slopes, label)
     if isinstance(slopes, _Drawn):
         return lambda label: _or_default(slopes.at(label))
     if callable(slopes):
-        # A line with another slope is none of the op's.
+        # Lines at positions outside [0, 1] would not bound the op.
         return lambda label: _or_default(lambda *ends: jnp.clip(slopes(*ends), 0.0, 1.0))
     raise TypeError(
         "slopes must be a policy's name, a function of (lower, upper), a dict of arrays or "
@@ -222,11 +227,11 @@ def resolve(slopes: Slopes) -> Callable[[str], Any]:
 
 
 def require_known(slopes: Mapping[str, Any], labels: Set[str]) -> None:
-    """Raises KeyError where a key of ``slopes`` belongs to none of the function's ops."""
+    """Raises KeyError if a key of `slopes` is the label of none of the function's ops."""
     unknown = sorted(key for key in slopes if key.removesuffix(":below") not in labels)
     if unknown:
-        known = ", ".join(sorted(label for label in labels if label))
-        raise KeyError(f"slopes has an entry {unknown[0]!r} for no op; known: {known}")
+        names = ", ".join(sorted(label for label in labels if label))
+        raise KeyError(f"slopes has an entry {unknown[0]!r} for no op; known: {names}")
 
 
 def _or_default(policy: SlopePolicy) -> Callable[..., Array]:
@@ -236,16 +241,16 @@ def _or_default(policy: SlopePolicy) -> Callable[..., Array]:
     return position
 
 
-def _given(slopes: Mapping[str, Any], label: str) -> Callable[..., Array]:
+def _position_in(slopes: Mapping[str, Any], label: str) -> Callable[..., Array]:
     def position(lower: Array, upper: Array, default: Array | None = None) -> Array:
-        # Asked here: an op without a free slope (a max pool) needs no entry.
+        # Checked on use, because an op without a free slope (a max pool) needs no entry.
         if label not in slopes:
             if default is not None:
                 return default
             raise KeyError(f"slopes need an entry for {label!r}, got {sorted(slopes)}")
         # Outside [0, 1] a line would not bound the function; NaN stays NaN.
         value = jnp.asarray(slopes[label], lower.dtype)
-        # Not jnp.clip, whose derivative at the ends is one half.
+        # Avoid jnp.clip, whose derivative at the ends is one half.
         value = jnp.where(value < 0, 0.0, jnp.where(value > 1, 1.0, value))
         return jnp.broadcast_to(value, lower.shape)
 

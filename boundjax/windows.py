@@ -1,11 +1,11 @@
-"""Rows of coefficients that vanish outside of a window, one window per row.
+"""Rows of coefficients that vanish outside a window, one window per row.
 
 A unit of a convolutional network depends on a patch of every layer before it. Its row in a backward
-walk starts as one number and grows with every convolution; what lies outside of that window is zero
-and need not be computed. A row follows the position of its unit: along an axis its window starts at
-``stride * position + offset``, so shapes are static and only the starts differ from row to row.
-Windows may reach over the border of a value into the padding of the convolution behind it; their
-coefficients there are zero.
+walk starts as one number and grows with every convolution; coefficients outside that window are
+zero and need not be computed. A row follows the position of its unit: along an axis its window
+starts at `stride * position + offset`, so shapes are static and only the starts differ from row to
+row. Windows may extend beyond the border of a value into the padding of the convolution after it;
+their coefficients there are zero.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ class Axis(NamedTuple):
     Attributes:
       full: length of the axis.
       size: length of the window.
-      origin: which coordinate of a row's unit the window follows; None: it starts at ``offset``.
-      count: how many values that coordinate takes.
-      stride, offset: the window starts at ``stride * coordinate + offset``.
+      origin: the coordinate of a row's unit that the window follows; None if it follows none and
+        starts at `offset`.
+      count: number of values of that coordinate.
+      stride, offset: the window starts at `stride * coordinate + offset`.
     """
 
     full: int
@@ -44,12 +45,12 @@ class Axis(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether the window is the axis itself."""
+        """Whether the window is the whole axis."""
         return self.origin is None and self.offset == 0 and self.size == self.full
 
     @property
     def outside(self) -> tuple[int, int]:
-        """How far windows reach over the two ends of the axis."""
+        """How far windows extend beyond the two ends of the axis."""
         last = self.stride * (self.count - 1) + self.offset
         return max(0, -self.offset), max(0, last + self.size - self.full)
 
@@ -63,7 +64,7 @@ def whole(shape: Sequence[int]) -> Frame:
 
 
 def unit_frame(shape: Sequence[int]) -> Frame:
-    """The frame of single elements of a value, which follow their own coordinates."""
+    """The frame of single elements of a value, each at its coordinates."""
     return tuple(
         Axis(n, 1, origin=k, count=n, stride=1) if n > 1 else Axis(1, 1)
         for k, n in enumerate(shape)
@@ -71,7 +72,7 @@ def unit_frame(shape: Sequence[int]) -> Frame:
 
 
 def elements(frame: Frame) -> int:
-    """Coefficients of one row."""
+    """The number of coefficients of one row."""
     return math.prod(axis.size for axis in frame)
 
 
@@ -86,7 +87,7 @@ def expanded(frame: Frame, axes: Sequence[int]) -> Frame:
 
 
 def united(first: Frame, second: Frame) -> Frame | None:
-    """The smallest frame that holds two of one value; None where they move differently."""
+    """The smallest frame that holds two frames of one value; None if they move differently."""
     axes = []
     for a, b in zip(first, second, strict=True):
         if (a.origin, a.stride) != (b.origin, b.stride):
@@ -104,13 +105,13 @@ def united(first: Frame, second: Frame) -> Frame | None:
 )
 @dataclasses.dataclass(frozen=True)
 class Windowed:
-    """Rows ``[m, *value]`` that are zero outside of their windows.
+    """Rows `[m, *value]` that are zero outside their windows.
 
     Attributes:
-      values: the coefficients inside, ``[m, *window]``.
-      units: coordinates of the rows' units, ``[m / copies, k]``.
+      values: the coefficients inside the windows, `[m, *window]`.
+      units: the coordinates of the rows' units, `[m / copies, k]`.
       frame: where the windows lie.
-      copies: how many rows every unit has, ``[units; units; ...]``.
+      copies: number of rows of every unit, in the order `[units; units; ...]`.
     """
 
     values: Array
@@ -120,16 +121,16 @@ class Windowed:
 
     @classmethod
     def of_units(cls, indices: Array, shape: Sequence[int], dtype: np.dtype) -> Windowed:
-        """One row per flat index, 1 at that element; ``[m]``."""
+        """One row per flat index in `indices`, `[m]`, with a 1 at that element."""
         frame = unit_frame(shape)
-        # A scalar's one element has no coordinates.
+        # The one element of a scalar has no coordinates.
         coordinates = [jnp.zeros_like(indices), *jnp.unravel_index(indices, tuple(shape))]
         units = jnp.stack(coordinates, axis=-1)[:, 1:].astype(jnp.int32)
         return cls(jnp.ones((len(indices), *(a.size for a in frame)), dtype), units, frame)
 
     @property
     def dtype(self) -> np.dtype:
-        """The coefficients' type."""
+        """The type of the coefficients."""
         return self.values.dtype
 
     def with_values(self, values: Array) -> Windowed:
@@ -137,34 +138,35 @@ class Windowed:
         return dataclasses.replace(self, values=values)
 
     def repeated(self, per_unit: Array) -> Array:
-        """``[m / copies, ...] -> [m, ...]``."""
+        """Repeats an array of units for the rows, `[m / copies, ...] -> [m, ...]`."""
         many = jnp.broadcast_to(per_unit[None], (self.copies, *per_unit.shape))
         return many.reshape(-1, *per_unit.shape[1:])
 
     def starts(self, axis: int) -> Array:
-        """Where the windows of the units begin on an axis, ``[m / copies]``."""
+        """Where the windows of the units begin on an axis, `[m / copies]`."""
         a = self.frame[axis]
         if a.origin is None:
             return jnp.full(self.units.shape[:1], a.offset, jnp.int32)
         return a.stride * self.units[:, a.origin] + a.offset
 
     def crop(self, value: Array, outside: Literal["zero", "nearest"] = "zero") -> Array:
-        """``[*value]`` -> ``[m, *window]`` (``[1, *window]`` if all are the same)."""
+        """Cuts `[*value]` to the windows, `[m, *window]` (`[1, *window]` if all are the same)."""
         border = [axis.outside for axis in self.frame]
         if any(low or high for low, high in border):
             value = jnp.pad(value, border, mode="constant" if outside == "zero" else "edge")
-        # Not a part of the gathers and products that follow, which would repeat it per element.
+        # Keep XLA from fusing this into the gathers and products that follow, which would repeat it
+        # per element.
         value = materialized(value)
         sizes = [axis.size for axis in self.frame]
         if all(axis.origin is None for axis in self.frame):
             offsets = [a.offset + low for a, (low, _) in zip(self.frame, border, strict=True)]
             return lax.dynamic_slice(value, offsets, sizes)[None]
         starts = [self.starts(k) + low for k, (low, _) in enumerate(border)]
-        found = jax.vmap(lambda *s: lax.dynamic_slice(value, s, sizes))(*starts)
-        return self.repeated(found)
+        patches = jax.vmap(lambda *s: lax.dynamic_slice(value, s, sizes))(*starts)
+        return self.repeated(patches)
 
     def masked(self) -> Windowed:
-        """With zeros where windows reach over the border."""
+        """The rows with zeros where windows extend beyond the border."""
         inside = None
         for k, axis in enumerate(self.frame):
             if axis.outside != (0, 0):
@@ -190,7 +192,7 @@ class Windowed:
                 shape = [len(selection), *(1,) * k, axis.full, *(1,) * (len(self.frame) - k - 1)]
                 values = values * selection.reshape(shape)
                 continue
-            # Products with zeros and ones: exact, and fast where a scatter is not.
+            # Products with zeros and ones are exact, and fast where a scatter is slow.
             product = lax.dot_general(
                 values,
                 selection,
@@ -201,11 +203,11 @@ class Windowed:
         return dataclasses.replace(self, values=values, frame=expanded(self.frame, axes))
 
     def dense(self) -> Array:
-        """The rows ``[m, *value]``."""
+        """The rows `[m, *value]`."""
         return self.expand(range(len(self.frame))).values
 
     def reframed(self, frame: Frame) -> Windowed:
-        """The same rows in a larger frame, see ``united``."""
+        """The same rows in a larger frame, see `united`."""
         config = [(0, 0, 0)]
         for a, b in zip(self.frame, frame, strict=True):
             low = a.offset - b.offset
@@ -218,27 +220,27 @@ Rows = Array | Windowed
 
 
 def dense(rows: Rows) -> Array:
-    """Rows as one array ``[m, *value]``."""
+    """Rows as one array `[m, *value]`."""
     return rows.dense() if isinstance(rows, Windowed) else rows
 
 
 def values_of(rows: Rows) -> Array:
-    """The coefficients, of the windows or of all."""
+    """The coefficients, in the windows or of complete rows."""
     return rows.values if isinstance(rows, Windowed) else rows
 
 
 def with_values(rows: Rows, values: Array) -> Rows:
-    """The same windows, or none, with other coefficients."""
+    """The same rows, in windows or complete, with other coefficients."""
     return rows.with_values(values) if isinstance(rows, Windowed) else values
 
 
 def crop(rows: Rows, value: Array) -> Array:
-    """A value ``[*value]`` where the rows have coefficients, ``[1 or m, ...]``."""
+    """Cuts `[*value]` to where the rows have coefficients, `[1 or m, ...]`."""
     return rows.crop(value) if isinstance(rows, Windowed) else value[None]
 
 
 def add(first: Rows, second: Rows) -> Rows:
-    """The sum of two sets of rows of the same units on the same value."""
+    """The sum of two sets of rows that belong to the same units and the same value."""
     if isinstance(first, Windowed) and isinstance(second, Windowed):
         frame = united(first.frame, second.frame)
         if frame is not None:
@@ -248,7 +250,7 @@ def add(first: Rows, second: Rows) -> Rows:
 
 
 def double(rows: Rows) -> Rows:
-    """``[rows; -rows]``."""
+    """`[rows; -rows]`."""
     if isinstance(rows, Windowed):
         values = jnp.concatenate([rows.values, -rows.values])
         return dataclasses.replace(rows, values=values, copies=2 * rows.copies)
@@ -256,7 +258,7 @@ def double(rows: Rows) -> Rows:
 
 
 def halves(rows: Rows) -> tuple[Rows, Rows]:
-    """``[a; b] -> a, b``, of rows that were doubled."""
+    """Splits rows that were doubled, `[a; b] -> a, b`."""
     values = values_of(rows)
     parts = values[: len(values) // 2], values[len(values) // 2 :]
     if isinstance(rows, Windowed):
@@ -266,5 +268,5 @@ def halves(rows: Rows) -> tuple[Rows, Rows]:
 
 
 def negative(rows: Rows) -> Rows:
-    """``-rows``."""
+    """`-rows`."""
     return with_values(rows, -values_of(rows))

@@ -1,18 +1,19 @@
-"""Standard, PGD and verified error of a trained network, example by example.
+"""Measures standard, PGD and verified error of a trained network, example by example.
 
     python -m experiments.evaluate --workdir=runs/digits
     python -m experiments.evaluate --workdir=runs/X --methods=interval,crown,alpha-crown --cascade
     python -m experiments.evaluate --workdir=runs/X --eps=8/255 --which=selected --count=1000
 
-What is not given is as in the run. Everything found for every example goes into
-`runs/X/evaluations/<split>-<which>-<norm>-eps<eps>.npz` (`experiments.evaluation.certificates`
-reads and describes it), after each batch: the same command goes on after the last one, and one with
-a further method computes that one only. The ball is attacked by PGD on the cross-entropy and on the
-margin; an example resists if it resists both. Every batch is divided between the local devices.
+Flags that are left out take the run's own settings. The results of every example are written to
+`runs/X/evaluations/<split>-<which>-<norm>-eps<eps>.npz` after each batch
+(`experiments.evaluation.certificates` reads and describes the file). The same command resumes after
+the last batch, and a command with a further method computes that method only. PGD attacks the
+cross-entropy and the margin; an example resists if it resists both. The local devices divide every
+batch.
 
-Several processes (`experiments.cluster.process_group`) share the images: each writes what it finds
-into a file of its own beside that one, `experiments.evaluation.shards` puts them together at the
-end. Whatever was killed, the same command goes on, with any number of processes.
+Several processes (`experiments.cluster.process_group`) share the images: each writes a file of its
+own beside that one, and `experiments.evaluation.shards` merges them at the end. After a kill the
+same command resumes, with any number of processes.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from experiments.settings.errors import ExperimentError, fail
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the flags, evaluates, prints the table; mistakes end with exit status 2."""
+    """Reads the flags, evaluates, prints the table; exits with status 2 after a mistake."""
     default = Options._field_defaults
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.evaluate", description=__doc__.splitlines()[0]
+        prog="python -m experiments.evaluate", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--workdir", type=Path, required=True, help="the run folder")
     parser.add_argument("--methods", help="of boundjax.certify, separated by commas")

@@ -1,17 +1,16 @@
-"""Runs a published row again and says how near it came.
+"""Reproduces a published row and reports how close it came.
 
     python -m experiments.reproduce --list
     python -m experiments.reproduce --list family-a
     python -m experiments.reproduce mnist-ibp-0.1 --data-dir=FOLDER
     python -m experiments.reproduce cifar10-short-warmup-160 --seeds=5 --budget=gpu --dry-run
 
-For every seed the row of `experiments/published/rows.py` is trained in `WORKDIR/seed-K` and
-evaluated by PGD-100 and the row's bounds (`experiments.evaluate`); what is finished is not done
-again, what was killed goes on. The means, published beside obtained, are printed and become a line
-of the results file, in the section "Reproduced rows"; a row run again with the same weights
-replaces its line. `--budget` is what may be spent: rows for an accelerator are refused where there
-is none, unless `--budget=gpu` says to run them anyway. Several processes
-(`experiments.cluster.process_group`) run it together.
+Every seed of the row, from `experiments/published/rows.py`, is trained in `WORKDIR/seed-K` and
+evaluated by PGD-100 and the row's bounds (`experiments.evaluate`). Finished seeds are not repeated,
+and killed ones resume. The means are printed beside the published numbers and become a line of the
+results file, in the section "Reproduced rows"; a row with the same weights replaces its old line.
+`--budget` limits the cost: without an accelerator, rows for one are refused unless `--budget=gpu`
+forces them. Several processes (`experiments.cluster.process_group`) can run a row together.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ from experiments.settings.errors import ExperimentError, fail
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the flags and runs the row; mistakes end with exit status 2."""
+    """Reads the flags and runs the row; exits with status 2 after a mistake."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.reproduce", description=__doc__.splitlines()[0]
+        prog="python -m experiments.reproduce", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("row", nargs="?", metavar="ROW", help="of --list")
     parser.add_argument(
@@ -71,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         group = process_group.from_flags(**process_group.take_flags(vars(flags)))
 
-        # Only now: a mistake on the command line is reported without waiting for JAX.
+        # Import late, so that mistakes on the command line are reported without waiting for JAX.
         from experiments.cluster import distributed
         from experiments.records.versions import versions
 
@@ -79,12 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             distributed.agree(
                 {"row": row.name, "seeds": seeds, "versions": versions(), "workdir": str(workdir)}
             )
-            # Said now, not after the training.
+            # Check now rather than after the training.
             check_budget(row, flags.budget)
             distributed.from_main(lambda: check_results(flags.results))
-            found = reproduce(row, seeds, workdir, flags.data_dir)
-            print_reproduction(found)
-            distributed.from_main(lambda: record(flags.results, found))
+            reproduction = reproduce(row, seeds, workdir, flags.data_dir)
+            print_reproduction(reproduction)
+            distributed.from_main(lambda: record(flags.results, reproduction))
             print(f"results: {flags.results}, section {SECTION.removeprefix('## ')!r}")
     except ExperimentError as error:
         fail(error)

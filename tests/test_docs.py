@@ -1,20 +1,70 @@
-"""The documents' code runs, and the README shows what its example prints."""
+"""The documents' code runs, their commands and links lead somewhere, and their lines are short."""
 
 import contextlib
+import dataclasses
+import importlib
 import io
+import pathlib
 import re
+import shlex
 
 import pytest
 
 import boundjax
 from boundjax.ir import table
 from experiments import data, methods, models
+from experiments.published.rows import ROWS
 from experiments.settings.checks import from_config_dict
+from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError
+
+PROJECT = pathlib.Path(__file__).resolve().parent.parent
+PAGES = [
+    path.relative_to(PROJECT).as_posix()
+    for path in (*sorted(PROJECT.glob("*.md")), *sorted((PROJECT / "docs").rglob("*.md")))
+]
+DOCUMENTS = [*PAGES, "launch/README.md"]
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
+EVERY_DOCUMENT = pytest.mark.parametrize("page", DOCUMENTS)
+WIDTH = 100
+# What a document writes where the reader writes a name of their own.
+PLACEHOLDERS = {"FILE.py"}
 
 
 def blocks(path, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.M | re.S)
+
+
+def prose(text):
+    """A document without its fenced blocks."""
+    return re.sub(r"^ *```.*?^ *```$", "", text, flags=re.M | re.S)
+
+
+def links(text):
+    """The addresses that the prose links to."""
+    return re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", prose(text)))
+
+
+def anchors(text):
+    """The addresses of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", prose(text), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(text):
+    """The words of every command of this package, in blocks and in code spans."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    lines = [
+        line for block in re.findall(r"```sh\n(.*?)```", joined, re.S) for line in block.split("\n")
+    ]
+    lines += re.findall(r"^    (.*)$", joined, re.M)
+    lines += [re.sub(r"\s+", " ", span) for span in re.findall(r"`([^`]+)`", prose(joined))]
+    starts = r"(?:python -m (?:boundjax|experiments)|python launch/)"
+    found = [match for line in lines for match in re.findall(rf"{starts}.*?(?= && |$)", line)]
+    for line in found:
+        # A command may hand another one to a launcher.
+        for part in re.split(rf"(?<=\s)--\s+(?={starts})", line):
+            yield shlex.split(part.partition(" # ")[0])
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +119,132 @@ def test_the_table_of_ops_is_what_supported_ops_prints(project):
     assert printed.getvalue() == table, (
         "write the output of boundjax.supported_ops() to docs/ops.md"
     )
+
+
+# --- text --------------------------------------------------------------------------------------
+
+
+@EVERY_PAGE
+def test_lines_of_prose_are_short(page):
+    lines = prose((PROJECT / page).read_text()).splitlines()
+    long = [
+        line
+        for line in lines
+        if len(line) > WIDTH and not line.startswith("|") and "://" not in line
+    ]
+    assert long == []
+
+
+@EVERY_DOCUMENT
+def test_code_is_in_single_backticks(page):
+    assert "``" not in prose((PROJECT / page).read_text())
+
+
+# --- links -------------------------------------------------------------------------------------
+
+
+@EVERY_DOCUMENT
+def test_links_lead_to_files_and_headings_that_exist(page):
+    path = PROJECT / page
+    for link in links(path.read_text()):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        assert target.is_relative_to(PROJECT), link
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_the_readme_leads_to_every_document():
+    seen, left = set(), [PROJECT / "README.md"]
+    while left:
+        path = left.pop()
+        seen.add(path)
+        for link in links(path.read_text()):
+            target = (path.parent / link.partition("#")[0]).resolve()
+            if target.suffix == ".md" and target.is_file() and target not in seen:
+                left.append(target)
+    assert {PROJECT / name for name in DOCUMENTS} <= seen
+
+
+@EVERY_DOCUMENT
+def test_named_files_exist(page):
+    """Code spans that are paths of files, from the root or from any package on."""
+    files = {
+        path
+        for top in ("boundjax", "experiments", "launch", "tests")
+        for path in PROJECT.joinpath(top).rglob("*.*")
+    }
+    spans = re.findall(r"`([\w./-]+\.(?:py|sh|sbatch))(?::[\w=]+)?`", (PROJECT / page).read_text())
+    for span in set(spans) - PLACEHOLDERS:
+        assert any(path.as_posix().endswith(f"/{span}") for path in files), span
+
+
+# --- commands ----------------------------------------------------------------------------------
+
+
+def source(words):
+    """The words after the program, and the file of the program: a module or a script."""
+    if words[1] == "-m":
+        path = PROJECT.joinpath(*words[2].split("."))
+        return words[3:], path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    return words[2:], PROJECT / words[1]
+
+
+def is_key(name):
+    """Whether `robust.eps_test` is a key of the configuration."""
+    here = Config()
+    for part in name.split("."):
+        fields = {field.name for field in dataclasses.fields(here)}
+        if part not in fields:
+            return False
+        here = getattr(here, part)
+    return True
+
+
+@EVERY_DOCUMENT
+def test_commands_have_modules_configs_keys_flags_and_rows(page):
+    for words in commands((PROJECT / page).read_text()):
+        line = shlex.join(words)
+        arguments, path = source(words)
+        assert path.is_file(), line
+        # A command's flags may be defined by a file beside it, or by the room that joins processes.
+        paths = [*path.parent.rglob("*.py"), *(PROJECT / "experiments" / "cluster").glob("*.py")]
+        defined = "\n".join(path.read_text() for path in paths)
+        for argument in arguments:
+            flag, _, value = argument.partition("=")
+            if flag.startswith("--config.") and value and flag.removeprefix("--config.").islower():
+                assert is_key(flag.removeprefix("--config.")), line
+            elif flag.startswith("--") and len(flag) > 2 and not flag.startswith("--config."):
+                name = flag.removeprefix("--")
+                assert f'"--{name}"' in defined or f'"{name}"' in defined, f"{flag} in {line}"
+            if flag == "--config" and value.rstrip(".").endswith("/"):
+                assert (PROJECT / value.rstrip(".")).is_dir(), line
+            elif flag == "--config" and not value.startswith(tuple(PLACEHOLDERS)):
+                config, _, variant = value.partition(":")
+                module = importlib.import_module(config.removesuffix(".py").replace("/", "."))
+                module.get_config(*([variant] if variant else []))
+        if words[2] == "experiments.reproduce" and arguments and not arguments[0].startswith("-"):
+            assert arguments[0] in ROWS, line
+
+
+def test_commands_are_found_in_blocks_and_in_text():
+    text = """Run `python -m
+experiments.main --config=a.py`, or
+
+```sh
+python3 -m venv .venv && .venv/bin/python -m experiments.main --workdir=runs/digits && true
+python launch/local_multiprocess.py --processes 2 -- \\
+    python -m experiments.main --config=b.py   # twice
+```
+
+    python -m boundjax.verify --onnx net.onnx
+"""
+    assert [" ".join(words) for words in commands(text)] == [
+        "python -m experiments.main --workdir=runs/digits",
+        "python launch/local_multiprocess.py --processes 2",
+        "python -m experiments.main --config=b.py",
+        "python -m boundjax.verify --onnx net.onnx",
+        "python -m experiments.main --config=a.py",
+    ]

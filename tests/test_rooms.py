@@ -198,7 +198,11 @@ def modules(project, packages):
     for package in packages:
         for path in (project / package).rglob("*.py"):
             parts = path.relative_to(project).with_suffix("").parts
-            paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+            # A package that loads lazily imports what its stub lists.
+            stub = path.with_suffix(".pyi")
+            paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = (
+                stub if stub.exists() else path
+            )
     return paths
 
 
@@ -212,7 +216,7 @@ def imports(module, path, files):
             base = node.module or ""
             if node.level:
                 package = module.split(".")
-                package = package[: len(package) - node.level + (path.name == "__init__.py")]
+                package = package[: len(package) - node.level + (path.stem == "__init__")]
                 base = ".".join([*package, *([base] if base else [])])
             names = {f"{base}.{alias.name}" for alias in node.names}
             imported |= {name if name in files else base for name in names}

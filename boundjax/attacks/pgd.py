@@ -4,67 +4,71 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 
 from boundjax.sets.threat import Threat
 from boundjax.training.losses import cross_entropy
 
-LOSSES = ("margin", "cross_entropy")
+Loss = Literal["margin", "cross_entropy"]
+LOSSES: tuple[Loss, ...] = ("margin", "cross_entropy")
 
 
 def pgd(
-    f: Callable[[jax.Array], jax.Array],
-    x: jax.Array,
-    labels: jax.Array,
-    eps: jax.Array | float,
+    f: Callable[[Float[Array, "B ..."]], Float[Array, "B C"]],
+    x: Float[Array, "B ..."],
+    labels: Int[Array, " B"],
+    eps: ArrayLike,
     *,
-    key: jax.Array,
+    key: Array,
     norm: float = jnp.inf,
     clip: tuple[float, float] | None = None,
     steps: int = 40,
-    step_size: jax.Array | float | None = None,
+    step_size: ArrayLike | None = None,
     restarts: int = 1,
-    loss: str = "margin",
-) -> jax.Array:
-    """The input of smallest margin `z_y - max_{m != y} z_m` that the attack met in the ball.
+    loss: Loss = "margin",
+) -> Float[Array, "B ..."]:
+    """Returns the input of smallest margin `z_y - max_{m != y} z_m` that the attack meets.
 
     The first restart starts at `x` itself, the others at random points of the ball. Each step moves
     along the sign of the gradient (`norm=inf`) or along the normalised gradient (`norm=2`) of the
-    loss and is projected back onto the ball and the clip box. The best iterate is kept per example,
-    the start included, so the result is never less adversarial than `x`. A pure function: `jit` it
-    with `f`, `norm`, `clip`, `steps`, `restarts` and `loss` static.
+    loss and is projected back onto the ball and the clip box. The attack keeps the best iterate of
+    each example, the start included, so the result is never less adversarial than `x`. This is a
+    pure function: `jit` it with `f`, `norm`, `clip`, `steps`, `restarts` and `loss` static.
 
     Args:
-      f: batch in, logits `[B, C]` out, `C >= 2`.
-      x: `[B, ...]`, the centres of the balls; inside the clip box if there is one.
+      f: maps a batch to logits `[B, C]`, `C >= 2`.
+      x: `[B, ...]`, the centres of the balls, inside the clip box if there is one.
       labels: int `[B]`.
-      eps: radius, a scalar in the units of `x`. With 0 the answer is `x`.
+      eps: radius, a scalar in the units of `x`. With radius 0 the result is `x`.
       key: PRNG key of the random starts.
       norm: `jnp.inf` or `2`.
       clip: `(lowest, highest)` input value, or None.
       steps: gradient steps per restart.
       step_size: length of a step in `norm`, a scalar; `eps / 4` by default.
       restarts: number of starts, at least 1.
-      loss: what the steps descend: `"margin"`, or ascend: `"cross_entropy"`.
+      loss: the steps descend the `"margin"` or ascend the `"cross_entropy"`.
 
     Returns:
       `[B, ...]`, the best iterate of each example.
 
     Raises:
       ValueError: for a negative or NaN `eps`, a norm other than 2 and inf, an unknown loss, a step
-        or restart count out of range, or shapes that do not belong together.
+        or restart count out of range, or shapes that do not match.
     """
     _check_arguments(f, x, labels, eps, norm, clip, steps, restarts, loss)
     descent = Descent(f, x, labels, Threat(eps, norm, clip), step_size, loss)
 
-    def step(carry: tuple, _: None) -> tuple[tuple, None]:
+    def step(carry: tuple[Array, Best], _: None) -> tuple[tuple[Array, Best], None]:
         return descent.step(*carry), None
 
-    def restart(best: Best, index: jax.Array) -> tuple[Best, None]:
+    def restart(best: Best, index: Array) -> tuple[Best, None]:
         start = descent.start(key, index)
         (last, best), _ = jax.lax.scan(step, (start, best), length=steps)
         return descent.end(last, best), None
@@ -74,17 +78,17 @@ def pgd(
 
 
 class Best(NamedTuple):
-    """The iterates `[B, ...]` of smallest margins `[B]` so far."""
+    """The iterates `[B, ...]` with the smallest margins `[B]` so far."""
 
-    iterate: jax.Array
-    margins: jax.Array
+    iterate: Array
+    margins: Array
 
 
 class Descent:
     """The parts of `pgd`, for loops outside of compiled programs.
 
-    XLA's CPU backend runs gradients of convolutions several times slower inside of a loop. There a
-    Python loop over a compiled `step` is the faster one:
+    XLA's CPU backend runs gradients of convolutions several times slower inside a loop, where a
+    Python loop over a compiled `step` is faster:
 
         best = descent.nothing()
         for index in range(restarts):
@@ -96,51 +100,51 @@ class Descent:
 
     def __init__(
         self,
-        f: Callable[[jax.Array], jax.Array],
-        x: jax.Array,
-        labels: jax.Array,
+        f: Callable[[Array], Array],
+        x: Array,
+        labels: Array,
         threat: Threat,
-        step_size: jax.Array | float | None = None,
-        loss: str = "margin",
-    ):
-        """Arguments as of `pgd`, of which `threat` has eps, norm and clip; they are not checked."""
+        step_size: ArrayLike | None = None,
+        loss: Loss = "margin",
+    ) -> None:
+        """Takes the arguments of `pgd` without checking them; `threat` has eps, norm and clip."""
         self._f, self._x, self._labels = f, x, labels
         self._threat, self._loss = threat, loss
         self._eps = jnp.asarray(threat.eps, x.dtype)
         self._step_size = self._eps / 4 if step_size is None else jnp.asarray(step_size, x.dtype)
 
     def nothing(self) -> Best:
-        """Before the first start."""
+        """The best before the first start: `x`, with infinite margins."""
         return Best(self._x, jnp.full(self._labels.shape, jnp.inf, self._x.dtype))
 
-    def start(self, key: jax.Array, index: jax.Array | int) -> jax.Array:
-        """Where restart number `index` begins, `[B, ...]`: the first one at `x` itself."""
+    def start(self, key: Array, index: Array | int) -> Array:
+        """The starting points `[B, ...]` of restart number `index`; the first is `x` itself."""
         key = jax.random.fold_in(key, index)
         noise = _random_offset(key, self._x, self._eps, self._threat.norm)
         return jnp.where(index == 0, self._x, self._project(self._x + noise))
 
-    def step(self, iterate: jax.Array, best: Best) -> tuple[jax.Array, Best]:
-        """The next iterate, and the best with this one."""
+    def step(self, iterate: Array, best: Best) -> tuple[Array, Best]:
+        """Returns the next iterate, and the best including this one."""
         direction, margins = jax.grad(self._objective, has_aux=True)(iterate)
         best = self._better(iterate, margins, best)
         moved = iterate - self._step_size * _steepest(direction, self._threat.norm)
         return self._project(moved), best
 
-    def end(self, iterate: jax.Array, best: Best) -> Best:
-        """The best with the last iterate of a restart."""
+    def end(self, iterate: Array, best: Best) -> Best:
+        """Returns the best including the last iterate of a restart."""
         return self._better(iterate, _margins(self._f(iterate), self._labels), best)
 
-    def _project(self, points: jax.Array) -> jax.Array:
+    def _project(self, points: Array) -> Array:
         return jax.vmap(self._threat.project)(points, self._x)
 
-    def _objective(self, iterate: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The sum over the batch of what is descended, and the margins `[B]`."""
+    def _objective(self, iterate: Array) -> tuple[Array, Array]:
+        """The objective to descend, summed over the batch, and the margins `[B]`."""
         logits = self._f(iterate)
         margins = _margins(logits, self._labels)
         descended = margins if self._loss == "margin" else -cross_entropy(logits, self._labels)
         return jnp.sum(descended), margins
 
-    def _better(self, iterate: jax.Array, margins: jax.Array, best: Best) -> Best:
+    def _better(self, iterate: Array, margins: Array, best: Best) -> Best:
         better = margins < best.margins
         selection = better.reshape(better.shape + (1,) * (self._x.ndim - 1))
         return Best(
@@ -148,20 +152,20 @@ class Descent:
         )
 
 
-def _margins(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def _margins(logits: Array, labels: Array) -> Array:
     """`z_y - max_{m != y} z_m`, `[B]`."""
-    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-    return label_logit - jnp.max(jnp.where(own, -jnp.inf, logits), axis=-1)
+    return label_logit - jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
 
 
-def _example_norm(x: jax.Array) -> jax.Array:
-    """l2 norm of each example, `[B, 1, ..., 1]`; its gradient is never taken."""
+def _example_norm(x: Array) -> Array:
+    """The l2 norm of each example, `[B, 1, ..., 1]`; nothing differentiates it."""
     return jnp.sqrt(jnp.sum(x * x, axis=tuple(range(1, x.ndim)), keepdims=True))
 
 
-def _steepest(gradient: jax.Array, norm: float) -> jax.Array:
-    """The direction of norm 1 in which a linear function falls fastest, negated."""
+def _steepest(gradient: Array, norm: float) -> Array:
+    """The direction of norm 1 in which a linear function rises fastest."""
     if norm == jnp.inf:
         return jnp.sign(gradient)
     length = _example_norm(gradient)
@@ -179,9 +183,19 @@ def _random_offset(key: jax.Array, x: jax.Array, eps: jax.Array, norm: float) ->
     return eps * radius ** (1.0 / max(1, math.prod(x.shape[1:]))) * direction
 
 
-def _check_arguments(f, x, labels, eps, norm, clip, steps, restarts, loss) -> None:
+def _check_arguments(
+    f: Callable[[Array], Array],
+    x: Array,
+    labels: Array,
+    eps: ArrayLike,
+    norm: float,
+    clip: tuple[float, float] | None,
+    steps: int,
+    restarts: int,
+    loss: str,
+) -> None:
     if norm not in (2, jnp.inf):
-        raise ValueError(f"pgd knows the norms 2 and inf, got norm={norm}")
+        raise ValueError(f"pgd expects norm=2 or norm=inf, got norm={norm}")
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}: use one of {', '.join(LOSSES)}")
     if steps < 0 or restarts < 1:
@@ -201,7 +215,7 @@ def _check_arguments(f, x, labels, eps, norm, clip, steps, restarts, loss) -> No
     try:
         value = float(np.asarray(eps))
     except jax.errors.TracerArrayConversionError:
-        value = 0.0  # traced: its value is not known here
+        value = 0.0  # a tracer has no value to check
     if not value >= 0.0:
         raise ValueError(f"eps must be >= 0, got {value}")
     logits = jax.eval_shape(f, x)

@@ -1,14 +1,14 @@
-"""The families of ops: what is known of an op, stated once, for every transform.
+"""The families of ops: each op states its facts once, for every transform.
 
 An op belongs to a family; a transform has one rule per family and never asks for an op by name.
 
-* ``Structural``: a linear map whose matrix holds only 0 and 1 (or -1), plus constants.
-* ``Weighted``: a linear map in the perturbed operand, with constant weights.
-* ``Scalar``: an elementwise function of one perturbed operand.
-* ``Extremum``: the maximum or minimum over windows of the perturbed operands.
-* ``Joint``: any other function of several perturbed values at once (products, log-softmax).
-* ``Loop``: a loop too long to unroll; its rule is the interval walk's.
-* ``Expansion``: an op that is written in terms of others while the function is traced.
+* `Structural`: a linear map whose matrix holds only 0 and 1 (or -1), plus constants.
+* `Weighted`: a linear map in the perturbed operand, with constant weights.
+* `Scalar`: an elementwise function of one perturbed operand.
+* `Extremum`: the maximum or minimum over windows of the perturbed operands.
+* `Joint`: any other function of several perturbed values at once (products, log-softmax).
+* `Loop`: a loop too long to unroll, which the interval walk bounds step by step.
+* `Expansion`: an op that tracing rewrites in terms of other ops.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from boundjax.windows import Frame, Windowed
 
 
 class Lines(NamedTuple):
-    """``lower_slope x + lower_intercept <= f(x) <= upper_slope x + upper_intercept``, elementwise.
+    """`lower_slope x + lower_intercept <= f(x) <= upper_slope x + upper_intercept`, elementwise.
 
-    ``None`` stands for 0 that is known while tracing, so that a walk can skip the work.
+    `None` is a 0 known while tracing, so that a walk can skip the work.
     """
 
     lower_slope: Array | None
@@ -41,11 +41,11 @@ class Lines(NamedTuple):
 class Planes(NamedTuple):
     """Two linear functions of several operands, one below and one above a joint op.
 
-    ``product(lower_weights, *x) + lower_offset <= f(*x) <= product(upper_weights, *x) +
-    upper_offset``. ``product`` is linear in its weights, a pytree, and linear in the floating-point
-    perturbed operands, which are all that it is given; where a weight is positive it grows with
-    every operand, as the forward walk needs. If ``lower_weights is upper_weights`` the
-    planes are parallel and a walk does the work once.
+    `product(lower_weights, *x) + lower_offset <= f(*x) <= product(upper_weights, *x) +
+    upper_offset`. `product` takes the floating-point perturbed operands only. It is linear in them
+    and in its weights, a pytree; where a weight is positive it increases with every operand, as the
+    forward walk needs. If `lower_weights is upper_weights` the planes are parallel, and a walk does
+    the work once.
     """
 
     product: Callable[..., Array]
@@ -56,26 +56,27 @@ class Planes(NamedTuple):
 
 
 class Position(Protocol):
-    """Where in ``[0, 1]`` a free line of a relaxation stands; any answer is sound.
+    """The position in `[0, 1]` of a free line of a relaxation; any answer is sound.
 
-    With two arguments the bounds are those around a kink at 0, and the user's slope policy answers.
-    With ``default`` the op has an optimum of its own, which the policy does not change; the answer
-    is the default unless positions are given or optimised. Every call is another free line.
+    With two arguments the bounds enclose a kink at 0, and the user's slope policy answers. With
+    `default` the op states its optimum, which the policy does not change: the answer is the default
+    unless the caller passes or optimises positions. Every call places another free line.
     """
 
-    def __call__(self, lower: Array, upper: Array, default: Array | None = None) -> Array:
-        """Positions of the shape of ``lower``."""
+    def __call__(self, lower: Array, upper: Array, /, default: Array | None = None) -> Array:
+        """Returns positions of the shape of `lower`."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Local:
-    """How rows in windows (``boundjax.windows``) pass a linear op.
+    """How windowed rows (`boundjax.windows`) pass back through a linear op.
 
     Attributes:
-      frames: ``(node, frame) -> frames`` of the perturbed operands; None if the equation needs
+      frames: `(node, frame) -> frames` of the perturbed operands; None if the equation needs
         complete rows.
-      transpose: ``(node, rows, frames) -> coefficients`` ``[m, *window]``, one per operand; what
-        reaches over the border of an operand is cut off afterwards.
+      transpose: `(node, rows, frames) -> coefficients`, one array `[m, *window]` per operand; the
+        caller zeroes those beyond the operand's border.
       whole: the axes of the op's value along which rows must be complete.
     """
 
@@ -88,17 +89,18 @@ class Local:
 class Structural(Op):
     """A 0/1 (or -1) matrix plus constants.
 
-    ``sign(node)`` gives +1 or -1 per perturbed operand: how that operand enters the result.
-    ``moves`` says that, with one perturbed operand, every element of it reaches at most one element
-    of the result unless the result is larger: values are moved and shifted, not mixed.
-    ``transpose(node, rows)`` overrides ``jax.linear_transpose`` of the equation; ``local`` says how
-    rows in windows pass it.
+    Attributes:
+      moves: whether values are moved and shifted, not mixed: with one perturbed operand, each of
+        its elements reaches at most one element of the result, unless the result is larger.
+      sign: `node -> signs`, the sign (1 or -1) with which each perturbed operand enters the result.
+      transpose: `(node, rows) -> coefficients` per perturbed operand, in place of
+        `jax.linear_transpose` of the equation.
+      local: how windowed rows pass; None if the op needs complete rows.
     """
 
     is_linear: ClassVar[bool] = True
 
     moves: bool = False
-
     sign: Callable[[Node], tuple[int, ...]] = lambda node: (1,) * len(node.inputs)
     transpose: Callable[[Node, Array], tuple[Array, ...]] | None = None
     local: Local | None = None
@@ -112,10 +114,10 @@ def _with_absolute_weights(node: Node, radius: Array) -> Array:
 class Weighted(Op):
     """Linear in its one perturbed operand; its constant operands are the weights.
 
-    ``transpose(node, rows)`` overrides ``jax.linear_transpose`` of the equation; ``local`` says how
-    rows in windows pass it.
-    ``diagonal`` says that every output depends on one input only (a product with a constant).
-    ``magnitude(node, radius)`` is the map whose weights are the absolute values of these.
+    Attributes:
+      diagonal: whether every output depends on one input only (a product with a constant).
+      transpose, local: as of `Structural`.
+      magnitude: `(node, radius) -> value` of the map with the absolute values of these weights.
     """
 
     is_linear: ClassVar[bool] = True
@@ -131,13 +133,13 @@ class Scalar(Op):
     """An elementwise function.
 
     Attributes:
-      image: ``(node, lower, upper) -> (lower, upper)``, the range of the function on the interval.
-      lines: ``(node, lower, upper, position) -> Lines``, valid on the interval.
-      lipschitz: ``(node, lower, upper) -> L``, the largest absolute slope on the interval.
+      image: `(node, lower, upper) -> (lower, upper)`, the range of the function on the interval.
+      lines: `(node, lower, upper, position) -> Lines`, valid on the interval.
+      lipschitz: `(node, lower, upper) -> L`, the largest absolute slope on the interval.
       monotone: whether the image of an exact interval is exact.
       partial: whether lines may be infinite, where the interval leaves the function's domain.
-      pieces: whether it is piecewise linear: where both lines coincide, a tighter interval could
-        not change them.
+      pieces: whether it is piecewise linear, so that a tighter interval cannot change lines that
+        coincide.
       jumps: whether it has steps, so that its slope may be infinite.
     """
 
@@ -154,11 +156,15 @@ class Scalar(Op):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extremum(Op):
-    """Maximum (``sign`` = 1) or minimum (-1) over windows.
+    """Maximum (`sign` = 1) or minimum (-1) over windows.
 
-    ``windows(node, *perturbed)`` is a linear map to ``[*out, K]``; ``valid(node)`` a boolean
-    ``[*out, K]`` that is False at padding, or None. Lines may be infinite (``partial``, as of
-    ``Scalar``): a window of nothing but padding has the value -inf (inf).
+    Lines may be infinite (`partial`, as of `Scalar`): a window that holds only padding has the
+    value -inf (inf).
+
+    Attributes:
+      sign: 1 for the maximum, -1 for the minimum.
+      windows: `(node, *perturbed) -> [*out, K]`, a linear map to the entries of every window.
+      valid: `node -> [*out, K]`, False at padding; None without padding.
     """
 
     is_nonlinear: ClassVar[bool] = True
@@ -174,10 +180,10 @@ class Joint(Op):
     """A function of several perturbed values that no other family covers.
 
     Attributes:
-      image: ``(node, *intervals) -> Interval`` of the op's value; one interval per perturbed
-        operand (boolean ends at a boolean operand).
-      planes: ``(node, *intervals, position=) -> Planes``; intervals of the floating-point operands
-        and of boolean ones alike. None where the value is boolean.
+      image: `(node, *intervals) -> Interval` of the op's value, from one interval per perturbed
+        operand (with boolean ends if the operand is boolean).
+      planes: `(node, *intervals, position=) -> Planes`, from the same intervals; None if the value
+        is boolean.
     """
 
     is_nonlinear: ClassVar[bool] = True
@@ -195,10 +201,10 @@ class Loop(Op):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refused(Op):
-    """An op that has no bounds, where more can be said than that.
+    """An op without bounds, with a reason for the error message.
 
     Attributes:
-      reason: why, and what to do instead.
+      reason: why it has no bounds, and what to do instead.
     """
 
     reason: str
@@ -206,9 +212,17 @@ class Refused(Op):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Expansion(Op):
-    """An op that others can express: ``expand(node)`` is traced in its place.
+    """An op written in terms of others, which are traced in its place.
 
-    ``expand(node)`` returns a JAX function of all the equation's operands.
+    Attributes:
+      expand: `node -> function`, a JAX function of all the equation's operands.
     """
 
     expand: Callable[[Node], Callable[..., Any]]
+
+
+def linear_op(node: Node) -> Structural | Weighted:
+    """The op of a linear node."""
+    op = node.op
+    assert isinstance(op, Structural | Weighted), f"{node.primitive} is not linear"
+    return op

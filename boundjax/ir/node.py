@@ -1,8 +1,8 @@
-"""Graphs of perturbed values: what a function is once it has been traced.
+"""Graphs of perturbed values: the form of a traced function.
 
-A ``Graph`` lists, in evaluation order, the equations that depend on the function's input (its
-*perturbed values*). Everything else (weights, masks, batch statistics) has been evaluated while
-tracing and appears as a constant operand, so gradients with respect to weights simply flow.
+A `Graph` lists, in evaluation order, the equations that depend on the function's input (its
+*perturbed values*). Tracing evaluates everything else (weights, masks, batch statistics), which
+appears as constant operands, so gradients with respect to weights simply flow.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,18 +27,18 @@ class Perturbed:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Op:
-    """What every op has; the families say the rest.
+    """The fields that every op has; each family adds its own.
 
     Attributes:
       name: the primitive's (or the named composite's) name in a jaxpr.
       note: one line for the printed table.
-      accepts: whether this entry covers a given equation, e.g. a product with one constant factor.
-      traced_as: JAX's own function of this name. A ``jit`` of that name is this op where it holds
-        the very equations that JAX's function traces to.
+      accepts: whether this entry covers an equation, e.g. a product with one constant factor.
+      traced_as: JAX's function of this name. A `jit` of that name is this op if it holds exactly
+        the equations that JAX's function traces to.
       elementwise: whether formulas that contain it may be compared: every element depends on the
-        operands' elements at the same place, and on no parameter but ``y``.
+        operands' elements at the same place, and on no parameter but `y`.
       commutative: whether its two operands may be exchanged.
-      moves_only: whether it only places the elements of its one operand, perhaps several times.
+      moves_only: whether it only moves the elements of its one operand, perhaps to several places.
     """
 
     name: str
@@ -57,18 +58,18 @@ class Node:
     """One equation on perturbed values.
 
     Attributes:
-      index: position in the graph; operands come before.
-      primitive: the primitive's name, or a named composite's (``relu``).
-      operands: ``Perturbed`` references and constant arrays, in the equation's order.
+      index: position in the graph, after all operands.
+      primitive: the primitive's name, or a named composite's (`relu`).
+      operands: `Perturbed` references and constant arrays, in the equation's order.
       params: the equation's parameters.
       evaluate: all operands' values -> the node's value.
       shape, dtype: of the node's value.
       input_shapes: shape and dtype of every perturbed operand.
-      scope: the Flax scope it stands in (``block1/Dense_2``), possibly empty.
-      label: a readable unique name, of layers (``block1/Dense_2``) and of nonlinear nodes for their
-        pre-activations and slopes (``block1/Dense_2/relu``); empty for other nodes.
-      location: ``file:line (function)`` in the user's source.
-      op: the entry of the op table; None at the input.
+      scope: the enclosing Flax scope (`block1/Dense_2`), possibly empty.
+      location: `file:line (function)` in the user's source.
+      label: a readable unique name, for layers (`block1/Dense_2`) and for nonlinear nodes, whose
+        pre-activations and slopes it names (`block1/Dense_2/relu`); empty for other nodes.
+      op: the entry in the table of ops; None at the input.
     """
 
     index: int
@@ -111,7 +112,7 @@ class Node:
 
     @property
     def is_nonlinear(self) -> bool:
-        """Whether its op is relaxed: it is neither linear nor the input."""
+        """Whether its op is relaxed; False for linear ops and for the input."""
         return self.op is not None and self.op.is_nonlinear
 
     def unit_rows(self) -> Array:
@@ -119,12 +120,15 @@ class Node:
         return jnp.eye(self.size, dtype=self.dtype).reshape(self.size, *self.shape)
 
     def apply(self, *perturbed: Array, constants: Callable[[Array], Array] | None = None) -> Array:
-        """The node's value for given perturbed operands; ``constants`` maps the constant ones."""
+        """The node's value at these perturbed operands; `constants` maps the constant ones."""
         values = iter(perturbed)
-        change = constants or (lambda constant: constant)
-        return self.evaluate(
-            *(next(values) if isinstance(o, Perturbed) else change(o) for o in self.operands)
-        )
+
+        def value_of(operand: Perturbed | Array) -> Array:
+            if isinstance(operand, Perturbed):
+                return next(values)
+            return constants(operand) if constants else operand
+
+        return self.evaluate(*map(value_of, self.operands))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,8 +136,8 @@ class Graph:
     """The perturbed part of a function of one example.
 
     Attributes:
-      nodes: in evaluation order; ``nodes[0]`` is the input.
-      outputs: per output leaf a ``Perturbed`` reference or a constant array.
+      nodes: in evaluation order; `nodes[0]` is the input.
+      outputs: per output leaf a `Perturbed` reference or a constant array.
       output_tree: the outputs' tree structure.
     """
 
@@ -147,13 +151,16 @@ class Graph:
         return {node.label for node in self.nodes if node.is_nonlinear}
 
     def detached(self) -> Graph:
-        """The same graph; constants that are being differentiated are plain constants."""
+        """The same graph, through whose constants no gradient flows."""
 
         def detach(operand: Perturbed | Array) -> Perturbed | Array:
-            traced = isinstance(operand, jax.core.Tracer)
-            return jax.lax.stop_gradient(operand) if traced else operand
+            return jax.lax.stop_gradient(operand) if _is_traced(operand) else operand
 
         nodes = [
             dataclasses.replace(n, operands=tuple(map(detach, n.operands))) for n in self.nodes
         ]
         return dataclasses.replace(self, nodes=tuple(nodes))
+
+
+def _is_traced(value: object) -> bool:
+    return isinstance(value, Tracer)

@@ -1,19 +1,18 @@
-"""The one table of ops: ``register`` adds an entry, ``supported_ops()`` prints them."""
+"""The one table of ops: `register` adds an entry, `supported_ops()` prints them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 
-import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from boundjax.ir.families import Expansion, Extremum, Joint, Refused, Scalar, Structural
 from boundjax.ir.node import Node, Op
 
 
 class UnsupportedOpError(NotImplementedError):
-    """An op of the function is not in the table; the message says which, where and what to do."""
+    """A function applies an op outside the table; the message says which, where and what to do."""
 
 
 _TABLE: dict[str, list[Op]] = {}
@@ -21,24 +20,29 @@ _REFUSED: dict[str, list[Refused]] = {}
 
 
 def register(op: Op) -> Op:
-    """Adds an entry to the table; of several that accept an equation the first registered wins.
+    """Adds an entry to the table; if several accept an equation, the first registered one wins.
 
-    What is refused is asked last, so that an op can be added to the table that is refused today.
+    A `Refused` entry applies only if no other accepts the equation, so users can register an op
+    that is refused today.
     """
     if isinstance(op, Refused):
         _REFUSED.setdefault(op.name, []).append(op)
         return op
-    if not isinstance(op, Op) or not (op.is_linear or op.is_nonlinear or isinstance(op, Expansion)):
-        raise TypeError(f"expected an op of a known family, got {type(op).__name__}")
+    # Untyped callers may pass anything.
+    is_op = isinstance(op, Op)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_op or not (op.is_linear or op.is_nonlinear or isinstance(op, Expansion)):
+        raise TypeError(
+            f"expected an op of a family in boundjax.ops, such as Scalar, got {type(op).__name__}"
+        )
     _TABLE.setdefault(op.name, []).append(op)
     return op
 
 
 def resolve(node: Node) -> Op | None:
-    """The entry that covers ``node``, or None.
+    """The entry that covers `node`, or None.
 
-    An empty operand does not depend on the input: a value with one is expanded to the same op of an
-    empty constant. Layers are not, so that ``lipschitz`` can name one that has no units.
+    An empty operand does not depend on the input, so a node with one expands to the same op of an
+    empty constant. Layers do not expand, so that `lipschitz` can name a layer without units.
     """
     op = next((op for op in _TABLE.get(node.primitive, ()) if op.accepts(node)), None)
     empty = not all(math.prod(shape.shape) for shape in node.input_shapes)
@@ -48,15 +52,16 @@ def resolve(node: Node) -> Op | None:
 
 
 def _with_empty_constants(node: Node) -> Callable[..., Array]:
-    """The node's function, with constants in place of its perturbed operands that are empty."""
+    """The node's function, with constants in place of its empty perturbed operands."""
 
     def function(*operands: Array) -> Array:
         shapes = iter(node.input_shapes)
-        values = []
+        values: list[Array] = []
         for operand, perturbed in zip(operands, node.perturbed, strict=True):
             shape = next(shapes) if perturbed else None
-            empty = shape is not None and not math.prod(shape.shape)
-            values.append(jnp.zeros(shape.shape, shape.dtype) if empty else operand)
+            if shape is not None and not math.prod(shape.shape):
+                operand = lax.full(shape.shape, 0, shape.dtype)
+            values.append(operand)
         return node.evaluate(*values)
 
     return function
@@ -66,23 +71,23 @@ _OF_EMPTY_CONSTANTS = Expansion(name="of empty constants", expand=_with_empty_co
 
 
 def is_refused(primitive: str) -> bool:
-    """Whether equations of a primitive may be refused for a reason of its own."""
+    """Whether the table has a specific reason to refuse some equations of this primitive."""
     return primitive in _REFUSED
 
 
 def refusal(node: Node) -> str | None:
-    """Why ``node`` is refused and what to do, where its op says so."""
+    """Why `node` has no bounds and what to do instead, or None if no entry says."""
     return next((op.reason for op in _REFUSED.get(node.primitive, ()) if op.accepts(node)), None)
 
 
 def traced_as(name: str) -> Callable[..., Array] | None:
-    """JAX's own function of a name that an entry bears, or None."""
+    """JAX's function of this name, if an entry states one, else None."""
     functions = (op.traced_as for op in _TABLE.get(name, ()))
     return next((function for function in functions if function is not None), None)
 
 
 def is_elementwise(primitive: str) -> bool:
-    """Whether formulas with this primitive may be compared, see ``Op``."""
+    """Whether formulas that contain this primitive may be compared; see `Op`."""
     return any(op.elementwise for op in _TABLE.get(primitive, ()))
 
 
@@ -92,12 +97,12 @@ def is_commutative(primitive: str) -> bool:
 
 
 def moves_only(primitive: str) -> bool:
-    """Whether this primitive only places the elements of its one operand."""
+    """Whether this primitive only moves the elements of its one operand."""
     return any(op.moves_only for op in _TABLE.get(primitive, ()))
 
 
 def all_ops() -> Iterator[Op]:
-    """Every entry that has bounds."""
+    """Yields every entry that has bounds."""
     for entries in _TABLE.values():
         yield from entries
 
@@ -105,7 +110,7 @@ def all_ops() -> Iterator[Op]:
 def supported_ops() -> None:
     """Prints the table: op, family, note; one line each, sorted by family and name.
 
-    ``boundjax.ops.all_ops()`` gives the entries themselves.
+    `boundjax.ops.all_ops()` gives the entries themselves.
     """
     rows = sorted((type(op).__name__.lower(), op.name, op.note) for op in all_ops())
     width = max(len(name) for _, name, _ in rows)

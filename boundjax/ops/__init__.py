@@ -1,4 +1,4 @@
-"""All that is known of every op, in one table; importing this package fills it."""
+"""The facts about every op, in one table; importing this package fills it."""
 
 from boundjax.ir.families import Expansion as Expansion
 from boundjax.ir.families import Extremum as Extremum

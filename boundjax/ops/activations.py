@@ -1,4 +1,4 @@
-"""The table of elementwise functions: what is known of each, stated once."""
+"""The elementwise functions of the table: each states its facts once."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from boundjax.ir.table import register
 from boundjax.numerics import squarable
 from boundjax.ops import piecewise, powers, smooth
 from boundjax.ops.envelope import Function
+from boundjax.ops.piecewise import Number
 from boundjax.ops.smooth import Curve
 
 INFINITY = float("inf")
@@ -131,33 +132,33 @@ register(
 )
 
 
-# --- smooth functions with no operand of their own ------------------------------------------------
+# --- smooth functions without a parameter ---------------------------------------------------------
 
 
-# XLA writes these as exp(c x) or exp(-x * x) with a rounded exponent: up to 0.5 ulp of it.
+# XLA computes some as exp(c x) or exp(-x * x), whose exponent is rounded by up to 0.5 ulp.
 
 
-def _of_exponent(function: Function) -> Function:
+def _exponent_rounding(function: Function) -> Function:
     return lambda x: jnp.abs(function(x) * x) / 8.0
 
 
-def _of_square(function: Function) -> Function:
+def _square_rounding(function: Function) -> Function:
     return lambda x: function(x) * jnp.square(jnp.maximum(x, 0.0)) / 8.0
 
 
 _S_SHAPED = {"breakpoints": (0.0,), "curvatures": (1, -1)}
-# x times a gate that opens around 0.
+# These are x times a gate that opens around 0.
 _GATED = {"curvatures": (-1, 1, -1), "monotone": 0, "rounding": jnp.abs}
 _CONCAVE_CONVEX = {"breakpoints": (0.0,), "curvatures": (-1, 1)}
 
-# Inflection points and minima to the last digit: x tanh(x / 2) = 2 for silu, sqrt(2) for the exact
-# gelu; the others by bisection of the first and second derivative in float64.
+# Inflection points and minima are exact to the last digit: silu solves x tanh(x / 2) = 2, the exact
+# gelu has sqrt(2), the rest come from bisecting the first and second derivative in float64.
 _CURVES: dict[str, Curve] = {
     "tanh": Curve(**_S_SHAPED, low=-1.0, high=1.0),
     "logistic": Curve(**_S_SHAPED, low=0.0, high=1.0),
     "erf": Curve(**_S_SHAPED, low=-1.0, high=1.0),
     "erfc": Curve(
-        **_CONCAVE_CONVEX, monotone=-1, low=0.0, high=2.0, rounding=_of_square(jax.lax.erfc)
+        **_CONCAVE_CONVEX, monotone=-1, low=0.0, high=2.0, rounding=_square_rounding(jax.lax.erfc)
     ),
     "atan": Curve(**_S_SHAPED),
     "asinh": Curve(**_S_SHAPED),
@@ -197,7 +198,7 @@ _CURVES: dict[str, Curve] = {
     "selu": Curve(breakpoints=(0.0,), curvatures=(1, 0), kinks=((0.0, 1.7580993408473768),)),
 }
 
-# Facts about some of them beyond their curves.
+# Other fields of their entries.
 _FACTS: dict[str, dict[str, Any]] = {
     "logistic": {"note": "sigmoid"},
     "soft_sign": {"traced_as": jax.nn.soft_sign},
@@ -210,21 +211,25 @@ _FACTS: dict[str, dict[str, Any]] = {
     "mish": {"traced_as": jax.nn.mish},
     "hard_silu": {"note": "also hard_swish", "traced_as": jax.nn.hard_silu},
     "selu": {"traced_as": jax.nn.selu},
-    # Parts of the formulas that patterns compare.
+    # These occur in formulas that patterns compare.
     **{name: {"elementwise": True} for name in ("exp", "square", "sqrt", "rsqrt")},
 }
 
 for _name, _curve in _CURVES.items():
     register(smooth.entry(_name, _curve, **_FACTS.get(_name, {})))
 
-# These overflow, or have a least argument.
+# These overflow, or their domain has a lower end.
 _PARTIAL_CURVES: dict[str, Curve] = {
     "exp": Curve(curvatures=(1,), low=0.0),
-    "exp2": Curve(curvatures=(1,), low=0.0, rounding=_of_exponent(jnp.exp2)),
+    "exp2": Curve(curvatures=(1,), low=0.0, rounding=_exponent_rounding(jnp.exp2)),
     "expm1": Curve(curvatures=(1,), low=-1.0),
-    "sinh": Curve(**_CONCAVE_CONVEX, rounding=_of_exponent(jnp.sinh)),
+    "sinh": Curve(**_CONCAVE_CONVEX, rounding=_exponent_rounding(jnp.sinh)),
     "cosh": Curve(
-        curvatures=(1,), stationary=(0.0,), monotone=0, low=1.0, rounding=_of_exponent(jnp.cosh)
+        curvatures=(1,),
+        stationary=(0.0,),
+        monotone=0,
+        low=1.0,
+        rounding=_exponent_rounding(jnp.cosh),
     ),
     "square": Curve(curvatures=(1,), stationary=(0.0,), monotone=0, low=0.0),
     "log": Curve(curvatures=(-1,), least=0.0, at_least=-INFINITY),
@@ -238,20 +243,20 @@ for _name, _curve in _PARTIAL_CURVES.items():
     register(smooth.entry(_name, _curve, note=_note, partial=True, **_FACTS.get(_name, {})))
 
 
-# --- activations with an operand ------------------------------------------------------------------
+# --- activations with a parameter -----------------------------------------------------------------
 
 
-def _operand(node: Node, default: float) -> Any:
+def _parameter(node: Node, default: float) -> Number:
     return piecewise.number(node) if node.constants else default
 
 
 def _elu(node: Node) -> Curve:
-    alpha = _operand(node, 1.0)
+    alpha = _parameter(node, 1.0)
     if isinstance(alpha, float) and 0 <= alpha <= 1:
         return Curve(curvatures=(1,), kinks=((0.0, 1.0),))
     bend = 1 if isinstance(alpha, float) and alpha > 0 else jnp.sign(alpha)
     steepest = jnp.maximum(jnp.abs(alpha), 1.0)
-    # Falling left of 0 for a negative alpha.
+    # With a negative alpha the function decreases left of 0.
     return Curve(
         breakpoints=(0.0,),
         curvatures=(bend, 0),
@@ -262,18 +267,18 @@ def _elu(node: Node) -> Curve:
 
 
 def _celu(node: Node) -> Curve:
-    alpha = _operand(node, 1.0)
+    alpha = _parameter(node, 1.0)
     if isinstance(alpha, float) and alpha > 0:
         return Curve(curvatures=(1,))
     return Curve(breakpoints=(0.0,), curvatures=(jnp.sign(alpha), 0))
 
 
 def _squareplus(node: Node) -> Curve:
-    b = _operand(node, 4.0)
+    b = _parameter(node, 4.0)
 
     def rounding(x: Array) -> Array:
         size = jnp.abs(x) + jnp.sqrt(jnp.abs(jnp.asarray(b, x.dtype)))
-        # x^2 overflows, also where the function is next to 0.
+        # x^2 overflows there, even where the value is nearly 0.
         return jnp.where(size >= squarable(x.dtype), jnp.inf, size)
 
     return Curve(curvatures=(1,), low=0.0, rounding=rounding)
@@ -309,8 +314,9 @@ def _integer_exponent(node: Node) -> bool:
 
 
 def _integer_power(node: Node) -> Callable[[Array, Array], Array]:
-    exponent = int(piecewise.number(node))
-    return lambda x, _: jax.lax.integer_pow(x, exponent)
+    exponent = piecewise.number(node)
+    assert isinstance(exponent, float)  # `_integer_exponent` accepted it
+    return lambda x, _: jax.lax.integer_pow(x, int(exponent))
 
 
 register(
@@ -318,7 +324,7 @@ register(
         "integer_pow",
         powers.integer_curve,
         elementwise=True,
-        note="of positive exponents",
+        note="positive exponents",
         accepts=lambda node: node.params["y"] > 0,
         partial=True,
     )
@@ -327,7 +333,7 @@ register(powers.RECIPROCAL)
 register(
     Expansion(
         name="pow",
-        note="with a known integer exponent",
+        note="constant integer exponent",
         accepts=_integer_exponent,
         expand=_integer_power,
     )
@@ -343,7 +349,7 @@ register(
 register(
     Expansion(
         name="pow",
-        note="with a perturbed exponent, of values above 0",
+        note="of values above 0, perturbed exponent",
         expand=lambda node: lambda x, y: jnp.exp(y * jnp.log(x)),
     )
 )

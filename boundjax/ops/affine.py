@@ -1,59 +1,65 @@
-"""Linear ops: the whitelist, and how coefficients are pulled back through them.
+"""Linear ops: the whitelist, and the pull-back of coefficients through them.
 
-Linearity is decided here and nowhere else. ``jax.linear_transpose`` would accept casts to integers
-and affine maps without a word, so it is only ever applied to an equation whose op is in this list.
+Only this list decides which ops are linear. `jax.linear_transpose` silently accepts casts to
+integers and affine maps, so it is applied only to equations whose op is on the list.
 """
 
 from __future__ import annotations
 
 import math
+from typing import overload
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from boundjax.ir.families import Structural, Weighted
+from boundjax.ir.families import Structural, Weighted, linear_op
 from boundjax.ir.node import Node, Op
 from boundjax.ir.table import register
 from boundjax.ops import convolution, local, matmul
 from boundjax.windows import Rows, Windowed, dense, values_of
 
 
+@overload
+def pull_back(node: Node, rows: Array) -> tuple[Array, ...]: ...
+@overload
+def pull_back(node: Node, rows: Rows) -> tuple[Rows, ...]: ...
 def pull_back(node: Node, rows: Rows) -> tuple[Rows, ...]:
-    """Coefficients on a linear op's output -> coefficients on its perturbed operands.
+    """Pulls coefficients on a linear op's output back to its perturbed operands.
 
     Args:
-      node: an equation of a ``Structural`` or ``Weighted`` op.
-      rows: coefficients ``[m, *node.shape]``, complete or in windows.
+      node: an equation of a `Structural` or `Weighted` op.
+      rows: coefficients `[m, *node.shape]`, complete or windowed.
 
     Returns:
-      One array ``[m, *input.shape]`` per perturbed operand; in windows if the rows are, and the op
-      can keep them there.
+      One array `[m, *input.shape]` per perturbed operand; windowed if the rows are and the op
+      allows it.
     """
     if not node.size or not any(math.prod(shape.shape) for shape in node.input_shapes):
-        # No elements that could depend on others: windows and products of matrices want some.
+        # No element depends on another, and windows and matrix products must not be empty.
         count = len(values_of(rows))
         return tuple(jnp.zeros((count, *s.shape), rows.dtype) for s in node.input_shapes)
     if isinstance(rows, Windowed):
-        found = local.pull_back(node, rows)
-        if found is not None:
-            return found
+        operands = local.pull_back(node, rows)
+        if operands is not None:
+            return operands
         rows = dense(rows)
-    if node.op.transpose is not None:
-        return node.op.transpose(node, rows)
+    transpose = linear_op(node).transpose
+    if transpose is not None:
+        return transpose(node, rows)
     return tuple(jax.vmap(jax.linear_transpose(node.apply, *node.input_shapes))(rows))
 
 
 def rises(node: Node) -> Array:
-    """Where the factor of a diagonal op is not negative, ``[*shape]``."""
+    """Where a diagonal op's factor is not negative, boolean `[*shape]`."""
     (operand,) = node.input_shapes
-    # A tiny factor may be flushed to a zero, which keeps its sign.
+    # XLA may flush a tiny factor to zero, which keeps the sign.
     return ~jnp.signbit(node.apply(jnp.ones(operand.shape, operand.dtype)))
 
 
 def _only_first(node: Node) -> bool:
-    first, *others = node.perturbed
-    return first and not any(others)
+    first, *rest = node.perturbed
+    return first and not any(rest)
 
 
 def _exactly_one(node: Node) -> bool:
@@ -61,12 +67,12 @@ def _exactly_one(node: Node) -> bool:
 
 
 def _is_number(node: Node) -> bool:
-    """Not a predicate: JAX multiplies matrices of booleans, too."""
+    """Whether the value is floating-point; JAX also multiplies boolean matrices."""
     return jnp.issubdtype(node.dtype, jnp.floating)
 
 
 def _same_dtype(node: Node) -> bool:
-    """A cast that changes nothing but the weak type; others leave the precision of the bounds."""
+    """Whether a cast changes only the weak type; other casts would change the precision."""
     return node.input_shapes[0].dtype == node.dtype
 
 
@@ -79,11 +85,11 @@ def _reshape(node: Node, rows: Array) -> tuple[Array, ...]:
 
 
 def _is_dense(node: Node) -> bool:
-    """The usual ``x @ W``: last axis of the perturbed operand against the first of the weights."""
+    """Whether the product is `x @ W`: x's last axis with the first axis of a weight matrix."""
     (example,) = node.input_shapes
     contract, batch = node.params["dimension_numbers"]
-    plain = node.perturbed[0] and contract == ((len(example.shape) - 1,), (0,)) and not any(batch)
-    return plain and node.constants[0].ndim == 2
+    standard = contract == ((len(example.shape) - 1,), (0,)) and not any(batch)
+    return node.perturbed[0] and standard and node.constants[0].ndim == 2
 
 
 def _dense_magnitude(node: Node, radius: Array) -> Array:
@@ -110,9 +116,9 @@ def _difference_signs(node: Node) -> tuple[int, ...]:
 
 
 def _table() -> tuple[Op, ...]:
-    operands = "any operands may be constant"
+    any_constant = "any operands may be constant"
     mixing = (
-        ("stack", operands),
+        ("stack", any_constant),
         ("tile", ""),
         ("reduce_sum", "also mean, with a division"),
         ("cumsum", ""),
@@ -122,7 +128,7 @@ def _table() -> tuple[Op, ...]:
     return (
         *(Structural(name=name, note=note) for name, note in mixing),
         *(Structural(name=name, moves=True) for name in ("slice", "rev", "split", "unstack")),
-        Structural(name="concatenate", note=operands, local=local.CONCATENATED),
+        Structural(name="concatenate", note=any_constant, local=local.CONCATENATED),
         Structural(name="pad", note="interior and negative padding too", local=local.PADDED),
         Structural(
             name="reduce_window_sum", note="average pooling, with a division", local=local.POOLED

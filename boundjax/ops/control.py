@@ -1,4 +1,4 @@
-"""What is left of control flow and of indexing once a function is traced."""
+"""Control flow and indexed updates that remain once a function is traced."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import numpy as np
 from jax import Array
 
 from boundjax.ir.families import Loop, Structural, Weighted
-from boundjax.ir.node import Node
+from boundjax.ir.node import Node, Perturbed
 from boundjax.ir.table import register
 
 
-def _constant_places(node: Node) -> bool:
-    """Whether a scatter's indices are constant."""
+def _constant_indices(node: Node) -> bool:
     return not node.perturbed[1]
 
 
@@ -27,28 +26,28 @@ def _subtracted_signs(node: Node) -> tuple[int, ...]:
 
 
 def _set_transpose(node: Node, rows: Array) -> tuple[Array, ...]:
-    """Coefficients through ``x.at[indices].set(updates)``, as those of a gather.
+    """Pulls coefficients back through `x.at[indices].set(updates)`, written as a gather.
 
-    JAX transposes a scatter only where the caller vouches for distinct indices. Every element of
-    the result is one of the operand's or of the updates'; which one, the scatter itself tells when
-    it moves their numbers, so that repeated and out-of-range indices do as they do in the function.
+    JAX transposes a scatter only if the caller declares its indices unique. Every element of the
+    result is an element of the operand or of the updates. To learn which, the scatter is applied to
+    their numbers, so that repeated and out-of-range indices act as they do in the function.
     """
-    _, indices, _ = node.operands
+    operand, indices, updates = node.operands
     shapes = iter(node.input_shapes)
     operand_shape, updates_shape = (
-        next(shapes).shape if node.perturbed[k] else np.shape(node.operands[k]) for k in (0, 2)
+        next(shapes).shape if isinstance(o, Perturbed) else np.shape(o) for o in (operand, updates)
     )
-    first, second = int(np.prod(operand_shape)), int(np.prod(updates_shape))
-    numbers = jnp.arange(first + second, dtype=jnp.int32)
+    size, updates_size = int(np.prod(operand_shape)), int(np.prod(updates_shape))
+    numbers = jnp.arange(size + updates_size, dtype=jnp.int32)
     source = node.evaluate(
-        numbers[:first].reshape(operand_shape), indices, numbers[first:].reshape(updates_shape)
+        numbers[:size].reshape(operand_shape), indices, numbers[size:].reshape(updates_shape)
     )
 
     def gathered(*perturbed: Array) -> Array:
         values = iter(perturbed)
         parts = [
-            next(values).reshape(-1) if p else jnp.zeros((size,), rows.dtype)
-            for p, size in ((node.perturbed[0], first), (node.perturbed[2], second))
+            next(values).reshape(-1) if isinstance(o, Perturbed) else jnp.zeros((n,), rows.dtype)
+            for o, n in ((operand, size), (updates, updates_size))
         ]
         return jnp.concatenate(parts)[source]
 
@@ -59,7 +58,7 @@ register(
     Structural(
         name="scatter",
         note="x.at[...].set with constant indices",
-        accepts=_constant_places,
+        accepts=_constant_indices,
         transpose=_set_transpose,
     )
 )
@@ -67,14 +66,14 @@ register(
     Structural(
         name="scatter-add",
         note="x.at[...].add with constant indices",
-        accepts=_constant_places,
+        accepts=_constant_indices,
     )
 )
 register(
     Structural(
         name="scatter-sub",
         note="x.at[...].subtract with constant indices",
-        accepts=_constant_places,
+        accepts=_constant_indices,
         sign=_subtracted_signs,
     )
 )

@@ -1,12 +1,11 @@
-"""Coefficients pulled back through a convolution, in the form that is fast on the platform.
+"""The pull-back of coefficients through a convolution, in the form that is fast on the platform.
 
-The pull-back of coefficients is the transposed convolution. XLA's CPU backend is slow at one with a
-stride, and very slow at its gradient with respect to the kernel (18 times the forward convolution).
-The *sub-pixel* form has neither problem: output positions of one phase (their index modulo the
-stride) depend on the rows through an ordinary stride-1 convolution with every stride-th tap of the
-kernel, and the phases are interleaved. Its derivatives are ordinary convolutions too. Into an image
-with few channels, where those convolutions would be narrow, the taps are one matrix product
-instead.
+The pull-back is the transposed convolution. With a stride, XLA's CPU backend computes it slowly,
+and its gradient with respect to the kernel very slowly (18 times the forward convolution). The
+*sub-pixel* form avoids both: the output positions of one phase (their index modulo the stride)
+depend on the rows through an ordinary stride-1 convolution with every stride-th tap of the kernel,
+and the phases are interleaved. Its derivatives are ordinary convolutions too. For an image with few
+channels, where those convolutions would be narrow, one matrix product computes all taps instead.
 """
 
 from __future__ import annotations
@@ -31,20 +30,21 @@ from boundjax.windows import Frame, Windowed, whole
 
 _LOWERING: contextvars.ContextVar[str] = contextvars.ContextVar("lowering", default="auto")
 
-# Up to this many input channels (images) the taps of a phase are one matrix product.
+# With at most this many input channels (images) one matrix product computes all taps.
 _FEW_CHANNELS = 4
 
 
 @contextlib.contextmanager
 def transposed_convolution(lowering: Literal["auto", "native", "subpixel"]) -> Iterator[None]:
-    """Chooses the form of pulled-back strided convolutions, for what is traced in this context.
+    """Selects how everything traced in this context pulls back through strided convolutions.
 
-    ``"native"``: XLA's transposed convolution. ``"subpixel"``: interleaved phases. ``"auto"``
-    (default): sub-pixel on CPU (without a stride one phase, in the only form that is fast inside of
-    loops), else native.
+    Args:
+      lowering: `"native"` is XLA's transposed convolution, `"subpixel"` interleaves phases,
+        `"auto"` (default) is sub-pixel on CPU and native elsewhere. Without a stride there is one
+        phase, the only form that is fast inside loops on CPU.
 
     Raises:
-      ValueError: for another name.
+      ValueError: if `lowering` is another name.
     """
     if lowering not in ("auto", "native", "subpixel"):
         raise ValueError(f"lowering must be 'auto', 'native' or 'subpixel', got {lowering!r}")
@@ -56,15 +56,15 @@ def transposed_convolution(lowering: Literal["auto", "native", "subpixel"]) -> I
 
 
 def pull_back(node: Node, rows: Array) -> tuple[Array, ...]:
-    """Coefficients ``[m, *node.shape]`` on a convolution's output -> ``[m, *input.shape]``.
+    """Pulls coefficients `[m, *node.shape]` back through a convolution, to `[m, *input.shape]`.
 
-    The rows (and, under ``vmap``, the examples) go through the batch dimension of one convolution.
+    The rows (and, under `vmap`, the examples) share the batch dimension of one convolution.
     """
     params = node.params
     (example,) = node.input_shapes
     (kernel,) = node.constants
     if params["batch_group_count"] != 1:
-        # The groups tie the batch dimension together, so rows cannot share it.
+        # Batch groups give the batch dimension a meaning, so rows cannot share it.
         return tuple(jax.vmap(jax.linear_transpose(node.apply, example))(rows))
     return (_transposed(params, example.shape, rows, kernel),)
 
@@ -108,8 +108,9 @@ def _operand_frames(node: Node, frame: Frame) -> tuple[Frame, ...] | None:
 
 
 def _pull_back_windows(node: Node, rows: Windowed, frames: tuple[Frame, ...]) -> tuple[Array, ...]:
-    """Windows are inputs without padding, each of its own: all rows share the batch dimension."""
-    ((frame,), (kernel,)) = (frames, node.constants)
+    """Treats each window as an unpadded input; all rows share the batch dimension."""
+    (frame,) = frames
+    (kernel,) = node.constants
     padding = ((0, 0),) * (len(frame) - 2)
     shape = [axis.size for axis in frame]
     return (_transposed({**node.params, "padding": padding}, shape, rows.values, kernel),)
@@ -119,7 +120,7 @@ LOCAL = Local(frames=_operand_frames, transpose=_pull_back_windows, whole=_whole
 
 
 def _merge_rows(rows: Array, axis: int) -> Array:
-    """``[m, ..., N, ...]`` (N at ``axis`` of an example) -> ``[..., m * N, ...]``."""
+    """`[m, ..., N, ...]` (N at `axis` of an example) -> `[..., m * N, ...]`."""
     moved = jnp.moveaxis(rows, 0, axis)
     shape = moved.shape
     return moved.reshape(*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
@@ -136,11 +137,11 @@ def _use_subpixel(params: Mapping[str, Any]) -> bool:
 
 
 def _native(params: Mapping[str, Any], shape: tuple[int, ...], rows: Array, kernel: Array) -> Array:
-    """The transpose that JAX makes of the convolution, for an input of the given shape."""
+    """Applies JAX's transpose of the convolution, for an input of this shape."""
     lhs_spec, rhs_spec, _ = params["dimension_numbers"]
-    # More padding than the kernel reaches over becomes negative padding in the transpose, at which
-    # XLA's CPU convolution (jaxlib 0.10) reads memory it does not own. Padding apart avoids that.
-    apart = any(
+    # Padding beyond the kernel's reach becomes negative padding in the transpose, for which XLA's
+    # CPU convolution (jaxlib 0.10) reads out of bounds. A separate pad avoids that.
+    pad_separately = any(
         low > dilation * (kernel.shape[axis] - 1)
         for (low, _), dilation, axis in zip(
             params["padding"], params["rhs_dilation"], rhs_spec[2:], strict=True
@@ -149,7 +150,7 @@ def _native(params: Mapping[str, Any], shape: tuple[int, ...], rows: Array, kern
 
     def forward(x: Array) -> Array:
         padding, input_dilation = params["padding"], params["lhs_dilation"]
-        if apart:
+        if pad_separately:
             config = [(0, 0, 0)] * x.ndim
             for i, axis in enumerate(lhs_spec[2:]):
                 config[axis] = (*padding[i], input_dilation[i] - 1)
@@ -175,7 +176,7 @@ def _native(params: Mapping[str, Any], shape: tuple[int, ...], rows: Array, kern
 def _subpixel(
     params: Mapping[str, Any], shape: tuple[int, ...], rows: Array, kernel: Array
 ) -> Array:
-    """``x_bar[s i + d k - pad] = sum_k rows[i] kernel[k]^T`` by phases ``y mod s``, per axis."""
+    """Computes `x_bar[s i + d k - pad] = sum_k rows[i] kernel[k]^T` by phases `y mod s`."""
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
     groups = params["feature_group_count"]
     rank = len(lhs_spec) - 2
@@ -192,23 +193,23 @@ def _subpixel(
         products = products.reshape(*rows.shape[:-1], *window, kernel.shape[-1])
 
     def shifted(taps: list[_Taps]) -> Array:
-        """One phase as a sum of shifted products."""
+        """Computes one phase as a sum of shifted products."""
         total = jnp.zeros((rows.shape[0], *(t.size for t in taps), kernel.shape[-1]), rows.dtype)
-        for chosen in itertools.product(*(zip(t.positions, t.shifts, strict=True) for t in taps)):
-            index = (..., *(position for position, _ in chosen), slice(None))
+        for places in itertools.product(*(zip(t.positions, t.shifts, strict=True) for t in taps)):
+            index = (..., *(position for position, _ in places), slice(None))
             config = [(0, 0, 0)]
-            for axis, ((_, shift), tap) in enumerate(zip(chosen, taps, strict=True)):
+            for axis, ((_, shift), tap) in enumerate(zip(places, taps, strict=True)):
                 config.append((-shift, tap.size - rows.shape[1 + axis] + shift, 0))
             part = products[index]
             total = total + lax.pad(part, jnp.zeros((), part.dtype), [*config, (0, 0, 0)])
         return total
 
     def convolved(taps: list[_Taps]) -> Array:
-        """One phase as an ordinary convolution."""
+        """Computes one phase as an ordinary convolution."""
         part = kernel
         for axis, tap in enumerate(taps):
             part = jnp.take(part, jnp.asarray(tap.positions, jnp.int32), axis=axis)
-        # Crops apart from the convolution: see _native on negative padding.
+        # Crop before the convolution: see `_native` on negative padding.
         paddings = [tap.padding(rows.shape[1 + axis]) for axis, tap in enumerate(taps)]
         crops = [(min(low, 0), min(high, 0), 0) for low, high in paddings]
         return channels_last.convolution(
@@ -253,10 +254,10 @@ def _subpixel(
 
 
 class _Taps(NamedTuple):
-    """Which kernel positions reach the outputs ``y = s q + p`` of one phase, along one axis.
+    """The kernel positions that reach the outputs `y = s q + p` of one phase, along one axis.
 
-    ``y = s i + d k - pad`` with ``i = q + shift_k``; taps are ordered by rising shift, which makes
-    the phase an ordinary convolution of the rows with dilation ``shift_(k+1) - shift_k``.
+    `y = s i + d k - pad` with `i = q + shift_k`. Taps are sorted by shift, so that the phase is an
+    ordinary convolution of the rows with dilation `shift_(k+1) - shift_k`.
     """
 
     positions: tuple[int, ...]
@@ -280,5 +281,5 @@ class _Taps(NamedTuple):
         return self.shifts[1] - self.shifts[0] if len(self.shifts) > 1 else 1
 
     def padding(self, rows: int) -> tuple[int, int]:
-        """Pads (or crops, if negative) so that q runs over the phase; q reads rows[q + shift]."""
+        """Padding (crops, if negative) with which q, reading rows[q + shift], spans the phase."""
         return -self.shifts[0], self.size - rows + self.shifts[-1]

@@ -1,7 +1,7 @@
-"""Functions that are not defined everywhere: honest infinite bounds, and a warning.
+"""Functions that are not defined everywhere: infinite bounds, and a warning.
 
-An interval that leaves the domain has no bound: the function is not a number there. Both ends are
-infinite then. At the very edge of the domain a pole has one infinite end.
+If an interval leaves the domain, outside which the function is NaN, both ends of its bounds are
+infinite. If it only touches a pole at the edge of the domain, one end is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from boundjax.ir.node import Node
@@ -23,7 +24,7 @@ class DomainWarning(UserWarning):
 
 
 def warn(node: Node, outside: Array, reason: str) -> None:
-    """Warns, now or when compiled code runs, if ``outside`` holds anywhere.
+    """Warns, now or when compiled code runs, if `outside` holds anywhere.
 
     Args:
       node: the op, for its name and the user's source line.
@@ -35,21 +36,21 @@ def warn(node: Node, outside: Array, reason: str) -> None:
         "its value are infinite"
     )
 
-    def tell(found: Array) -> None:
-        if np.any(found):
+    def tell(anywhere: Array) -> None:
+        if np.any(anywhere):
             warnings.warn(message, DomainWarning, stacklevel=2)
 
-    found = jnp.any(jax.lax.stop_gradient(outside))
-    if isinstance(found, jax.core.Tracer):
-        jax.debug.callback(tell, found)
+    anywhere = jnp.any(jax.lax.stop_gradient(outside))
+    if isinstance(anywhere, Tracer):
+        jax.debug.callback(tell, anywhere)
     else:
-        tell(found)
+        tell(anywhere)
 
 
 def extended(function: Function, least: float, at_least: ArrayLike) -> Function:
-    """A function with its value at the edge of the domain at and below that edge.
+    """Extends a function below its domain by its value at the edge.
 
-    There the derivative may be infinite; this one's is 0. NaN stays NaN.
+    The derivative is 0 there and at the edge, where the function's may be infinite. NaN stays NaN.
     """
     if least == -float("inf"):
         return function
@@ -63,9 +64,9 @@ def extended(function: Function, least: float, at_least: ArrayLike) -> Function:
 
 
 def overflowing(function: Function) -> Function:
-    """The same function, with a derivative of 0 where its value overflows: 0 times it is not NaN.
+    """Sets a function's derivative to 0 where its value overflows, so that 0 times it is not NaN.
 
-    Its value at 1 must be finite.
+    The value at 1 must be finite.
     """
 
     def guarded(x: Array) -> Array:
@@ -77,26 +78,27 @@ def overflowing(function: Function) -> Function:
 
 
 def outside(least: float, at_least: ArrayLike, lower: Array) -> Array:
-    """Where an interval leaves the domain ``x >= least``, or touches a pole there."""
+    """Where an interval leaves the domain `x >= least`, or touches a pole at `least`."""
     return (lower < least) | ((lower <= least) & _pole(at_least, lower))
 
 
 def restricted(
     low: Array, high: Array, least: float, at_least: ArrayLike, lower: Array, upper: Array
 ) -> tuple[Array, Array]:
-    """An image of ``[lower, upper]`` where the function has the domain ``x >= least``.
+    """The image of `[lower, upper]` under a function with the domain `x >= least`.
 
     Args:
-      low, high: the image of the part inside.
+      low, high: the image of the part of the interval in the domain.
       least: the domain's lower end.
-      at_least: the function's value there, infinite at a pole.
+      at_least: the function's value at `least`, infinite at a pole.
       lower, upper: the interval.
 
     Returns:
-      Infinite ends where the interval leaves the domain, NaN where nothing of it is inside.
+      The image's ends: infinite where the interval leaves the domain, NaN where all of it is
+      outside.
     """
-    nowhere = (upper < least) | ((upper <= least) & _pole(at_least, upper))
-    unknown = nowhere | jnp.isnan(lower) | jnp.isnan(upper)
+    all_outside = (upper < least) | ((upper <= least) & _pole(at_least, upper))
+    unknown = all_outside | jnp.isnan(lower) | jnp.isnan(upper)
     low, high = jnp.where(lower < least, -jnp.inf, low), jnp.where(lower < least, jnp.inf, high)
     return jnp.where(unknown, jnp.nan, low), jnp.where(unknown, jnp.nan, high)
 

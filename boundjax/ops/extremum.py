@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Bool, Float
 
 from boundjax.ir.composite import composite
 from boundjax.ir.families import Expansion, Extremum, Lines
@@ -20,21 +21,25 @@ from boundjax.ir.table import register
 from boundjax.ops import piecewise
 
 
-def window_lines(op: Extremum, lower: Array, upper: Array, valid: Array | None) -> Lines:
+def window_lines(
+    op: Extremum,
+    lower: Float[Array, "*out K"],
+    upper: Float[Array, "*out K"],
+    valid: Bool[Array, "*out K"] | None,
+) -> Lines:
     """Two lines per window for the maximum (or minimum) of its entries.
 
     Args:
-      op: the entry of the table; its sign says maximum or minimum.
-      lower, upper: bounds ``[*out, K]`` on the entries of every window.
-      valid: ``[*out, K]``, False at padding; None where there is none.
+      op: the entry of the table, which says maximum or minimum.
+      lower, upper: bounds on the entries of every window.
+      valid: False at padding; None without padding.
 
     Returns:
-      Slopes ``[*out, K]`` and intercepts ``[*out]``. For the maximum, with ``i`` the entry of the
-      largest lower bound, ``m`` that of the largest upper bound and ``v`` the largest of the other
-      upper bounds: ``max x >= x_i`` and ``max x <= max(x_m, v) <=`` the chord of that hinge on
-      ``[lower_m, upper_m]``. The chord is ``x_m`` itself where ``m`` dominates, and never looser
-      than the constant ``upper_m``. A window without entries has the value -inf, and its lines
-      have, too.
+      Slopes `[*out, K]` and intercepts `[*out]`. For the maximum, with `i` the entry of the
+      largest lower bound, `m` that of the largest upper bound and `v` the largest of the other
+      upper bounds: `max x >= x_i` and `max x <= max(x_m, v) <=` the chord of that hinge on
+      `[lower_m, upper_m]`. The chord is `x_m` itself where `m` dominates, and never looser
+      than the constant `upper_m`. A window without entries has the value -inf, and so do its lines.
     """
     if op.sign < 0:
         lower, upper = -upper, -lower
@@ -47,30 +52,30 @@ def window_lines(op: Extremum, lower: Array, upper: Array, valid: Array | None) 
         return Lines(lower, constant, upper, constant)
     best_lower = _one_hot(jnp.argmax(lower, axis=-1), count, lower.dtype)
     largest = jnp.argmax(upper, axis=-1)
-    chosen = _one_hot(largest, count, upper.dtype)
-    rest = jnp.where(chosen > 0, -jnp.inf, upper)
-    others = jnp.take_along_axis(rest, jnp.argmax(rest, axis=-1)[..., None], axis=-1)[..., 0]
+    is_largest = _one_hot(largest, count, upper.dtype)
+    rest = jnp.where(is_largest > 0, -jnp.inf, upper)
+    second = jnp.take_along_axis(rest, jnp.argmax(rest, axis=-1)[..., None], axis=-1)[..., 0]
     lower_m = jnp.take_along_axis(lower, largest[..., None], axis=-1)[..., 0]
     upper_m = jnp.take_along_axis(upper, largest[..., None], axis=-1)[..., 0]
-    dominates = lower_m >= others
+    dominates = lower_m >= second
     # Double where: neither -inf - -inf nor a division by 0 reaches the value or the gradient.
-    kink = jnp.where(dominates, lower_m, others)
+    kink = jnp.where(dominates, lower_m, second)
     width = jnp.where(dominates, 1.0, upper_m - lower_m)
     slope = jnp.where(dominates, 1.0, (upper_m - kink) / width)
     at_kink, at_upper = kink - slope * lower_m, upper_m - slope * upper_m
     chord = piecewise.through_ends(at_kink, at_kink, at_upper, above=True)
     intercept = jnp.where(dominates, 0.0, chord)
-    slopes = chosen * slope[..., None]
+    slopes = is_largest * slope[..., None]
     below = jnp.zeros_like(slope)
     if valid is not None:
-        nothing = ~valid.any(axis=-1)
-        best_lower, slopes = (jnp.where(nothing[..., None], 0.0, s) for s in (best_lower, slopes))
-        below, intercept = (jnp.where(nothing, -jnp.inf, line) for line in (below, intercept))
-    bad = jnp.isnan(lower).any(axis=-1) | jnp.isnan(upper).any(axis=-1)
-    below, intercept = (jnp.where(bad, jnp.nan, line) for line in (below, intercept))
+        empty = ~valid.any(axis=-1)
+        best_lower, slopes = (jnp.where(empty[..., None], 0.0, s) for s in (best_lower, slopes))
+        below, intercept = (jnp.where(empty, -jnp.inf, line) for line in (below, intercept))
+    nan = jnp.isnan(lower).any(axis=-1) | jnp.isnan(upper).any(axis=-1)
+    below, intercept = (jnp.where(nan, jnp.nan, line) for line in (below, intercept))
     if op.sign > 0:
         return Lines(best_lower, below, slopes, intercept)
-    # min x = -max(-x): the slopes stay, the intercepts and the roles of the lines turn over.
+    # min x = -max(-x): the slopes stay, the intercepts change sign, the lines change places.
     return Lines(slopes, -intercept, best_lower, -below)
 
 
@@ -80,7 +85,7 @@ def _one_hot(index: Array, count: int, dtype: np.dtype) -> Array:
 
 
 class Pooling(NamedTuple):
-    """The parameters of a pooling, as of ``lax.reduce_window``; ``sign`` is -1 for the minimum."""
+    """The parameters of `lax.reduce_window`; `sign` is 1 for the maximum, -1 for the minimum."""
 
     sign: int
     window_dimensions: tuple[int, ...]
@@ -97,16 +102,15 @@ class Pooling(NamedTuple):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def pooled(value: Array, pooling: Pooling) -> Array:
-    """Maximum (minimum) pooling with a gradient: that of the first entry that is attained.
+    """Maximum (minimum) pooling whose gradient is that of the first entry that attains it.
 
-    JAX has none for dilated windows. Bounds are those of ``lax.reduce_window``, as which it is
-    traced.
+    JAX has no gradient for dilated windows. Traced as `lax.reduce_window`, it has those bounds.
 
     Args:
       value: floating-point, of any rank.
       pooling: one entry per axis.
     """
-    start = np.asarray(-pooling.sign * np.inf, value.dtype)  # known, as JAX looks at it
+    start = np.asarray(-pooling.sign * np.inf, value.dtype)  # concrete, as JAX inspects it
     return lax.reduce_window(value, start, lax.max if pooling.sign > 0 else lax.min, *pooling[1:])
 
 
@@ -118,13 +122,16 @@ def _(pooling: Pooling, primals: tuple[Array], tangents: tuple[Array]) -> tuple[
     valid = _valid(pooling, result.shape, value)
     if valid is not None:
         entries = jnp.where(valid, entries, -jnp.inf)
-    first = _one_hot(jnp.argmax(entries, axis=-1), entries.shape[-1], bool)
+    first = _one_hot(jnp.argmax(entries, axis=-1), entries.shape[-1], np.dtype(bool))
     changes = _entries(pooling, result.shape, tangent)
     return result, jnp.sum(jnp.where(first, changes, jnp.zeros_like(changes)), axis=-1)
 
 
 def _entries(pooling: Pooling, out: tuple[int, ...], value: Array) -> Array:
-    """``[*shape]`` -> ``[*out, K]``, zeros at padding; strided slices, as they transpose fast."""
+    """The entries of all windows, `[*shape] -> [*out, K]`, zero at padding.
+
+    They are strided slices, which transpose fast.
+    """
     config = [
         (low, high, dilation - 1)
         for (low, high), dilation in zip(pooling.padding, pooling.base_dilation, strict=True)
@@ -140,7 +147,7 @@ def _entries(pooling: Pooling, out: tuple[int, ...], value: Array) -> Array:
 
 
 def _valid(pooling: Pooling, out: tuple[int, ...], value: Array) -> Array | None:
-    """``[*out, K]``, False at padding; None where there is none."""
+    """`[*out, K]`, False at padding; None without padding."""
     no_padding = all(low <= 0 and high <= 0 for low, high in pooling.padding)
     if no_padding and all(d == 1 for d in pooling.base_dilation):
         return None
@@ -153,12 +160,12 @@ def _pooling(node: Node) -> Pooling:
 
 
 def _without_gradient(node: Node) -> bool:
-    """Whether JAX cannot differentiate the equation, and so no bounds of it."""
+    """Whether JAX cannot differentiate the equation, and therefore not its bounds."""
     return _pooling(node).dilated and "sign" not in node.params
 
 
 def _with_gradient(node: Node) -> Callable[[Array], Array]:
-    """`pooled`, with the parameters of the equation and the sign, which tells it from that."""
+    """Expands to `pooled`; the parameter `sign` tells the result from the original equation."""
 
     def pool(value: Array, **pooling: Any) -> Array:
         return pooled(value, Pooling(**pooling))
@@ -196,7 +203,7 @@ for _name, _sign in (("max", 1), ("min", -1)):
     register(
         Expansion(
             name=f"reduce_window_{_name}",
-            note="with dilations: the same with a gradient",
+            note="with dilations: the same, with a gradient",
             accepts=_without_gradient,
             expand=_with_gradient,
         )

@@ -1,4 +1,4 @@
-"""A hinge with any two slopes: PReLU, ``where(x > 0, a x, b x)``."""
+"""A hinge with any two slopes: PReLU, `where(x > 0, a x, b x)`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from boundjax.ops import piecewise
 
 
 def hinge(x: Array, left: Array, right: Array) -> Array:
-    """``left x`` for ``x < 0``, else ``right x``; slopes of x's shape, or scalars."""
+    """`left x` for `x < 0`, else `right x`; the slopes have x's shape or are scalars."""
     return jnp.where(x < 0, left * x, right * x)
 
 
 def _image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
-    # Slopes of two signs put the least or the largest value at 0.
+    # With slopes of opposite signs the least or the largest value is at 0.
     at_lower, at_upper = node.apply(lower), node.apply(upper)
     low, high = smaller(at_lower, at_upper), larger(at_lower, at_upper)
     around = (lower < 0) & (upper > 0)

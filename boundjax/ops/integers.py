@@ -1,40 +1,38 @@
-"""Integers that depend on the input, carried as floating-point numbers: the range where they agree.
+"""Perturbed integers carried as floating-point numbers, and the range where both agree.
 
-An integer type wraps around, or leaves undefined, what it cannot hold; a floating-point number that
-stands for the integer does neither. No other op makes integers of perturbed values: JAX's casts to
-integer types are refused, `boundjax.onnx` carries integers as float32 and marks them here.
+Outside its range an integer type wraps around or is undefined; the floating-point number that
+represents the integer does neither. JAX's casts of perturbed values to integer types are refused.
+`boundjax.onnx` carries integers as float32 and marks them with these functions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from boundjax.ir.families import Expansion
+from boundjax.ir.node import Node
 from boundjax.ir.table import register
 
-if TYPE_CHECKING:
-    from boundjax.ir.node import Node
-
-# Sums, differences and products of integers are exact in float32 up to here.
+# In float32 sums, differences and products of integers are exact up to this magnitude.
 LARGEST_EXACT = 2**24
 
 _primitive = Primitive("integer_range")
 
 
 def held_by(x: Array, dtype: np.dtype | type) -> Array:
-    """`x` before it is cast to an integer type: unchanged where the type can hold it.
+    """Prepares `x` for a cast to an integer type; values that the type can hold do not change.
 
-    Casting a number outside of the type's range is undefined, and runtimes differ. The value is
-    then the type's least number, as on x86 processors. *Bounds are NaN wherever the interval leaves
-    the range*, which proves nothing.
+    Casting a number outside the type's range is undefined, and runtimes differ. The value is then
+    the type's least number, as on x86 processors. *Bounds are NaN wherever the interval leaves the
+    range*, so that they prove nothing.
 
     Args:
       x: floating-point, of any shape.
@@ -44,20 +42,20 @@ def held_by(x: Array, dtype: np.dtype | type) -> Array:
       An array like `x`, not rounded.
     """
     info = np.iinfo(dtype)
-    # The largest integer may be no floating-point number: 2147483647 is not, 2147483520 is.
+    # `x.dtype` may not hold the largest integer: float32 holds 2147483520, but not 2147483647.
     most = np.nextafter(np.asarray(info.max + 1, x.dtype), np.asarray(0, x.dtype))
     return _primitive.bind(x, low=float(info.min), high=float(most), outside=float(info.min))
 
 
 def exact(x: Array, terms: int = 1) -> Array:
-    """`x`, the value of integer arithmetic, which float32 carries exactly up to 2^24.
+    """Marks `x` as the result of integer arithmetic, which is exact in float32 up to 2^24.
 
-    Beyond that float32 rounds it, and soon a type of 32 bits wraps around: *bounds are NaN wherever
-    the interval leaves [-2^24, 2^24]*. The value itself is `x` everywhere.
+    Beyond that float32 rounds, and a 32-bit integer soon wraps around. *Bounds are NaN wherever the
+    interval leaves [-2^24, 2^24]*. The value itself is `x` everywhere.
 
     Args:
       x: floating-point, of any shape.
-      terms: how many elements of `x` are summed next. The range is smaller by this factor, so that
+      terms: how many elements of `x` are summed next. The range shrinks by this factor, so that
         partial sums are exact, too.
     """
     most = float(LARGEST_EXACT // max(1, terms))
@@ -85,7 +83,7 @@ def _derivative(
 
 
 _primitive.def_impl(jax.jit(_value, static_argnames=("low", "high", "outside")))
-_primitive.def_abstract_eval(lambda x, **_: jax.core.ShapedArray(x.shape, x.dtype))
+_primitive.def_abstract_eval(lambda x, **_: ShapedArray(x.shape, x.dtype))
 mlir.register_lowering(_primitive, mlir.lower_fun(_value, multiple_results=False))
 batching.defvectorized(_primitive)
 ad.defjvp(_primitive, _derivative)
@@ -99,7 +97,7 @@ def _or_nan(node: Node) -> Callable[[Array], Array]:
 register(
     Expansion(
         name="integer_range",
-        note="of integers carried as floats: NaN outside of their range",
+        note="integers carried as floats; NaN outside their range",
         expand=_or_nan,
     )
 )

@@ -1,4 +1,4 @@
-"""Linear ops on rows in windows: which windows their operands get, and with which coefficients."""
+"""Linear ops on windowed rows: the windows of their operands and the coefficients in them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from jax import Array, lax
 
 from boundjax import windows
-from boundjax.ir.families import Local
+from boundjax.ir.families import Local, Structural, linear_op
 from boundjax.ir.node import Node
 from boundjax.windows import Axis, Frame, Windowed
 
 
 def window_before(axis: Axis, full: int, stride: int, dilation: int, pad: int, taps: int) -> Axis:
-    """The window on the operand of a convolution or pooling, of one on its result."""
+    """The window on the operand of a convolution or pooling, from the one on its result."""
     return axis._replace(
         full=full,
         size=stride * (axis.size - 1) + dilation * (taps - 1) + 1,
@@ -26,18 +26,19 @@ def window_before(axis: Axis, full: int, stride: int, dilation: int, pad: int, t
 
 
 def pull_back(node: Node, rows: Windowed) -> tuple[Windowed | Array, ...] | None:
-    """Rows in windows through a linear op; None if the op needs complete rows.
+    """Pulls windowed rows back through a linear op; None if the op needs complete rows.
 
     Operands whose windows would be no smaller than their value get complete rows.
     """
-    found = operand_frames(node, rows.frame)
-    if found is None:
+    rule = linear_op(node).local
+    frames = operand_frames(node, rows.frame)
+    if rule is None or frames is None:
         return None
-    rows = rows.expand(node.op.local.whole(node))
-    values = node.op.local.transpose(node, rows, found)
+    rows = rows.expand(rule.whole(node))
+    values = rule.transpose(node, rows, frames)
     operands = [
         dataclasses.replace(rows, values=value, frame=frame).masked()
-        for value, frame in zip(values, found, strict=True)
+        for value, frame in zip(values, frames, strict=True)
     ]
     return tuple(
         operand if windows.smaller(operand.frame) else operand.dense() for operand in operands
@@ -45,8 +46,8 @@ def pull_back(node: Node, rows: Windowed) -> tuple[Windowed | Array, ...] | None
 
 
 def operand_frames(node: Node, frame: Frame) -> tuple[Frame, ...] | None:
-    """The frames of the perturbed operands; None if the op needs complete rows."""
-    rule = node.op.local
+    """The frames of a linear op's perturbed operands; None if the op needs complete rows."""
+    rule = linear_op(node).local
     return rule and rule.frames(node, windows.expanded(frame, rule.whole(node)))
 
 
@@ -56,6 +57,7 @@ def _same_shape(node: Node, frame: Frame) -> tuple[Frame, ...] | None:
 
 
 def _signed(node: Node, rows: Windowed, frames: tuple[Frame, ...]) -> tuple[Array, ...]:
+    assert isinstance(node.op, Structural)
     return tuple(rows.values if sign > 0 else -rows.values for sign in node.op.sign(node))
 
 
@@ -65,7 +67,7 @@ def _scaled(node: Node, rows: Windowed, frames: tuple[Frame, ...]) -> tuple[Arra
 
 
 def _unit_axes(node: Node, frame: Frame) -> tuple[Frame, ...] | None:
-    """Of a reshape that only adds and removes axes of length 1."""
+    """The operand's frame, if a reshape only adds and removes axes of length 1."""
     (source,) = node.input_shapes
     if [n for n in source.shape if n > 1] != [n for n in node.shape if n > 1]:
         return None
@@ -156,7 +158,7 @@ def _spread_out(node: Node, rows: Windowed, frames: tuple[Frame, ...]) -> tuple[
     def window_sums(value: Array) -> Array:
         return lax.reduce_window(
             value,
-            np.zeros((), value.dtype),  # a number that is known, else JAX has no transpose
+            np.zeros((), value.dtype),  # NumPy, as JAX transposes only with a concrete number
             lax.add,
             p["window_dimensions"],
             p["window_strides"],

@@ -1,9 +1,9 @@
-"""``rows @ weights`` as one primitive whose ``vmap`` folds the batch into the rows.
+"""`rows @ weights` as one primitive whose `vmap` folds the batch into the rows.
 
-``jax.vmap`` of a plain product keeps the mapped axis apart, ``[B, m, K] @ [K, N]``. Its gradient
+`jax.vmap` of a plain product keeps the mapped axis separate, `[B, m, K] @ [K, N]`. The gradient
 with respect to the weights then sums over two axes, for which XLA's CPU backend first writes a
-transposed copy of the largest array of a CROWN-IBP step. Folding ``B`` and ``m`` into one axis, as
-JAX itself does for convolutions, makes both the product and its gradients plain matrix products.
+transposed copy of the largest array of a CROWN-IBP step. Folding `B` and `m` into one axis, as
+JAX itself does for convolutions, makes the product and its gradients plain matrix products.
 """
 
 from __future__ import annotations
@@ -13,30 +13,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jaxtyping import Float
 
 from boundjax import precision
 
 _primitive = Primitive("boundjax_rows_matmul")
 
-# Of weights whose absolute values are taken part by part: how large a part is about, and how many
-# there must be.
+# Large weights are made absolute part by part: the approximate size of a part, and the least number
+# of parts for which this pays.
 _CACHED_BYTES = 2**21
 _WORTHWHILE_PARTS = 16
 
 
-def rows_matmul(rows: Array, weights: Array) -> Array:
-    """``[m, K] @ [K, N] -> [m, N]``, linear in each operand, differentiable."""
+def rows_matmul(rows: Float[Array, "m K"], weights: Float[Array, "K N"]) -> Float[Array, "m N"]:
+    """The product of two matrices, linear in each and differentiable."""
     return _primitive.bind(rows, weights, precision=precision.of_products())
 
 
 @jax.custom_jvp
-def absolute_product(values: Array, weights: Array) -> Array:
-    """``[m, K] @ |[K, N]| -> [m, N]``, without writing the absolute values of large weights.
+def absolute_product(
+    values: Float[Array, "m K"], weights: Float[Array, "K N"]
+) -> Float[Array, "m N"]:
+    """Computes `values @ |weights|` without writing the absolute values of large weights to memory.
 
-    Reading and writing them is what interval bounds of a large dense layer cost on CPU; parts of
-    them stay in the caches.
+    On CPU, reading and writing them dominates the cost of interval bounds of a large dense layer;
+    a part of them stays in the caches.
     """
     count, size = weights.shape
     parts = size * count * weights.dtype.itemsize // _CACHED_BYTES
@@ -47,17 +51,18 @@ def absolute_product(values: Array, weights: Array) -> Array:
         values, weights = operands
         return total + rows_matmul(values, jnp.abs(weights)), None
 
-    cut = values.reshape(len(values), parts, -1).swapaxes(0, 1)
+    value_parts = values.reshape(len(values), parts, -1).swapaxes(0, 1)
     zero = jnp.zeros((len(values), size), values.dtype)
-    return lax.scan(part, zero, (cut, weights.reshape(parts, -1, size)))[0]
+    return lax.scan(part, zero, (value_parts, weights.reshape(parts, -1, size)))[0]
 
 
 @absolute_product.defjvp
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     values, weights = primals
-    of_values, of_weights = tangents
-    change = rows_matmul(values, jnp.sign(weights) * of_weights)
-    return absolute_product(values, weights), rows_matmul(of_values, jnp.abs(weights)) + change
+    values_tangent, weights_tangent = tangents
+    from_weights = rows_matmul(values, jnp.sign(weights) * weights_tangent)
+    product = absolute_product(values, weights)
+    return product, rows_matmul(values_tangent, jnp.abs(weights)) + from_weights
 
 
 def _product(rows: Array, weights: Array, *, precision: Any) -> Array:
@@ -70,6 +75,7 @@ def _batched(
     rows, weights = operands
     rows_axis, weights_axis = axes
     if weights_axis is None:
+        assert rows_axis is not None  # `vmap` maps at least one operand
         rows = jnp.moveaxis(rows, rows_axis, 0)
         batch, count, size = rows.shape
         product = _primitive.bind(rows.reshape(batch * count, size), weights, precision=precision)
@@ -94,9 +100,7 @@ def _transpose_weights(cotangent: Array, rows: Array, weights: Any, *, precision
 
 _primitive.def_impl(jax.jit(_product, static_argnames="precision"))
 _primitive.def_abstract_eval(
-    lambda rows, weights, *, precision: jax.core.ShapedArray(
-        (rows.shape[0], weights.shape[1]), rows.dtype
-    )
+    lambda rows, weights, *, precision: ShapedArray((rows.shape[0], weights.shape[1]), rows.dtype)
 )
 mlir.register_lowering(_primitive, mlir.lower_fun(_product, multiple_results=False))
 batching.primitive_batchers[_primitive] = _batched

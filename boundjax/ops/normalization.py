@@ -1,7 +1,7 @@
-"""Log-softmax, log-sum-exp and normalisation to unit variance: functions of a whole row at once.
+"""Log-softmax, log-sum-exp and normalisation to unit variance: functions of a whole row.
 
-They occur as named composites: patterns of a traced function are written as one of the functions
-``log_softmax``, ``logsumexp`` and ``normalize``. The softmax is ``exp(log_softmax(x))``.
+They occur as named composites: rewrites replace patterns in a traced function by `log_softmax`,
+`logsumexp` or `normalize`. The softmax is `exp(log_softmax(x))`.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from boundjax.sets.interval import Interval
 
 
 def logsumexp(x: Array, axes: tuple[int, ...]) -> Array:
-    """``log sum exp(x)`` over ``axes``, which are dropped."""
+    """`log sum exp(x)` over `axes`, which are dropped."""
     shift = lax.stop_gradient(jnp.max(x, axes, keepdims=True, initial=-jnp.inf))
     shift = jnp.where(jnp.isfinite(shift), shift, 0.0)
     return jnp.log(jnp.sum(jnp.exp(x - shift), axes)) + jnp.squeeze(shift, axes)
 
 
 def log_softmax(x: Array, axes: tuple[int, ...]) -> Array:
-    """``x - logsumexp(x)``, normalised over ``axes``."""
+    """`x - logsumexp(x)`, normalised over `axes`."""
     return x - jnp.expand_dims(logsumexp(x, axes), axes)
 
 
 def normalize(d: Array, r: Array, axes: tuple[int, ...], eps: float) -> Array:
-    """``d r``, for ``r = 1 / sqrt(mean(d^2) + eps)`` with the mean over ``axes``, in d's shape.
+    """`d r` for `r = 1 / sqrt(mean(d^2) + eps)`, with the mean over `axes`, in d's shape.
 
-    The bounds rely on what ``r`` is.
+    The bounds rely on this relation between `d` and `r`.
     """
     del axes, eps
     return d * r
@@ -59,14 +59,14 @@ def _axes(node: Node, ndim: int) -> tuple[int, ...]:
 
 
 def _to_rows(value: Array, axes: tuple[int, ...]) -> Array:
-    """``[..., n]``: the axes moved to the end and made one."""
+    """Moves the axes to the end and merges them: `[..., n]`."""
     kept = value.ndim - len(axes)
     moved = jnp.moveaxis(value, axes, range(kept, value.ndim))
     return moved.reshape(*moved.shape[:kept], math.prod(moved.shape[kept:]))
 
 
 def _from_rows(rows: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Array:
-    """Back to ``shape``; entries that a whole row shares (``n = 1``) are repeated."""
+    """Restores `shape`; repeats an entry that a whole row shares (`n = 1`)."""
     kept = [size for axis, size in enumerate(shape) if axis not in axes]
     sizes = [shape[axis] for axis in axes]
     full = jnp.broadcast_to(rows, (*rows.shape[:-1], int(np.prod(sizes))))
@@ -74,17 +74,17 @@ def _from_rows(rows: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Ar
 
 
 def _rows_of(x: Interval, axes: tuple[int, ...]) -> Interval:
-    """Rows of an interval; a row with one NaN end has no other."""
+    """Rows of an interval; one NaN end makes all ends of its row NaN."""
     lower, upper = (_to_rows(end, axes) for end in x)
-    bad = (jnp.isnan(lower) | jnp.isnan(upper)).any(-1, keepdims=True)
-    return Interval(jnp.where(bad, jnp.nan, lower), jnp.where(bad, jnp.nan, upper))
+    nan = (jnp.isnan(lower) | jnp.isnan(upper)).any(-1, keepdims=True)
+    return Interval(jnp.where(nan, jnp.nan, lower), jnp.where(nan, jnp.nan, upper))
 
 
 def _sum_of_others(terms: Array) -> Array:
-    """Per entry of ``[..., n]`` non-negative terms the sum of the others.
+    """For each of `[..., n]` non-negative entries, the sum of the other entries.
 
-    The total minus the entry loses no digits where another entry is at least as large; the sum
-    without the largest is made separately.
+    Subtracting an entry from the total loses no digits if another entry is at least as large; the
+    sum without the largest entry is computed separately.
     """
     first = _first_largest(terms)
     rest = jnp.sum(jnp.where(first, 0.0, terms), -1, keepdims=True)
@@ -98,7 +98,7 @@ def _first_largest(values: Array) -> Array:
 
 
 def _total(values: Array) -> Array:
-    """Log-sum-exp of rows ``[..., n] -> [..., 1]``; entries may be -inf."""
+    """Log-sum-exp of rows `[..., n] -> [..., 1]`; entries may be -inf."""
     shift = lax.stop_gradient(jnp.max(values, -1, keepdims=True))
     shift = jnp.where(jnp.isfinite(shift), shift, 0.0)
     total = jnp.sum(jnp.exp(values - shift), -1, keepdims=True)
@@ -107,15 +107,15 @@ def _total(values: Array) -> Array:
 
 
 def _total_of_others(values: Array) -> Array:
-    """Per entry of ``[..., n]`` the log-sum-exp of the others, as ``_sum_of_others``; n > 1."""
+    """For each entry of `[..., n]`, the log-sum-exp of the other entries; n > 1."""
     first = _first_largest(values)
     shift = lax.stop_gradient(jnp.max(values, -1, keepdims=True))
     shift = jnp.where(jnp.isfinite(shift), shift, 0.0)
     terms = jnp.where(first, 0.0, jnp.exp(values - shift))
-    # The largest term is 1, and in the sum of the others of every entry but its own.
-    others = jnp.sum(terms, -1, keepdims=True) - terms
+    # The largest term, 1, is part of the sum for every other entry.
+    rest = jnp.sum(terms, -1, keepdims=True) - terms
     largest_term = jnp.sum(jnp.where(first, jnp.exp(values - shift), 0.0), -1, keepdims=True)
-    total = jnp.where(first, 1.0, largest_term + signed_parts(others)[1])
+    total = jnp.where(first, 1.0, largest_term + signed_parts(rest)[1])
     return jnp.where(first, _total(jnp.where(first, -jnp.inf, values)), shift + jnp.log(total))
 
 
@@ -133,24 +133,24 @@ def _logsumexp_image(node: Node, x: Interval) -> Interval:
 
 
 def _log_softmax_image(node: Node, x: Interval) -> Interval:
-    """The exact range: ``-log(1 + sum_{j != i} exp(x_j - x_i))`` at two opposite corners."""
+    """The exact range: `-log(1 + sum_{j != i} exp(x_j - x_i))` at two opposite corners."""
     axes = _axes(node, x.lower.ndim)
     rows = _rows_of(x, axes)
     ends = []
-    for sign, own, others in ((-1.0, rows.lower, rows.upper), (1.0, rows.upper, rows.lower)):
-        if own.shape[-1] == 1:
-            ends.append(jnp.where(jnp.isnan(own), jnp.nan, jnp.zeros_like(own)))
+    for sign, entry, opposite in ((-1.0, rows.lower, rows.upper), (1.0, rows.upper, rows.lower)):
+        if entry.shape[-1] == 1:
+            ends.append(jnp.where(jnp.isnan(entry), jnp.nan, jnp.zeros_like(entry)))
             continue
-        rest = _total_of_others(others)
-        value = -jax.nn.softplus(rest - own)
-        # The derivative of softplus passes on the rounding of its argument: that of the sum, a few
-        # units, and that of the difference, half a unit.
-        passed = jax.nn.sigmoid(rest - own)
-        moved_by = passed * (jnp.abs(rest) + jnp.abs(rest - own) / 8.0)
-        # An entry that stands alone, all others masked by -inf: infinite, and nothing of it passed.
+        rest = _total_of_others(opposite)
+        value = -jax.nn.softplus(rest - entry)
+        # Softplus passes on the rounding of its argument in proportion to its derivative: a few
+        # units of the sum, and half a unit of the difference.
+        passed = jax.nn.sigmoid(rest - entry)
+        moved_by = passed * (jnp.abs(rest) + jnp.abs(rest - entry) / 8.0)
+        # With all other entries masked by -inf the argument is infinite, but nothing is passed on.
         size = jnp.where(passed == 0, 0.0, moved_by) - value
-        # A masked entry may stand at the least number there is, and then the sum overflows. XLA may
-        # make one sum of several roundings, so this one is written out and cut.
+        # A masked entry may be the least finite number, with which the sum overflows. Clip the sum
+        # before rounding it, as XLA may merge several roundings into one of their sum.
         greatest = float(jnp.finfo(value.dtype).max)
         slack = rounding(jnp.minimum(size, greatest))
         moved = jnp.maximum(value + sign * slack, jnp.finfo(value.dtype).min)
@@ -159,16 +159,17 @@ def _log_softmax_image(node: Node, x: Interval) -> Interval:
 
 
 def _normalize_image(node: Node, d: Interval, r: Interval) -> Interval:
-    """The product's interval, intersected with that of ``d_i / sqrt((d_i^2 + S_i) / N + eps)``.
+    """The product's interval, intersected with that of `d_i / sqrt((d_i^2 + S_i) / N + eps)`.
 
-    ``S_i``, the sum of the others' squares, varies independently of ``d_i``; the quotient grows
-    with ``d_i``, and shrinks in magnitude as ``S_i`` grows. It lies within ``sqrt(N)`` of 0.
+    `S_i`, the sum of the other entries' squares, varies independently of `d_i`. The quotient
+    increases with `d_i` and shrinks in magnitude as `S_i` grows; its magnitude is at most
+    `sqrt(N)`.
     """
     axes = _axes(node, d.lower.ndim)
     rows = _rows_of(d, axes)
     count = rows.lower.shape[-1]
     eps = float(node.params["eps"])
-    # Rows of large values are scaled, so that no square overflows.
+    # Scale rows of large values, so that no square overflows.
     scale = lax.stop_gradient(jnp.max(largest(rows), -1, keepdims=True))
     scale = jnp.where(scale > 1.0, scale, 1.0)
     lower, upper = rows.lower / scale, rows.upper / scale
@@ -178,24 +179,24 @@ def _normalize_image(node: Node, d: Interval, r: Interval) -> Interval:
     bound = float(np.sqrt(count)) * (1.0 + 8.0 * float(jnp.finfo(lower.dtype).eps))
 
     def quotient(end: Array, sign: float) -> Array:
-        others = jnp.where(sign * end > 0, fewest, most)
-        variance = jnp.square(end) / count + others + eps / scale / scale
+        rest = jnp.where(sign * end > 0, fewest, most)
+        variance = jnp.square(end) / count + rest + eps / scale / scale
         positive = variance > 0
         value = end / jnp.sqrt(jnp.where(positive, variance, 1.0))
         value = value + sign * rounding(jnp.abs(value))
         return jnp.where(positive, jnp.clip(value, -bound, bound), sign * bound)
 
-    def known(value: Array, otherwise: float) -> Array:
-        # An infinite end is no number to divide by; NaN stays.
+    def finite_or(value: Array, otherwise: float) -> Array:
+        # A row with an infinite end has no quotient; NaN stays NaN.
         infinite = unbounded(rows).any(-1, keepdims=True)
         nan = jnp.isnan(rows.lower)
         value = jnp.where(infinite, otherwise, jnp.where(nan, jnp.nan, value))
         return _from_rows(value, axes, node.shape)
 
     product = corner_products(d, r)
-    low = larger(product.lower, known(quotient(lower, -1.0), -jnp.inf))
-    high = smaller(product.upper, known(quotient(upper, 1.0), jnp.inf))
-    # Ends that cross do so by rounding, or because r is not what it should be: no bound then.
+    low = larger(product.lower, finite_or(quotient(lower, -1.0), -jnp.inf))
+    high = smaller(product.upper, finite_or(quotient(upper, 1.0), jnp.inf))
+    # Ends cross by rounding only, unless r is not what it should be: then there is no bound.
     wrong = low - high > 1e-3 * (1.0 + jnp.abs(low) + jnp.abs(high))
     ends = smaller(low, high), larger(low, high)
     return Interval(*(jnp.where(wrong, jnp.nan, end) for end in ends))
@@ -203,57 +204,57 @@ def _normalize_image(node: Node, d: Interval, r: Interval) -> Interval:
 
 # --- planes of log-sum-exp ------------------------------------------------------------------------
 
-# Of the logarithm of a weight; planes of rows with more of it are constant.
+# Rows whose weights' logarithms round by more than this get constant planes.
 _MOST_ROUNDING = 0.1
-# Below the others' lower ends, from where an entry has no weight: exp of it is 0 in float32.
+# An entry this far below another's lower end has no weight, as its exp is 0 in float32.
 _FAR = 200.0
 
-# A function from rows of weights and an offset per row, both below or above log-sum-exp.
+# A linear function below or above log-sum-exp: rows of weights, and an offset per row.
 Plane = tuple[Array, Array]
 
 
 def _tangent(x: Interval, masked: Array, position: Array) -> Plane:
-    """A plane below log-sum-exp, which is convex: its tangent at ``position`` between the ends."""
-    # Not a mean of the ends, whose sum overflows at a mask's -1e38 (see `product.center`).
+    """A plane below log-sum-exp, which is convex: its tangent at `position` between the ends."""
+    # A weighted mean of the ends would overflow at a mask's -1e38 (see `product.center`).
     point = jnp.where(masked, 0.0, x.lower + position * (x.upper - x.lower))
     shift = lax.stop_gradient(jnp.max(jnp.where(masked, -jnp.inf, point), -1, keepdims=True))
-    # Not exp(point - total), which has the rounding of the total for an error.
+    # exp(point - total) would be off by the rounding of the total.
     terms = jnp.where(masked, 0.0, jnp.exp(jnp.where(masked, 0.0, point - shift)))
     sum_of_terms = jnp.sum(terms, -1, keepdims=True)
     total, slopes = shift + jnp.log(sum_of_terms), terms / sum_of_terms
     offset = total - jnp.sum(slopes * point, -1, keepdims=True)
     size = jnp.sum(slopes * largest(x), -1, keepdims=True) + jnp.abs(total)
-    # What is wrong in a slope counts as far as its entry goes from the point.
+    # The error of a slope counts in proportion to its entry's distance from the point.
     reach = slopes * (1.0 + jnp.abs(point - shift)) * (x.upper - x.lower)
     return slopes, offset - rounding(size + jnp.sum(reach, -1, keepdims=True))
 
 
 def _best_shift(x: Interval, masked: Array) -> Array:
-    """The shift ``c`` with which ``_chord`` is lowest at the middle of the box.
+    """The shift `c` with which `_chord` is lowest at the middle of the box.
 
-    In ``log sum_j exp(m_j) cosh(R_j)``, its value there (convex in ``c``), the derivative in
-    ``c_k`` has the sign of ``sum_j w_j - 2 w_k`` with ``w_j = exp(m_j) sinh(R_j)``. So ``c = 0`` is
-    best, unless one ``w_p`` is more than the sum of the others. Then ``c_p`` makes it equal to that
-    sum, which solves to ``c_p r_p = (LSE(u_p, others' l) - LSE(l_p, others' u)) / 2``; the value
-    becomes the mean of these two. They are attained at opposite vertices, whose middle is that of
-    the box: no plane above log-sum-exp is lower there.
+    The value there is `log sum_j exp(m_j) cosh(R_j)`, which is convex in `c`. Its derivative in
+    `c_k` has the sign of `sum_j w_j - 2 w_k` with `w_j = exp(m_j) sinh(R_j)`. So `c = 0` is best,
+    unless one `w_p` exceeds the sum of the others. Then the best `c_p` makes both equal, which
+    solves to `c_p r_p = (LSE(u_p, others' l) - LSE(l_p, others' u)) / 2`, and the value becomes the
+    mean of these two LSEs. They are attained at opposite vertices, whose middle is that of the box:
+    no plane above log-sum-exp is lower there.
     """
     m, r = center(x), radius(x)
     # log(exp(u) - exp(l)), up to the factor 2.
     positive = r > 0
     safe = jnp.where(positive, r, 1.0)
     growth = jnp.where(positive, m + safe + jnp.log(-jnp.expm1(-2.0 * safe)), -jnp.inf)
-    chosen = _first_largest(lax.stop_gradient(growth))
-    high = _total(jnp.where(masked, -jnp.inf, jnp.where(chosen, x.upper, x.lower)))
-    low = _total(jnp.where(masked, -jnp.inf, jnp.where(chosen, x.lower, x.upper)))
-    # In a narrow interval nothing is to be gained, and the quotient would be rounding.
-    wide = chosen & (r > 1e-3 * (1.0 + jnp.abs(m)))
+    fastest = _first_largest(lax.stop_gradient(growth))
+    high = _total(jnp.where(masked, -jnp.inf, jnp.where(fastest, x.upper, x.lower)))
+    low = _total(jnp.where(masked, -jnp.inf, jnp.where(fastest, x.lower, x.upper)))
+    # On a narrow interval there is nothing to gain, and the quotient would be mostly rounding.
+    wide = fastest & (r > 1e-3 * (1.0 + jnp.abs(m)))
     share = 0.5 * (high - low) / jnp.where(wide, r, 1.0)
     return jnp.where(wide & (share > 0), jnp.minimum(share, 1.0), 0.0)
 
 
 def _log_mean_slope(r: Array) -> Array:
-    """``log(sinh(r) / r)`` for ``r >= 0``; the series where the quotient has no derivative."""
+    """`log(sinh(r) / r)` for `r >= 0`; a series near 0, where the quotient has no derivative."""
     small = r < 0.03
     safe = jnp.where(small, 1.0, r)
     square = jnp.square(jnp.where(small, r, 0.0))
@@ -262,15 +263,16 @@ def _log_mean_slope(r: Array) -> Array:
 
 
 def _chord(x: Interval, masked: Array, shift: Array) -> Plane:
-    """A plane above log-sum-exp, for any shift ``c`` in ``[0, 1]^n``.
+    """A plane above log-sum-exp, for any shift `c` in `[0, 1]^n`.
 
-    ``LSE(x) = c x + log sum_j exp(d_j)`` with ``d_j = x_j - c x``, which lies within
-    ``R_j = (1 - c_j) r_j + sum_{k != j} c_k r_k`` of its middle ``a_j``. There exp is below its
-    chord, of value ``exp(a_j) cosh(R_j)`` at the middle and slope ``exp(a_j) sinh(R_j) / R_j``, and
-    the logarithm of the sum of chords is below its tangent at the middle.
+    `LSE(x) = c x + log sum_j exp(d_j)` with `d_j = x_j - c x`, which lies within
+    `R_j = (1 - c_j) r_j + sum_{k != j} c_k r_k` of its middle `a_j`. There exp lies below its
+    chord, which has the value `exp(a_j) cosh(R_j)` at the middle and the slope
+    `exp(a_j) sinh(R_j) / R_j`, and the logarithm of the sum of chords lies below its tangent at the
+    middle.
     """
     m, r = center(x), radius(x)
-    c = jnp.where(r > 0, shift, 0.0)  # a fixed entry has no part: it may be a mask's -1e38
+    c = jnp.where(r > 0, shift, 0.0)  # not for fixed entries, such as a mask's -1e38
     moved = c * r
     reach = (1.0 - c) * r + _sum_of_others(moved)
     base = jnp.sum(c * m, -1, keepdims=True)
@@ -282,19 +284,19 @@ def _chord(x: Interval, masked: Array, shift: Array) -> Plane:
     offset = base + total - jnp.sum(slopes * m, -1, keepdims=True)
     size = (jnp.abs(slopes) + c) * largest(x) + slopes_of_d * reach
     size = jnp.sum(size, -1, keepdims=True) + jnp.abs(base) + jnp.abs(total)
-    # What is wrong in a slope, by the rounding of its logarithm, counts as far as its entry goes
-    # from the middle.
+    # The error of a slope, from the rounding of its logarithm, counts in proportion to its entry's
+    # distance from the middle.
     logarithms = jnp.where(masked, 0.0, jnp.abs(m - base)) + jnp.abs(base) + reach + jnp.abs(total)
-    wrong = slopes_of_d * jnp.expm1(jnp.minimum(rounding(logarithms), 1.0))
-    reached = jnp.sum(wrong * r, -1, keepdims=True)
-    reached += jnp.sum(moved, -1, keepdims=True) * jnp.sum(wrong, -1, keepdims=True)
-    return slopes, offset + rounding(size) + lax.stop_gradient(reached)
+    errors = slopes_of_d * jnp.expm1(jnp.minimum(rounding(logarithms), 1.0))
+    slack = jnp.sum(errors * r, -1, keepdims=True)
+    slack += jnp.sum(moved, -1, keepdims=True) * jnp.sum(errors, -1, keepdims=True)
+    return slopes, offset + rounding(size) + lax.stop_gradient(slack)
 
 
 def _split(x: Interval) -> tuple[Interval, Array, Array]:
-    """Rows without infinite ends, which entries are masked by -inf, which rows are unbounded.
+    """Rows with finite ends, which entries are masked by -inf, and which rows are unbounded.
 
-    A masked entry has no part in the sum. A row of nothing else has no sum.
+    A masked entry adds nothing to the sum. A row that is masked entirely counts as unbounded.
     """
     masked = x.upper == -jnp.inf
     open_ended = (unbounded(x) & ~masked).any(-1, keepdims=True)
@@ -304,7 +306,7 @@ def _split(x: Interval) -> tuple[Interval, Array, Array]:
 
 
 def _logsumexp_rows(x: Interval, at: Array, shift: Array) -> tuple[Plane, Plane]:
-    """The plane below and the one above rows ``[..., n]``; constant where a row is unbounded."""
+    """The planes below and above rows `[..., n]`, constant where a row is unbounded."""
     bounded, masked, open_ended = _split(x)
 
     def either(plane: Plane, constant: Array) -> Plane:
@@ -314,7 +316,7 @@ def _logsumexp_rows(x: Interval, at: Array, shift: Array) -> tuple[Plane, Plane]
     low, high = _total(x.lower), _total(x.upper)
     low, high = low - rounding(1.0 + jnp.abs(low)), high + rounding(1.0 + jnp.abs(high))
     below, above = _tangent(bounded, masked, at), _chord(bounded, masked, shift)
-    # No digit is left of the weights of so wide a row. Entries far below the others have none.
+    # In a row of such large entries no digit of a weight is right. Far entries have no weight.
     counts = ~masked & (bounded.upper > bounded.lower.max(-1, keepdims=True) - _FAR)
     size = jnp.where(counts, largest(bounded), 0.0).max(-1, keepdims=True)
     open_ended = open_ended | (rounding(size) > _MOST_ROUNDING)
@@ -322,7 +324,7 @@ def _logsumexp_rows(x: Interval, at: Array, shift: Array) -> tuple[Plane, Plane]
 
 
 def _free(x: Interval, axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Where the free planes stand by default, in the operand's shape: tangent's point, shift."""
+    """Default positions in the operand's shape: the tangent's point and the chord's shift."""
     bounded, masked, _ = _split(_rows_of(x, axes))
     best = _best_shift(bounded, masked)
     return jnp.full(shape, 0.5, x.lower.dtype), _from_rows(best, axes, shape)
@@ -344,9 +346,9 @@ def _logsumexp_planes(node: Node, x: Interval, *, position: Position) -> Planes:
 
 
 def _log_softmax_planes(node: Node, x: Interval, *, position: Position) -> Planes:
-    """``x_i`` minus the planes of log-sum-exp, which all entries of a row share.
+    """`x_i` minus the planes of log-sum-exp, which all entries of a row share.
 
-    At the middle of the box no other planes are tighter, as ``x_i`` is linear.
+    No other planes are tighter at the middle of the box, as `x_i` is linear.
     """
     axes = _axes(node, x.lower.ndim)
     at, shift = _free(x, axes, node.shape)
@@ -354,17 +356,17 @@ def _log_softmax_planes(node: Node, x: Interval, *, position: Position) -> Plane
     below, above = _logsumexp_rows(_rows_of(x, axes), _to_rows(at, axes), _to_rows(shift, axes))
 
     def product(weights: tuple[Array, Array], value: Array) -> Array:
-        # ``own_i x_i + sum_{j != i} others_j x_j``: grows with x where the weights are positive.
-        own, others = weights
-        total = jnp.sum(others * value, axes, keepdims=True)
-        return (own - others) * value + jnp.broadcast_to(total, value.shape)
+        # `a_i x_i + sum_{j != i} b_j x_j` increases with x where the weights are positive.
+        a, b = weights
+        total = jnp.sum(b * value, axes, keepdims=True)
+        return (a - b) * value + jnp.broadcast_to(total, value.shape)
 
-    # That of the own weight, 1 - slope + slope.
-    own = rounding(jnp.where(jnp.isfinite(x.lower + x.upper), largest(x), 0.0))
+    # The rounding of `a - b`, 1 - slope + slope.
+    slack = rounding(jnp.where(jnp.isfinite(x.lower + x.upper), largest(x), 0.0))
 
     def plane(rows: Plane, sign: float) -> tuple[tuple[Array, Array], Array]:
         slopes, offset = (_from_rows(part, axes, node.shape) for part in rows)
-        return (1.0 - slopes, -slopes), sign * own - offset
+        return (1.0 - slopes, -slopes), sign * slack - offset
 
     return Planes(product, *plane(above, -1.0), *plane(below, 1.0))
 
@@ -373,9 +375,9 @@ def _log_softmax_planes(node: Node, x: Interval, *, position: Position) -> Plane
 
 
 def _normalize_planes(node: Node, d: Interval, r: Interval, *, position: Position) -> Planes:
-    """McCormick's planes of the product, or the interval's ends where they are better.
+    """McCormick's planes of the product, or the image's ends where these are tighter at the middle.
 
-    Better at the middle of the box; on wide boxes the product forgets that ``|y| <= sqrt(N)``.
+    On wide boxes the planes of the product ignore that `|y| <= sqrt(N)`.
     """
     image = _normalize_image(node, d, r)
     planes = product_planes(d, r, position)
@@ -386,8 +388,8 @@ def _normalize_planes(node: Node, d: Interval, r: Interval, *, position: Positio
         weights: tuple[Array, ...], offset: Array, end: Array, worse: Callable[..., Array]
     ) -> tuple[tuple[Array, ...], Array]:
         constant = worse(planes.product(weights, *middles) + offset, end)
-        chosen = tuple(jnp.where(constant, 0.0, weight) for weight in weights)
-        return chosen, jnp.where(constant, end, offset)
+        weights = tuple(jnp.where(constant, 0.0, weight) for weight in weights)
+        return weights, jnp.where(constant, end, offset)
 
     return Planes(
         planes.product,
@@ -417,7 +419,7 @@ register(
 register(
     Joint(
         name="normalize",
-        note="by its own root mean square: layer, group and RMS norm",
+        note="by its root mean square: layer, group and RMS norm",
         accepts=lambda node: all(node.perturbed),
         image=_normalize_image,
         planes=_normalize_planes,

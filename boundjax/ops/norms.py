@@ -1,7 +1,7 @@
-"""l2 norms of linear ops: of every row of their matrix, and of the matrix itself.
+"""l2 norms of linear ops: those of the rows of their matrix, and the spectral norm.
 
-A spectral norm that a certificate rests on has to be an *upper* bound. Power iteration approaches
-the norm from below; it is for training only (``power_step``).
+A certificate needs an *upper* bound on the spectral norm. Power iteration approaches the norm from
+below, so it is for training only (`power_step`).
 """
 
 from __future__ import annotations
@@ -12,39 +12,39 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
-from boundjax.ir.families import Weighted
+from boundjax.ir.families import Structural, Weighted, linear_op
 from boundjax.ir.node import Node, Op
 from boundjax.numerics import length, root
 from boundjax.ops import affine, spectrum
 
-# Up to so many elements a layer's matrix is written out, which is exact at padded borders.
+# A matrix with at most this many elements is written out, which is exact at padded borders.
 _UNROLLED = 2**20
 
 
 def has_spectrum(op: Op | None) -> bool:
-    """Whether the op's spectral norm takes more than looking at its factors."""
+    """Whether computing the op's spectral norm takes more than a look at its factors."""
     return isinstance(op, Weighted) and not op.diagonal
 
 
 def keeps_lengths(node: Node) -> bool:
     """Whether a linear op only moves, negates or drops the elements of its one operand."""
-    op = node.op
-    moves = not isinstance(op, Weighted) and op.moves and len(node.inputs) == 1
+    op = linear_op(node)
+    moves = isinstance(op, Structural) and op.moves and len(node.inputs) == 1
     return moves and node.size <= math.prod(node.input_shapes[0].shape)
 
 
 def mixes(node: Node) -> bool:
     """Whether an element of a linear op's value may depend on several elements of its operands."""
-    op = node.op
+    op = linear_op(node)
     return not op.diagonal if isinstance(op, Weighted) else not op.moves
 
 
 def row_norms(node: Node) -> tuple[Array, ...]:
-    """The l2 norms of the rows of a linear op's matrices, ``[*shape]`` per perturbed operand.
+    """The l2 norms of the rows of a linear op's matrices, `[*shape]` per perturbed operand.
 
-    The op itself with squared weights is applied to ones, so borders of padded convolutions are
-    exact.
+    Applies the op with squared weights to ones, which is exact at borders of padded convolutions.
     """
     if isinstance(node.op, Weighted):
         (shape,) = node.input_shapes
@@ -53,12 +53,12 @@ def row_norms(node: Node) -> tuple[Array, ...]:
 
 
 def radius(node: Node, radii: Sequence[Array], norm: Array | None) -> Array:
-    """The radius of a linear op's image of balls, from the radii of its operands.
+    """The radius of a linear op's image of balls, from the radii of these balls.
 
     Args:
-      node: an equation of a ``Structural`` or ``Weighted`` op.
+      node: an equation of a `Structural` or `Weighted` op.
       radii: scalars, one per perturbed operand.
-      norm: the spectral norm of an op that ``has_spectrum``.
+      norm: the spectral norm of an op that `has_spectrum`.
     """
     if norm is not None:
         return norm * radii[0]
@@ -66,32 +66,35 @@ def radius(node: Node, radii: Sequence[Array], norm: Array | None) -> Array:
         return radii[0]
     if isinstance(node.op, Weighted):
         return _diagonal_norm(node) * radii[0]
-    # Schur's test on matrices of 0, 1 and -1: of every operand alone, and of all side by side.
+    # Schur's test on matrices of 0, 1 and -1: each operand's alone, and all of them side by side.
     rows, columns = _row_sums(node), _column_sums(node)
-    alone = [
+    images = [
         jnp.sqrt(jnp.max(r) * jnp.max(c)) * radius
         for r, c, radius in zip(rows, columns, radii, strict=True)
     ]
     if len(radii) == 1:
-        return alone[0]
+        return images[0]
     most = jnp.max(jnp.stack([jnp.max(c) for c in columns]))
-    together = jnp.sqrt(jnp.max(sum(rows)) * most)
-    return jnp.minimum(sum(alone), together * root(sum(jnp.square(r) for r in radii)))
+    joint_norm = jnp.sqrt(jnp.max(_sum(rows)) * most)
+    joint_radius = root(_sum([jnp.square(r) for r in radii]))
+    return jnp.minimum(_sum(images), joint_norm * joint_radius)
 
 
 def spectral_bound(node: Node) -> Array:
     """A provable upper bound on the spectral norm of a layer, a scalar.
 
-    The least of Schur's ``sqrt(max row sum * max column sum)`` of the absolute weights and of Gram
-    iteration (``spectrum.largest_singular_value``) on what the layer's matrix consists of: the
-    weights of a dense layer; the matrix itself of a small layer; the frequencies of a convolution
-    on a torus that holds the padded image. NaN for weights that are not finite.
+    It is the smaller of two bounds: Schur's `sqrt(max row sum * max column sum)` of the absolute
+    weights, and Gram iteration (`spectrum.largest_singular_value`) on the matrix of a small layer,
+    the weights of a dense layer, or the frequencies of a convolution on a torus that holds the
+    padded image. Weights that are not finite give NaN.
     """
+    op = node.op
+    assert isinstance(op, Weighted)
     (shape,) = node.input_shapes
     ones = jnp.ones(shape.shape, shape.dtype)
     absolute = jax.linear_transpose(lambda v: node.apply(v, constants=jnp.abs), shape)
     (columns,) = absolute(jnp.ones(node.shape, node.dtype))
-    bound = jnp.sqrt(jnp.max(node.op.magnitude(node, ones))) * jnp.sqrt(jnp.max(columns))
+    bound = jnp.sqrt(jnp.max(op.magnitude(node, ones))) * jnp.sqrt(jnp.max(columns))
     if node.size * ones.size <= _UNROLLED:
         matrix = affine.pull_back(node, node.unit_rows())[0].reshape(node.size, -1)
         parts = spectrum.largest_singular_value(matrix)
@@ -99,22 +102,24 @@ def spectral_bound(node: Node) -> Array:
         parts = spectrum.of_product(node)
     elif node.primitive == "conv_general_dilated":
         parts = spectrum.of_convolution(node)
-    else:  # an op of the user's
+    else:  # an op that a user registered
         parts = None
     return bound if parts is None else jnp.minimum(bound, jnp.max(parts))
 
 
-def power_step(node: Node, vector: Array) -> tuple[Array, Array]:
+def power_step(
+    node: Node, vector: Float[Array, "*input"]
+) -> tuple[Float[Array, ""], Float[Array, "*input"]]:
     """One power iteration on a layer and its transpose.
 
     Args:
-      node: an equation whose op ``has_spectrum``.
-      vector: of unit length, ``[*input]``.
+      node: an equation whose op `has_spectrum`.
+      vector: of unit length.
 
     Returns:
-      An estimate of the spectral norm from below, differentiable in the weights, and the next
-      vector (Lee et al. 2020; Miyato et al. 2018). No gradient flows through the vectors, which
-      is the same at convergence.
+      A lower estimate of the spectral norm, differentiable in the weights, and the next vector (Lee
+      et al. 2020; Miyato et al. 2018). No gradient flows through the vectors, which makes no
+      difference at convergence.
     """
     constant = jax.lax.stop_gradient
     left = _unit(constant(node.apply(vector)), jnp.zeros(node.shape, node.dtype))
@@ -123,14 +128,18 @@ def power_step(node: Node, vector: Array) -> tuple[Array, Array]:
     return jnp.vdot(constant(left), node.apply(right)), right
 
 
+def _sum(terms: Sequence[Array]) -> Array:
+    return sum(terms[1:], terms[0])
+
+
 def _unit(value: Array, otherwise: Array) -> Array:
     size = length(value)
     return jnp.where(size == 0, otherwise, value / jnp.where(size == 0, 1.0, size))
 
 
 def _row_sums(node: Node) -> list[Array]:
-    """Per operand the row sums of the absolute values of a structural op's matrix."""
-    assert node.is_linear
+    """The row sums of the absolute values of a structural op's matrix, per operand."""
+    assert isinstance(node.op, Structural)
     zeros = [jnp.zeros(s.shape, s.dtype) for s in node.input_shapes]
     sums = []
     for k, sign in enumerate(node.op.sign(node)):
@@ -140,12 +149,13 @@ def _row_sums(node: Node) -> list[Array]:
 
 
 def _column_sums(node: Node) -> list[Array]:
+    assert isinstance(node.op, Structural)
     operands = affine.pull_back(node, jnp.ones((1, *node.shape), node.dtype))
     return [sign * o[0] for sign, o in zip(node.op.sign(node), operands, strict=True)]
 
 
 def _diagonal_norm(node: Node) -> Array:
-    """Every row has one entry: the matrix' columns are orthogonal, also where it repeats them."""
+    """The norm of a diagonal op: a row has one entry, so the matrix's columns are orthogonal."""
     (shape,) = node.input_shapes
     if node.size == math.prod(shape.shape):
         return jnp.max(jnp.abs(node.apply(jnp.ones(shape.shape, shape.dtype))))

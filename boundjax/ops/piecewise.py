@@ -1,10 +1,10 @@
 """Piecewise linear functions: hinges, ramps, steps, and their two lines on an interval.
 
-* *hinges* (relu, leaky relu, abs, max and min with a constant): two straight pieces;
-* *ramps* (clip, relu6, hard tanh): flat, straight, flat;
-* *steps* (sign, floor, a predicate as a number): they jump.
+* *hinges* (relu, leaky relu, abs, max and min with a constant) have two straight pieces;
+* *ramps* (clip, relu6, hard tanh) are flat, straight, then flat;
+* *steps* (sign, floor, a predicate as a number) jump.
 
-Lines follow Zhang et al. 2018 (CROWN); the free slope of a hinge or ramp is a slope policy's.
+Lines follow Zhang et al. 2018 (CROWN). A slope policy places the free slope of a hinge or ramp.
 """
 
 from __future__ import annotations
@@ -15,30 +15,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
+from jax.core import Tracer
 
 from boundjax.ir.families import Lines, Position
 from boundjax.ir.node import Node
 from boundjax.numerics import larger, signed_parts, smaller, with_derivative_of
 
+# A constant operand: a Python float if it is one concrete number.
+Number = float | Array
+
 # --- hinges: left * t for t < 0, right * t for t >= 0 ---------------------------------------------
 
 
 def hinge_lines(
-    lower: Array, upper: Array, left: ArrayLike, right: ArrayLike, position: Position
+    lower: Array,
+    upper: Array,
+    left: Number,
+    right: Number,
+    position: Callable[[Array, Array], Array],
 ) -> Lines:
-    """Lines of ``left * min(t, 0) + right * max(t, 0)`` on ``[lower, upper]``.
+    """Lines of `left * min(t, 0) + right * max(t, 0)` on `[lower, upper]`.
 
     On an interval around 0 one line is the chord through both ends; the other passes through the
-    origin with a free slope between ``left`` and ``right``: ``left + (right - left) * position``.
-    The hinge is convex (chord above) where ``right >= left``, else concave (chord below).
-    For relu: chord slope ``u / (u - l)``, intercept ``-l u / (u - l)``.
+    origin with a free slope between `left` and `right`: `left + (right - left) * position`.
+    The hinge is convex (chord above) where `right >= left`, else concave (chord below).
+    For relu: chord slope `u / (u - l)`, intercept `-l u / (u - l)`.
     """
     on, off = lower >= 0, upper <= 0
     stable = on | off
     stable_slope = jnp.where(on, right, left).astype(lower.dtype)
     width = jnp.where(stable, 1.0, upper - lower)
-    fraction = jnp.where(stable, 0.0, upper / width)  # NaN bounds are neither on nor off: NaN
+    fraction = jnp.where(stable, 0.0, upper / width)  # NaN if a bound is NaN
     chord_slope = jnp.where(stable, stable_slope, left + (right - left) * fraction)
     chord_intercept = (left - right) * lower * fraction
     at_ends = left * lower - chord_slope * lower, right * upper - chord_slope * upper
@@ -60,25 +67,26 @@ def hinge_lines(
 
 
 def through_ends(chord: Array, at_lower: Array, at_upper: Array, above: bool | Array) -> Array:
-    """The intercept with which a chord of this slope is above (below) both of its ends.
+    """The intercept with which a chord is above (below) both of its ends.
 
-    A slope that under- or overflows is not the chord's, by which its formula is wrong. `chord` is
-    that formula, for the derivative.
+    The chord's formula is wrong if its slope under- or overflows. `chord` is the intercept by that
+    formula, which gives the derivative.
     """
     high, low = jnp.maximum(at_lower, at_upper), jnp.minimum(at_lower, at_upper)
     if isinstance(above, bool):
-        found = high if above else low
+        intercept = high if above else low
     else:
-        found = jnp.where(above, high, low)
-    return with_derivative_of(found, chord)
+        intercept = jnp.where(above, high, low)
+    return with_derivative_of(intercept, chord)
 
 
-def shifted(lines: Lines, x: ArrayLike, y: ArrayLike) -> Lines:
-    """Lines of ``y + f(t - x)`` from the lines of ``f``."""
+def shifted(lines: Lines, x: Number, y: Number) -> Lines:
+    """Lines of `y + f(t - x)` from the lines of `f`, whose slopes are arrays."""
 
     def move(slope: Array | None, intercept: Array | None) -> Array:
+        assert slope is not None
         value = 0.0 if intercept is None else intercept
-        return value + y if slope is None else value + y - slope * x
+        return value + y - slope * x
 
     return Lines(
         lines.lower_slope,
@@ -88,55 +96,55 @@ def shifted(lines: Lines, x: ArrayLike, y: ArrayLike) -> Lines:
     )
 
 
-def number(node: Node, index: int = 0) -> ArrayLike:
-    """A constant operand, as a Python float where it is one known number."""
+def number(node: Node, index: int = 0) -> Number:
+    """A constant operand, as a Python float if it is one concrete number."""
     constant = node.constants[index]
-    if isinstance(constant, jax.core.Tracer) or np.ndim(constant):
+    if isinstance(constant, Tracer) or np.ndim(constant):
         return jnp.asarray(constant, node.dtype)
     return float(constant)
 
 
 def monotone_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
-    """Image of an increasing function whose values are exact in floating point."""
+    """Image of an increasing function without rounding errors."""
     return node.apply(lower), node.apply(upper)
 
 
 def constant_slope(slope: float) -> Callable[[Node, Array, Array], Array]:
-    """A Lipschitz constant that no interval changes."""
+    """The rule of a Lipschitz constant that is the same on every interval."""
     return lambda node, lower, upper: jnp.full_like(lower, slope)
 
 
 def relu_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
-    """Lines of ``max(t, 0)``."""
+    """Lines of `max(t, 0)`."""
     return hinge_lines(lower, upper, 0.0, 1.0, position)
 
 
 def abs_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
-    """Lines of ``|t|``."""
+    """Lines of `|t|`."""
     return hinge_lines(lower, upper, -1.0, 1.0, position)
 
 
 def abs_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
-    """Image of ``|t|``."""
+    """Image of `|t|`."""
     return (
         jax.nn.relu(lower) + jax.nn.relu(-upper),
         larger(jnp.abs(lower), jnp.abs(upper)),
     )
 
 
-def leaky_slope(node: Node) -> ArrayLike:
-    """jax.nn.leaky_relu's slope, an operand or its default."""
+def leaky_slope(node: Node) -> Number:
+    """The slope of `jax.nn.leaky_relu`, an operand or the default."""
     return number(node) if node.constants else 0.01
 
 
 def leaky_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
-    """Lines of ``t`` right of 0 and ``slope t`` left of it, for any slope."""
+    """Lines of `t` right of 0 and `slope t` left of it, for any slope."""
     return hinge_lines(lower, upper, leaky_slope(node), 1.0, position)
 
 
 def leaky_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
     """Image of a leaky relu."""
-    # A negative slope makes the function fall left of 0: its least value is then at 0 or at an end.
+    # With a negative slope the function decreases left of 0, and its least value may be at 0.
     at_lower, at_upper = node.apply(lower), node.apply(upper)
     around = (lower < 0) & (upper > 0)
     low = smaller(at_lower, at_upper)
@@ -145,14 +153,14 @@ def leaky_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
 
 
 def leaky_lipschitz(node: Node, lower: Array, upper: Array) -> Array:
-    """The steeper of the two pieces."""
+    """The slope of the steeper piece."""
     return jnp.broadcast_to(
         jnp.maximum(jnp.abs(jnp.asarray(leaky_slope(node), lower.dtype)), 1.0), lower.shape
     )
 
 
 def max_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
-    """Lines of ``max(t, c)``."""
+    """Lines of `max(t, c)`."""
     c = number(node)
     if isinstance(c, float) and c == 0.0:
         return hinge_lines(lower, upper, 0.0, 1.0, position)
@@ -160,11 +168,11 @@ def max_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lin
 
 
 def min_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
-    """Lines of ``min(t, c)``."""
+    """Lines of `min(t, c)`."""
     c = number(node)
 
     def mirrored(low: Array, high: Array) -> Array:
-        # min(t, 0) = -relu(-t): the policy sees the relu's interval, and its slope left of 0 is 1.
+        # min(t, 0) = -relu(-t): the policy sees the relu's interval and answers its slope.
         return 1.0 - position(-high, -low)
 
     return shifted(hinge_lines(lower - c, upper - c, 1.0, 0.0, mirrored), c, c)
@@ -173,17 +181,16 @@ def min_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lin
 # --- ramps: min(max(t, low), high) ----------------------------------------------------------------
 
 
-def ramp_lines(
-    lower: Array, upper: Array, low: ArrayLike, high: ArrayLike, position: Position
-) -> Lines:
-    """Lines of ``min(max(t, low), high)`` with ``low <= high`` on ``[lower, upper]``.
+def ramp_lines(lower: Array, upper: Array, low: Number, high: Number, position: Position) -> Lines:
+    """Lines of `min(max(t, low), high)` with `low <= high` on `[lower, upper]`.
 
-    Above, where the interval reaches past ``high``: a line through ``(high, high)`` whose slope is
-    free between 0 and the slope to the left end's value; else the chord of the hinge at ``low``.
-    Below by symmetry. The free slopes are the policy's, seen from the kink in question.
+    If the interval reaches past `high`, the upper line passes through `(high, high)` with a free
+    slope between 0 and that of the line to the function's value at the left end; otherwise it is
+    the chord of the hinge at `low`. The lower line is symmetric. The policy sees the interval
+    relative to the kink that a line passes through.
     """
     image_lower, image_upper = jnp.clip(lower, low, high), jnp.clip(upper, low, high)
-    # Where the interval lies in one piece the two ends tell everything, and the lines coincide.
+    # On an interval within one piece the function is linear, and the lines coincide.
     straight = (lower >= low) & (upper <= high)
     flat = (upper <= low) | (lower >= high)
     single = straight | flat
@@ -224,30 +231,26 @@ def ramp_lines(
 
 
 def ramp(low: float, high: float) -> Callable[[Node, Array, Array, Position], Lines]:
-    """Lines of a ramp with ends that are known numbers."""
+    """The rule for the lines of a ramp between two Python numbers."""
     return lambda node, lower, upper, position: ramp_lines(lower, upper, low, high, position)
 
 
 def clip_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
     """Lines of a clip or clamp with constant ends."""
-    low, high = (jnp.asarray(c, node.dtype) for c in _clip_ends(node))
+    # Both jnp.clip(x, low, high) and the primitive clamp(low, x, high) have them in this order.
+    low, high = (jnp.asarray(c, node.dtype) for c in node.constants)
     low, high = jnp.broadcast_to(low, lower.shape), jnp.broadcast_to(high, lower.shape)
     # jnp.clip gives `high` wherever low > high.
     return ramp_lines(lower, upper, jnp.minimum(low, high), high, position)
-
-
-def _clip_ends(node: Node) -> tuple[Array, Array]:
-    # jnp.clip(x, low, high); the primitive is clamp(low, x, high).
-    return node.constants[0], node.constants[1]
 
 
 # --- steps ----------------------------------------------------------------------------------------
 
 
 def rounding_lines(below: float, above: float) -> Callable[[Node, Array, Array, Position], Lines]:
-    """Lines of a function with ``x + below <= f(x) <= x + above``: floor, ceil, round.
+    """The rule for the lines of floor, ceil and round, where `x + below <= f(x) <= x + above`.
 
-    Each is the better one, at the middle of the interval, of that line and of the image's end.
+    Each line is that bound or the constant end of the image, whichever is tighter at the middle.
     """
 
     def lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
@@ -267,11 +270,11 @@ def rounding_lines(below: float, above: float) -> Callable[[Node, Array, Array, 
 
 
 def sign_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
-    """Lines of the sign: the image's ends, or through ``(0, 1)`` and ``(lower, -1)``.
+    """Lines of the sign: constant, or through `(0, 1)` and `(lower, -1)`.
 
-    The upper line must be at least 1 at 0+ and at least -1 at the lower end; its least value at the
-    middle is that of slope ``-2 / lower`` where the middle is negative, else that of slope 0. The
-    lower line is its half turn.
+    The upper line must be at least 1 at 0+ and at least -1 at the lower end. It is lowest at the
+    middle with slope `-2 / lower` if the middle is negative, else with slope 0. The lower line
+    follows by rotation through half a turn.
     """
     at_lower, at_upper = node.apply(lower), node.apply(upper)
     around = (lower < 0) & (upper > 0)
@@ -288,11 +291,11 @@ def sign_lines(node: Node, lower: Array, upper: Array, position: Position) -> Li
 
 
 def cast_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
-    """Constant lines of a predicate as a number: 0, 1 or in between."""
+    """Lines of a predicate as a number: the constant ends of its image, 0 or 1."""
     return Lines(None, node.apply(lower), None, node.apply(upper))
 
 
 def step_lipschitz(node: Node, lower: Array, upper: Array) -> Array:
-    """0 where the function is constant on the interval, else infinite."""
+    """The Lipschitz constant: 0 where the function is constant on the interval, else infinite."""
     flat = node.apply(lower) == node.apply(upper)
     return jnp.where(flat, 0.0, jnp.inf).astype(node.dtype)

@@ -1,4 +1,4 @@
-"""Powers, and sine and cosine: functions whose bends depend on an exponent or on the interval."""
+"""Powers, sine and cosine, whose bends depend on an exponent or on the interval."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INFINITY = float("inf")
 
 
 def integer_curve(node: Node) -> Curve:
-    """``x ** y`` for a positive integer ``y``: convex, or concave and convex around 0."""
+    """`x ** y` for a positive integer `y`: convex, or concave and convex around 0."""
     y = node.params["y"]
     rounding = functools.partial(_product_rounding, node)
     if y == 1:
@@ -29,16 +29,16 @@ def integer_curve(node: Node) -> Curve:
 
 
 def _product_rounding(node: Node, x: Array) -> Array:
-    """A product of ``|y|`` factors rounds ``|y| - 1`` times, by half an ulp each."""
+    """A product of `|y|` factors rounds `|y| - 1` times, by half an ulp each."""
     return max(0.0, abs(node.params["y"]) / 16.0 - 1.0) * jnp.abs(node.apply(x))
 
 
 def real_curve(node: Node) -> Curve:
-    """``x ** y`` on ``x >= 0`` for any constant ``y``."""
+    """`x ** y` on `x >= 0` for any constant `y`."""
     y = piecewise.number(node)
 
     def rounding(x: Array) -> Array:
-        # x ** y is written as exp(y log x), with a rounded exponent.
+        # XLA computes x ** y as exp(y log x), whose exponent is rounded.
         positive = jnp.where(x > 0, x, 1.0)
         return jnp.abs(node.apply(positive) * y * jnp.log(positive)) / 8.0
 
@@ -90,7 +90,7 @@ def _warned_negative_image(node: Node, lower: Array, upper: Array) -> tuple[Arra
 
 
 def _negative_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
-    """Lines on the positive side, where the function is convex, turned over for the other one."""
+    """The lines on the positive side, where the function is convex, mirrored for the other side."""
     odd = node.params["y"] % 2 == 1
     negative = upper < 0
     low, high = _negative_image(node, lower, upper)
@@ -100,30 +100,35 @@ def _negative_lines(node: Node, lower: Array, upper: Array, position: Position) 
         ends = (low, high)
     curve = Curve(curvatures=(1,), monotone=-1, rounding=functools.partial(_product_rounding, node))
     detached = functools.partial(node.apply, constants=jax.lax.stop_gradient)
-    found = smooth.lines(
+
+    def position_in_interval(_: Array, __: Array, default: Array | None = None) -> Array:
+        # Pass the node's interval, although the line belongs to the mirrored one.
+        return position(lower, upper, default=default)
+
+    below, above = smooth.both_lines(
         node.apply,
         curve,
         jnp.where(negative, -upper, lower),
         jnp.where(negative, -lower, upper),
-        # The user's interval, though what is asked for is a place in the mirrored one.
-        lambda _, __, default: position(lower, upper, default=default),
+        position_in_interval,
         ends,
         detached,
     )
+    (lower_slope, lower_intercept), (upper_slope, upper_intercept) = below, above
     if not odd:
-        # f(x) = f(-x): only the slopes turn.
+        # f(x) = f(-x): only the slopes change sign.
         return Lines(
-            jnp.where(negative, -found.lower_slope, found.lower_slope),
-            found.lower_intercept,
-            jnp.where(negative, -found.upper_slope, found.upper_slope),
-            found.upper_intercept,
+            jnp.where(negative, -lower_slope, lower_slope),
+            lower_intercept,
+            jnp.where(negative, -upper_slope, upper_slope),
+            upper_intercept,
         )
     # f(x) = -f(-x): the lines change places.
     return Lines(
-        jnp.where(negative, found.upper_slope, found.lower_slope),
-        jnp.where(negative, -found.upper_intercept, found.lower_intercept),
-        jnp.where(negative, found.lower_slope, found.upper_slope),
-        jnp.where(negative, -found.lower_intercept, found.upper_intercept),
+        jnp.where(negative, upper_slope, lower_slope),
+        jnp.where(negative, -upper_intercept, lower_intercept),
+        jnp.where(negative, lower_slope, upper_slope),
+        jnp.where(negative, -lower_intercept, upper_intercept),
     )
 
 
@@ -134,7 +139,7 @@ def _negative_lipschitz(node: Node, lower: Array, upper: Array) -> Array:
 
 RECIPROCAL = Scalar(
     name="integer_pow",
-    note="of negative exponents, of values that are never 0",
+    note="negative exponents, of values that are never 0",
     accepts=lambda node: node.params["y"] < 0,
     image=_warned_negative_image,
     lines=_negative_lines,
@@ -146,36 +151,36 @@ RECIPROCAL = Scalar(
 # --- sine and cosine ------------------------------------------------------------------------------
 
 _PERIOD = 2.0 * math.pi
-# Farther from 0 a float32 does not tell the bends of neighbouring numbers.
+# Farther from 0, neighbouring float32 numbers are too far apart to locate the bends.
 _LARGEST = 1e4
 
 
 def sinusoid(name: str, rise: float) -> Scalar:
     """The entry of sine or cosine.
 
-    The lines need only those bends that lie within two periods from the lower end: on an interval
-    of two periods or more the envelope is 1 at its middle, and -1 below. Far from 0, where
-    floating-point numbers lie too far apart to tell the bends, the lines and the image are constant
-    as well.
+    The lines need only the bends within two periods of the interval's lower end: on longer
+    intervals the envelopes are 1 and -1 at the middle. Far from 0, where floating-point numbers are
+    too far apart to locate the bends, the lines and the image are constant as well.
 
     Args:
       name: the primitive's.
-      rise: where the function is 0 and rises: it is concave up to half a period right of there.
+      rise: a zero at which the function increases; it is concave for half a period to the right.
     """
 
-    def known(lower: Array, upper: Array) -> tuple[Array, Array, Array]:
+    def near_ends(lower: Array, upper: Array) -> tuple[Array, Array, Array]:
+        """Where the bends of an interval count, and its ends there, else zeros."""
         near = (jnp.abs(lower) < _LARGEST) & (jnp.abs(upper) < _LARGEST)
         near = near & (upper - lower < 2.0 * _PERIOD)
         return near, jnp.where(near, lower, 0.0), jnp.where(near, upper, 0.0)
 
     def contains(point: float, lower: Array, upper: Array) -> Array:
-        """Whether a point of that phase lies in the interval, or beside it within rounding."""
+        """Whether a point of this phase lies in the interval, or outside it by rounding only."""
         tolerance = 1e-3 if lower.dtype == jnp.float32 else 1e-8
         turns = jnp.ceil((lower - (point + tolerance)) / _PERIOD)
         return point + _PERIOD * turns <= upper + tolerance
 
     def image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
-        near, safe_lower, safe_upper = known(lower, upper)
+        near, safe_lower, safe_upper = near_ends(lower, upper)
         curve = Curve(curvatures=(1,), monotone=0, low=-1.0, high=1.0, rounding=jnp.ones_like)
         low, high = smooth.image(node.apply, curve, safe_lower, safe_upper)
         peak = contains(rise + 0.25 * _PERIOD, safe_lower, safe_upper)
@@ -188,7 +193,7 @@ def sinusoid(name: str, rise: float) -> Scalar:
     def bends(lower: Array) -> Curve:
         first = rise + _PERIOD * jnp.floor((jax.lax.stop_gradient(lower) - rise) / _PERIOD)
         points = tuple(first + 0.5 * _PERIOD * k for k in range(6))
-        # Nothing of the interval lies in the first piece.
+        # The interval begins right of the first piece.
         return Curve(
             breakpoints=points,
             curvatures=(0, -1, 1, -1, 1, -1, 1),
@@ -196,22 +201,22 @@ def sinusoid(name: str, rise: float) -> Scalar:
         )
 
     def lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
-        near, safe_lower, safe_upper = known(lower, upper)
+        near, safe_lower, safe_upper = near_ends(lower, upper)
         low, high = image(node, lower, upper)
-        found = smooth.lines(
+        (lower_slope, lower_intercept), (upper_slope, upper_intercept) = smooth.both_lines(
             node.apply, bends(safe_lower), safe_lower, safe_upper, position, (low, high)
         )
         return Lines(
-            jnp.where(near, found.lower_slope, 0.0),
-            jnp.where(near, found.lower_intercept, low),
-            jnp.where(near, found.upper_slope, 0.0),
-            jnp.where(near, found.upper_intercept, high),
+            jnp.where(near, lower_slope, 0.0),
+            jnp.where(near, lower_intercept, low),
+            jnp.where(near, upper_slope, 0.0),
+            jnp.where(near, upper_intercept, high),
         )
 
     def lipschitz(node: Node, lower: Array, upper: Array) -> Array:
-        near, safe_lower, safe_upper = known(lower, upper)
-        found = smooth.lipschitz(node.apply, bends(safe_lower), safe_lower, safe_upper)
-        found = jnp.where(near, found, 1.0)
-        return jnp.where(jnp.isnan(lower) | jnp.isnan(upper), jnp.nan, found)
+        near, safe_lower, safe_upper = near_ends(lower, upper)
+        constant = smooth.lipschitz(node.apply, bends(safe_lower), safe_lower, safe_upper)
+        constant = jnp.where(near, constant, 1.0)
+        return jnp.where(jnp.isnan(lower) | jnp.isnan(upper), jnp.nan, constant)
 
     return Scalar(name=name, image=image, lines=lines, lipschitz=lipschitz)

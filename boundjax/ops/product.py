@@ -1,20 +1,20 @@
 """Products of two perturbed values: elementwise, and matrix products (attention).
 
-Both share one relaxation, the planes of McCormick (1976). For ``x`` in ``[xl, xu]`` and ``y`` in
-``[yl, yu]`` the products of non-negative factors
+Both share one relaxation, the planes of McCormick (1976). For `x` in `[xl, xu]` and `y` in
+`[yl, yu]` the products of non-negative factors
 
-    (x - xl)(y - yl) >= 0,   (xu - x)(yu - y) >= 0      two planes below   x y,
-    (xu - x)(y - yl) >= 0,   (x - xl)(yu - y) >= 0      two planes above   x y,
+    (x - xl)(y - yl) >= 0,   (xu - x)(yu - y) >= 0      give two planes below   x y,
+    (xu - x)(y - yl) >= 0,   (x - xl)(yu - y) >= 0      give two planes above   x y.
 
-and every convex combination of two planes on one side is again one on that side; together they are
-the convex and the concave envelope. In the middles ``cx, cy``, the radii ``rx, ry`` and ``s`` =
-position - 1/2 in ``[-1/2, 1/2]`` a combination reads
+A convex combination of the two planes on one side is a plane on that side; together they form the
+convex and the concave envelope. With the middles `cx, cy`, the radii `rx, ry` and
+`s = position - 1/2` in `[-1/2, 1/2]` a combination is
 
     below:  (cy + 2 s ry) x + (cx + 2 s rx) y - (cx + 2 s rx) cy - (rx + 2 s cx) ry,
     above:  (cy + 2 s ry) x + (cx - 2 s rx) y - (cx - 2 s rx) cy + (rx - 2 s cx) ry.
 
-All of them have the value ``cx cy - rx ry`` (``+`` above) at the middle of the box, which is the
-mean over the box: no position has more volume than another. The default, 1/2, makes the planes
+At the middle of the box every combination has the value `cx cy - rx ry` (`+` above), which is its
+mean over the box, so all positions give the same volume. The default, 1/2, makes the planes
 parallel, so that a walk passes them once.
 """
 
@@ -36,20 +36,20 @@ from boundjax.sets.interval import Interval
 # Offsets are moved outward by this many roundings of the largest term.
 _ULPS = 8.0
 
-# Terms of a matrix product (of one example) up to which its interval is a sum of exact ranges.
+# A matrix product (of one example) with at most this many terms sums their exact ranges.
 _EXACT_TERMS = 2**26
 
 
 def rounding(size: Array) -> Array:
-    """How far to move a bound outward whose terms have magnitude ``size``; no gradient flows."""
+    """How far to move outward a bound with terms of magnitude `size`; no gradient flows."""
     return _ULPS * jnp.finfo(size.dtype).eps * lax.stop_gradient(size)
 
 
 def center(x: Interval) -> Array:
-    """The middle; unlike ``Interval.middle`` it does not overflow at the ends of the range.
+    """The middle; unlike `Interval.middle` it does not overflow for the largest finite ends.
 
-    Not the sum of halves, of which XLA makes half of the sum: a softmax's masked entries, the least
-    finite numbers, would overflow.
+    XLA would turn a sum of halves into half of the sum, which overflows for a softmax's masked
+    entries, the least finite numbers.
     """
     return x.lower + radius(x)
 
@@ -71,15 +71,15 @@ def unbounded(x: Interval) -> Array:
 
 
 def corner_products(x: Interval, y: Interval) -> Interval:
-    """The range of ``x y`` over a box, elementwise: its least and largest corner.
+    """The range of `x y` over a box, elementwise: its least and largest corner.
 
-    ``0 * inf`` at a corner says nothing about the products near it, in floating point not even that
-    they are numbers: both ends are infinite then. NaN ends stay NaN.
+    A corner `0 * inf`, which is NaN in floating point, says nothing about the products near it:
+    both ends are infinite then. NaN ends stay NaN.
     """
 
     def least(small: Array, large: Array, first: Array) -> Array:
-        # Signs decide, not min of the corners, whose derivative has to look at ties. On an interval
-        # without width ``first`` gives the end that leads outward.
+        # Choose the corner by signs, as the derivative of a minimum depends on ties. On an interval
+        # without width `first` gives the end that leads outward.
         at_lower = x.lower * jnp.where(x.lower >= 0, small, large)
         at_upper = x.upper * jnp.where(x.upper >= 0, small, large)
         choice = jnp.where(at_lower == at_upper, first, at_lower < at_upper)
@@ -98,15 +98,15 @@ def _has_zero(x: Interval) -> Array:
 
 
 def weighted_sum(weights: tuple[Array, ...], *operands: Array) -> Array:
-    """``sum_i weights_i operands_i``; operands are broadcast to their weights (scalars)."""
+    """`sum_i weights_i operands_i`; operands are broadcast to their weights (scalars)."""
     terms = [w * jnp.broadcast_to(x, w.shape) for w, x in zip(weights, operands, strict=True)]
     return sum(terms[1:], terms[0])
 
 
 def product_planes(x: Interval, y: Interval, position: Position) -> Planes:
-    """McCormick's planes of ``x y``, two intervals of one shape; see above.
+    """McCormick's planes of `x y` for two intervals of one shape; see the module.
 
-    Where an operand is unbounded the planes are constant, the ends of the product's interval.
+    Where an operand is unbounded, the planes are constant: the ends of the product's interval.
     """
     open_ended = unbounded(x) | unbounded(y)
     constant = corner_products(x, y)
@@ -138,17 +138,18 @@ def product_planes(x: Interval, y: Interval, position: Position) -> Planes:
 # --- elementwise ----------------------------------------------------------------------------------
 
 
-def _factors(node: Node, *operands: Interval) -> list[Interval]:
-    """Both factors in the product's shape: one of them may be a scalar."""
-    return [Interval(*(jnp.broadcast_to(end, node.shape) for end in x)) for x in operands]
+def _factors(node: Node, x: Interval, y: Interval) -> tuple[Interval, Interval]:
+    """Both factors in the product's shape; one of them may be a scalar."""
+    left, right = (Interval(*(jnp.broadcast_to(end, node.shape) for end in z)) for z in (x, y))
+    return left, right
 
 
-def _mul_image(node: Node, *operands: Interval) -> Interval:
-    return corner_products(*_factors(node, *operands))
+def _mul_image(node: Node, x: Interval, y: Interval) -> Interval:
+    return corner_products(*_factors(node, x, y))
 
 
-def _mul_planes(node: Node, *operands: Interval, position: Position) -> Planes:
-    return product_planes(*_factors(node, *operands), position)
+def _mul_planes(node: Node, x: Interval, y: Interval, *, position: Position) -> Planes:
+    return product_planes(*_factors(node, x, y), position)
 
 
 # --- matrix products ------------------------------------------------------------------------------
@@ -160,19 +161,19 @@ def _dot(node: Node, x: Array, y: Array) -> Array:
 
 
 def _rows(value: Array, contract: tuple[int, ...], batch: tuple[int, ...]) -> Array:
-    """``[batch, free, contracted]``, each of the three flattened."""
+    """Transposes to `[batch, free, contracted]`, each of the three flattened."""
     free = [a for a in range(value.ndim) if a not in (*contract, *batch)]
     groups = (tuple(batch), tuple(free), tuple(contract))
     sizes = [math.prod(value.shape[a] for a in group) for group in groups]
     return jnp.transpose(value, [a for group in groups for a in group]).reshape(sizes)
 
 
-# Its derivative is computed again from the operands: no array of all terms is kept for it.
+# The derivative recomputes the terms from the operands, so that no array of all terms is kept.
 @jax.checkpoint
 def _summed_corners(x: Interval, y: Interval) -> Interval:
-    """``[B, I, K]`` and ``[B, J, K]`` -> the ranges of the terms, summed over K: ``[B, I, J]``.
+    """Sums the ranges of all terms over K: `[B, I, K], [B, J, K] -> [B, I, J]`.
 
-    One fused reduction; XLA does not write the array of all terms.
+    This is one fused reduction: XLA does not write the array of all terms.
     """
     left = Interval(*(end[:, :, None, :] for end in x))
     right = Interval(*(end[:, None, :, :] for end in y))
@@ -183,15 +184,14 @@ def _summed_corners(x: Interval, y: Interval) -> Interval:
 def _dot_image(node: Node, x: Interval, y: Interval) -> Interval:
     """The sum of the exact ranges of all terms.
 
-    Past ``2^26`` terms matrix products take over: ``cx cy -+ (|cx| ry + rx |cy| + rx ry)`` contains
-    the corners of every term, and is at most 1.5 times as wide.
+    Beyond `2^26` terms it uses matrix products: `cx cy -+ (|cx| ry + rx |cy| + rx ry)` contains the
+    corners of every term, and is at most 1.5 times as wide.
     """
     (x_contract, y_contract), (x_batch, y_batch) = node.params["dimension_numbers"]
     left = Interval(*(_rows(end, x_contract, x_batch) for end in x))
     right = Interval(*(_rows(end, y_contract, y_batch) for end in y))
     if left.lower.size * right.lower.shape[1] <= _EXACT_TERMS:
-        found = _summed_corners(left, right)
-        return Interval(*(end.reshape(node.shape) for end in found))
+        return Interval(*(end.reshape(node.shape) for end in _summed_corners(left, right)))
     cx, rx, cy, ry = center(x), radius(x), center(y), radius(y)
     middle = _dot(node, cx, cy)
     spread = _dot(node, jnp.abs(cx) + rx, ry) + _dot(node, rx, jnp.abs(cy))
@@ -200,12 +200,12 @@ def _dot_image(node: Node, x: Interval, y: Interval) -> Interval:
 
 
 def _dot_planes(node: Node, x: Interval, y: Interval, *, position: Position) -> Planes:
-    """The planes of all terms ``x_ik y_kj``, summed over k, a position per element of ``x``.
+    """The planes of all terms `x_ik y_kj`, summed over k, with a position per element of `x`.
 
-    The weights are ``cy``, those of ``y``, and ``s``: the part ``2 s_ik ry_kj`` of the weight of
-    ``x_ik`` in element ``ij`` is never written out. ``2 ry >= 0`` is no weight, so that the product
-    is linear in the weights, and grows with the operands where the weights are positive.
-    An unbounded operand gives NaN: no bound.
+    The weights are `cy`, the weights of `y`, and `s`: the part `2 s_ik ry_kj` of the weight of
+    `x_ik` in element `ij` is never written out. `2 ry >= 0` is not a weight, so that the product is
+    linear in the weights and increases with the operands where the weights are positive. An
+    unbounded operand gives NaN, which is no bound.
     """
     cx, rx, cy, ry = center(x), radius(x), center(y), radius(y)
     default = jnp.full_like(cx, 0.5)
@@ -248,7 +248,7 @@ def _same(node: Node) -> bool:
 register(
     Expansion(
         name="mul",
-        note="a perturbed value by itself: square",
+        note="of a perturbed value by itself: square",
         accepts=_same,
         expand=lambda node: lambda x, _: lax.square(x),
     )

@@ -1,4 +1,4 @@
-"""Ops that have no bounds, with what to write instead."""
+"""Ops without bounds: the reason, and what to write instead."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ for _name in ("sort", "argsort", "argmax", "argmin", "top_k", "approx_top_k"):
         Refused(
             name=_name,
             reason="order statistics of perturbed values are not supported, only max and min are; "
-            "use jnp.max or jnp.min, or take this op out of the function that is bounded",
+            "use jnp.max or jnp.min, or move this op out of the bounded function",
         )
     )
 
 
 def _indexed(name: str, operands: slice) -> Refused:
-    """An op that some of its operands, the indices, tell where to read or write."""
+    """Refuses an op if one of these operands, its indices, is perturbed."""
 
     def accepts(node: Node) -> bool:
         return any(node.perturbed[operands])
@@ -25,7 +25,7 @@ def _indexed(name: str, operands: slice) -> Refused:
     return Refused(
         name=name,
         accepts=accepts,
-        reason="its index depends on the perturbed input; index by a constant, or write the choice "
+        reason="its index depends on the perturbed input; index by a constant, or choose elements "
         "with jnp.where",
     )
 

@@ -1,7 +1,7 @@
-"""Comparisons of perturbed values, logic on their results, and the selection between two cases.
+"""Comparisons of perturbed values, logic on their results, and selection between two cases.
 
-A predicate's interval is a pair of booleans: ``lower`` where it is surely true, ``upper`` where it
-may be true. No linear function bounds it; a selection's planes take it as it is.
+A predicate's interval is a pair of booleans: `lower` where it is certainly true, `upper` where it
+may be true. No linear function bounds a predicate, so a selection's planes take its interval.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from boundjax.sets.interval import Interval
 
 
 def _operands(node: Node, intervals: tuple[Interval, ...]) -> list[Interval]:
-    """Intervals of all operands, constants as points, in the node's shape."""
+    """The intervals of all operands in the node's shape; constants are points."""
     perturbed = iter(intervals)
-    found = []
+    operands = []
     for operand in node.operands:
         value = jnp.asarray(operand) if not isinstance(operand, Perturbed) else None
         ends = next(perturbed) if value is None else Interval(value, value)
-        found.append(Interval(*(jnp.broadcast_to(end, node.shape) for end in ends)))
-    return found
+        operands.append(Interval(*(jnp.broadcast_to(end, node.shape) for end in ends)))
+    return operands
 
 
 def _nan(*intervals: Interval) -> Array:
@@ -40,7 +40,7 @@ def _nan(*intervals: Interval) -> Array:
 
 # --- predicates -----------------------------------------------------------------------------------
 
-# ``(x, y) -> (surely, possibly)`` for ends that are numbers.
+# `(x, y) -> (certainly, possibly)` for ends that are not NaN.
 Decision = Callable[[Interval, Interval], tuple[Array, Array]]
 
 
@@ -75,23 +75,23 @@ _COMPARISONS: dict[str, Decision] = {
 def _comparison(decision: Decision) -> Callable[..., Interval]:
     def image(node: Node, *intervals: Interval) -> Interval:
         x, y = _operands(node, intervals)
-        surely, possibly = decision(x, y)
-        # Comparisons with NaN are false, which would pass for decided.
+        certainly, possibly = decision(x, y)
+        # A comparison with NaN is False, which would pass for decided.
         unknown = jnp.broadcast_to(_nan(x, y), node.shape)
-        return Interval(surely & ~unknown, possibly | unknown)
+        return Interval(certainly & ~unknown, possibly | unknown)
 
     return image
 
 
 def _is_finite(node: Node, x: Interval) -> Interval:
-    """Surely, if both ends are; an infinite end may just be a loose bound."""
-    surely = jnp.isfinite(x.lower) & jnp.isfinite(x.upper)
-    return Interval(surely, jnp.ones_like(surely))
+    """Certainly true if both ends are finite; an infinite end may just be a loose bound."""
+    certainly = jnp.isfinite(x.lower) & jnp.isfinite(x.upper)
+    return Interval(certainly, jnp.ones_like(certainly))
 
 
 def _monotone(node: Node, *intervals: Interval) -> Interval:
     return Interval(
-        node.apply(*(x.lower for x in intervals)), node.apply(*(x[1] for x in intervals))
+        node.apply(*(x.lower for x in intervals)), node.apply(*(x.upper for x in intervals))
     )
 
 
@@ -110,41 +110,43 @@ def _xor(node: Node, *intervals: Interval) -> Interval:
 
 
 def _select_image(node: Node, *intervals: Interval) -> Interval:
-    """The chosen case where the predicate is decided, the hull of both cases where it is not."""
+    """The selected case where the predicate is decided, the hull of both cases elsewhere."""
     predicate, first, second = _operands(node, intervals)
     number = jnp.issubdtype(node.dtype, jnp.floating)
     low = (smaller if number else jnp.logical_and)(first.lower, second.lower)
     high = (larger if number else jnp.logical_or)(first.upper, second.upper)
 
-    def chosen(of_first: Array, hull: Array, of_second: Array) -> Array:
-        undecided = jnp.where(predicate.upper, hull, of_first)
-        return jnp.where(predicate.lower, of_second, undecided)
+    def select(of_first: Array, hull: Array, of_second: Array) -> Array:
+        first_or_hull = jnp.where(predicate.upper, hull, of_first)
+        return jnp.where(predicate.lower, of_second, first_or_hull)
 
-    return Interval(chosen(first.lower, low, second.lower), chosen(first.upper, high, second.upper))
+    return Interval(select(first.lower, low, second.lower), select(first.upper, high, second.upper))
 
 
 def _plane_below(
     predicate: Interval, first: Interval, second: Interval
 ) -> tuple[tuple[Array, Array], Array]:
-    """Weights of both cases and an offset of a plane below the selection.
+    """Weights of both cases and the offset of a plane below the selection.
 
-    Where the predicate is decided the chosen case itself. Else the best at the middle of: the least
-    end; and either case, lowered so far that it lies below the other one: for ``a`` in ``[la, ua]``
-    and ``b >= lb``, ``a - max(ua - lb, 0)`` is at most both ``a`` and ``lb``.
+    Where the predicate is decided, the plane is the selected case. Elsewhere it is the highest at
+    the middle of three: the constant least end, and either case, lowered until it lies below the
+    other one: for `a` in `[la, ua]` and `b >= lb`, `a - max(ua - lb, 0)` exceeds neither `a` nor
+    `lb`.
     """
     constant = smaller(first.lower, second.lower)
     below_first = -signed_parts(first.upper - second.lower)[1]
     below_second = -signed_parts(second.upper - first.lower)[1]
     at_first, at_second = center(first) + below_first, center(second) + below_second
-    # NaN and infinite values are never better than the constant.
+    # NaN and infinite values never beat the constant.
     use_first = (at_first > constant) & ~(at_second > at_first)
     use_second = (at_second > constant) & ~use_first
     is_first, is_second = ~predicate.upper, predicate.lower
     undecided = ~is_first & ~is_second
     offset = jnp.where(use_first, below_first, jnp.where(use_second, below_second, constant))
-    weights = (is_first | (undecided & use_first), is_second | (undecided & use_second))
-    # A NaN of the case that is surely not taken has no influence.
-    return tuple(w.astype(first.lower.dtype) for w in weights), jnp.where(undecided, offset, 0.0)
+    first_weight = (is_first | (undecided & use_first)).astype(first.lower.dtype)
+    second_weight = (is_second | (undecided & use_second)).astype(first.lower.dtype)
+    # A NaN in the case that is certainly not selected has no influence.
+    return (first_weight, second_weight), jnp.where(undecided, offset, 0.0)
 
 
 def _negated(x: Interval) -> Interval:
@@ -163,7 +165,7 @@ def _select_planes(node: Node, *intervals: Interval, position: Position) -> Plan
             if perturbed:
                 kept.append(weight)
             else:
-                # Not 0 * inf: a constant case may hold -inf at places that are never chosen.
+                # Avoid 0 * inf: a constant case may hold -inf where it is never selected.
                 offset = offset + jnp.where(weight > 0, case.lower, 0.0)
         return tuple(kept), offset
 
@@ -183,7 +185,7 @@ def _select_planes(node: Node, *intervals: Interval, position: Position) -> Plan
 
 
 def _on_numbers(node: Node) -> bool:
-    """No integers: no op makes perturbed ones."""
+    """Whether no operand is an integer; no op makes perturbed integers."""
     dtypes = [shape.dtype for shape in node.input_shapes]
     return all(jnp.issubdtype(d, jnp.floating) or d == jnp.bool_ for d in dtypes)
 

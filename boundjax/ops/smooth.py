@@ -1,12 +1,12 @@
 """The two lines of any elementwise function that is convex or concave piece by piece.
 
-A function states where it bends (``Curve``); everything else follows. The upper line is the one
-that touches the concave envelope of the function on ``[lower, upper]`` at a chosen point ``at``:
-no other line above the function is lower there. At the middle, the default, it is at once optimal
-at the middle and of the least area, because the area under a line over an interval is its value at
-the middle times the width. The lower line is the same of ``-f``.
+A function states where it bends (`Curve`); everything else follows. The upper line touches the
+concave envelope of the function on `[lower, upper]` at a point `at`, where no other line above the
+function is lower. By default that is the middle, which also gives the least area: the area under a
+line over an interval is its value at the middle times the width. The lower line is minus the upper
+line of `-f`.
 
-``envelope`` finds one line above; images are moved outward by their rounding as lines are.
+`envelope` finds one line above. Images, like lines, move outward by their rounding.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ from boundjax.numerics import larger, smaller, squarable
 from boundjax.ops import domain
 from boundjax.ops.envelope import ULPS, Function, Pieces, line_above, slope_of
 
+# A slope and an intercept.
+Line = tuple[Array, Array]
+
+# The inner end of an infinite value, as a share of the largest number; see `outward`.
 _SHARE_OF_A_SUM = 2.0**-20
 
 
@@ -36,18 +40,18 @@ class Curve:
 
     Attributes:
       curvatures: of every piece, from left to right: 1 convex, -1 concave, 0 straight; an array
-        where the sign depends on an operand.
-      breakpoints: between the pieces, ascending: inflection points, and kinks. None are needed
-        where the whole function is convex or concave, kinks or not.
-      stationary: where a function that is not monotone has its extrema.
+        if the sign depends on an operand.
+      breakpoints: the points between the pieces, ascending: inflection points and kinks. A function
+        that is convex or concave as a whole needs none, even if it has kinks.
+      stationary: the extrema of a function that is not monotone.
       monotone: 1 increasing, -1 decreasing, 0 neither.
-      low, high: the range of all values.
-      rounding: ``x -> size``: the function's evaluation at ``x`` is wrong by no more than 8 ulp of
-        its value and of this: ``|x|`` for ``x (1 + tanh x)``, where that much cancels; infinite
-        where the evaluation says nothing.
+      low, high: the range of the function on its whole domain.
+      rounding: `x -> size`. The computed value at `x` is off by at most 8 ulp of itself plus 8 ulp
+        of this size: `|x|` for `x (1 + tanh x)`, where that much cancels; infinite where the
+        computed value says nothing.
       kinks: pairs of a kink and the largest absolute slope beside it.
       least: the lower end of the domain.
-      at_least: the value there, possibly infinite.
+      at_least: the value at `least`, possibly infinite.
     """
 
     curvatures: tuple[int | Array, ...]
@@ -70,15 +74,15 @@ class Curve:
 
 
 def image(function: Function, curve: Curve, lower: Array, upper: Array) -> tuple[Array, Array]:
-    """The range of a function on ``[lower, upper]``, moved outward by its rounding.
+    """The range of a function on `[lower, upper]`, moved outward by its rounding.
 
     Args:
       function: elementwise.
-      curve: what is known of it.
+      curve: its facts.
       lower, upper: the interval's ends; NaN gives NaN.
 
     Returns:
-      The range's ends, of the shape and dtype of ``lower``.
+      The range's ends, of the shape and dtype of `lower`.
     """
 
     def moved(x: Array) -> tuple[Array, Array]:
@@ -97,28 +101,28 @@ def image(function: Function, curve: Curve, lower: Array, upper: Array) -> tuple
             below, above = moved(point)
             low = jnp.where(inside, smaller(low, below), low)
             up = jnp.where(inside, larger(up, above), up)
-    # Not jnp.clip, whose derivative at the ends is one half.
+    # The derivative of jnp.clip at the ends would be one half.
     low = jnp.where(low < curve.low, curve.low, low)
     up = jnp.where(up > curve.high, curve.high, up)
-    # A function that is not a number at one end has no bound on the other side either.
+    # A function that is NaN at one end of the interval has no bound on either side.
     unknown = jnp.isnan(low) | jnp.isnan(up)
     return jnp.where(unknown, jnp.nan, low), jnp.where(unknown, jnp.nan, up)
 
 
 def outward(value: Array, rounding: Array) -> tuple[Array, Array]:
-    """What a function's true value may be at least and at most, from its evaluation."""
+    """The least and the greatest true value that a computed value allows."""
     size = jax.lax.stop_gradient(jnp.abs(value) + rounding)
     info = jnp.finfo(value.dtype)
-    # Results below the smallest normal number may come out as 0.
+    # Results below the smallest normal number may be flushed to 0.
     slack = ULPS * (float(info.eps) * size + float(info.tiny))
-    # Past the largest number there is no end to move outward from: an infinite value was one that
-    # is too large, or truly infinite. A sum of many such ends must not become infinite either.
+    # An infinite value may stand for a finite one that overflows, so its inner end is finite, and
+    # small enough that a sum of many such ends is finite, too.
     most = float(info.max) * _SHARE_OF_A_SUM
     finite = jnp.isfinite(value) | jnp.isnan(value)
     low = jnp.where(finite, value - jnp.where(finite, slack, 0.0), jnp.minimum(value, most))
     up = jnp.where(finite, value + jnp.where(finite, slack, 0.0), jnp.maximum(value, -most))
-    lost = jnp.isinf(rounding)
-    return jnp.where(lost, -jnp.inf, low), jnp.where(lost, jnp.inf, up)
+    unknown = jnp.isinf(rounding)
+    return jnp.where(unknown, -jnp.inf, low), jnp.where(unknown, jnp.inf, up)
 
 
 def lipschitz(function: Function, curve: Curve, lower: Array, upper: Array) -> Array:
@@ -140,28 +144,42 @@ def lines(
     ends: tuple[Array, Array] | None = None,
     detached: Function | None = None,
 ) -> Lines:
-    """The lines of a function on ``[lower, upper]``, each optimal at a point of the interval.
+    """The lines of a function on `[lower, upper]`; see `both_lines`."""
+    below, above = both_lines(function, curve, lower, upper, position, ends, detached)
+    return Lines(*below, *above)
+
+
+def both_lines(
+    function: Function,
+    curve: Curve,
+    lower: Array,
+    upper: Array,
+    position: Position,
+    ends: tuple[Array, Array] | None = None,
+    detached: Function | None = None,
+) -> tuple[Line, Line]:
+    """The line below and the line above a function, each optimal at a point of the interval.
 
     Args:
       function: elementwise, differentiable.
-      curve: what is known of it.
+      curve: its facts.
       lower, upper: the interval's ends.
-      position: where in the interval the lines are optimal, 0 its lower end, 1 its upper end; asked
-        once for each line that has a choice, the upper one first. By default the middle.
-      ends: of the image, if they are known.
-      detached: the same function as a constant for differentiation, where it closes over values
-        that are being differentiated.
+      position: where in the interval a line is optimal, from 0 at its lower to 1 at its upper end;
+        the middle by default. Called once per line that has a choice, for the upper one first.
+      ends: of the image, if the caller has them.
+      detached: the same function, without gradients to the values that it closes over.
 
     Returns:
-      Lines of the shape and dtype of ``lower``. Where the function overflows or is infinite at an
-      end they are constant: the ends of the image, possibly infinite. NaN gives NaN.
+      Slopes and intercepts of the shape and dtype of `lower`. Where the function overflows or is
+      infinite at an end the lines are constant: the ends of the image, possibly infinite. NaN gives
+      NaN.
     """
     low, high = image(function, curve, lower, upper) if ends is None else ends
     fits = jnp.isfinite(low) & jnp.isfinite(high) & jnp.isfinite(upper - lower)
     fits = fits & jnp.isfinite(function(lower)) & jnp.isfinite(function(upper))
-    # Derivatives may be computed with squares; where these overflow they are 0.
+    # A derivative that is computed from a square is 0 where the square overflows.
     fits = fits & (jnp.maximum(jnp.abs(lower), jnp.abs(upper)) < squarable(lower.dtype))
-    # Double where: what does not fit must reach neither the values nor their derivatives.
+    # Double where: ends that do not fit must reach neither the values nor their derivatives.
     safe = (jnp.where(fits, lower, 1.0), jnp.where(fits, upper, 1.0))
 
     def at(pieces: Pieces) -> Array | None:
@@ -184,7 +202,8 @@ def lines(
     slope, intercept = line_above(
         lambda x: -function(x), lambda x: -detached(x), pieces, *safe, at(pieces), rounding
     )
-    return Lines(*constant_unless_fit(-slope, -intercept, low), *constant_unless_fit(*above, high))
+    below = constant_unless_fit(-slope, -intercept, low)
+    return below, constant_unless_fit(*above, high)
 
 
 def entry(
@@ -200,46 +219,50 @@ def entry(
 
     Args:
       name: the primitive's or composite's.
-      curve: what is known of the function, or a function of the node where that depends on it.
+      curve: the function's facts, or a function of the node if they depend on it.
       note: for the printed table.
-      accepts: which equations of that name are covered.
-      partial: whether it overflows on finite intervals, or is infinite at their ends; implied where
-        the curve has a least argument.
-      **facts: other fields of the entry, say ``traced_as``.
+      accepts: whether the entry covers an equation of that name.
+      partial: whether the function overflows on finite intervals, or is infinite at their ends;
+        implied if its domain has a lower end.
+      **facts: other fields of the entry, e.g. `traced_as`.
     """
     infinite = partial or callable(curve) or curve.least > -float("inf")
 
-    def functions(node: Node) -> tuple[Curve, Function, Function]:
-        own = curve(node) if callable(curve) else curve
+    def curve_of(node: Node) -> Curve:
+        return curve(node) if callable(curve) else curve
+
+    def functions(node: Node, curve: Curve) -> tuple[Function, Function]:
         detached = functools.partial(node.apply, constants=jax.lax.stop_gradient)
         function, detached = (
-            domain.extended(f, own.least, own.at_least) for f in (node.apply, detached)
+            domain.extended(f, curve.least, curve.at_least) for f in (node.apply, detached)
         )
-        return own, domain.overflowing(function) if infinite else function, detached
+        return domain.overflowing(function) if infinite else function, detached
 
     def node_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
-        own, function, _ = functions(node)
-        low, high = image(function, own, lower, upper)
-        if own.least > -float("inf"):
-            return domain.restricted(low, high, own.least, own.at_least, lower, upper)
+        curve = curve_of(node)
+        function, _ = functions(node, curve)
+        low, high = image(function, curve, lower, upper)
+        if curve.least > -float("inf"):
+            return domain.restricted(low, high, curve.least, curve.at_least, lower, upper)
         return low, high
 
     def warned_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
-        own, *_ = functions(node)
-        if own.least > -float("inf"):
-            outside = domain.outside(own.least, own.at_least, lower)
-            domain.warn(node, outside, f"leave its domain, from {own.least:g} upward")
+        curve = curve_of(node)
+        if curve.least > -float("inf"):
+            outside = domain.outside(curve.least, curve.at_least, lower)
+            domain.warn(node, outside, f"leave its domain, from {curve.least:g} upward")
         return node_image(node, lower, upper)
 
     def node_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
-        own, function, detached = functions(node)
+        curve = curve_of(node)
+        function, detached = functions(node, curve)
         ends = node_image(node, lower, upper)
-        return lines(function, own, lower, upper, position, ends, detached)
+        return lines(function, curve, lower, upper, position, ends, detached)
 
     def node_lipschitz(node: Node, lower: Array, upper: Array) -> Array:
-        own, *_ = functions(node)
-        constant = lipschitz(node.apply, own, lower, upper)
-        return jnp.where(lower < own.least, jnp.inf, constant)
+        curve = curve_of(node)
+        constant = lipschitz(node.apply, curve, lower, upper)
+        return jnp.where(lower < curve.least, jnp.inf, constant)
 
     return Scalar(
         name=name,

@@ -8,26 +8,28 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Float, Inexact
 
 from boundjax.ir.node import Node
 
-# After k squarings the bound is at most rank ** (1 / 2 ** (k + 1)) times the norm: 0.3 % for 512.
+# After k squarings the bound is at most rank ** (1 / 2 ** (k + 1)) times the norm. That is 0.3 %
+# above the norm for rank 512.
 _SQUARINGS = 10
-# Roundings of the iteration; they weigh less from squaring to squaring.
+# Roundings of the iteration, which weigh less with every squaring.
 _SLACK = 64
-# Elements of the frequencies' matrices that are made at once.
+# The most elements of the frequencies' matrices that are held at once.
 _AT_ONCE = 2**22
 
 
-def largest_singular_value(matrices: Array) -> Array:
-    """Upper bounds ``[...]`` on the spectral norms of matrices ``[..., m, n]``, real or complex.
+def largest_singular_value(matrices: Inexact[Array, "*batch m n"]) -> Float[Array, "*batch"]:
+    """Upper bounds on the spectral norms of real or complex matrices.
 
-    Gram iteration (Delattre et al. 2023): ``||W||_2^2 = ||G||_2`` for the Gram matrix ``G``,
-    ``||G||_2^2 = ||G^2||_2``, and a Frobenius norm is never below a spectral norm. Every power is
-    scaled to Frobenius norm 1. The number of squarings is fixed and a bound is valid after each of
-    them, so nothing can fail to converge; how loose it may be is said at ``_SQUARINGS``.
+    Gram iteration (Delattre et al. 2023): `||W||_2^2 = ||G||_2` for the Gram matrix `G`,
+    `||G||_2^2 = ||G^2||_2`, and a Frobenius norm is never below a spectral norm. Every power is
+    scaled to Frobenius norm 1. The number of squarings is fixed and the bound is valid after each,
+    so the iteration cannot fail to converge; `_SQUARINGS` states how loose the bound may be.
     """
-    # Where the weights are constants of the program, XLA would do all of this when it compiles.
+    # Without the barrier XLA would fold all of this while compiling, if the weights are constants.
     matrices = lax.optimization_barrier(matrices)
     largest = jnp.max(jnp.abs(matrices), axis=(-2, -1), keepdims=True, initial=0.0)
     matrices, size = _scaled(matrices, largest)
@@ -42,7 +44,7 @@ def largest_singular_value(matrices: Array) -> Array:
         if k < _SQUARINGS:
             gram = _product(gram, gram)
     slack = 1.0 + _SLACK * float(jnp.finfo(bound.dtype).eps)
-    # Not `> 0`: a NaN is no zero matrix.
+    # `> 0` would treat NaN as a zero matrix.
     return jnp.where(largest == 0, 0.0, slack * bound)[..., 0, 0]
 
 
@@ -63,7 +65,7 @@ def _product(first: Array, second: Array) -> Array:
 
 
 def of_product(node: Node) -> Array:
-    """Of a ``dot_general`` with one constant factor: one per batch position of that factor."""
+    """Bounds for a `dot_general` with one constant factor, one per batch position of the factor."""
     contract, batch = node.params["dimension_numbers"]
     side = 1 if node.perturbed[0] else 0
     (weights,) = node.constants
@@ -75,11 +77,11 @@ def of_product(node: Node) -> Array:
 
 
 def of_convolution(node: Node) -> Array | None:
-    """Of a convolution: one per frequency and group; None with groups in the batch.
+    """Bounds for a convolution, one per frequency and group; None if it has batch groups.
 
-    A convolution of a zero-padded image is a part of the same convolution on a torus that is large
-    enough for the padding, whose singular values are those of one matrix per frequency (Sedghi et
-    al. 2019); a stride makes channels of the positions modulo the stride.
+    A convolution of a zero-padded image is a part of the same convolution on a torus that holds the
+    padding. The torus's singular values are those of one matrix per frequency (Sedghi et al. 2019).
+    With a stride, the positions modulo the stride become channels.
     """
     params = node.params
     if params["batch_group_count"] != 1:
@@ -89,7 +91,7 @@ def of_convolution(node: Node) -> Array | None:
     kernel = jnp.transpose(kernel, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0])).astype(node.dtype)
     groups, rank = params["feature_group_count"], kernel.ndim - 2
     kernel = kernel.reshape(*kernel.shape[:-1], groups, -1)  # [*k, I / g, g, O / g]
-    # Without a stride, a dilated input is the transpose of a convolution with that stride.
+    # With stride 1, a convolution of a dilated input is the transpose of a strided convolution.
     transposed = all(s == 1 for s in params["window_strides"])
     transposed = transposed and any(d != 1 for d in params["lhs_dilation"])
     if transposed:
@@ -113,39 +115,39 @@ def of_convolution(node: Node) -> Array | None:
 
 
 def _frequencies(offsets: Sequence[int], stride: int, fine: int, coarse: int) -> np.ndarray:
-    """Factors ``[frequencies, taps, stride]`` of the taps along one axis.
+    """Factors `[frequencies, taps, stride]` of the taps along one axis.
 
-    Position ``i`` of the coarse side meets ``stride * i + offset`` of the fine one, zero outside.
+    Position `i` of the coarse side meets `stride * i + offset` of the fine one, zero outside.
     """
     steps, phases = np.divmod(np.asarray(offsets), stride)
     length = math.ceil(fine / stride)
     before = max(0, -int(steps.min()))
     after = max(0, coarse - 1 + int(steps.max()) - (length - 1))
-    # No position outside of the image meets the image on the other side.
+    # The torus is long enough that no padding wraps around onto the image.
     count = max(1, length + max(before, after))
     angles = 2.0 * np.pi * np.outer(np.arange(count), steps) / count
     return np.exp(1j * angles)[:, :, None] * (phases[:, None] == np.arange(stride))
 
 
 def _over_frequencies(kernel: Array, tables: list[np.ndarray]) -> Array:
-    """The bounds of all frequencies of a kernel ``[*k, fine, g, coarse]``."""
+    """Bounds for all frequencies of a kernel `[*k, fine, g, coarse]`."""
     rank = len(tables)
     dtype = jnp.complex128 if kernel.dtype == jnp.float64 else jnp.complex64
-    # A real kernel: frequencies come in pairs of complex conjugates.
+    # The kernel is real, so frequencies come in pairs of complex conjugates.
     first = tables[0][: len(tables[0]) // 2 + 1]
-    others = [jnp.asarray(table, dtype) for table in tables[1:]]
+    rest = [jnp.asarray(table, dtype) for table in tables[1:]]
 
     def bounds(row: Array) -> Array:
-        """Of one frequency of the first axis, ``row [taps, stride]``, and all of the others."""
-        found = jnp.tensordot(kernel.astype(dtype), row, axes=([0], [0]))
-        for table in others:
-            found = jnp.tensordot(found, table, axes=([0], [1]))
+        """Bounds at one frequency of the first axis, `row [taps, stride]`, and all of the rest."""
+        matrices = jnp.tensordot(kernel.astype(dtype), row, axes=([0], [0]))
+        for table in rest:
+            matrices = jnp.tensordot(matrices, table, axes=([0], [1]))
         # [fine, g, coarse, s_1, F_2, s_2, ...] -> [F_2, ..., g, fine * s_1 * ..., coarse]
         frequencies = range(4, 3 + 2 * (rank - 1), 2)
         strides = range(3, 4 + 2 * (rank - 1), 2)
-        found = jnp.transpose(found, (*frequencies, 1, 0, *strides, 2))
-        shape = (*found.shape[:rank], -1, found.shape[-1])
-        return largest_singular_value(found.reshape(shape))
+        matrices = jnp.transpose(matrices, (*frequencies, 1, 0, *strides, 2))
+        shape = (*matrices.shape[:rank], -1, matrices.shape[-1])
+        return largest_singular_value(matrices.reshape(shape))
 
     size = kernel.size * math.prod(t.shape[0] * t.shape[2] for t in tables[1:])
     size = size * tables[0].shape[2] // math.prod(kernel.shape[:rank])

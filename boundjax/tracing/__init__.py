@@ -1,1 +1,1 @@
-"""From a JAX function to a graph: jaxprs interpreted, control flow resolved, forms recognised."""
+"""Traces a JAX function to a graph: reads jaxprs, resolves control flow, recognises patterns."""

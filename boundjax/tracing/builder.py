@@ -1,7 +1,7 @@
-"""The nodes of a graph, appended equation by equation.
+"""Builds a graph by appending one node per equation.
 
-Calls are inlined, constants folded, composite activations named. What becomes of control flow and
-which forms are rewritten is handed in, so that both can build graphs of their own.
+Calls are inlined, constants folded and composite activations named. The rules for control flow and
+the rewrites are arguments, so that both can build graphs themselves.
 """
 
 from __future__ import annotations
@@ -26,16 +26,23 @@ from boundjax.tracing.jaxprs import Place
 
 
 class Replacement(Protocol):
-    """A function that is traced in place of a node, and its operands."""
+    """A function to trace in place of a node, and its operands."""
 
-    function: Callable[..., Any]
-    operands: Sequence[Any]
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The JAX function."""
+        ...
+
+    @property
+    def operands(self) -> Sequence[Any]:
+        """Its arguments: constants and `Perturbed` references."""
+        ...
 
 
-# (nodes so far, new node) -> what to trace instead of it, or None.
-Rewriter = Callable[[matching.View, Node], "Replacement | None"]
+# (nodes so far, new node) -> what to trace in place of the new node; None keeps it.
+Rewriter = Callable[[matching.GraphView, Node], Replacement | None]
 
-# (builder, equation, operands, place) -> the outputs' operands.
+# (builder, equation, operands, place) -> the operands that stand for the equation's outputs.
 Rule = Callable[["Builder", Any, list[Any], Place], list[Any]]
 
 
@@ -45,14 +52,15 @@ def build(
     rules: Mapping[str, Rule],
     rewrite: Rewriter | None,
 ) -> tuple[list[Node], list[Any]]:
-    """The perturbed nodes and the outputs of a jaxpr.
+    """Builds the perturbed nodes and the outputs of a jaxpr.
 
     Args:
       body: the jaxpr.
-      arguments: a ``ShapeDtypeStruct`` for every perturbed one, which become the first nodes in
-        this order; the values of the others.
-      rules: what becomes of control flow, by primitive (``control.RULES``).
-      rewrite: names composite functions by their structure (``patterns.rewrite``); None: none is.
+      arguments: a `ShapeDtypeStruct` for every perturbed argument, the value of every other one.
+        The perturbed arguments become the first nodes, in this order.
+      rules: handlers of control flow, by primitive (`control.RULES`).
+      rewrite: recognises composite functions by their structure (`patterns.rewrite`); None
+        rewrites nothing.
 
     Raises:
       UnsupportedOpError: at the first equation on a perturbed value that the table does not cover.
@@ -64,14 +72,14 @@ def build(
     nodes, outputs = _pruned(builder.nodes, outputs, inputs)
     unsupported = [n for n in nodes[inputs:] if n.op is None or refusals.is_half_precision(n)]
     if unsupported:
-        # If a value is cast to an index, the op that it indexes says more than the cast.
+        # Where a value is cast to an index, the op that uses the index says more than the cast.
         node = next((n for n in unsupported if not refusals.is_index(n)), unsupported[0])
         raise UnsupportedOpError(refusals.unsupported(node))
     return nodes, outputs
 
 
 def _pruned(nodes: list[Node], outputs: list[Any], inputs: int = 1) -> tuple[list[Node], list[Any]]:
-    """The nodes that outputs depend on, renumbered, and the outputs; the inputs always stay."""
+    """Drops the nodes that no output depends on and renumbers the rest; inputs always stay."""
     needed = {*range(inputs), *(o.index for o in outputs if isinstance(o, Perturbed))}
     for node in reversed(nodes):
         if node.index in needed:
@@ -91,22 +99,22 @@ def _pruned(nodes: list[Node], outputs: list[Any], inputs: int = 1) -> tuple[lis
 
 
 class Builder:
-    """Interprets jaxprs on operands that are either constants or ``Perturbed`` references.
+    """Interprets jaxprs on operands that are either constants or `Perturbed` references.
 
     Attributes:
-      nodes: what has been appended.
-      rules: what becomes of control flow, by primitive.
-      rewrite: what to trace instead of a node about to be appended; None: nothing is rewritten.
-      view: the nodes as ``rewrite`` sees them.
+      nodes: the nodes appended so far.
+      rules: handlers of control flow, by primitive.
+      rewrite: what to trace in place of a node about to be appended; None rewrites nothing.
+      view: the nodes as `rewrite` sees them.
     """
 
     def __init__(self, rules: Mapping[str, Rule], rewrite: Rewriter | None) -> None:
         self.rules, self.rewrite = rules, rewrite
         self.nodes: list[Node] = []
-        self.view = matching.View(self.nodes)
+        self.view = matching.GraphView(self.nodes)
 
     def input(self, shape: jax.ShapeDtypeStruct) -> Perturbed:
-        """A perturbed value that nothing computes."""
+        """Appends a perturbed value that no equation computes."""
         index = len(self.nodes)
         self.nodes.append(
             Node(
@@ -114,7 +122,7 @@ class Builder:
                 primitive="input",
                 operands=(),
                 params={},
-                evaluate=lambda: None,
+                evaluate=_not_computed,
                 shape=tuple(shape.shape),
                 dtype=shape.dtype,
                 input_shapes=(),
@@ -126,7 +134,7 @@ class Builder:
         return Perturbed(index)
 
     def run(self, body: jaxprs.Body, arguments: Sequence[Any], outer: Place) -> list[Any]:
-        """Appends the equations of a jaxpr; its outputs."""
+        """Appends the equations of a jaxpr and returns its outputs."""
         jaxpr, consts = body
         environment: dict[Any, Any] = {}
 
@@ -183,19 +191,19 @@ class Builder:
     def inline(
         self, function: Callable[..., Any], operands: Sequence[Any], place: Place
     ) -> list[Any]:
-        """Traces a JAX function of the operands and appends its equations; its outputs, flat."""
+        """Traces a JAX function of the operands and appends it; returns its flat outputs."""
         closed = jax.make_jaxpr(function)(*(self.shape(o) for o in operands))
         return self.run(jaxprs.body_of(closed), list(operands), place._replace(fixed=True))
 
     def shape(self, operand: Any) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of an operand's value."""
+        """The shape and dtype of an operand's value."""
         if isinstance(operand, Perturbed):
             node = self.nodes[operand.index]
             return jax.ShapeDtypeStruct(node.shape, node.dtype)
         return jax.ShapeDtypeStruct(np.shape(operand), jnp.result_type(operand))
 
     def nested(self, body: jaxprs.Body, arguments: Sequence[Any]) -> tuple[list[Node], list[Any]]:
-        """``build`` of a body that stays one: its nodes are no part of this graph."""
+        """Builds a body as a graph of its own (`build`): its nodes do not join this graph."""
         return build(body, arguments, self.rules, self.rewrite)
 
     def append(
@@ -207,14 +215,14 @@ class Builder:
         evaluate: Callable[..., Array],
         aval: Any,
     ) -> Perturbed:
-        """Appends one node; it may have no entry in the table."""
+        """Appends one node, which may lack an entry in the table."""
         self.nodes.append(self._node(name, params, operands, place, evaluate, aval))
         return Perturbed(len(self.nodes) - 1)
 
     def _composite(self, eqn: Any, operands: list[Any], place: Place) -> Perturbed | None:
-        """A named activation, where the call is really JAX's own and the table covers it.
+        """Appends a named activation if the call is JAX's own and in the table.
 
-        A user's function that happens to be called ``relu`` is inlined like any other.
+        A user's function that happens to be called `relu` is inlined like any other.
         """
         name = eqn.params.get("name")
         function = table.traced_as(name) if len(eqn.outvars) == 1 else None
@@ -253,13 +261,17 @@ class Builder:
         return dataclasses.replace(node, op=resolve(node))
 
 
+def _not_computed(*operands: Array) -> Array:
+    raise TypeError("the input of a graph has no equation to evaluate")
+
+
 def _repeats(node: Node) -> bool:
-    """Whether an elementwise function repeats its operand along axes of a larger constant."""
+    """Whether an elementwise op broadcasts its operand against a larger constant."""
     return isinstance(node.op, Scalar) and node.input_shapes[0].shape != node.shape
 
 
 def _with_repetition(node: Node) -> Callable[..., Array]:
-    """The node's function, which repeats its operand first: elementwise ops keep its shape."""
+    """The node's function with its operand broadcast first: elementwise ops keep the shape."""
 
     def function(*operands: Array) -> Array:
         pairs = zip(operands, node.perturbed, strict=True)

@@ -1,33 +1,34 @@
-"""Control flow while tracing: loops are written out, branches chosen or joined by a select.
+"""Control flow while tracing: loops are unrolled, branches picked or merged by a select.
 
-What cannot be is left in the graph as a node without an entry, so that it is an error only if an
-output depends on it.
+Control flow that cannot be resolved becomes a node without an entry in the table, which is an error
+only if an output depends on it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from boundjax.ir.node import Perturbed
 from boundjax.tracing import jaxprs
-from boundjax.tracing.builder import Builder
+from boundjax.tracing.builder import Builder, Rule
 from boundjax.tracing.jaxprs import Place, Scan
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Repeated:
-    """What a node of the family ``Loop`` stands for; it is the node's parameter ``loop``.
+    """The parameter `loop` of a node of the family `Loop`.
 
-    The node's value holds some of the scan's outputs, one after the other in one vector, so that
-    the loop runs once for all of them.
+    The node's value concatenates some of the scan's outputs to one vector, so that the loop runs
+    once for all of them.
 
     Attributes:
       scan: the body and the roles of the node's operands.
@@ -70,35 +71,35 @@ def _slices(index: int, *xs: Any) -> list[Any]:
 def _long_scan(
     builder: Builder, eqn: Any, scan: Scan, operands: list[Any], place: Place
 ) -> list[Any]:
-    """One node per dtype for the perturbed outputs, see ``Repeated``; the others are evaluated."""
+    """Appends one node per dtype for the perturbed outputs (`Repeated`), evaluates the rest."""
     perturbed, outputs = _dependence(builder, scan, operands)
     evaluate = jaxprs.evaluator(eqn)
     avals = jaxprs.outputs_of(eqn)
     results: list[Any] = [None] * len(avals)
     if not all(outputs):
-        # These depend on no perturbed operand, whose values therefore do not matter.
+        # The constant outputs depend on no perturbed operand, so zeros can stand in for those.
         plain = [_zeros(builder.shape(o)) if isinstance(o, Perturbed) else o for o in operands]
         for k, value in enumerate(evaluate(*plain)):
             if not outputs[k]:
                 results[k] = value
     for dtype in dict.fromkeys(a.dtype for a, p in zip(avals, outputs, strict=True) if p):
-        chosen = tuple(k for k, a in enumerate(avals) if outputs[k] and a.dtype == dtype)
+        positions = tuple(k for k, a in enumerate(avals) if outputs[k] and a.dtype == dtype)
 
-        def packed(*values: Any, chosen: tuple[int, ...] = chosen) -> Any:
-            found = evaluate(*values)
-            return jnp.concatenate([jnp.ravel(found[k]) for k in chosen])
+        def packed(*values: Any, positions: tuple[int, ...] = positions) -> Any:
+            scanned = evaluate(*values)
+            return jnp.concatenate([jnp.ravel(scanned[k]) for k in positions])
 
-        size = sum(int(np.prod(avals[k].shape)) for k in chosen)
+        size = sum(int(np.prod(avals[k].shape)) for k in positions)
         node = builder.append(
             "scan",
-            {"loop": Repeated(scan, perturbed, chosen)},
+            {"loop": Repeated(scan, perturbed, positions)},
             operands,
             place,
             packed,
             jax.ShapeDtypeStruct((size,), dtype),
         )
         start = 0
-        for k in chosen:
+        for k in positions:
             stop = start + int(np.prod(avals[k].shape))
             part = functools.partial(_part, start=start, stop=stop, shape=avals[k].shape)
             (results[k],) = builder.inline(part, [node], place)
@@ -117,7 +118,7 @@ def _part(value: Any, *, start: int, stop: int, shape: tuple[int, ...]) -> Any:
 def _dependence(
     builder: Builder, scan: Scan, operands: list[Any]
 ) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
-    """Which operands and outputs of the body are perturbed: the least fixed point of its carry.
+    """Finds the perturbed operands and outputs of the body: the least fixed point of its carry.
 
     Raises:
       UnsupportedOpError: at an op of the body that the table does not cover.
@@ -126,7 +127,7 @@ def _dependence(
     shapes = [builder.shape(o) for o in operands]
     for k in scan.xs:
         shapes[k] = jax.ShapeDtypeStruct(shapes[k].shape[1:], shapes[k].dtype)
-    # What changes from step to step is abstract; what does not keeps its value.
+    # Operands that change from step to step are abstract; the rest keep their values.
     changing = (*scan.carry, *scan.xs)
     while True:
         outputs: list[bool] = []
@@ -137,14 +138,14 @@ def _dependence(
             arguments = [
                 shapes[k] if marks[k] else values.get(k, operands[k]) for k in range(len(shapes))
             ]
-            _, found = builder.nested(scan.body, arguments)
-            outputs += [isinstance(o, Perturbed) for o in found]
+            _, results = builder.nested(scan.body, arguments)
+            outputs += [isinstance(o, Perturbed) for o in results]
 
         jax.eval_shape(trace, {k: shapes[k] for k in changing if not marks[k]})
         spread = [k for k, o in zip(scan.carry, outputs, strict=False) if o and not marks[k]]
         if not spread:
             carried = [marks[k] for k in scan.carry]
-            # A carry that starts perturbed is so at the end, if only after no step at all.
+            # A carry that starts perturbed may end perturbed: the loop may run for zero steps.
             ends = [o or c for o, c in zip(outputs, carried, strict=False)]
             return tuple(marks), (*ends, *outputs[len(carried) :])
         for k in spread:
@@ -156,7 +157,7 @@ def _while(builder: Builder, eqn: Any, operands: list[Any], place: Place) -> lis
     tests, consts, carry = ([operands[i] for i in role] for role in loop[2:])
     for _ in range(jaxprs.most_steps() + 1):
         (more,) = builder.run(loop.condition, [*tests, *carry], place)
-        if isinstance(more, (Perturbed, jax.core.Tracer)):
+        if isinstance(more, (Perturbed, Tracer)):
             why = "depends on the perturbed input" if isinstance(more, Perturbed) else _UNKNOWN
             return _refused(builder, eqn, operands, place, f"its trip count {why}; {_FIXED}")
         if not bool(more):
@@ -178,12 +179,11 @@ _FIXED = "use jax.lax.scan, or fori_loop with Python integers as its bounds"
 def _cond(builder: Builder, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
     index, *arguments = operands
     branches = jaxprs.branches_of(eqn)
-    known = not isinstance(index, (Perturbed, jax.core.Tracer))
-    if known:
-        chosen = min(max(int(np.asarray(index)), 0), len(branches) - 1)
-        return builder.run(branches[chosen], arguments, place)
+    if not isinstance(index, (Perturbed, Tracer)):
+        position = min(max(int(np.asarray(index)), 0), len(branches) - 1)
+        return builder.run(branches[position], arguments, place)
     if isinstance(index, Perturbed):
-        # lax.cond casts its predicate to an index; the predicate itself is what has bounds.
+        # lax.cond casts its predicate to an index, but only the predicate has bounds.
         node = builder.nodes[index.index]
         source = node.operands[0] if node.primitive == "convert_element_type" else None
         if source is None or builder.shape(source).dtype != jnp.bool_ or len(branches) != 2:
@@ -192,11 +192,11 @@ def _cond(builder: Builder, eqn: Any, operands: list[Any], place: Place) -> list
                 eqn,
                 operands,
                 place,
-                "which branch runs depends on the perturbed input, and only two branches on a "
-                "predicate (jax.lax.cond) have bounds; use jnp.where, or an index that is constant",
+                "the branch depends on the perturbed input, and only two branches on a predicate "
+                "(jax.lax.cond) have bounds; use jnp.where or a constant index",
             )
         index = source
-    found = [builder.run(branch, arguments, place) for branch in branches]
+    outputs = [builder.run(branch, arguments, place) for branch in branches]
     last = len(branches) - 1
 
     def select(which: Any, *cases: Any) -> Any:
@@ -205,7 +205,7 @@ def _cond(builder: Builder, eqn: Any, operands: list[Any], place: Place) -> list
         return lax.select_n(lax.broadcast(which, cases[0].shape), *cases)
 
     results = []
-    for cases in zip(*found, strict=True):
+    for cases in zip(*outputs, strict=True):
         results += builder.inline(select, [index, *cases], place)
     return results
 
@@ -213,7 +213,7 @@ def _cond(builder: Builder, eqn: Any, operands: list[Any], place: Place) -> list
 def _refused(
     builder: Builder, eqn: Any, operands: list[Any], place: Place, advice: str
 ) -> list[Perturbed]:
-    """Nodes without an entry, whose error says why."""
+    """Appends nodes without an entry in the table; their error gives the advice."""
     evaluate = jaxprs.evaluator(eqn)
     return [
         builder.append(
@@ -228,8 +228,7 @@ def _refused(
     ]
 
 
-# (builder, equation, operands, place) -> the outputs' operands.
-RULES: Mapping[str, Callable[[Any, Any, list[Any], Place], list[Any]]] = {
+RULES: Mapping[str, Rule] = {
     "scan": _scan,
     "while": _while,
     "cond": _cond,

@@ -1,8 +1,7 @@
-"""What is read from jaxprs: equations evaluated, compared, and placed in the user's source.
+"""Reads jaxprs: evaluates and compares equations, and locates them in the user's source.
 
-With ``graph`` the only file that touches jaxprs. ``jax.extend.core`` has no stability promise, so
-equations are recognised by their primitive's name, and whatever moved between JAX releases is
-handled here.
+`jax.extend.core` has no stability promise, so equations are recognised by their primitive's name,
+and this file alone handles what moved between JAX releases.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import flax
@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import ShapedArray, Tracer
 from jax.extend import core as jex_core
 
 from boundjax import precision
 
-# Calls that only wrap a jaxpr; where it stands in their parameters differs between releases.
+# Calls that only wrap a jaxpr; the parameter that holds it differs between releases.
 CALLS = frozenset(
     [
         "jit",
@@ -48,16 +49,17 @@ _unroll_limit: contextvars.ContextVar[int] = contextvars.ContextVar("unroll_limi
 
 @contextlib.contextmanager
 def unroll_limit(steps: int) -> Iterator[None]:
-    """Inside, ``scan`` and ``while`` loops of at most ``steps`` steps are written out (else 128).
+    """Unrolls `scan` and `while` loops of at most `steps` steps in this context (by default 128).
 
-    A longer ``scan`` is bounded by intervals step by step, for which linear bounds see constants:
-    looser, but compiled once however long it is. A longer ``while`` is refused.
+    A longer `scan` is bounded by intervals, step by step, and linear bounds treat its outputs as
+    constants: looser, but compiled once whatever its length. A longer `while` is refused.
 
     Args:
-      steps: ``>= 0``, read while a function is traced, hence around ``jax.jit`` or inside.
+      steps: `>= 0`. The limit is read while a function is traced, so enter the context around
+        `jax.jit` or inside it.
 
     Raises:
-      ValueError: for ``steps < 0``.
+      ValueError: for `steps < 0`.
     """
     if steps < 0:
         raise ValueError(f"the unroll limit must be >= 0 steps, got {steps}")
@@ -81,7 +83,7 @@ class Body(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """A scan's operands by role (their positions), and how often its body runs."""
+    """A scan's body, its number of steps, and the positions of its operands by role."""
 
     body: Body
     length: int
@@ -92,17 +94,17 @@ class Scan(NamedTuple):
 
 
 def body_of(inner: Any) -> Body:
-    """From a ``Jaxpr`` or ``ClosedJaxpr``, which JAX 0.11 made one."""
+    """The body of a `Jaxpr` or a `ClosedJaxpr`, which are one class since JAX 0.11."""
     return Body(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()))
 
 
 def called(eqn: Any) -> Body:
-    """What an equation of one of ``CALLS`` calls."""
+    """The body that an equation of one of `CALLS` wraps."""
     return body_of(next(eqn.params[key] for key in _CALL_JAXPRS if key in eqn.params))
 
 
 def scan_of(eqn: Any) -> Scan:
-    """The parameters of a ``scan``."""
+    """The parameters of a `scan`."""
     p = eqn.params
     positions = range(len(eqn.invars))
     if "ft_in" in p:  # JAX 0.11
@@ -114,7 +116,7 @@ def scan_of(eqn: Any) -> Scan:
 
 
 class While(NamedTuple):
-    """A while loop's condition and body, and its operands by role (their positions)."""
+    """A while loop's condition and body, and the positions of its operands by role."""
 
     condition: Body
     body: Body
@@ -124,7 +126,7 @@ class While(NamedTuple):
 
 
 def while_of(eqn: Any) -> While:
-    """The parameters of a ``while``."""
+    """The parameters of a `while`."""
     p = eqn.params
     positions = range(len(eqn.invars))
     first = p["cond_nconsts"]
@@ -134,29 +136,30 @@ def while_of(eqn: Any) -> While:
 
 
 def branches_of(eqn: Any) -> list[Body]:
-    """The branches of a ``cond``; its first operand is the index of one."""
+    """The branches of a `cond`; its first operand is the index of one."""
     return [body_of(branch) for branch in eqn.params["branches"]]
 
 
 def outputs_of(eqn: Any) -> list[Any]:
-    """Shape and dtype of every output."""
+    """The shape and dtype of every output."""
     return [variable.aval for variable in eqn.outvars]
 
 
 def live(jaxpr: Any) -> list[Any]:
     """The equations that the outputs depend on, in order (an unused op must not raise)."""
     needed = {v for v in jaxpr.outvars if not isinstance(v, jex_core.Literal)}
-    found = []
+    equations = []
     for eqn in reversed(jaxpr.eqns):
         if any(v in needed for v in eqn.outvars):
-            found.append(eqn)
+            equations.append(eqn)
             needed.update(v for v in eqn.invars if not isinstance(v, jex_core.Literal))
-    return found[::-1]
+    return equations[::-1]
 
 
 def literal(atom: Any) -> np.ndarray | None:
-    """The value of an atom that is written into the jaxpr, else None."""
+    """The value of an atom that is a literal, None for a variable."""
     if isinstance(atom, jex_core.Literal):
+        assert isinstance(atom.aval, ShapedArray)
         return np.asarray(atom.val, dtype=atom.aval.dtype)
     return None
 
@@ -164,7 +167,7 @@ def literal(atom: Any) -> np.ndarray | None:
 def evaluator(eqn: Any) -> Callable[..., tuple[Array, ...]]:
     """The equation as a function of its operands' values.
 
-    The precision that the model was traced with is overridden, see `boundjax.precision`.
+    Products run at the precision of `boundjax.precision`, whatever the model was traced with.
     """
     if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
         eqn = eqn.replace(params={**eqn.params, "precision": (precision.of_products(),) * 2})
@@ -185,9 +188,10 @@ def evaluator(eqn: Any) -> Callable[..., tuple[Array, ...]]:
 
 
 def _one_equation(eqn: Any) -> Any:
-    """The equation alone, which keeps a custom_jvp's own derivative (grad relu(0) = 0).
+    """A jaxpr of this one equation, which keeps a custom_jvp's derivative (grad relu(0) = 0).
 
-    Every operand is a variable of its own: the bounds of a value that occurs twice differ.
+    Every operand becomes a separate variable, because bounds may differ between the places where
+    one value occurs.
     """
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
     probe = jax.make_jaxpr(lambda *values: values)(*shapes).jaxpr
@@ -198,18 +202,18 @@ def _one_equation(eqn: Any) -> Any:
     return jex_core.ClosedJaxpr(jaxpr, [])
 
 
-# Integers and predicates up to this size, and all scalars, stay known while tracing.
-_KNOWN_SIZE = 1024
+# Integers and predicates up to this size, and all scalars, stay concrete while tracing.
+_CONCRETE_SIZE = 1024
 
 
 def evaluate(eqn: Any, operands: Sequence[Any]) -> list[Any]:
     """Folds an equation on constants.
 
-    Under ``jit`` the result of arithmetic on known numbers is a tracer. Loop counters, branches and
-    the constants of a formula must stay known, so small results are computed at once.
+    Under `jit`, arithmetic on concrete numbers gives tracers. Loop counters, branches and the
+    constants of a formula must stay concrete, so small results are computed at once.
     """
-    known = not any(isinstance(o, jax.core.Tracer) for o in operands)
-    if known and not eqn.effects and all(_small(v.aval) for v in eqn.outvars):
+    concrete = not any(isinstance(o, Tracer) for o in operands)
+    if concrete and not eqn.effects and all(_small(v.aval) for v in eqn.outvars):
         with jax.ensure_compile_time_eval():
             return list(evaluator(eqn)(*operands))
     return list(evaluator(eqn)(*operands))
@@ -219,7 +223,7 @@ def _small(aval: Any) -> bool:
     if jnp.issubdtype(aval.dtype, jax.dtypes.extended):
         return False
     exact = jnp.issubdtype(aval.dtype, jnp.integer) or aval.dtype == jnp.bool_
-    return aval.shape == () or (exact and aval.size <= _KNOWN_SIZE)
+    return aval.shape == () or (exact and aval.size <= _CONCRETE_SIZE)
 
 
 def _subjaxpr(value: Any) -> Any | None:
@@ -234,6 +238,7 @@ def _fingerprint(jaxpr: Any) -> Any:
 
     def atom(a: Any) -> Any:
         if isinstance(a, jex_core.Literal):
+            assert isinstance(a.aval, ShapedArray)
             return ("literal", str(a.aval.dtype), a.aval.shape, np.asarray(a.val).tobytes())
         return numbers.setdefault(a, len(numbers))
 
@@ -256,27 +261,27 @@ def _fingerprint(jaxpr: Any) -> Any:
     return invars, equations, tuple(atom(v) for v in jaxpr.outvars)
 
 
-# Endings of primitives that run Python or foreign code, whose results may depend on anything.
+# Suffixes of primitives that run Python or foreign code, whose results may depend on anything.
 _CALLS_OUTSIDE = ("callback", "ffi_call", "custom_call")
 
 
 def program(function: Callable[..., Any], *arguments: Any) -> tuple[Hashable, Any]:
-    """What a function computes now, as a key that is equal for equal programs, and its outputs.
+    """Returns a key that is equal for equal programs, and the shapes of the function's outputs.
 
-    Compiled code may only be used again for the very same program: a module's equality does not see
-    what its code reads from elsewhere (a global, a mutable attribute), and stale code would give a
-    wrong certificate.
+    Compiled code may be reused for the very same program only: a module's equality ignores what its
+    code reads from elsewhere (a global, a mutable attribute), and stale code would give a wrong
+    certificate.
 
     Args:
       function: a JAX function of pytrees.
       *arguments: arrays or shapes.
 
     Returns:
-      The key, from the traced equations, the values of all constants and the unroll limit, which
-      equals nothing for a program that calls code outside of it (callbacks, foreign functions) or
-      has side effects; and the shapes of the function's outputs.
+      The key and the shapes. The key holds the traced equations, the values of all constants and
+      the unroll limit. The key of a program that has side effects or calls code outside of it
+      (callbacks, foreign functions) equals no other.
     """
-    # A new function object, so that no trace of an earlier call is found for an equal module.
+    # A new function object keeps JAX from reusing the trace of an equal module.
     closed, shapes = jax.make_jaxpr(lambda *values: function(*values), return_shape=True)(
         *arguments
     )
@@ -286,13 +291,13 @@ def program(function: Callable[..., Any], *arguments: Any) -> tuple[Hashable, An
         part = pending.pop()
         for constant in getattr(part, "consts", ()):
             if jnp.issubdtype(jnp.result_type(constant), jax.dtypes.extended):
-                return object(), shapes  # no bytes to compare (random keys): equal to nothing
+                return object(), shapes  # random keys have no bytes to compare: equal to no other
             array = np.asarray(constant)
             digest.update(f"{array.dtype} {array.shape};".encode())
             digest.update(array.tobytes())
         for eqn in getattr(part, "jaxpr", part).eqns:
             if eqn.effects or eqn.primitive.name.endswith(_CALLS_OUTSIDE):
-                return object(), shapes  # what it computes is not in the program
+                return object(), shapes  # the program does not determine its results
             for value in eqn.params.values():
                 branches = value if isinstance(value, (tuple, list)) else (value,)
                 pending += [b for b in branches if _subjaxpr(b) is not None]
@@ -300,7 +305,7 @@ def program(function: Callable[..., Any], *arguments: Any) -> tuple[Hashable, An
 
 
 def calls_the_same(eqn: Any, name: str, function: Callable[..., Array]) -> bool:
-    """Whether a call named ``name`` holds the very equations that JAX's own function traces to."""
+    """Whether a call named `name` holds exactly the equations that JAX's own function has."""
     reference = _reference(name, function, tuple(atom.aval for atom in eqn.invars))
     return reference is not None and reference == _fingerprint(eqn.params["jaxpr"])
 
@@ -313,7 +318,7 @@ def _reference(name: str, function: Callable[..., Array], avals: tuple[Any, ...]
     ]
     try:
         outer = jax.make_jaxpr(function)(*shapes)
-    except TypeError:  # another number of operands than the function takes
+    except TypeError:  # the function takes another number of operands
         return None
     pending = [outer.jaxpr]
     while pending:
@@ -326,17 +331,20 @@ def _reference(name: str, function: Callable[..., Array], avals: tuple[Any, ...]
 
 _FRAME = re.compile(r"^(jit|pjit|jvp|vmap|transpose|remat|checkpoint|rematted_computation)\b")
 
-_LIBRARIES = tuple(
-    os.path.dirname(os.path.abspath(module.__file__)) + os.sep
-    for module in (jax, flax, *map(importlib.import_module, ("jaxlib", "boundjax")))
-)
+
+def _folder(package: ModuleType) -> str:
+    assert package.__file__ is not None  # only namespace packages have none
+    return os.path.dirname(os.path.abspath(package.__file__)) + os.sep
+
+
+_LIBRARIES = tuple(map(_folder, (jax, flax, *map(importlib.import_module, ("jaxlib", "boundjax")))))
 
 
 class Place(NamedTuple):
     """Where an equation stands: its Flax scope, and the line in the user's source.
 
-    ``fixed``: the equations inside come from a function of this library that was traced in place of
-    the user's; the lines of their own are of no use.
+    `fixed` keeps this place for all equations inside: they come from a function of this library
+    that was traced in place of the user's, and their own lines would not help the user.
     """
 
     scope: str = ""
@@ -345,14 +353,14 @@ class Place(NamedTuple):
 
 
 def place(eqn: Any, outer: Place) -> Place:
-    """The place of an equation inside a call that stands at ``outer``."""
+    """The place of an equation inside a call that stands at `outer`."""
     if outer.fixed:
         return outer
     stack = (*outer.scope.split("/"), *str(eqn.source_info.name_stack).split("/"))
     scope = "/".join(part for part in stack if part and not _FRAME.match(part))
     traceback = eqn.source_info.traceback
     for frame in traceback.frames if traceback is not None else ():
-        # The innermost frame that is the user's; equations inside JAX's own calls may have none.
+        # Take the user's innermost frame; equations inside JAX's own calls may have none.
         if not frame.file_name.startswith((*_LIBRARIES, "<")):
             location = f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
             return Place(scope, location)

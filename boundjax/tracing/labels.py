@@ -1,4 +1,4 @@
-"""Readable names of layers and of nonlinear nodes."""
+"""Readable labels for layers and nonlinear nodes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from boundjax.ir.node import Node
 
 
 def label(nodes: list[Node]) -> tuple[Node, ...]:
-    """Names layers and nonlinear nodes, ``Dense_0`` and ``Dense_0/relu``, without the root scope.
+    """Labels layers (`Dense_0`) and nonlinear nodes (`Dense_0/relu`), without the root scope.
 
-    A nonlinear node's name starts with that of the layer before it; a layer outside of any scope is
-    named by its primitive.
+    A nonlinear node's label starts with that of the layer before it; the label of a layer outside
+    any scope is its primitive.
     """
     scopes = [_modules(n.scope) for n in nodes if n.scope]
     root = scopes[0][0] if scopes and all(s[0] == scopes[0][0] for s in scopes) else None
@@ -33,13 +33,13 @@ def label(nodes: list[Node]) -> tuple[Node, ...]:
 
 
 def _modules(scope: str) -> list[str]:
-    """The modules of a scope: Flax writes a method other than ``__call__`` as ``Module.method``."""
+    """The modules of a scope, in which Flax writes methods but `__call__` as `Module.method`."""
     names = [part.split(".")[0] for part in scope.split("/")]
     return [name for k, name in enumerate(names) if k == 0 or name != names[k - 1]]
 
 
 def _producing_scope(nodes: list[Node], node: Node) -> str:
-    """The scope of the nearest weighted op that feeds ``node``, else its own."""
+    """The scope of the nearest weighted op that feeds `node`, or the node's scope without one."""
     current = node
     while current.inputs:
         current = nodes[current.inputs[0]]

@@ -1,4 +1,4 @@
-"""The nodes of a graph that is being built, compared as functions: what patterns are made of."""
+"""Compares the values of a graph under construction as functions; patterns build on this."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from boundjax.ir import table
 from boundjax.ir.node import Node, Perturbed
 
 _LARGEST_CONSTANT = 1 << 16
-# How many equations deep two formulas are compared; the patterns need five.
+# Depth, in equations, to which two formulas are compared; the patterns need five.
 _DEPTH = 6
 
 
-class View:
-    """The nodes of a graph that is being built, read through moves of elements.
+class GraphView:
+    """The nodes of a graph under construction, seen through ops that only move elements.
 
-    *Places* are an integer array: for every element of a value the flat index of the element of
-    another value that it equals.
+    *Places* are an integer array that holds, for every element of a value, the flat index of the
+    element of another value that it equals.
     """
 
     def __init__(self, nodes: list[Node]) -> None:
@@ -34,26 +35,26 @@ class View:
     def note(
         self, name: str, params: Mapping[str, Any], operands: Sequence[Any], results: Sequence[Any]
     ) -> None:
-        """Remembers how a constant was made while tracing: of one number, of fewer elements."""
+        """Records that a constant was made from one number, or from fewer elements."""
         if name == "broadcast_in_dim" and len(operands) == 1 and np.ndim(operands[0]):
             axes = tuple(params["broadcast_dimensions"])
             self._broadcasts[id(results[0])] = (results[0], operands[0], axes)
         if not (table.moves_only(name) or name == "convert_element_type") or len(operands) != 1:
             return
         (result,) = results
-        if isinstance(result, jax.core.Tracer) and jnp.issubdtype(result.dtype, jnp.floating):
+        if isinstance(result, Tracer) and jnp.issubdtype(result.dtype, jnp.floating):
             number = self.number(operands[0])
             if number is not None:
                 number = float(np.asarray(number, result.dtype))
-                self._numbers[id(result)] = (result, number)  # the result itself keeps its id
+                self._numbers[id(result)] = (result, number)  # holding it reserves its id
 
     def number(self, operand: Any) -> float | None:
-        """The one known number that fills a constant."""
+        """The number that fills a constant; None if it has several, or is not readable."""
         if isinstance(operand, Perturbed):
             return None
         if id(operand) in self._numbers:
             return self._numbers[id(operand)][1]
-        if isinstance(operand, jax.core.Tracer) or not 0 < np.size(operand) <= _LARGEST_CONSTANT:
+        if isinstance(operand, Tracer) or not 0 < np.size(operand) <= _LARGEST_CONSTANT:
             return None
         if jnp.issubdtype(jnp.result_type(operand), jax.dtypes.extended):
             return None
@@ -61,9 +62,9 @@ class View:
         return float(values[0]) if (values == values[0]).all() else None
 
     def along(self, operand: Any, axis: int) -> Any | None:
-        """A constant's values ``[n]`` along an axis, where it is constant along all the others.
+        """A constant's values `[n]` along an axis, if it is constant along all other axes.
 
-        A scalar if it is one number; None where it changes along others, or nobody knows.
+        A scalar if the constant is one number; None if it varies along other axes, or may vary.
         """
         number = self.number(operand)
         if number is not None:
@@ -78,20 +79,25 @@ class View:
         """The node that makes an operand; None for a constant."""
         return self.nodes[operand.index] if isinstance(operand, Perturbed) else None
 
+    def maker(self, operand: Any) -> Node:
+        """The node that makes an operand, which must be perturbed."""
+        assert isinstance(operand, Perturbed)
+        return self.nodes[operand.index]
+
     def made_by(self, operand: Any, *primitives: str) -> Node | None:
         """The node that makes an operand, if it is one of these ops."""
         node = self.node(operand)
         return node if node is not None and node.primitive in primitives else None
 
     def shape(self, operand: Any) -> tuple[int, ...]:
-        """Of an operand's value."""
+        """The shape of an operand's value."""
         node = self.node(operand)
         return tuple(np.shape(operand)) if node is None else node.shape
 
     def passed(self, node: Node) -> Any | None:
-        """The operand whose elements a node only places, None if it does anything else."""
+        """The operand whose elements a node only moves; None if the node does anything else."""
         if table.moves_only(node.primitive):
-            # A reshape may permute the axes first; nothing that jax.numpy traces to does.
+            # A reshape may permute the axes first, but jax.numpy never traces to such a one.
             plain = node.primitive != "reshape" or node.params["dimensions"] is None
             return node.operands[0] if plain else None
         if node.primitive == "convert_element_type":
@@ -111,7 +117,7 @@ class View:
         return None
 
     def plain(self, operand: Any) -> Any:
-        """The same value before casts to its own dtype and copies."""
+        """The same value without copies and casts to the dtype that it already has."""
         while (node := self.made_by(operand, "copy", "stop_gradient", "convert_element_type")) and (
             source := self.passed(node)
         ) is not None:
@@ -119,7 +125,7 @@ class View:
         return operand
 
     def walk(self, operand: Any, through: Callable[[Node], Any] | None = None) -> Walked:
-        """Back from an operand to the first value that is not only a placing of another one."""
+        """Walks back from an operand through moves to the first value that is computed."""
         step = through or self.passed
         path = []
         node = self.node(operand)
@@ -132,7 +138,7 @@ class View:
         return Walked(operand, tuple(reversed(path)))
 
     def places(self, walked: Walked, shape: tuple[int, ...]) -> np.ndarray:
-        """For every element of the walk's start, broadcast to a shape: the element of its end."""
+        """Maps the elements of the walk's start, broadcast to a shape, to those of its end."""
         start = self.shape(walked.operand)
         places = count(start)
         for node in walked.path:
@@ -142,7 +148,7 @@ class View:
     def constant_in(
         self, operand: Any, places: np.ndarray, groups: np.ndarray, depth: int = _DEPTH
     ) -> bool:
-        """Whether the elements of an operand at ``places`` are equal within every group."""
+        """Whether the elements of an operand at `places` are equal within every group."""
         if self.number(operand) is not None:
             return True
         walked = self.walk(operand)
@@ -155,12 +161,12 @@ class View:
         node = self.node(walked.operand)
         if node is None:
             operand = walked.operand
-            if isinstance(operand, jax.core.Tracer) or operand.size > _LARGEST_CONSTANT:
+            if isinstance(operand, Tracer) or operand.size > _LARGEST_CONSTANT:
                 return False
             values = np.asarray(operand).reshape(-1)[inner]
-            chosen = np.zeros(groups.size, values.dtype)
-            chosen[groups.reshape(-1)] = values.reshape(-1)
-            return bool((chosen[groups] == values).all())
+            representatives = np.zeros(groups.size, values.dtype)
+            representatives[groups.reshape(-1)] = values.reshape(-1)
+            return bool((representatives[groups] == values).all())
         if not table.is_elementwise(node.primitive) or depth == 0:
             return False
         return all(
@@ -169,7 +175,7 @@ class View:
         )
 
     def _inner(self, operand: Any, node: Node, places: np.ndarray) -> np.ndarray:
-        """Places in an elementwise node's value as places in one of its operands."""
+        """Converts places in an elementwise node's value to places in one of its operands."""
         shape = self.shape(operand)
         return np.broadcast_to(count(shape), node.shape).reshape(-1)[places]
 
@@ -178,7 +184,7 @@ class View:
     ) -> bool:
         """Whether two operands are the same function of the input, element by element.
 
-        ``here`` and ``there`` have one shape and say which elements are compared.
+        `here` and `there` have one shape and select the elements to compare.
         """
         first, second = self.walk(one), self.walk(other)
         here = self.places(first, self.shape(one)).reshape(-1)[here]
@@ -213,22 +219,19 @@ class View:
             return True
         if self.same_constant(one, other):
             return bool((here == there).all())
-        if any(
-            isinstance(c, jax.core.Tracer) or np.size(c) > _LARGEST_CONSTANT for c in (one, other)
-        ):
+        if any(isinstance(c, Tracer) or np.size(c) > _LARGEST_CONSTANT for c in (one, other)):
             return False
         ours, theirs = np.asarray(one).reshape(-1)[here], np.asarray(other).reshape(-1)[there]
         return bool((ours == theirs).all())
 
     def same_constant(self, one: Any, other: Any) -> bool:
-        """Whether two constants are one, perhaps broadcast twice in the same way."""
+        """Whether two constants are one, possibly broadcast twice in the same way."""
         if one is other:
             return True
-        sources = [self._broadcasts.get(id(constant)) for constant in (one, other)]
-        if None in sources or one.shape != other.shape:
+        first, second = (self._broadcasts.get(id(constant)) for constant in (one, other))
+        if first is None or second is None or one.shape != other.shape:
             return False
-        (_, first, axes), (_, second, others) = sources
-        return first is second and axes == others
+        return first[1] is second[1] and first[2] == second[2]
 
     def covers(self, name: str, node: Node, *operands: Any, **params: Any) -> bool:
         """Whether the table has an entry for an op of this name on these operands."""
@@ -237,21 +240,21 @@ class View:
             for o in operands
             if (made := self.node(o)) is not None
         )
-        asked = dataclasses.replace(
+        candidate = dataclasses.replace(
             node, primitive=name, operands=tuple(operands), params=params, input_shapes=shapes
         )
-        return table.resolve(asked) is not None
+        return table.resolve(candidate) is not None
 
 
 class Walked(NamedTuple):
-    """Where a walk ended, and the nodes passed, in the order of evaluation."""
+    """Where a walk ended, and the nodes that it passed, in the order of evaluation."""
 
     operand: Any
     path: tuple[Node, ...]
 
 
 def moved(node: Node, places: np.ndarray) -> np.ndarray:
-    """Places of a node's operand as places of its value: moved with the elements, or broadcast."""
+    """Converts places in a node's operand to places in its value, by a move or a broadcast."""
     if node.primitive == "broadcast_in_dim":
         shape = [1] * len(node.shape)
         for size, axis in zip(places.shape, node.params["broadcast_dimensions"], strict=True):
@@ -265,18 +268,18 @@ def moved(node: Node, places: np.ndarray) -> np.ndarray:
 
 
 def count(shape: Sequence[int]) -> np.ndarray:
-    """The places of a value in itself."""
+    """The places of a value in itself: every element's own flat index."""
     return np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
 
 
 def groups_of(shape: Sequence[int], axes: Sequence[int]) -> np.ndarray:
-    """For every element of a value: which element of its reduction over ``axes`` it goes into."""
+    """Maps every element of a value to the element of its reduction over `axes` it goes into."""
     kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
     return np.broadcast_to(count(kept), shape)
 
 
 def times_constant(node: Node) -> Any | None:
-    """The perturbed operand of a product or quotient with a constant."""
+    """The perturbed operand of a product or quotient with a constant, else None."""
     if node.primitive in ("mul", "div") and sum(node.perturbed) == 1:
         position = node.perturbed.index(True)
         return node.operands[position] if node.primitive == "mul" or position == 0 else None

@@ -1,4 +1,4 @@
-"""What is said of ops that have no bounds: which, where, why, and what to do."""
+"""Error messages for ops without bounds: which op, where, why, and what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from boundjax.ir.node import Node, Perturbed
 
 
 def unsupported(node: Node) -> str:
-    """The message of the ``UnsupportedOpError`` at a node."""
+    """The message of an `UnsupportedOpError` for a node."""
     where = f" in scope {node.scope}" if node.scope else ""
     reason = advice(node)
     if reason is not None:
@@ -33,7 +33,7 @@ def is_half_precision(node: Node) -> bool:
 
 
 def is_index(node: Node) -> bool:
-    """Whether a node only computes with integers that depend on the input."""
+    """Whether a node makes integers from the input, or computes with such integers."""
     if "advice" in node.params or table.is_refused(node.primitive):
         return False
     dtypes = (node.dtype, *(shape.dtype for shape in node.input_shapes))
@@ -41,20 +41,20 @@ def is_index(node: Node) -> bool:
 
 
 def advice(node: Node) -> str | None:
-    """What to do about an op that has no bounds, where more can be said than that."""
+    """Why an op has no bounds and what to do about it; None if nothing specific is known."""
     if "advice" in node.params:
         return node.params["advice"]
     if is_half_precision(node):
         return (
             f"it computes in {node.dtype}, and only float32 and float64 have bounds; build the "
-            "module with dtype=jnp.float32 (its weights may stay as they are), or cast to float32"
+            "module with dtype=jnp.float32 (its weights may stay as they are) or cast to float32"
         )
     reason = table.refusal(node)
     if reason is not None:
         return reason
     if is_index(node):
         return (
-            "it makes integers of a perturbed value; neither a count nor an index that depends "
-            "on the perturbed input has bounds"
+            "it makes integers of a perturbed value; counts and indices that depend on the "
+            "perturbed input have no bounds"
         )
     return None

@@ -1,4 +1,4 @@
-"""function -> Graph: the one place that joins the builder with control flow and rewrites."""
+"""function -> Graph: the one place that combines the builder with control flow and rewrites."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def trace(function: Callable[[Array], Any], example: Array) -> Graph:
       UnsupportedOpError: at the first equation on a perturbed value that the table does not cover.
     """
     if jnp.result_type(example) not in (jnp.float32, jnp.float64):
-        # Half precision would round the bounds themselves in the third digit.
+        # Half precision would round the bounds themselves at the third digit.
         raise TypeError(
             f"the input set must be float32 or float64, got {jnp.result_type(example)}; "
             "convert it, e.g. x.astype(jnp.float32)"
@@ -42,5 +42,5 @@ def trace(function: Callable[[Array], Any], example: Array) -> Graph:
 
 
 def trace_body(body: jaxprs.Body, arguments: Sequence[Any]) -> tuple[list[Node], list[Any]]:
-    """The perturbed nodes and the outputs of a jaxpr, see ``builder.build``."""
+    """Builds the perturbed nodes and the outputs of a jaxpr, see `builder.build`."""
     return build(body, arguments, control.RULES, patterns.rewrite)

@@ -1,4 +1,4 @@
-"""Pure functions of certified training: schedules, losses, regularizers. No loop, no files."""
+"""Pure functions of certified training: schedules, losses, regularizers; no loops, no files."""
 
 from boundjax.training.expressive import cc_ibp_margins as cc_ibp_margins
 from boundjax.training.expressive import exp_ibp_loss as exp_ibp_loss

@@ -1,19 +1,21 @@
-"""Losses between an attack's lower and interval bounds' upper bound on the worst case.
+"""Losses between an attack's lower bound and interval bounds' upper bound on the worst case.
 
-`alpha` weighs the interval bounds: 0 is adversarial training, 1 is IBP.
+`alpha` is the weight of the interval bounds: 0 gives adversarial training, 1 gives IBP.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from boundjax.sets.box import Box
 from boundjax.sets.checks import require_clip, require_radius
 
 
-def _require_one_shape(first: tuple[str, jax.Array], second: tuple[str, jax.Array]) -> None:
+def _require_one_shape(first: tuple[str, Array], second: tuple[str, Array]) -> None:
     if first[1].shape != second[1].shape:
         raise ValueError(
             f"{first[0]} and {second[0]} must have one shape, got "
@@ -22,8 +24,8 @@ def _require_one_shape(first: tuple[str, jax.Array], second: tuple[str, jax.Arra
 
 
 def mtl_ibp_loss(
-    adversarial_ce: jax.Array, ibp_ce: jax.Array, alpha: jax.Array | float
-) -> jax.Array:
+    adversarial_ce: Float[Array, "*B"], ibp_ce: Float[Array, "*B"], alpha: Array | float
+) -> Float[Array, "*B"]:
     """MTL-IBP: `(1 - alpha) CE_adv + alpha CE_IBP`, per example.
 
     Args:
@@ -45,12 +47,12 @@ def mtl_ibp_loss(
 
 
 def exp_ibp_loss(
-    adversarial_ce: jax.Array, ibp_ce: jax.Array, alpha: jax.Array | float
-) -> jax.Array:
+    adversarial_ce: Float[Array, "*B"], ibp_ce: Float[Array, "*B"], alpha: Array | float
+) -> Float[Array, "*B"]:
     """EXP-IBP: `CE_adv^(1 - alpha) CE_IBP^alpha`, per example, computed in logarithms.
 
-    A cross-entropy that underflowed to 0 makes the product 0 (unless its exponent is 0), and there
-    the gradient, of which powers below 1 have none at 0, is 0: the example has been learned.
+    A cross-entropy that underflowed to 0 makes the product 0 (unless its exponent is 0). The
+    gradient is then set to 0, since powers below 1 have none at 0: the example has been learned.
 
     Args:
       adversarial_ce: `[B]`, the cross-entropy at adversarial inputs, `>= 0`.
@@ -68,8 +70,8 @@ def exp_ibp_loss(
     """
     _require_one_shape(("adversarial_ce", adversarial_ce), ("ibp_ce", ibp_ce))
 
-    def log_power(base: jax.Array, exponent: jax.Array | float) -> jax.Array:
-        # Subnormals count as 0: the derivative divides by the base.
+    def log_power(base: Array, exponent: Array | float) -> Array:
+        # Subnormals count as 0, because the derivative divides by the base.
         zero = jnp.abs(base) < jnp.finfo(base.dtype).tiny
         of_zero = jnp.where(jnp.asarray(exponent, base.dtype) > 0, -jnp.inf, 0.0)
         return jnp.where(zero, of_zero, exponent * jnp.log(jnp.where(zero, 1.0, base)))
@@ -78,9 +80,11 @@ def exp_ibp_loss(
 
 
 def cc_ibp_margins(
-    adversarial_margins: jax.Array, ibp_margins: jax.Array, alpha: jax.Array | float
-) -> jax.Array:
-    """CC-IBP: the margins `(1 - alpha) z_adv + alpha z_IBP`, whose robust cross-entropy is trained.
+    adversarial_margins: Float[Array, "*B C-1"],
+    ibp_margins: Float[Array, "*B C-1"],
+    alpha: Array | float,
+) -> Float[Array, "*B C-1"]:
+    """CC-IBP: margins `(1 - alpha) z_adv + alpha z_IBP`, to train on their robust cross-entropy.
 
     Args:
       adversarial_margins: `[..., C - 1]`, `z_y - z_m` at adversarial inputs (`margins_of`).
@@ -101,8 +105,8 @@ def cc_ibp_margins(
 
 
 def small_box(
-    adversarial: jax.Array,
-    center: jax.Array,
+    adversarial: Float[Array, "*shape"],
+    center: Float[Array, "*shape"],
     eps: ArrayLike,
     fraction: float,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
@@ -111,7 +115,7 @@ def small_box(
 ) -> Box:
     """SABR: a box of radius `fraction * eps` near an adversarial input, inside the ball around x.
 
-    The box's middle is the adversarial input, projected to the l-infinity ball of radius
+    The box is centred at the adversarial input, projected to the l-infinity ball of radius
     `(1 - fraction) eps` around the center. No gradient flows to the adversarial input.
 
     Args:
@@ -119,10 +123,10 @@ def small_box(
       center: the unperturbed input, of the same shape.
       eps: radius in the units of the input, a scalar or an array of the input's shape.
       fraction: `lambda` of the paper, in `[0, 1]`; 0 is the adversarial input, 1 the whole ball.
-      clip: `None` or `(low, high)`, the range of valid inputs, scalars or arrays of its shape.
-      of_clipped: cut the ball to the clip range first, and take the fraction of the radii that are
-        left, feature by feature, as the authors' code does; else the small box is cut at last.
-        That differs at features within eps of the range's ends, so for most pixels of MNIST.
+      clip: `None` or `(low, high)`, the valid range: scalars or arrays of the input's shape.
+      of_clipped: cut the ball to the clip range first and take the fraction of the remaining radii,
+        feature by feature, as the authors' code does; otherwise, cut the small box at the end. The
+        two differ at features within eps of the range's ends, that is for most pixels of MNIST.
 
     Returns:
       A `Box` inside the ball and the clip range.
@@ -148,12 +152,12 @@ def small_box(
         radius = (0.5 * fraction) * (upper - lower)
     adversarial = jax.lax.stop_gradient(adversarial)
     middle = jnp.clip(adversarial, lower + radius, upper - radius)
-    # Rounding may lead past the ball's ends.
+    # Rounding may pass the ball's ends.
     ends = jnp.clip(middle - radius, lower, upper), jnp.clip(middle + radius, lower, upper)
     return Box(*(jnp.clip(end, low, high) for end in ends))
 
 
-def _of_shape(name: str, value: ArrayLike, like: jax.Array) -> jax.Array:
+def _of_shape(name: str, value: ArrayLike, like: Array) -> Array:
     array = jnp.asarray(value, like.dtype)
     if array.ndim and array.shape != like.shape:
         raise ValueError(
@@ -163,25 +167,28 @@ def _of_shape(name: str, value: ArrayLike, like: jax.Array) -> jax.Array:
 
 
 def rectified_link(
-    latent: jax.Array, lower: jax.Array, upper: jax.Array, c: float = 0.5
-) -> jax.Array:
+    latent: Float[Array, "*shape"],
+    lower: Float[Array, "*shape"],
+    upper: Float[Array, "*shape"],
+    c: float = 0.5,
+) -> Float[Array, "*shape"]:
     """TAPS: an attacked point of a latent box, with a gradient to the box's bounds.
 
-    The value is `latent`, found by an attack that is not differentiated through. Its gradient is an
-    estimator, not the derivative of any function: the weights of the two bounds fall linearly with
-    the distance from them,
+    The value is `latent`, the result of an attack that is not differentiated through. Its gradient
+    is an estimator, not the derivative of a function: the weights of the two bounds fall linearly
+    with the distance from them,
 
         d latent / d lower = max(0, 1 - |latent - lower| / (c (upper - lower))),
         d latent / d upper = max(0, 1 - |latent - upper| / (c (upper - lower))).
 
-    Both are 1 / 2 where the box is a point. Nothing flows to `latent` itself.
+    Both are 1 / 2 where the box is a point. No gradient flows to `latent` itself.
 
     Args:
       latent: points of the box, any shape.
       lower: the box's lower bounds, of that shape.
       upper: its upper bounds, of that shape.
-      c: the part of the width at which a bound's weight reaches 0, in `(0, 1]`; at most one of the
-        bounds has a weight for `c <= 1 / 2`.
+      c: fraction of the width at which a bound's weight reaches 0, in `(0, 1]`; with `c <= 1 / 2`
+        at most one of the bounds has a positive weight.
 
     Returns:
       `latent`. NaN where a bound is not finite.
@@ -196,30 +203,32 @@ def rectified_link(
     if not 0.0 < c <= 1.0:
         raise ValueError(f"c must lie in (0, 1], got {c}")
     latent = jax.lax.stop_gradient(latent)
-    at = jax.lax.stop_gradient((lower, upper))
-    reach = c * (at[1] - at[0])
-    a_point = ~(reach > 0)
+    ends = jax.lax.stop_gradient((lower, upper))
+    reach = c * (ends[1] - ends[0])
+    is_point = ~(reach > 0)
 
-    def term(bound: jax.Array, end: jax.Array) -> jax.Array:
-        weight = 1.0 - jnp.abs(latent - end) / jnp.where(a_point, 1.0, reach)
-        weight = jnp.where(a_point, 0.5, jnp.maximum(weight, 0.0))
-        return weight * (bound - end)  # 0, but for its derivative
+    def term(bound: Array, end: Array) -> Array:
+        weight = 1.0 - jnp.abs(latent - end) / jnp.where(is_point, 1.0, reach)
+        weight = jnp.where(is_point, 0.5, jnp.maximum(weight, 0.0))
+        return weight * (bound - end)  # the value is 0, the derivative is the weight
 
-    return latent + term(lower, at[0]) + term(upper, at[1])
+    return latent + term(lower, ends[0]) + term(upper, ends[1])
 
 
-def scaled_product(ibp_loss: jax.Array, taps_loss: jax.Array, scale: float) -> jax.Array:
-    """TAPS: the product `L_IBP L_TAPS`, whose gradient leans to the TAPS loss.
+def scaled_product(
+    ibp_loss: Float[Array, "*shape"], taps_loss: Float[Array, "*shape"], scale: float
+) -> Float[Array, "*shape"]:
+    """TAPS: the product `L_IBP L_TAPS`, with a gradient that weighs the two paths.
 
         grad = (2 - 2 a) L_TAPS grad L_IBP + 2 a L_IBP grad L_TAPS,   scale = a / (1 - a)
 
-    so that `scale` is the weight of the TAPS path relative to the IBP path and 1 the ordinary
+    Here `scale` is the weight of the TAPS path relative to the IBP path; 1 gives the ordinary
     gradient of the product. The authors' code uses the weights 1 and `scale` instead: the same
-    direction, `(1 + scale) / 2` times as long, which matters beside other terms (an L1 norm, a
-    natural loss) and to gradient clipping; multiply by that factor to have it.
+    direction, but `(1 + scale) / 2` times as long. The length matters beside other terms (an L1
+    norm, a natural loss) and to gradient clipping; multiply by that factor to reproduce theirs.
 
     Args:
-      ibp_loss: any shape; the authors multiply the means over the batch.
+      ibp_loss: any shape; the authors multiply means over the batch.
       taps_loss: the same shape.
       scale: `>= 0`.
 
@@ -235,7 +244,7 @@ def scaled_product(ibp_loss: jax.Array, taps_loss: jax.Array, scale: float) -> j
     if not 0.0 <= scale < float("inf"):
         raise ValueError(f"scale must be >= 0 and finite, got {scale}")
 
-    def with_gradient_times(loss: jax.Array, weight: float) -> jax.Array:
+    def with_gradient_times(loss: Array, weight: float) -> Array:
         constant = jax.lax.stop_gradient(loss)
         return constant + weight * (loss - constant)
 

@@ -1,4 +1,4 @@
-"""Losses of certified training: functions of logits and bounds on the margins."""
+"""Losses of certified training: functions of logits and of bounds on the margins."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
 
 from boundjax.numerics import with_derivative_of
 from boundjax.sets.interval import Interval
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: Float[Array, "*B C"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
     """Cross-entropy `log sum_m exp(z_m) - z_y` of each example.
 
     Args:
@@ -22,14 +24,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
       `[...]`.
 
     Raises:
-      ValueError: if the shapes do not belong together.
+      ValueError: if the shapes do not match.
     """
     _require_labels(logits, labels)
     label_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - label_logit
 
 
-def margins_of(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def margins_of(logits: Float[Array, "*B C"], labels: Int[Array, "*B"]) -> Float[Array, "*B C-1"]:
     """The margins `z_y - z_m` of each example over the other classes.
 
     Args:
@@ -41,23 +43,23 @@ def margins_of(logits: jax.Array, labels: jax.Array) -> jax.Array:
       `boundjax.margin_specification(labels, C, rows="others")`, and so of bounds on them.
 
     Raises:
-      ValueError: if the shapes do not belong together.
+      ValueError: if the shapes do not match.
     """
     _require_labels(logits, labels)
     classes = logits.shape[-1]
     steps = jnp.arange(1, classes, dtype=labels.dtype).reshape((1,) * labels.ndim + (-1,))
-    others = jnp.take_along_axis(logits, (labels[..., None] + steps) % classes, axis=-1)
-    return jnp.take_along_axis(logits, labels[..., None], axis=-1) - others
+    rival_logits = jnp.take_along_axis(logits, (labels[..., None] + steps) % classes, axis=-1)
+    return jnp.take_along_axis(logits, labels[..., None], axis=-1) - rival_logits
 
 
-def _require_labels(logits: jax.Array, labels: jax.Array) -> None:
+def _require_labels(logits: Array, labels: Array) -> None:
     if logits.ndim == 0 or logits.shape[:-1] != labels.shape:
         raise ValueError(
             f"logits [..., C] and labels [...] must agree, got {logits.shape} and {labels.shape}"
         )
 
 
-def robust_cross_entropy(margins: jax.Array) -> jax.Array:
+def robust_cross_entropy(margins: Float[Array, "*B C-1"]) -> Float[Array, "*B"]:
     """Upper bound on the worst cross-entropy, `log(1 + sum_{m != y} exp(-margin_m))`.
 
     Cross-entropy grows with every difference `z_m - z_y`, so lower bounds on the margins `z_y -
@@ -74,20 +76,20 @@ def robust_cross_entropy(margins: jax.Array) -> jax.Array:
     """
     if margins.ndim == 0:
         raise ValueError("margins must have the shape [..., C - 1], got a scalar")
-    own = jnp.zeros((*margins.shape[:-1], 1), margins.dtype)  # the true class against itself
-    return jax.nn.logsumexp(jnp.concatenate([own, -margins], axis=-1), axis=-1)
+    zero = jnp.zeros((*margins.shape[:-1], 1), margins.dtype)  # the true class against itself
+    return jax.nn.logsumexp(jnp.concatenate([zero, -margins], axis=-1), axis=-1)
 
 
 def fused_robust_cross_entropy(
-    margins: Interval, lower_bound: Callable[[jax.Array], jax.Array]
-) -> jax.Array:
-    """An upper bound on the worst cross-entropy from one backward row instead of one per class.
+    margins: Interval, lower_bound: Callable[[Float[Array, " C-1"]], Float[Array, ""]]
+) -> Float[Array, ""]:
+    """Upper bound on the worst cross-entropy from one backward row instead of one per class.
 
     On the interval of every `s_m = -margin_m` the exponential lies below its chord, `exp(s) <= k_m
-    s + d_m`; so the sum of the exponentials is bounded by one linear function of the margins,
+    s + d_m`. The sum of the exponentials is thus bounded by one linear function of the margins,
     whose bound needs one row (loss fusion, Xu et al. 2020, "Automatic Perturbation Analysis").
-    Cheaper than `robust_cross_entropy` by the number of classes, and looser, the more so the
-    wider the intervals are; never below the true worst case.
+    The bound is cheaper than `robust_cross_entropy` by the number of classes. It is looser, the
+    more so the wider the intervals are, but never below the true worst case.
 
     Args:
       margins: interval bounds `[m]` on the margins of one example (`boundjax.interval`).
@@ -102,7 +104,7 @@ def fused_robust_cross_entropy(
     at_low, at_high = jnp.exp(low - shift), jnp.exp(high - shift)
     width = high - low
     narrow = width < 1e-4
-    # Any slope serves with the larger of the two ends' intercepts; rounding can only loosen it.
+    # Any slope is sound with the larger of the two ends' intercepts, so rounding only loosens it.
     slopes = jnp.where(narrow, at_high, (at_high - at_low) / jnp.where(narrow, 1.0, width))
     at_ends = at_low - slopes * low, at_high - slopes * high
     intercepts = with_derivative_of(jnp.maximum(*at_ends), at_ends[1])
@@ -111,19 +113,19 @@ def fused_robust_cross_entropy(
 
 
 def mixed_objective(
-    logits: jax.Array,
-    labels: jax.Array,
-    interval_margins: jax.Array,
-    linear_margins: jax.Array,
-    kappa: jax.Array | float,
-    beta: jax.Array | float,
-) -> jax.Array:
+    logits: Float[Array, "B C"],
+    labels: Int[Array, " B"],
+    interval_margins: Float[Array, "B C-1"],
+    linear_margins: Float[Array, "B C-1"],
+    kappa: Array | float,
+    beta: Array | float,
+) -> Float[Array, ""]:
     """The objective of CROWN-IBP (Zhang et al. 2020) and its successors, averaged over the batch.
 
         kappa CE(z, y) + (1 - kappa) robust CE((1 - beta) interval margins + beta linear margins).
 
-    kappa = 0 and beta = 0 is IBP training, kappa = 0 and beta = 1 trains on the linear bounds
-    alone.
+    With kappa = beta = 0 this is IBP training; with kappa = 0 and beta = 1 it trains on the linear
+    bounds alone.
 
     Args:
       logits: `[B, C]`, on the clean inputs.
@@ -138,7 +140,7 @@ def mixed_objective(
       A scalar.
 
     Raises:
-      ValueError: if the shapes do not belong together.
+      ValueError: if the shapes do not match.
     """
     if interval_margins.shape != linear_margins.shape:
         raise ValueError(

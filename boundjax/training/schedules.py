@@ -6,11 +6,11 @@ it stopped. `step` may be a Python integer or a traced int32 scalar; the result 
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-Scalar = jax.Array | float | int
+Scalar = Array | float | int
 
 
 def _check_ramp(start: int, end: int, eps_max: float) -> None:
@@ -20,8 +20,8 @@ def _check_ramp(start: int, end: int, eps_max: float) -> None:
         raise ValueError(f"eps_max must be >= 0, got {eps_max}")
 
 
-def _ramp_fraction(step: Scalar, start: int, end: int) -> jax.Array:
-    """`clip((step - start) / (end - start), 0, 1)`; a jump at `start` when the ramp is empty."""
+def _ramp_fraction(step: Scalar, start: int, end: int) -> Array:
+    """`clip((step - start) / (end - start), 0, 1)`; an empty ramp jumps at `start`."""
     # Subtracting the integers first keeps the difference exact for steps beyond 2**24.
     passed = (jnp.asarray(step, jnp.int32) - start).astype(jnp.float32)
     if end == start:
@@ -29,12 +29,12 @@ def _ramp_fraction(step: Scalar, start: int, end: int) -> jax.Array:
     return jnp.clip(passed / float(end - start), 0.0, 1.0)
 
 
-def linear_schedule(step: Scalar, start: int, end: int, eps_max: float) -> jax.Array:
+def linear_schedule(step: Scalar, start: int, end: int, eps_max: float) -> Array:
     """Linear ramp `eps(t) = eps_max * clip((t - start) / (end - start), 0, 1)`.
 
     Args:
       step: global step `t`.
-      start: last step with radius 0 (an empty ramp, `start == end`, jumps at `start`).
+      start: last step with radius 0; an empty ramp, `start == end`, jumps at `start`.
       end: first step with radius `eps_max`.
       eps_max: the final radius, in the units of the input.
 
@@ -55,8 +55,8 @@ def smoothed_schedule(
     eps_max: float,
     mid: float = 0.25,
     exponent: int = 4,
-) -> jax.Array:
-    """A power of `t` up to `mid` of the ramp, then a line, joined with equal value and slope.
+) -> Array:
+    """Ramp that follows a power of `t` up to `mid` and then its tangent line.
 
     With `m = start + int(mid * (end - start))` and `e = exponent`,
 
@@ -65,14 +65,14 @@ def smoothed_schedule(
         eps_m  = eps_max (m - start) / (e (end - m) + (m - start)).
 
     This is the schedule of "Fast Certified Robust Training with Short Warmup" (and of the large
-    models of CROWN-IBP) with the powers of large step counts cancelled.
+    models of CROWN-IBP), with the powers of large step counts cancelled.
 
     Args:
       step: global step `t`.
       start: last step with radius 0.
       end: first step with radius `eps_max`.
       eps_max: the final radius, in the units of the input.
-      mid: the part of the ramp that follows the power, in `[0, 1)`.
+      mid: fraction of the ramp that follows the power, in `[0, 1)`.
       exponent: the power `e >= 1`.
 
     Returns:
@@ -92,18 +92,18 @@ def smoothed_schedule(
     eps_middle = eps_max * (middle - start) / (exponent * (end - middle) + (middle - start))
     curved = eps_middle * _ramp_fraction(step, start, middle) ** exponent
     straight = (eps_max - eps_middle) * _ramp_fraction(step, middle, end)
-    # The sum may miss eps_max by a rounding, and what depends on the end of the ramp compares with
-    # it.
+    # The sum may miss eps_max by a rounding, but callers compare with eps_max to detect the end of
+    # the ramp.
     return jnp.where(jnp.asarray(step, jnp.int32) >= end, jnp.float32(eps_max), curved + straight)
 
 
 def stairs_schedule(
     step: Scalar, steps_per_epoch: int, epochs: int, eps_start: float, eps_max: float
-) -> jax.Array:
-    """One radius per epoch: `epochs` evenly spaced ones from `eps_start` to `eps_max`, both used.
+) -> Array:
+    """One radius per epoch: `epochs` evenly spaced values from `eps_start` to `eps_max` inclusive.
 
-    The schedule of CAP (Wong & Kolter 2018) and of "Improved Training of Certifiably Robust
-    Models". There is no epoch at radius 0; epoch `epochs - 1` has `eps_max` already.
+    This is the schedule of CAP (Wong & Kolter 2018) and of "Improved Training of Certifiably Robust
+    Models". There is no epoch at radius 0, and epoch `epochs - 1` already has `eps_max`.
 
     Args:
       step: global step.
@@ -120,29 +120,31 @@ def stairs_schedule(
     """
     if not (steps_per_epoch >= 1 and epochs >= 0):
         raise ValueError(
-            "a ramp in stairs needs steps_per_epoch >= 1 and epochs >= 0, got "
+            "stairs_schedule needs steps_per_epoch >= 1 and epochs >= 0, got "
             f"steps_per_epoch={steps_per_epoch}, epochs={epochs}"
         )
     if not 0 <= eps_start <= eps_max:
-        raise ValueError(f"need 0 <= eps_start <= eps_max, got {eps_start} and {eps_max}")
+        raise ValueError(
+            f"stairs_schedule needs 0 <= eps_start <= eps_max, got {eps_start} and {eps_max}"
+        )
     radii = np.append(np.linspace(eps_start, eps_max, epochs), eps_max)
     epoch = jnp.asarray(step, jnp.int32) // steps_per_epoch
     return jnp.asarray(radii, jnp.float32)[jnp.clip(epoch, 0, epochs)]
 
 
-def eps_dependent(eps: Scalar, eps_max: float, initial: float, final: float) -> jax.Array:
+def eps_dependent(eps: Scalar, eps_max: float, initial: float, final: float) -> Array:
     """A weight that follows the radius: `initial - (eps / eps_max) (initial - final)`.
 
-    Used for kappa (weight of the natural loss) and beta (weight of the linear bounds against the
-    interval bounds) by CROWN-IBP and its successors, and for the weights of regularizers: from
-    `initial` to 0 by Shi et al. 2021, from 0 to `final` by "Improved Training of Certifiably Robust
-    Models". With `eps_max == 0` the weight stays at `initial`.
+    CROWN-IBP and its successors use it for kappa (weight of the natural loss) and beta (weight of
+    the linear bounds against the interval bounds). Shi et al. 2021 use it for weights of
+    regularizers, from `initial` to 0; so does "Improved Training of Certifiably Robust Models",
+    from 0 to `final`. With `eps_max == 0` the weight stays at `initial`.
 
     Args:
       eps: current radius, between 0 and `eps_max`.
       eps_max: the final radius.
       initial: the weight at radius 0.
-      final: the weight at `eps_max`; returned exactly there.
+      final: the weight at `eps_max`, returned exactly there.
 
     Returns:
       A float32 scalar.
@@ -156,6 +158,5 @@ def eps_dependent(eps: Scalar, eps_max: float, initial: float, final: float) -> 
     if eps_max == 0:
         return jnp.full_like(eps, initial)
     weight = initial - (eps / eps_max) * (initial - final)
-    # At the end of the ramp beta must be exactly 0: the train step skips the linear walk on
-    # equality.
+    # At the end of the ramp beta must be exactly 0: the train step then skips the linear walk.
     return jnp.where(eps >= jnp.float32(eps_max), jnp.float32(final), weight)

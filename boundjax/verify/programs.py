@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,9 @@ from jax import Array
 from boundjax.certification.presets import LINEAR_OPTIONS
 from boundjax.precision import training_precision
 from boundjax.sets.box import Box
+from boundjax.verify.method import Method
 from boundjax.verify.rounded_walk import lower_bounds
 
-Method = Literal["interval", "crown-ibp", "crown", "alpha-crown"]
-# Methods in the order in which they are tried, the cheapest first, up to the requested one.
-LADDER: tuple[Method, ...] = get_args(Method)
 _OPTIONS: Mapping[Method, Mapping[str, Any]] = {
     "interval": {"slopes": "constant"},
     "crown-ibp": LINEAR_OPTIONS["crown-ibp"],

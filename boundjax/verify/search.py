@@ -14,7 +14,8 @@ from jax import Array
 from jaxtyping import Float32, Num
 
 from boundjax.verify.boxes import halve
-from boundjax.verify.programs import LADDER, Method, Programs, power_above
+from boundjax.verify.method import LADDER, Method
+from boundjax.verify.programs import Programs, power_above
 from boundjax.vnnlib import Case, Conjunction, Property
 
 # Bounds hold in any arithmetic, but their error analysis assumes the accuracy of functions such as

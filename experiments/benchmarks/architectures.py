@@ -1,10 +1,10 @@
-"""Times and widths of every method on small members of the architecture families.
+"""Measures times and widths of every method on small members of the architecture families.
 
     python -m experiments.benchmarks.architectures
 
-One random input, l-infinity ball of radius `--eps`, all logits bounded from both sides
-(`experiments.models.families`). `attained` is the mean range that random points and a
-sign-gradient attack reach: no bound can be narrower.
+Each method bounds all logits from both sides, around one random input, on an l-infinity ball of
+radius `--eps` (`experiments.models.families`). `attained` is the mean range that random points and
+a sign-gradient attack reach; no bound can be narrower.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ METHODS: dict[str, Callable[[Callable[[jax.Array], jax.Array]], Callable[..., An
 
 
 def attained(model: Callable[[jax.Array], jax.Array], x: jax.Array, eps: float) -> jax.Array:
-    """The mean range of the logits over attacked points of the ball."""
+    """Computes the mean range of the logits over attacked points of the ball."""
     directions = jnp.concatenate([jnp.eye(4), -jnp.eye(4)])
 
     def climb(direction: jax.Array) -> jax.Array:
@@ -56,8 +56,8 @@ def attained(model: Callable[[jax.Array], jax.Array], x: jax.Array, eps: float) 
 
 
 def main() -> None:
-    """Reads the flags, prints one table per family."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Reads the flags and prints one table per family."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=["interval", "crown-ibp", "crown"]
@@ -74,16 +74,16 @@ def main() -> None:
         reached = float(jax.jit(partial(attained, model))(x, flags.eps))
         print(f"{name}: {family.layers}; eps {flags.eps}, attained {reached:.4g}", flush=True)
         candidates = [timing.compiled("forward", model, x[None])]
-        worth = {}
+        widths = {}
         for method in flags.methods:
             bounds = METHODS[method](lambda z, model=model: model(z[None])[0])
             candidate = timing.compiled(
                 method, lambda z, bounds=bounds: bounds(bj.LpBall(z, flags.eps)), x
             )
-            worth[method] = f"mean width {float(jnp.mean(candidate.run().width)):.4g}"
+            widths[method] = f"mean width {float(jnp.mean(candidate.run().width)):.4g}"
             candidates.append(candidate)
         timing.interleave(candidates, flags.repeats)
-        timing.report(candidates, candidates[0], worth)
+        timing.report(candidates, candidates[0], widths)
 
 
 if __name__ == "__main__":

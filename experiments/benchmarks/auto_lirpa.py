@@ -1,7 +1,7 @@
-"""auto_LiRPA beside ours: the same network in torch, and its bounds by the same methods.
+"""auto_LiRPA's side of a comparison: the same network in torch, bounded by the same methods.
 
-torch and auto_LiRPA are imported by `library`, so that only `--peer auto_LiRPA` needs them; jax is
-not, so that the memory of a process is theirs.
+`library` imports torch and auto_LiRPA, so only `--peer auto_LiRPA` needs them. jax is not imported,
+so the process's memory is theirs alone.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _INSTALL = (
 
 
 def library() -> tuple[Any, Any]:
-    """The modules torch and auto_LiRPA, its tracer set to one opset.
+    """Imports the modules torch and auto_LiRPA, with torch's tracer set to one opset.
 
     Raises:
-      ExperimentError: where they cannot be imported, or are another release.
+      ExperimentError: if they cannot be imported, or auto_LiRPA is another release.
     """
     try:
         torch = importlib.import_module("torch")
-        # Since 2.9 the tracer finds no symbolic functions unless their modules were imported, and
-        # silently takes those of opset 9.
+        # Since 2.9 the tracer silently falls back to opset 9 unless the modules of the symbolic
+        # functions were imported.
         if importlib.util.find_spec(_TRACER) is not None:
             for opset in range(9, 21):
                 importlib.import_module(f"{_TRACER}.symbolic_opset{opset}")
@@ -49,18 +49,18 @@ def library() -> tuple[Any, Any]:
 
 
 def channels_first(images: np.ndarray) -> np.ndarray:
-    """Images `[B, H, W, C]` as torch wants them, `[B, C, H, W]`."""
+    """Transposes images `[B, H, W, C]` to torch's layout `[B, C, H, W]`."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
 def rows_first(kernel: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """The matrix `[out, C * H * W]` of a dense kernel `[H * W * C, out]` behind a flattening."""
+    """Reorders a dense kernel `[H * W * C, out]` behind a flattening to `[out, C * H * W]`."""
     ordered = kernel.reshape(*shape, -1).transpose(3, 2, 0, 1)
     return np.ascontiguousarray(ordered.reshape(kernel.shape[1], -1))
 
 
 def torch_model(torch: Any, case: Case) -> Any:
-    """The network of a case in torch, in evaluation mode."""
+    """Builds the network of a case in torch, in evaluation mode."""
     nn, architecture, arrays = torch.nn, case.architecture, case.variables
     layers: list[Any] = []
     normalised = 0
@@ -104,13 +104,13 @@ def torch_model(torch: Any, case: Case) -> Any:
 
 
 def prepare(case: Case, method: str) -> Prepared:
-    """A method of auto_LiRPA on a case: one of `METHODS`, or `forward`, the clean values.
+    """Prepares a method of auto_LiRPA for a case: one of `METHODS`, or `forward` for clean values.
 
-    Its options are the defaults (patches, rows for unstable units only), but for the early stop.
-    Of its n iterations the last one takes no step: they are n - 1 of our steps.
+    Its options are the defaults (patches, rows for unstable units only) without the early stop.
+    The last of its n iterations takes no step, so they equal n - 1 of our steps.
 
     Raises:
-      ExperimentError: without the library, or where torch computes other logits.
+      ExperimentError: if the library is missing, or torch computes different logits.
     """
     torch, peer = library()
     version = f"auto_LiRPA {peer.__version__}, torch {torch.__version__}"
@@ -150,7 +150,7 @@ def prepare(case: Case, method: str) -> Prepared:
 
 
 def _plain(method: str) -> Callable[..., Any]:
-    """A method without optimisation: no gradient is recorded."""
+    """Makes a method without optimisation, which records no gradient."""
 
     def lower(torch: Any, bounded: Any, inputs: tuple[Any], only_lower: dict[str, Any]) -> Any:
         with torch.no_grad():
@@ -160,7 +160,7 @@ def _plain(method: str) -> Callable[..., Any]:
 
 
 def _last_rows(by_intervals: bool) -> Callable[..., Any]:
-    """alpha-CROWN with fixed intermediate bounds, as alpha-beta-CROWN calls it: CROWN only once."""
+    """Makes alpha-CROWN with fixed intermediate bounds, as in alpha-beta-CROWN: CROWN runs once."""
 
     def lower(torch: Any, bounded: Any, inputs: tuple[Any], only_lower: dict[str, Any]) -> Any:
         fixed = None
@@ -181,11 +181,11 @@ def _last_rows(by_intervals: bool) -> Callable[..., Any]:
 
 
 def _everywhere(torch: Any, bounded: Any, inputs: tuple[Any], only_lower: dict[str, Any]) -> Any:
-    """alpha-CROWN, the slopes behind the intermediate bounds optimised with the others."""
+    """Runs alpha-CROWN that also optimises the slopes behind the intermediate bounds."""
     return bounded.compute_bounds(x=inputs, method="alpha-crown", **only_lower)[0]
 
 
-# By our names in `experiments.benchmarks.cases`.
+# Keyed by our names in `experiments.benchmarks.cases`.
 METHODS: Mapping[str, Callable[..., Any]] = {
     "interval": _plain("IBP"),
     "crown-ibp": _plain("CROWN-IBP"),

@@ -2,14 +2,15 @@
 
     python -m experiments.benchmarks.bounds
 
-Random images, 9 margins each, clipped l-infinity ball, untrained weights; nets: the MLP
-784-100-100-10, Small* and CNN-7 (`experiments.models`). The mean margin says what a
-method is worth; those with intermediate bounds by intervals come first, the loosest before all.
-`--run FOLDER` takes the trained network of a run of `experiments.main` and its first test images.
+The inputs are random images, 9 margins each, with a clipped l-infinity ball and untrained weights.
+The nets are the MLP 784-100-100-10, Small* and CNN-7 (`experiments.models`). The mean margin
+measures a method's tightness; methods with interval intermediate bounds come first, the loosest
+before all. `--run FOLDER` takes the trained network of a run of `experiments.main` and its first
+test images.
 
     python -m experiments.benchmarks.bounds --peer auto_LiRPA
 
-sets the methods that auto_LiRPA has beside its own (`experiments.benchmarks.side_by_side`).
+compares the methods that auto_LiRPA also has (`experiments.benchmarks.side_by_side`).
 """
 
 from __future__ import annotations
@@ -24,34 +25,36 @@ import jax.numpy as jnp
 from experiments.benchmarks import process, side_by_side, timing
 from experiments.benchmarks.cases import METHODS, NETS, Bounded, bound, specifications, untrained
 from experiments.evaluation import trained
+from experiments.methods.method import apply
 from experiments.settings.errors import ExperimentError
 
 
 def of_run(run: trained.Trained, examples: int) -> Bounded:
-    """A trained network and its first test images."""
-    return Bounded(run.model.apply, run.variables, jnp.asarray(run.test.images[:examples]))
+    """Takes a trained network and its first test images."""
+    images = jnp.asarray(run.test.images[:examples])
+    return Bounded(partial(apply, run.model), run.variables, images)
 
 
 def measure(
     net: Bounded, methods: tuple[str, ...], eps: float
 ) -> tuple[list[timing.Measured], dict[str, str]]:
-    """The forward pass and every method on one net, compiled; and what the bounds are worth."""
+    """Compiles the forward pass and every method on one net; computes the mean margins."""
     _, rows = specifications(net)
     candidates = [timing.compiled("forward", net.apply, net.variables, net.images)]
-    worth = {}
+    margins = {}
     for method in methods:
         candidate = timing.compiled(
             method, partial(bound, net.apply, method, eps), net.variables, net.images, rows
         )
         bounds = candidate.run()
-        worth[method] = f"mean margin {jnp.mean(bounds.lower):9.4f}"
+        margins[method] = f"mean margin {jnp.mean(bounds.lower):9.4f}"
         candidates.append(candidate)
-    return candidates, worth
+    return candidates, margins
 
 
 def main() -> None:
-    """Reads the flags, prints one table per net."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Reads the flags and prints one table per net."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--nets", nargs="+", choices=NETS, help="default: the MLP and Small*; all with --peer"
     )
@@ -87,14 +90,14 @@ def main() -> None:
             sys.exit(f"error: {error}")
         nets = {run.config.model.name: of_run(run, flags.examples)}
     for name, net in nets.items():
-        fitting = NETS[name].methods if name in NETS else tuple(METHODS)
+        methods = flags.methods or (NETS[name].methods if name in NETS else METHODS)
         print(
             f"{name}, {len(net.images)} examples, eps {flags.eps}: median of {flags.repeats} runs",
             flush=True,
         )
-        candidates, worth = measure(net, tuple(flags.methods or fitting), flags.eps)
+        candidates, margins = measure(net, tuple(methods), flags.eps)
         timing.interleave(candidates, flags.repeats)
-        timing.report(candidates, candidates[0], worth)
+        timing.report(candidates, candidates[0], margins)
     print(f"peak memory {process.peak_memory_mib():.0f} MiB")
 
 

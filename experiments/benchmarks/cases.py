@@ -1,4 +1,4 @@
-"""What the bounds are timed on and by: nets, methods, and one function that bounds all margins."""
+"""Defines what to time: nets, methods, and one function that bounds all margins."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from boundjax.training import robust_cross_entropy
 from experiments import models
 from experiments.benchmarks import timing
 from experiments.benchmarks.process import Case, Prepared
+from experiments.methods.method import apply
 
 
 class Net(NamedTuple):
-    """What is bounded: images of one shape, how many of them, and by which methods."""
+    """Benchmark inputs of a net: shape and number of images, and the methods to time."""
 
     image_shape: tuple[int, int, int]
     examples: int
     methods: tuple[str, ...]
 
 
-# alpha-CROWN; the rate and its decay are those of `boundjax.certify`.
+# alpha-CROWN, with the rate and decay of `boundjax.certify`.
 STEPS = 20
 _ADAM = optax.adam(optax.exponential_decay(0.5, transition_steps=1, decay_rate=0.9))
 _ALPHA = partial(bj.optimized, STEPS, _ADAM, per_spec=True)
@@ -48,19 +49,19 @@ METHODS: dict[str, Callable[[Callable[[jax.Array], jax.Array]], Callable[..., An
     "crown, 20 steps": partial(_LINEAR, slopes=_ALPHA()),
     "alpha-crown": partial(_LINEAR, slopes=_ALPHA(optimize_intermediate=True), max_bytes=2**26),
 }
-# As `boundjax.certify` does on CPU: the rows that an example needs are then known exactly.
+# One example at a time, as in `boundjax.certify` on CPU: its unstable rows are then known exactly.
 _ONE_BY_ONE = ("fast-lin", "crown", "crown, 20 steps", "alpha-crown")
 _BY_INTERVALS = ("interval", "random", "parallel", "crown-ibp", "one-step", "20 steps")
 NETS = {
     "mlp_2x100": Net((28, 28, 1), 16, tuple(METHODS)),
     "small_star": Net((28, 28, 1), 16, tuple(METHODS)),
-    # Its 229,888 units with linear bounds take minutes: `--methods` asks for them.
+    # Linear bounds on its 229,888 units take minutes; `--methods` enables them.
     "cnn7": Net((32, 32, 3), 2, _BY_INTERVALS),
 }
 
 
 class Bounded(NamedTuple):
-    """A network and the images `[B, H, W, C]` around which it is bounded."""
+    """A network and the images `[B, H, W, C]` around which to bound it."""
 
     apply: Callable[..., jax.Array]
     variables: Any
@@ -68,16 +69,16 @@ class Bounded(NamedTuple):
 
 
 def untrained(name: str) -> Bounded:
-    """A net of the table with random weights and images."""
+    """Creates a net of the table with random weights and images."""
     net, model = NETS[name], models.create(name)
     rng = np.random.default_rng(0)
     images = rng.uniform(size=(net.examples, *net.image_shape)).astype(np.float32)
     variables = model.init(jax.random.key(0), jnp.asarray(images[:1]))
-    return Bounded(model.apply, variables, jnp.asarray(images))
+    return Bounded(partial(apply, model), variables, jnp.asarray(images))
 
 
 def specifications(net: Bounded) -> tuple[jax.Array, jax.Array]:
-    """The logits `[B, 10]` of the images, and the rows `[B, 9, 10]` of their margins."""
+    """Returns the logits `[B, 10]` of the images and the rows `[B, 9, 10]` of their margins."""
     logits = net.apply(net.variables, net.images)
     return logits, bj.margin_specification(jnp.argmax(logits, axis=-1), 10)
 
@@ -90,7 +91,7 @@ def bound(
     images: jax.Array,
     rows: jax.Array,
 ) -> bj.Interval:
-    """Bounds `[B, m]` of a specification on the clipped l-infinity balls around the images."""
+    """Bounds a specification on the clipped l-infinity balls around the images: `[B, m]`."""
     transform = METHODS[method](lambda x: apply(variables, x[None])[0])
     ball = partial(bj.LpBall, eps=eps, clip=(0.0, 1.0))
     if method in _ONE_BY_ONE and jax.default_backend() == "cpu":
@@ -99,7 +100,7 @@ def bound(
 
 
 def case(name: str, eps: float) -> Case:
-    """An untrained net of the table in arrays, for a process of its own or another library."""
+    """Exports an untrained net of the table as arrays, for another process or library."""
     net, model = untrained(name), models.create(name)
     logits, rows = specifications(net)
     variables = traverse_util.flatten_dict(net.variables, sep="/")
@@ -121,14 +122,14 @@ def case(name: str, eps: float) -> Case:
 
 
 def prepare(case: Case, method: str) -> Prepared:
-    """Our side of a comparison: a method of `METHODS`, or `forward`, compiled for a case."""
+    """Compiles our side of a comparison for a case: a method of `METHODS`, or `forward`."""
     model = models.create(case.net)
     variables = traverse_util.unflatten_dict(case.variables, sep="/")
 
     def lower(variables: Any, images: jax.Array, rows: jax.Array) -> jax.Array:
         if method == "forward":
-            return jnp.einsum("bmc,bc->bm", rows, model.apply(variables, images))
-        return bound(model.apply, method, case.eps, variables, images, rows).lower
+            return jnp.einsum("bmc,bc->bm", rows, apply(model, variables, images))
+        return bound(partial(apply, model), method, case.eps, variables, images, rows).lower
 
     arguments = jax.tree.map(jnp.asarray, (variables, case.images, case.rows))
     compiled = timing.compiled(method, lower, *arguments)

@@ -1,4 +1,4 @@
-"""What the devices of a compiled program send each other, read out of its text."""
+"""Reads from the text of a compiled program what its devices send each other."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-# `%name = <result> all-reduce(`; of an asynchronous one the start counts, not the end.
+# `%name = <result> all-reduce(`; an asynchronous operation counts at its start, not at its end.
 _CALL = re.compile(rf"= (?P<result>.*?) (?P<kind>{'|'.join(_KINDS)})(?:-start)?\(")
 _SHAPE = re.compile(r"(?P<type>[a-z]+[0-9]*[a-z0-9]*)\[(?P<sizes>[0-9,]*)\]")
 
 
 class Collective(NamedTuple):
-    """One operation between devices; `size` is that of its result on a device, in bytes."""
+    """One operation between devices; `size` is the bytes of its result on one device."""
 
     kind: str
     size: int
 
 
 def collectives(text: str) -> list[Collective]:
-    """Those of a compiled program, in the order in which `compiled.as_text()` has them."""
+    """Lists the collectives of `compiled.as_text()`, in its order."""
     return [
         Collective(match["kind"], sum(map(_size, _SHAPE.finditer(match["result"]))))
         for match in _CALL.finditer(text)
     ]
 
 
-def summary(found: list[Collective]) -> dict[str, tuple[int, int]]:
-    """Kind -> how many, and how many bytes together."""
+def summary(operations: list[Collective]) -> dict[str, tuple[int, int]]:
+    """Returns per kind the number of operations and their total bytes."""
     totals: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
-    for kind, size in found:
+    for kind, size in operations:
         count, total = totals[kind]
         totals[kind] = count + 1, total + size
     return dict(totals)
@@ -47,5 +47,9 @@ def summary(found: list[Collective]) -> dict[str, tuple[int, int]]:
 
 def _size(shape: re.Match[str]) -> int:
     name = shape["type"]
-    width = _BYTES[name] if name in _BYTES else int(re.search(r"[0-9]+", name)[0]) // 8
+    width = _BYTES.get(name)
+    if width is None:
+        bits = re.search(r"[0-9]+", name)
+        assert bits is not None, f"expected a type with its number of bits, got {name}"
+        width = int(bits[0]) // 8
     return width * math.prod(int(size) for size in shape["sizes"].split(",") if size)

@@ -1,7 +1,7 @@
-"""One measurement in a process of its own, so that its memory and its failure are its own.
+"""Runs one measurement in a process of its own, so that memory and failures are its own too.
 
-`measured_alone` starts `python -m experiments.benchmarks.process`, which knows neither jax nor
-torch until it imports the side that it measures.
+`measured_alone` starts `python -m experiments.benchmarks.process`, which imports neither jax nor
+torch before the side that it measures.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import numpy as np
 
 from experiments.settings.errors import ExperimentError
 
-# Library -> the module whose `prepare(case, method)` is measured.
+# Library -> the module whose `prepare(case, method)` to measure.
 SIDES = {
     "boundjax": "experiments.benchmarks.cases",
     "auto_LiRPA": "experiments.benchmarks.auto_lirpa",
 }
-# Repeats end when they took this long together.
+# Repeats stop after this total time.
 _ENOUGH_SECONDS = 20.0
 _OUT_OF_MEMORY = (
     "allocate memory",
@@ -43,16 +43,16 @@ _OUT_OF_MEMORY = (
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network and what is to be bounded of it, in arrays.
+    """A network, its inputs and its specification, as arrays.
 
     Attributes:
-      net: its name in `experiments.models`.
+      net: name of the network in `experiments.models`.
       eps: radius of the l-infinity balls, clipped to [0, 1].
-      steps: of the methods that optimise slopes.
+      steps: steps of the methods that optimise slopes.
       architecture: `convolutions`, `hidden`, `classes` and `batch_norm` of the network.
       images: centres `[B, H, W, C]`.
       rows: the specification `[B, m, classes]`.
-      logits: the network's `[B, classes]`, to compare a translation with.
+      logits: the network's logits `[B, classes]`, to check a translation against.
       variables: its Flax variables by path, such as `params/Conv_0/kernel`.
     """
 
@@ -66,7 +66,7 @@ class Case:
     variables: Mapping[str, np.ndarray]
 
     def first(self, examples: int) -> Case:
-        """The same with the first examples only."""
+        """Returns the case with the first examples only."""
         arrays = {name: getattr(self, name)[:examples] for name in ("images", "rows", "logits")}
         return dataclasses.replace(self, **arrays)
 
@@ -74,7 +74,9 @@ class Case:
         """Writes the case as an `.npz` file."""
         facts = {name: getattr(self, name) for name in ("net", "eps", "steps", "architecture")}
         arrays = {name: getattr(self, name) for name in ("images", "rows", "logits")}
-        np.savez(path, facts=json.dumps(facts), **arrays, **self.variables)
+        everything = {"facts": np.array(json.dumps(facts)), **arrays, **self.variables}
+        # NumPy's stub checks the arrays against `allow_pickle` as well.
+        np.savez(path, **everything)  # pyright: ignore[reportArgumentType]
 
     @classmethod
     def load(cls, path: Path) -> Case:
@@ -82,12 +84,12 @@ class Case:
         with np.load(path) as stored:
             arrays = dict(stored)
         facts = json.loads(str(arrays.pop("facts")))
-        own = {name: arrays.pop(name) for name in ("images", "rows", "logits")}
-        return cls(**facts, **own, variables=arrays)
+        fields = {name: arrays.pop(name) for name in ("images", "rows", "logits")}
+        return cls(**facts, **fields, variables=arrays)
 
 
 class Prepared(NamedTuple):
-    """What is measured: a call for lower bounds `[B, m]`, its compile time, and who computes it."""
+    """A call to measure: it returns lower bounds `[B, m]`; its compile time, and its library."""
 
     run: Callable[[], np.ndarray]
     compile_seconds: float | None
@@ -96,14 +98,14 @@ class Prepared(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What a method costs and is worth.
+    """Costs and results of a method.
 
     Attributes:
-      version: who computed it.
+      version: library and version that computed it.
       wall: median seconds of a call.
       cpu: median processor seconds of a call, all threads together.
-      first: seconds to compile, or of the first call where nothing is compiled.
-      peak_mib: peak resident memory of the process, the libraries included.
+      first: seconds to compile, or seconds of the first call if nothing is compiled.
+      peak_mib: peak resident memory of the process, including its libraries.
       margins: the lower bounds, example by example.
     """
 
@@ -116,23 +118,26 @@ class Measurement:
 
 
 def peak_memory_mib() -> float:
-    """The largest resident memory of this process so far, in MiB."""
+    """Returns the largest resident memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Linux hands `ru_maxrss` on to a child: there it starts at what the parent took.
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) / 2**10
+        # Not `ru_maxrss`: on Linux a child process inherits it from its parent.
+        peak = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+        assert peak is not None, f"expected VmHWM in {status}"
+        return int(peak[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def measure(prepared: Prepared, repeats: int) -> Measurement:
-    """Calls once to warm up, then a few times, fewer where a call takes long; at least once."""
+    """Calls once to warm up, then up to `repeats` times, fewer if a call takes long."""
     walls, cpus, margins = [], [], None
     while len(walls) <= repeats and (not walls or sum(walls) < _ENOUGH_SECONDS):
         wall, cpu = time.perf_counter(), time.process_time()
         margins = prepared.run()
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
+    assert margins is not None  # the loop runs at least once
     return Measurement(
         version=prepared.version,
         wall=statistics.median(walls[1:] or walls),
@@ -149,20 +154,20 @@ def measured_alone(
     """Measures a method of a library on a stored case, on the CPU, in a process of its own.
 
     Returns:
-      The measurement, or in words why there is none.
+      The measurement, or the reason why there is none, in words.
 
     Raises:
-      ExperimentError: where nothing can be measured: the library is missing, its network differs.
+      ExperimentError: if nothing can be measured: the library is missing, or its network differs.
     """
     result = case.with_name("result.json")
     result.unlink(missing_ok=True)
     command = [sys.executable, "-m", "experiments.benchmarks.process", library, method, str(case)]
     command += ["--repeats", str(repeats), "--max-gib", str(max_gib)]
-    # OpenMP's threads, torch's, otherwise spin while they wait: many times the time of a call on a
-    # machine with other jobs.
+    # Otherwise OpenMP's threads, which torch uses, spin while they wait: with other jobs on the
+    # machine that multiplies the time of a call.
     environment = {"JAX_PLATFORMS": "cpu", "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, env=environment, timeout=limit, capture_output=True, text=True, check=False
         )
     except subprocess.TimeoutExpired:
@@ -172,16 +177,16 @@ def measured_alone(
         raise ExperimentError(answer["error"])
     if answer:
         return Measurement(**answer)
-    # A process that gets no memory may end by an exception, by abort or by the kernel.
-    if done.returncode == -9 or any(words in done.stderr for words in _OUT_OF_MEMORY):
+    # Without memory a process may end by an exception, by abort or by the kernel.
+    if process.returncode == -9 or any(words in process.stderr for words in _OUT_OF_MEMORY):
         return "out of memory"
-    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
     return f"failed: {lines[-1][:80]}"
 
 
 def main() -> None:
-    """The process of one measurement: its answer goes to `result.json` beside the case."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Runs in the process of one measurement; writes `result.json` beside the case."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("library", choices=SIDES)
     parser.add_argument("method")
     parser.add_argument("case", type=Path)
@@ -189,8 +194,8 @@ def main() -> None:
     parser.add_argument("--max-gib", type=float, required=True)
     flags = parser.parse_args()
     if sys.platform == "linux":  # macOS refuses
-        most = int(flags.max_gib * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        limit = int(flags.max_gib * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
         prepared = importlib.import_module(SIDES[flags.library]).prepare(
             Case.load(flags.case), flags.method

@@ -1,14 +1,15 @@
-"""How a train step divides: its time, what the devices send each other, and what chips could do.
+"""Measures how a train step scales: its time, its communication, and estimates for other chips.
 
     python -m experiments.benchmarks.scaling
 
-Measured: one step of the loop on random images, on 1, 2, 4 and 8 virtual devices of this CPU and in
-1 and 2 processes (`launch/local_multiprocess.py` starts them). The global batch stays the same, so
-the devices of one machine share one amount of work: what the time grows by is the price of
-dividing it. Collectives are counted in the compiled program.
+The measurement runs one step of the loop on random images, on 1, 2, 4 and 8 virtual devices of this
+CPU and in 1 and 2 processes (`launch/local_multiprocess.py` starts them). The global batch stays
+the same, so the devices of one machine share a fixed amount of work; any increase in time is the
+cost of dividing it. Collectives are counted in the compiled program.
 
-Estimated: the floors of a step on machines that are not at hand, from the FLOPs and bytes of the
-program for one device and the makers' numbers in `MACHINES` (the assumptions: docs/scaling.md).
+The estimate gives lower limits for a step on machines that are not at hand, from the FLOPs and
+bytes of the program for one device and the makers' numbers in `MACHINES` (docs/scaling.md states
+the assumptions).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _SECONDS = 900.0
 
 
 class Case(NamedTuple):
-    """What is trained, on random images; the batch is that of all devices together."""
+    """A network and its training settings on random images; the batch is global."""
 
     net: str
     shape: tuple[int, int, int]
@@ -48,18 +49,18 @@ CASES = {
     "crown-ibp": Case("small_star", (28, 28, 1), 128, {"robust": {"method": "crown-ibp"}}),
 }
 MESHES = {"data": {}, "fsdp": {"data": 1, "fsdp": -1}, "spec": {"data": 1, "spec": -1}}
-# (processes, devices of each).
+# (processes, devices per process).
 LAYOUTS = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 4))
 
 
 class Machine(NamedTuple):
-    """What the maker says of `chips` chips, each; in FLOP/s and bytes/s.
+    """The maker's numbers for each chip of a machine, in FLOP/s and bytes/s.
 
     Attributes:
-      chips: how many.
-      flops: of matrix products at the precision that is trained with (`train.precision="high"`).
-      memory: of the chip's memory.
-      links: out of one chip, to all others together, in one direction.
+      chips: the number of chips.
+      flops: rate of matrix products at the precision of training (`train.precision="high"`).
+      memory: bandwidth of the chip's memory.
+      links: bandwidth out of one chip, to all others together, in one direction.
     """
 
     chips: int
@@ -69,7 +70,7 @@ class Machine(NamedTuple):
 
 
 MACHINES = {
-    # 197e12 in bfloat16, of which "high" takes three passes; four links of 400 Gbit/s both ways.
+    # 197e12 in bfloat16, and "high" takes three passes; four links of 400 Gbit/s both ways.
     "v5e-256": Machine(256, 197e12 / 3, 819e9, 100e9),
     # TF32 without sparsity; NVLink of 900 GB/s both ways.
     "8 x H200": Machine(8, 494e12, 4.8e12, 450e9),
@@ -84,7 +85,7 @@ ESTIMATED = {
 
 
 def compiled_step(case: Case, mesh: dict[str, int]) -> tuple[Any, Any, tuple[Any, ...]]:
-    """The lowered and the compiled step of the loop halfway up the ramp, and its arguments."""
+    """Returns the lowered and the compiled step, halfway up the ramp, and its arguments."""
     import jax
     import numpy as np
 
@@ -120,14 +121,14 @@ def compiled_step(case: Case, mesh: dict[str, int]) -> tuple[Any, Any, tuple[Any
 
 
 def measure(case: Case, mesh: dict[str, int], repeats: int) -> dict[str, Any]:
-    """Median step time of this process, in seconds, and the collectives of the program."""
+    """Measures this process's median step time, in seconds, and the program's collectives."""
     import jax
 
     from experiments.benchmarks.collectives import collectives, summary
 
     _, compiled, (state, *batch) = compiled_step(case, mesh)
     seconds = []
-    for _ in range(repeats + 1):  # the first warms up
+    for _ in range(repeats + 1):  # the first run is a warm-up
         began = time.perf_counter()
         state, metrics = compiled(state, *batch)
         jax.block_until_ready((state, metrics))
@@ -143,29 +144,30 @@ def measure(case: Case, mesh: dict[str, int], repeats: int) -> dict[str, Any]:
 def measured_alone(
     name: str, mesh: str, processes: int, devices: int, repeats: int
 ) -> dict[str, Any]:
-    """`measure` in processes of its own; what process 0 found.
+    """Runs `measure` in processes of its own; returns the result of process 0.
 
     Raises:
-      ExperimentError: if they fail.
+      ExperimentError: if the processes fail.
     """
     command = [sys.executable, str(_LAUNCHER), f"--processes={processes}", f"--devices={devices}"]
     command += ["--", "python", "-m", "experiments.benchmarks.scaling", "--one", name]
     command += ["--mesh", mesh, f"--repeats={repeats}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
-    found = [line[4:] for line in done.stdout.splitlines() if line.startswith("[0] {")]
-    if done.returncode or not found:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    group = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
+    reports = [line[4:] for line in group.stdout.splitlines() if line.startswith("[0] {")]
+    if group.returncode or not reports:
+        last = (group.stderr.strip().splitlines() or ["no output"])[-1]
         raise ExperimentError(f"{name} on {processes} x {devices} devices failed: {last}")
-    return json.loads(found[-1])
+    return json.loads(reports[-1])
 
 
 def floors(machine: Machine, flops: float, moved: float, parameters: float) -> dict[str, float]:
-    """Seconds that a step needs at least, by what: products, memory, the gradients' all-reduce.
+    """Computes the least seconds of a step for products, memory and the gradients' all-reduce.
 
     Args:
-      machine: on which; every chip has a batch of its own.
+      machine: the machine; every chip has a batch of its own.
       flops, moved: operations and bytes of memory traffic of one chip's step.
-      parameters: their size in bytes; an all-reduce sends each twice, but for the chip's own part.
+      parameters: bytes of the parameters; an all-reduce sends each of them twice, except for the
+        chip's own part.
     """
     return {
         "products": flops / machine.flops,
@@ -181,18 +183,18 @@ def _print_measured(names: list[str], meshes: list[str], repeats: int) -> None:
             print(f"{case.net}, {name}, batch {case.batch_size} in all, divided over {mesh}")
             first = None
             for processes, devices in LAYOUTS:
-                found = measured_alone(name, mesh, processes, devices, repeats)
-                first = first or found["seconds"]
+                report = measured_alone(name, mesh, processes, devices, repeats)
+                first = first or report["seconds"]
                 sent = ", ".join(
                     f"{count} {kind} of {size:,} bytes"
-                    for kind, (count, size) in sorted(found["collectives"].items())
+                    for kind, (count, size) in sorted(report["collectives"].items())
                 )
                 print(
-                    f"  {processes} x {devices} devices  {1e3 * found['seconds']:8.1f} ms"
-                    f"  {found['seconds'] / first:5.2f}x  {sent or 'nothing sent'}",
+                    f"  {processes} x {devices} devices  {1e3 * report['seconds']:8.1f} ms"
+                    f"  {report['seconds'] / first:5.2f}x  {sent or 'nothing sent'}",
                     flush=True,
                 )
-            print(f"  parameters: {found['parameters']:,} bytes", flush=True)
+            print(f"  parameters: {report['parameters']:,} bytes", flush=True)
 
 
 def _print_estimates() -> None:
@@ -209,7 +211,7 @@ def _print_estimates() -> None:
         )
         for machine_name, machine in MACHINES.items():
             times = floors(machine, flops, moved, size)
-            # The all-reduce can run beside the backward pass; at worst it comes after it.
+            # The all-reduce can overlap with the backward pass; at worst it follows it.
             step = max(times["products"], times["memory"])
             rate = machine.chips * case.batch_size / (step + times["all-reduce"])
             each = ", ".join(f"{what} {1e3 * value:.2f} ms" for what, value in times.items())
@@ -222,8 +224,8 @@ def _print_estimates() -> None:
 
 
 def main() -> None:
-    """Reads the flags; measures and estimates, or measures one case as one of the processes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Reads the flags, then measures and estimates; with `--one` measures as one process."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--meshes", nargs="+", choices=MESHES, default=["data"])
     parser.add_argument("--repeats", type=int, default=10)

@@ -1,10 +1,11 @@
-"""Ours and another library on the same weights and inputs, one process after the other.
+"""Compares us with another library on the same weights and inputs, one process after the other.
 
-Every measurement is a process of its own: its peak memory is the method's (and the imported
-library's and, of ours, the compiler's), and a failure is a row. Both compute on the CPU with the
-threads they choose. Per library: wall and processor time of a call; the time to compile, or of the
-first call where nothing is compiled; memory; the mean margin. Below, ours in parts of the other's.
-Of methods that are one algorithm in both: how far the margins are apart, relative to the largest.
+Every measurement runs in a process of its own. Its peak memory is that of the method, including
+the imported library and, for ours, the compiler; a failure is a row of the table. Both compute on
+the CPU with the number of threads that they choose. The table has, per library, wall and processor
+time of a call; the time to compile, or of the first call if nothing is compiled; memory; the mean
+margin. The line below has the ratios of ours to theirs and, for methods that are the same algorithm
+in both, the largest difference of the margins, relative to the largest margin.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from experiments.settings.errors import ExperimentError
 PEERS = ("auto_LiRPA",)
 _WITH_SLOPES = ("crown", "crown, 20 steps", "alpha-crown")
 _METHODS = ("forward", "interval", "crown-ibp", *_WITH_SLOPES)
-# Net -> method -> how many examples at once.
+# Net -> method -> number of examples per call.
 COMPARED: dict[str, dict[str, int]] = {
     "mlp_2x100": dict.fromkeys(_METHODS, 16),
     "small_star": dict.fromkeys(_METHODS, 16),
-    "cnn7": dict.fromkeys(("forward", "interval", "crown-ibp", "20 steps"), 2)
-    | dict.fromkeys(_WITH_SLOPES, 1),
+    "cnn7": {
+        **dict.fromkeys(("forward", "interval", "crown-ibp", "20 steps"), 2),
+        **dict.fromkeys(_WITH_SLOPES, 1),
+    },
 }
 ONE_ALGORITHM = ("forward", "interval", "crown-ibp", "crown")
 
@@ -52,13 +55,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def difference(ours: Measurement, theirs: Measurement) -> float:
-    """The largest difference of two methods' margins, relative to the largest margin."""
+    """Returns the largest difference of two methods' margins, relative to the largest margin."""
     a, b = np.asarray(ours.margins), np.asarray(theirs.margins)
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
 def line(library: str, row: Measurement | str, method: str) -> str:
-    """What is printed of one library."""
+    """Formats the table's line of one library."""
     if isinstance(row, str):
         return f"    {library:<12}{row}"
     who = f"  {row.version}" if method == "forward" else ""
@@ -69,7 +72,7 @@ def line(library: str, row: Measurement | str, method: str) -> str:
 
 
 def ratios(method: str, ours: Measurement, theirs: Measurement) -> str:
-    """Ours in parts of theirs, and how far the margins are apart where they should not be."""
+    """Formats the ratios of ours to theirs, and the difference of margins that should agree."""
     columns = ((12, "wall"), (14, "cpu"), (15, "first"), (9, "peak_mib"))
     text = "   ".join(
         f"{getattr(ours, name) / getattr(theirs, name):{width - 3 * (i > 0)}.2f}"
@@ -83,18 +86,18 @@ def compare(flags: argparse.Namespace) -> None:
     """Measures and prints one table per net.
 
     Raises:
-      ExperimentError: where the peer cannot be imported, or its network is not ours.
+      ExperimentError: if the peer cannot be imported, or its network differs from ours.
     """
     limits = {"repeats": flags.repeats, "limit": flags.limit, "max_gib": flags.max_gib}
-    wanted = flags.methods or tuple(cases.METHODS)
+    selected = flags.methods or tuple(cases.METHODS)
     compared = {
-        name: [method for method in COMPARED[name] if method in (*wanted, "forward")]
+        name: [method for method in COMPARED[name] if method in (*selected, "forward")]
         for name in flags.nets or COMPARED
     }
     for name, methods in compared.items():
         if methods == ["forward"]:
             raise ExperimentError(
-                f"{name} is compared by {[*COMPARED[name]][1:]}, got --methods {[*wanted]}"
+                f"{name} is compared by {[*COMPARED[name]][1:]}, got --methods {[*selected]}"
             )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"both on the CPU: {cores} x {platform.machine()}, Python {platform.python_version()}")
@@ -113,7 +116,7 @@ def compare(flags: argparse.Namespace) -> None:
                 path = Path(folder) / "case.npz"
                 case.first(examples).save(path)
                 rows = []
-                # The peer first: it says whether there is anything to compare.
+                # Run the peer first: it may fail with an error that ends the comparison.
                 for library in (flags.peer, "boundjax"):
                     rows.append(measured_alone(library, method, path, **limits))
                     print(line(library, rows[-1], method), flush=True)

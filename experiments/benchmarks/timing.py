@@ -1,4 +1,4 @@
-"""How the benchmarks measure: compile once, warm up, then medians of interleaved repeats."""
+"""Times functions: compile once, warm up, then take medians of interleaved repeats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from boundjax.certification.memory import peak_of
 class Measured:
     """A compiled function with its compile time and its run times, in seconds.
 
-    `peak_bytes` is what the compiler lays out for one run, inputs and outputs included.
+    `peak_bytes` is the memory that the compiler plans for one run, including inputs and outputs.
     """
 
     name: str
@@ -43,7 +43,7 @@ def compiled(name: str, function: Callable[..., Any], *arguments: Any) -> Measur
 
 
 def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:
-    """Adds the flag ``--repeats``, how often `interleave` runs every candidate."""
+    """Adds the flag `--repeats`: how often `interleave` runs every candidate."""
 
     def count(text: str) -> int:
         if not text.isdigit() or int(text) < 1:
@@ -57,8 +57,8 @@ def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:
 def interleave(candidates: Sequence[Measured], repeats: int) -> None:
     """Runs the candidates in turn, `A B C A B C ...`, after one warm-up run of each.
 
-    On a machine whose speed drifts (other jobs, thermal limits) the ratio of two medians means
-    something only if both saw the same drift.
+    If the machine's speed drifts (other jobs, thermal limits), the ratio of two medians is
+    meaningful only if both saw the same drift.
     """
     for candidate in candidates:
         jax.block_until_ready(candidate.run())
@@ -70,7 +70,7 @@ def interleave(candidates: Sequence[Measured], repeats: int) -> None:
 
 
 def machine() -> str:
-    """One line on what the numbers hold for."""
+    """Describes in one line the machine and the versions behind the numbers."""
     device = jax.devices()[0]
     return (
         f"jax {jax.__version__}, {jax.device_count()} x {device.device_kind} ({device.platform}), "
@@ -79,7 +79,7 @@ def machine() -> str:
 
 
 def report(candidates: Sequence[Measured], baseline: Measured, extra: dict[str, str]) -> None:
-    """Prints per candidate: median, ratio to the baseline, compile time, what else is known."""
+    """Prints per candidate the median, the ratio to the baseline, compile time and `extra`."""
     width = max(len(candidate.name) for candidate in candidates)
     for candidate in candidates:
         ratio = candidate.median / baseline.median

@@ -2,11 +2,12 @@
 
     python -m experiments.benchmarks.train_step
 
-The step is the loop's own (`experiments.train.step`), halfway up the ramp, where every term of the
-objective is computed. Nets (`experiments.models`): Small* at batch 128 and CNN-7 at batch 32 for
-the l-infinity methods, 4C3F ("medium") at batch 128 for the l2 methods BCP and LMT, whose step
-includes one power iteration. All 9 margins are bounded, but by fused CROWN-IBP. Attacks take one
-step. The peak is the compiler's, of one step with its inputs and outputs.
+The step is that of the training loop (`experiments.train.step`), halfway up the ramp, where it
+computes every term of the objective. The nets (`experiments.models`) are Small* at batch 128 and
+CNN-7 at batch 32 for the l-infinity methods, and 4C3F ("medium") at batch 128 for the l2 methods
+BCP and LMT, whose step includes one power iteration. Every method except fused CROWN-IBP bounds all
+9 margins. Attacks take one step. The peak is the compiler's estimate for one step with its inputs
+and outputs.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ STEPS_PER_EPOCH = 100
 
 
 class Case(NamedTuple):
-    """What a network is trained on, by which methods, and in which ball."""
+    """The images, methods and ball of a network's train step."""
 
     image_shape: tuple[int, int, int]
     batch_size: int
-    methods: tuple[str, ...]  # of `METHODS`; the first is what the others are compared with
+    methods: tuple[str, ...]  # of `METHODS`; the first is the baseline
     norm: str = "inf"
     eps: float = 0.1
 
 
-# Settings of the configuration beside the method's name.
+# Settings of the configuration besides the method's name.
 _FAST = {"regularizers": {"tightness": 0.5, "relu_balance": 0.5}, "model": {"init": "ibp"}}
 METHODS: dict[str, dict[str, Any]] = {
     "natural": {},
@@ -63,7 +64,7 @@ CASES = {
 
 
 def measure(net: str, name: str) -> timing.Measured:
-    """The compiled train step of a method, halfway up the ramp of the radius."""
+    """Compiles the train step of a method, halfway up the ramp of the radius."""
     case, settings = CASES[net], dict(METHODS[name])
     robust = {
         "method": settings.pop("method", name),
@@ -91,8 +92,8 @@ def measure(net: str, name: str) -> timing.Measured:
 
 
 def main() -> None:
-    """Reads the flags, prints one table per net."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Reads the flags and prints one table per net."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--nets", nargs="+", choices=CASES, default=list(CASES))
     timing.add_repeats(parser, 20)
     parser.add_argument(

@@ -1,1 +1,1 @@
-"""One file per experiment: `get_config(variant)`. What they share is in `common` and `recipes`."""
+"""One file per experiment: `get_config(variant)`. `common` and `recipes` hold the shared parts."""

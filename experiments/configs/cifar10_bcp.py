@@ -16,33 +16,32 @@ error in %, by `net`
     6c2f              34.28 / 39.22 / 48.70
     4c3f,linf (8/255) 63.50 / 72.18 / 75.80
 
-The row of WRN is not known. `linf` is the row at l-inf radius 8/255, of 4C3F, the median of 9
-seeds. 200 epochs, radius 0 to its end and kappa 1 to 0 in epochs 10 to 131, then the learning rate
-halves every 10 epochs. Needs a GPU; not run yet. Three differences: the ball is clipped to the
-pixel range (the paper's is not; `--config.robust.clip=False`), the last training images that are
-held out select the epoch, and the radius ends at its target (the released code's goes on a little).
+The number for WRN is unknown. `linf` is the row at l-inf radius 8/255, for 4C3F, the median of 9
+seeds. Training takes 200 epochs; in epochs 10 to 131 the radius grows from 0 to its final value and
+kappa falls from 1 to 0, and then the learning rate halves every 10 epochs. Needs a GPU; not run
+yet. Three differences from the paper: the ball is clipped to the pixel range (the paper's is not;
+`--config.robust.clip=False`), the epoch is selected on held-out training images, and the radius
+stops at its target (the released code's exceeds it a little).
 
 `:cpu`: Small* on all 50 000 images, 12 epochs, for 2 CPU cores; not run yet.
 """
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import lipschitz
 
 
-def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """The paper's size with one of its networks, or `:cpu`."""
-    given = common.arguments(variant, cpu=False, linf=False, net=tuple(lipschitz.CIFAR10_MODELS))
-    common.exclude(given, "linf", "net=6c2f", "net=wrn")
-    common.exclude(given, "cpu", "net", "linf")
+def get_config(variant: str = "") -> common.ConfigDict:
+    """Returns the paper's configuration with one of its networks, or `:cpu`."""
+    options = common.arguments(variant, cpu=False, linf=False, net=tuple(lipschitz.CIFAR10_MODELS))
+    common.exclude(options, "linf", "net=6c2f", "net=wrn")
+    common.exclude(options, "cpu", "net", "linf")
     config = common.base()
-    if given.cpu:
+    if options.cpu:
         lipschitz.cifar10_two_cores(config, "bcp")
     else:
-        lipschitz.cifar10(config, "bcp", given.net)
-    if given.linf:
+        lipschitz.cifar10(config, "bcp", options.net)
+    if options.linf:
         lipschitz.linf(config)
     return config

@@ -16,11 +16,11 @@ test radius `eps` in 255ths
     8    56.77 / 66.78 / 73.02
     16   75.11 / 80.67 / 82.07
 
-`eps_train=1.1x` trains at 1.1 times eps. `epochs=200` is the recipe of the paper's figures,
-`epochs=100` the one of 400 compressed, for a first look.
+`eps_train=1.1x` trains at 1.1 times eps. `epochs=200` is the recipe of the paper's figures, and
+`epochs=100` compresses that of 400 for a first look.
 
-It differs from the paper in two things: the ball is clipped to the pixel range (the paper's is not;
-`--config.robust.clip=False`), and the last epoch counts, of training on all images (the paper
+Two differences from the paper: the ball is clipped to the pixel range (the paper's is not;
+`--config.robust.clip=False`), and the last epoch of training on all images counts (the paper
 selects on the test set).
 
 Needs a GPU; not run yet.
@@ -28,15 +28,13 @@ Needs a GPU; not run yet.
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import landscape
 
 
-def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """The paper's size."""
-    given = common.arguments(variant, **landscape.CIFAR10)
+def get_config(variant: str = "") -> common.ConfigDict:
+    """Returns the paper's configuration."""
+    options = common.arguments(variant, **landscape.CIFAR10)
     config = common.base()
-    landscape.cifar10(config, "cap", given)
+    landscape.cifar10(config, "cap", options)
     return config

@@ -16,28 +16,26 @@ test radius `eps` in 255ths
     8    55.71 / 66.79 / 70.95  (kappa=0: 64.11 / 70.68 / 72.99)
     16   67.10 / 75.12 / 78.26
 
-`kappa` is the weight of the natural loss at radius 0 (the paper has 1 and 0); at the end it is 0.
-`eps_train=1.1x` trains at 1.1 times eps. `epochs=200` is the recipe of the paper's figures,
-`epochs=100` the one of 400 compressed, for a first look.
+`kappa` is the weight of the natural loss at radius 0 (the paper has 1 and 0); it falls to 0 at the
+end. `eps_train=1.1x` trains at 1.1 times eps. `epochs=200` is the recipe of the paper's figures,
+and `epochs=100` compresses that of 400 for a first look.
 
-It differs from the paper in two things: the ball is clipped to the pixel range (the paper's is not;
-`--config.robust.clip=False`), and the last training images that are held out select the epoch (the
-paper selects on the test set).
+Two differences from the paper: the ball is clipped to the pixel range (the paper's is not;
+`--config.robust.clip=False`), and the epoch is selected on held-out training images (the paper
+selects on the test set).
 
 Needs a GPU; not run yet.
 """
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import landscape
 
 
-def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """The paper's size."""
-    given = common.arguments(variant, **landscape.CIFAR10, **landscape.KAPPA)
+def get_config(variant: str = "") -> common.ConfigDict:
+    """Returns the paper's configuration."""
+    options = common.arguments(variant, **landscape.CIFAR10, **landscape.KAPPA)
     config = common.base()
-    landscape.cifar10(config, "ibp", given)
+    landscape.cifar10(config, "ibp", options)
     return config

@@ -18,28 +18,26 @@ by `net`
 
 `linf` is the row at l-inf radius 8/255, the median of 9 seeds.
 
-It differs from the paper in three things: the ball is clipped to the pixel range (the paper's is
-not; `--config.robust.clip=False`), the last epoch counts for CAP and for IBP one that is chosen on
-images held out, and both have BCP's schedule, CAP without a natural loss (the paper does not say).
+Three differences from the paper: the ball is clipped to the pixel range (the paper's is not;
+`--config.robust.clip=False`), the last epoch counts for CAP while IBP selects one on held-out
+images, and both use BCP's schedule, CAP without a natural loss (the paper states neither).
 
 Needs a GPU; not run yet.
 """
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import lipschitz
 
 
-def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """The paper's size with one method and one network."""
+def get_config(variant: str = "") -> common.ConfigDict:
+    """Returns the paper's configuration with one method and one network."""
     nets = tuple(lipschitz.CIFAR10_MODELS)
-    given = common.arguments(variant, method=("cap", "ibp"), net=nets, linf=False)
-    common.exclude(given, "linf", "net=6c2f", "net=wrn")
+    options = common.arguments(variant, method=("cap", "ibp"), net=nets, linf=False)
+    common.exclude(options, "linf", "net=6c2f", "net=wrn")
     config = common.base()
-    lipschitz.cifar10(config, given.method, given.net)
-    if given.linf:
+    lipschitz.cifar10(config, options.method, options.net)
+    if options.linf:
         lipschitz.linf(config)
     return config

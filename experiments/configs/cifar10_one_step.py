@@ -22,33 +22,31 @@ test radius `eps` in 255ths
                                                          with steps=7: 54.44 / 66.29 / 71.53)
     16   65.93 / 75.39 / 77.87   66.24 / 74.69 / 78.66
 
-What is in brackets has kappa=0 and beta=1. OURS of Table C.1, 57.14 / 66.88 / 71.45 % at 8/255, is
-`epochs=200,kappa=0` (`cifar10_slopes.py` has the rest of that table). `beta` is the weight of the
-linear bounds at the end, against that of interval bounds. `kappa` is the weight of the natural loss
-at radius 0 (the paper has 1 and 0); at the end it is 0. `eps_train=1.1x` trains at 1.1 times eps.
-`epochs=200` is the recipe of the paper's figures, `epochs=100` the one of 400 compressed, for a
+The rows in brackets have kappa=0 and beta=1. OURS of Table C.1, 57.14 / 66.88 / 71.45 % at 8/255,
+is `epochs=200,kappa=0` (`cifar10_slopes.py` has the rest of that table). `beta` is the final weight
+of the linear bounds against interval bounds. `kappa` is the weight of the natural loss at radius 0
+(the paper has 1 and 0); it falls to 0 at the end. `eps_train=1.1x` trains at 1.1 times eps.
+`epochs=200` is the recipe of the paper's figures, and `epochs=100` compresses that of 400 for a
 first look.
 
-It differs from the paper in two things: the ball is clipped to the pixel range (the paper's is not;
-`--config.robust.clip=False`), and the last training images that are held out select the epoch (the
-paper selects on the test set).
+Two differences from the paper: the ball is clipped to the pixel range (the paper's is not;
+`--config.robust.clip=False`), and the epoch is selected on held-out training images (the paper
+selects on the test set).
 
 Needs a GPU; not run yet.
 """
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import landscape
 
 
-def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """The paper's size."""
-    known = {**landscape.CIFAR10, **landscape.LINEAR, "steps": ("1", "7")}
-    given = common.arguments(variant, **known)
+def get_config(variant: str = "") -> common.ConfigDict:
+    """Returns the paper's configuration."""
+    choices = {**landscape.CIFAR10, **landscape.LINEAR, "steps": ("1", "7")}
+    options = common.arguments(variant, **choices)
     config = common.base()
-    landscape.cifar10(config, "one-step", given)
-    landscape.one_step(config, given)
+    landscape.cifar10(config, "one-step", options)
+    landscape.one_step(config, options)
     return config

@@ -1,81 +1,88 @@
-"""Parts that all experiments are composed of: defaults, arguments, milestones."""
+"""The parts that all experiments share: defaults, arguments, milestones."""
 
 from __future__ import annotations
 
 import types
-
-from ml_collections import config_dict
+from typing import Any, Literal, TypeAlias
 
 from experiments.settings import method_names
 from experiments.settings.config import Config, to_config_dict
 from experiments.settings.errors import ExperimentError
 
-# What an argument may be: False of a flag, else its values, the default first.
-Known = bool | tuple[str, ...]
+# An editable `ml_collections.ConfigDict`. That class annotates every attribute with the union of
+# all types of values, so even `config.train.epochs = 100` would be a type error. `from_config_dict`
+# checks the values instead.
+ConfigDict: TypeAlias = Any
+
+# The choices of an argument: False for a flag, otherwise its values, the default first.
+Choices = Literal[False] | tuple[str, ...]
 
 
-def base() -> config_dict.ConfigDict:
-    """Every key with its default (`experiments/settings/config.py` documents them)."""
+def base() -> ConfigDict:
+    """Returns every key with its default (`experiments/settings/config.py` documents them)."""
     return to_config_dict(Config())
 
 
-def arguments(variant: str, **known: Known) -> types.SimpleNamespace:
-    """What `variant`, the text after `.py:`, asks for: `"cpu,eps=0.2"`.
+def arguments(variant: str, **choices: Choices) -> types.SimpleNamespace:
+    """Parses `variant`, the text after `.py:`, such as `"cpu,eps=0.2"`.
 
     Args:
-      variant: names of flags, and `name=value`, with commas between them.
-      **known: False for a flag, or the values an argument can have, the default first.
+      variant: names of flags, and `name=value`, separated by commas.
+      **choices: False for a flag, or the values that an argument can have, the default first.
 
     Returns:
-      A bool for every flag and a str for every other argument; as `given`, the texts that
-      `variant` consists of. Method names are as they are spelled now.
+      A bool for every flag, a str for every other argument, and as `texts` the parts of `variant`.
+      Old spellings of method names become current ones.
 
     Raises:
-      ExperimentError: for what is not known, and for an argument given twice.
+      ExperimentError: for an unknown argument, and for one that occurs twice.
     """
-    texts = {
+    allowed = {
         name: [name] if values is False else [f"{name}={value}" for value in values]
-        for name, values in known.items()
+        for name, values in choices.items()
     }
-    found = {name: values if values is False else values[0] for name, values in known.items()}
-    given = tuple(variant.split(",")) if variant else ()
-    given = tuple("=".join(map(method_names.current, text.split("="))) for text in given)
-    names = [text.partition("=")[0] for text in given]
-    for text, name in zip(given, names, strict=True):
-        if text not in texts.get(name, ()):
-            raise ExperimentError(f"unknown argument {text!r}: this config has {_listed(known)}")
+    options: dict[str, Any] = {
+        name: values if values is False else values[0] for name, values in choices.items()
+    }
+    parts = variant.split(",") if variant else []
+    texts = tuple("=".join(map(method_names.current, part.split("="))) for part in parts)
+    names = [text.partition("=")[0] for text in texts]
+    for text, name in zip(texts, names, strict=True):
+        if text not in allowed.get(name, ()):
+            raise ExperimentError(f"unknown argument {text!r}: this config has {_listed(choices)}")
         if names.count(name) > 1:
-            raise ExperimentError(f"{name!r} is given twice: this config has {_listed(known)}")
-        found[name] = known[name] is False or text.partition("=")[2]
-    return types.SimpleNamespace(**found, given=given)
+            raise ExperimentError(f"{name!r} is given twice: this config has {_listed(choices)}")
+        options[name] = choices[name] is False or text.partition("=")[2]
+    return types.SimpleNamespace(**options, texts=texts)
 
 
-def _listed(known: dict[str, Known]) -> str:
+def _listed(choices: dict[str, Choices]) -> str:
     described = (
-        name if values is False else f"{name}={'|'.join(values)}" for name, values in known.items()
+        name if values is False else f"{name}={'|'.join(values)}"
+        for name, values in choices.items()
     )
     return ", ".join(described) or "no arguments"
 
 
-def exclude(given: types.SimpleNamespace, argument: str, *others: str) -> None:
-    """Raises a one-line error where `argument` is given beside one of `others`.
+def exclude(options: types.SimpleNamespace, argument: str, *conflicts: str) -> None:
+    """Raises a one-line error if `argument` occurs together with one of `conflicts`.
 
-    Each is a whole argument like `"net=xlarge"` or, for any value of it, its name.
+    Each is a whole argument like `"net=xlarge"`, or a name, which stands for any of its values.
     """
 
-    def among(wanted: str) -> list[str]:
-        return [text for text in given.given if wanted in (text, text.partition("=")[0])]
+    def matches(argument: str) -> list[str]:
+        return [text for text in options.texts if argument in (text, text.partition("=")[0])]
 
-    for other in others:
-        for found in among(other):
-            if among(argument):
-                raise ExperimentError(f"{argument!r} does not go with {found!r}: leave one out")
+    for conflict in conflicts:
+        for text in matches(conflict):
+            if matches(argument):
+                raise ExperimentError(f"{argument!r} excludes {text!r}: leave one out")
 
 
-def published_size(config: config_dict.ConfigDict) -> None:
-    """How runs of a paper's size are computed and evaluated, by PGD-100 among others.
+def published_size(config: ConfigDict) -> None:
+    """Sets how runs of a paper's size are computed and evaluated: PGD-100 among other things.
 
-    On a GPU the products of a train step are in TF32, PyTorch's own default for convolutions.
+    On a GPU the products of a train step use TF32, PyTorch's default for convolutions.
     """
     config.train.precision = "high"
     config.evaluation.pgd_steps = 100
@@ -84,14 +91,14 @@ def published_size(config: config_dict.ConfigDict) -> None:
     config.checkpoint.every = 1000
 
 
-def two_cores(config: config_dict.ConfigDict) -> None:
-    """Runs for 2 CPU cores: all images are trained on, so there is nothing to select on."""
+def two_cores(config: ConfigDict) -> None:
+    """Configures a run for 2 CPU cores: it trains on all images and selects no epoch."""
     config.data.validation = 0
     config.evaluation.every = 5
     config.checkpoint.every = 200
 
 
 def every(epochs: float, first: float, end: float) -> tuple[float, ...]:
-    """The milestones `first`, `first + epochs`, ... before `end`."""
+    """Returns the milestones `first`, `first + epochs`, ... before `end`."""
     count = max(0, -int(-(end - first) // epochs))
     return tuple(float(first + index * epochs) for index in range(count))

@@ -15,8 +15,8 @@ test radius `eps`
 
 `eps_train=more` (the default) trains at eps + 0.1, `eps_train=same` at eps.
 
-It differs from the paper in two things: the ball is clipped to the pixel range (the paper's is not;
-`--config.robust.clip=False`), and the last epoch counts, of training on all images (the paper
+Two differences from the paper: the ball is clipped to the pixel range (the paper's is not;
+`--config.robust.clip=False`), and the last epoch of training on all images counts (the paper
 selects on the test set).
 
 Needs a GPU; not run yet.
@@ -24,16 +24,14 @@ Needs a GPU; not run yet.
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import landscape
 
 
-def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """The paper's size."""
-    known = {**landscape.MNIST, "eps": ("0.1", "0.2", "0.3")}
-    given = common.arguments(variant, **known)
+def get_config(variant: str = "") -> common.ConfigDict:
+    """Returns the paper's configuration."""
+    choices = {**landscape.MNIST, "eps": ("0.1", "0.2", "0.3")}
+    options = common.arguments(variant, **choices)
     config = common.base()
-    landscape.mnist(config, "cap", given)
+    landscape.mnist(config, "cap", options)
     return config

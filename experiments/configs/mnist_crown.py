@@ -17,14 +17,14 @@ error in %, by the test radius `eps`
                                   beta=0,kappa=0,eps_train=same: 1.48 / 3.52 / 9.40)
     0.4   5.73 / 14.63 / 23.80
 
-`eps_train=more` (the default) trains at `min(0.4, eps + 0.1)`, `eps_train=same` at eps. At 0.3 and
-0.4 the rows are of one network. `kappa` is the weight of the natural loss at radius 0 (the paper
-has 1 and 0); at the end it is 0. `beta` is the weight of the linear bounds at the end, against that
-of interval bounds (1 of all the rows above; with 0 the method ends as IBP).
+`eps_train=more` (the default) trains at `min(0.4, eps + 0.1)`, `eps_train=same` at eps. The rows at
+0.3 and 0.4 are of the same network. `kappa` is the weight of the natural loss at radius 0 (the
+paper has 1 and 0); it falls to 0 at the end. `beta` is the final weight of the linear bounds
+against interval bounds (1 in all the rows above; with 0 the method ends as IBP).
 
-It differs from the paper in two things: the ball is clipped to the pixel range (the paper's is not;
-`--config.robust.clip=False`), and the last training images that are held out select the epoch (the
-paper selects on the test set).
+Two differences from the paper: the ball is clipped to the pixel range (the paper's is not;
+`--config.robust.clip=False`), and the epoch is selected on held-out training images (the paper
+selects on the test set).
 
 Needs a GPU; not run yet.
 
@@ -34,22 +34,20 @@ minutes on 2 CPU cores.
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import landscape
 
 
-def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """The paper's size, or `:cpu`."""
-    given = common.arguments(variant, cpu=False, **landscape.MNIST, **landscape.LINEAR)
-    common.exclude(given, "cpu", "beta", "kappa", "eps_train")
+def get_config(variant: str = "") -> common.ConfigDict:
+    """Returns the paper's configuration, or `:cpu`."""
+    options = common.arguments(variant, cpu=False, **landscape.MNIST, **landscape.LINEAR)
+    common.exclude(options, "cpu", "beta", "kappa", "eps_train")
     config = common.base()
-    if given.cpu:
-        # An epoch with linear bounds is ten times as long as the others.
+    if options.cpu:
+        # An epoch with linear bounds takes ten times as long as the rest.
         landscape.mnist_two_cores(
-            config, "crown-ibp", given.eps, epochs=16, ramp=2.0, falls=(11.0, 14.0)
+            config, "crown-ibp", options.eps, epochs=16, ramp=2.0, falls=(11.0, 14.0)
         )
     else:
-        landscape.mnist(config, "crown-ibp", given)
+        landscape.mnist(config, "crown-ibp", options)
     return config

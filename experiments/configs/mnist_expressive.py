@@ -8,30 +8,28 @@
 FOLDER holds the four IDX files of MNIST; without it TensorFlow Datasets must have a prepared copy.
 
 "Expressive Losses for Verified Robustness via Convex Combinations": MTL-IBP has 1.20 / 6.38 %
-(standard / verified error) at 0.3; at 0.1 (`eps`) no number is at hand. By `method`, each with its
-own paper's weights; `mnist_ctbench.py` has CTBench's. EXP-IBP is not in the paper for MNIST and has
-those of MTL-IBP.
+(standard / verified error) at 0.3; we have no number at 0.1 (`eps`). `method` selects the loss,
+with the weights of its own paper; `mnist_ctbench.py` has CTBench's. The paper has no EXP-IBP for
+MNIST; it uses the weights of MTL-IBP.
 
-Published certificates are by a complete verifier, ours by bounds: they are far apart at small
-radii. Three more differences: batch normalisation takes the statistics of the clean images for
-bounds (the authors' code those of the attacked ones), EXP-IBP combines the losses of each image
-(theirs the means of the batch), and the attack starts at the image itself, not at a random point.
-The last epoch counts, as there.
+Published certificates come from a complete verifier, ours from bounds: the two are far apart at
+small radii. Three more differences: batch normalisation uses the statistics of the clean images for
+bounds (the authors' code uses those of the attacked ones), EXP-IBP combines the losses of each
+image (theirs combines the means of the batch), and the attack starts at the image itself rather
+than at a random point. The last epoch counts, as in the paper.
 
 Needs a GPU; not run yet.
 """
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import ctbench
 
 
-def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """The published size with one of the losses."""
-    given = common.arguments(variant, eps=("0.1", "0.3"), method=ctbench.EXPRESSIVE_METHODS)
+def get_config(variant: str = "") -> common.ConfigDict:
+    """Returns the published configuration with one of the losses."""
+    options = common.arguments(variant, eps=("0.1", "0.3"), method=ctbench.EXPRESSIVE_METHODS)
     config = common.base()
-    ctbench.expressive(config, f"mnist-{given.eps}", given.method)
+    ctbench.expressive(config, f"mnist-{options.eps}", options.method)
     return config

@@ -9,24 +9,22 @@ FOLDER holds the four IDX files of MNIST; without it TensorFlow Datasets must ha
 "Lipschitz-Certifiable Training with a Tight Outer Bound", row CAP: 4C3F, 11.61 / 37.75 / 56.05 %
 (standard / PGD-100 / verified error). The paper has no IBP here.
 
-It differs from the paper in three things: the ball is clipped to the pixel range (the paper's is
-not; `--config.robust.clip=False`), the last epoch counts for CAP and for IBP one that is chosen on
-images held out, and both have BCP's schedule, CAP without a natural loss (the paper does not say).
+Three differences from the paper: the ball is clipped to the pixel range (the paper's is not;
+`--config.robust.clip=False`), the last epoch counts for CAP while IBP selects one on held-out
+images, and both use BCP's schedule, CAP without a natural loss (the paper states neither).
 
 Needs a GPU; not run yet.
 """
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import lipschitz
 
 
-def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """The paper's size with one method."""
-    given = common.arguments(variant, method=("cap", "ibp"))
+def get_config(variant: str = "") -> common.ConfigDict:
+    """Returns the paper's configuration with one method."""
+    options = common.arguments(variant, method=("cap", "ibp"))
     config = common.base()
-    lipschitz.mnist(config, given.method)
+    lipschitz.mnist(config, options.method)
     return config

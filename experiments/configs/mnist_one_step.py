@@ -17,32 +17,30 @@ test radius `eps`
                                                    kappa=0,eps_train=same: 1.70 / 4.82 / 9.20)
     0.4   3.49 / 6.77 / 15.42   2.42 / 5.68 / 13.72
 
-`eps_train=more` (the default) trains at `min(0.4, eps + 0.1)`, `eps_train=same` at eps. At 0.3 and
-0.4 the rows are of one network. `kappa` is the weight of the natural loss at radius 0 (the paper
-has 1 and 0); at the end it is 0. `beta` is the weight of the linear bounds at the end, against that
-of interval bounds. `steps=7` optimises the slopes in seven short steps. What is in brackets has
-beta=1.
+`eps_train=more` (the default) trains at `min(0.4, eps + 0.1)`, `eps_train=same` at eps. The rows at
+0.3 and 0.4 are of the same network. `kappa` is the weight of the natural loss at radius 0 (the
+paper has 1 and 0); it falls to 0 at the end. `beta` is the final weight of the linear bounds
+against interval bounds. `steps=7` optimises the slopes in seven short steps. The rows in brackets
+have beta=1.
 
-It differs from the paper in two things: the ball is clipped to the pixel range (the paper's is not;
-`--config.robust.clip=False`), and the last training images that are held out select the epoch (the
-paper selects on the test set).
+Two differences from the paper: the ball is clipped to the pixel range (the paper's is not;
+`--config.robust.clip=False`), and the epoch is selected on held-out training images (the paper
+selects on the test set).
 
 Needs a GPU; not run yet.
 """
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import landscape
 
 
-def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """The paper's size."""
-    known = {**landscape.MNIST, **landscape.LINEAR, "steps": ("1", "7")}
-    given = common.arguments(variant, **known)
+def get_config(variant: str = "") -> common.ConfigDict:
+    """Returns the paper's configuration."""
+    choices = {**landscape.MNIST, **landscape.LINEAR, "steps": ("1", "7")}
+    options = common.arguments(variant, **choices)
     config = common.base()
-    landscape.mnist(config, "one-step", given)
-    landscape.one_step(config, given)
+    landscape.mnist(config, "one-step", options)
+    landscape.one_step(config, options)
     return config

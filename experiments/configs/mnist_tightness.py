@@ -10,8 +10,7 @@
 FOLDER holds the four IDX files of MNIST; without it TensorFlow Datasets must have a prepared copy.
 
 "Improved Training of Certifiably Robust Models": standard / PGD / verified error in %, by the test
-radius, the network and the number of random projections (0: exact bounds); `baseline` leaves d and
-r out
+radius, the network and the number of random projections (0: exact bounds); `baseline` omits d and r
 
                                            baseline                regularised
     eps=0.1,net=mlp                      3.65 / 10.9 / 14.85     4.73 / 10.9 / 13.32
@@ -23,12 +22,12 @@ r out
     eps=0.3,net=xlarge (CROWN-IBP, r)    1.88 / 5.88 / 7.01      1.76 /      /  6.64
 
 `net` is the MLP 2x100 (the default), Small*, or CROWN-IBP's largest network with CROWN-IBP's
-recipe, trained at 0.4 (at `eps=0.1` at 0.2; the paper has no such row). `cap_adam` has the 60
-epochs of CAP's own recipe instead of 80: with `baseline` it is CAP itself.
+recipe, trained at 0.4 (at 0.2 for `eps=0.1`; the paper has no such row). `cap_adam` has the 60
+epochs of CAP's own recipe instead of 80; with `baseline` it is CAP itself.
 
-It differs from the paper in two things: the ball is clipped to the pixel range
-(`--config.robust.clip=False`; the paper does not say), and the last epoch counts, of training on
-all images. d and r are summed over the classes, which the paper leaves open.
+Two differences from the paper: the ball is clipped to the pixel range
+(`--config.robust.clip=False`; the paper does not say), and the last epoch of training on all images
+counts. d and r are sums over the classes, which the paper leaves open.
 
 Not run yet. `:cpu` has 30 epochs instead of 80 for the smaller networks; the MLP with exact bounds
 takes 35 to 70 minutes on 2 CPU cores.
@@ -36,15 +35,13 @@ takes 35 to 70 minutes on 2 CPU cores.
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import families, tightness
 
 
-def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """The paper's size of one row, or `:cpu`."""
-    given = common.arguments(
+def get_config(variant: str = "") -> common.ConfigDict:
+    """Returns the paper's configuration of one row, or `:cpu`."""
+    options = common.arguments(
         variant,
         cpu=False,
         baseline=False,
@@ -53,18 +50,18 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         net=("mlp", "small", "xlarge"),
         projections=("0", "50"),
     )
-    common.exclude(given, "net=xlarge", "cpu", "cap_adam", "projections")
-    common.exclude(given, "cpu", "cap_adam")
+    common.exclude(options, "net=xlarge", "cpu", "cap_adam", "projections")
+    common.exclude(options, "cpu", "cap_adam")
     config = common.base()
-    if given.net == "xlarge":
-        families.mnist_large(config, given.eps)
+    if options.net == "xlarge":
+        families.mnist_large(config, options.eps)
         config.regularizers.slack = families.SLACK
     else:
-        tightness.mnist(config, given)
-    if given.cap_adam:
+        tightness.mnist(config, options)
+    if options.cap_adam:
         tightness.cap_adam(config)
-    if given.cpu:
+    if options.cpu:
         tightness.mnist_two_cores(config)
-    if given.baseline:
+    if options.baseline:
         tightness.baseline(config)
     return config

@@ -8,31 +8,28 @@
 FOLDER holds SVHN's cropped digits; without it TensorFlow Datasets must have a prepared copy.
 
 "Loss Landscape Matters", Table 3.4, OURS, Large: 16.41 / 30.43 / 39.44 % (standard / PGD-100 /
-verified error). `kappa` is the weight of the natural loss at radius 0 (the paper has 1 and 0); at
-the end it is 0. `beta` is the weight of the linear bounds at the end, against that of interval
-bounds (1 of the row above; with 0 the method ends as IBP). `steps=7` optimises the slopes in seven
-short steps.
+verified error). `kappa` is the weight of the natural loss at radius 0 (the paper has 1 and 0); it
+falls to 0 at the end. `beta` is the final weight of the linear bounds against interval bounds (1 in
+the row above; with 0 the method ends as IBP). `steps=7` optimises the slopes in seven short steps.
 
-It differs from the paper in two things: the ball is clipped to the pixel range (the paper's is not;
-`--config.robust.clip=False`), and the last training images that are held out select the epoch (the
-paper selects on the test set).
+Two differences from the paper: the ball is clipped to the pixel range (the paper's is not;
+`--config.robust.clip=False`), and the epoch is selected on held-out training images (the paper
+selects on the test set).
 
-Needs a GPU; not run yet. The paper's text has the radius 0.001 too; its table and its settings have
+Needs a GPU; not run yet. The paper's text also has the radius 0.001; its table and settings have
 0.01.
 """
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import landscape
 
 
-def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """The paper's size."""
-    given = common.arguments(variant, **landscape.LINEAR, steps=("1", "7"))
+def get_config(variant: str = "") -> common.ConfigDict:
+    """Returns the paper's configuration."""
+    options = common.arguments(variant, **landscape.LINEAR, steps=("1", "7"))
     config = common.base()
-    landscape.svhn(config, "one-step", given)
-    landscape.one_step(config, given)
+    landscape.svhn(config, "one-step", options)
+    landscape.one_step(config, options)
     return config

@@ -16,31 +16,30 @@ CTBench: standard / verified error in %, by `method`
     staps       69.37 / 77.69
     mtl-ibp     64.03 / 72.27
 
-Recalled from the publication, not checked against it. `cc-ibp` and `exp-ibp` are not in the table.
+The numbers are recalled from the publication and not checked against it. `cc-ibp` and `exp-ibp` are
+not in the table.
 
-Published certificates are by a complete verifier, ours by bounds: they are near each other for IBP
+Published certificates come from a complete verifier, ours from bounds: the two are close for IBP
 and CROWN-IBP, and far apart for networks trained on attacks at small radii. Other differences: no
-stochastic weight averaging (it has it for the expressive losses, and on Tiny ImageNet for
+stochastic weight averaging (CTBench uses it for the expressive losses, and on Tiny ImageNet for
 CROWN-IBP); certificates are by intervals alone; TAPS and EXP-IBP combine the losses of each image,
 not the means of the batch, and TAPS' gradient is (1 + scale) / 2 times shorter; the latent attack
-starts once per margin, not three times, and keeps its last iterate, not the best; the last training
-images that are held out select the epoch of IBP and CROWN-IBP, otherwise the last epoch counts (it
-selects on the test set).
+starts once per margin, not three times, and keeps its last iterate, not the best; the epoch of IBP
+and CROWN-IBP is selected on held-out training images, and for the rest the last epoch counts
+(CTBench selects on the test set).
 
 Needs a GPU; not run yet.
 """
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import ctbench
 
 
-def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """The published size with one method."""
-    given = common.arguments(variant, method=ctbench.METHODS)
+def get_config(variant: str = "") -> common.ConfigDict:
+    """Returns the published configuration with one method."""
+    options = common.arguments(variant, method=ctbench.METHODS)
     config = common.base()
-    ctbench.train(config, "tiny_imagenet-1", given.method)
+    ctbench.train(config, "tiny_imagenet-1", options.method)
     return config

@@ -15,26 +15,24 @@ FOLDER holds Tiny ImageNet, which TensorFlow Datasets does not prepare.
     wide_resnet   75.65 / 83.17    75.95 / 83.08    74.59 / 82.75
     resnext       81.72 / 87.10    80.81 / 86.43    78.91 / 85.78
 
-`method=ibp` is IBP with batch normalisation and nothing else, `method=crown-ibp` CROWN-IBP with
-loss fusion, as the paper compares with them. The ball is clipped to the pixel range, as in the
-paper. It differs in one thing: the last training images that are held out select the epoch (the
-paper selects on the test set). Published are means of 5 seeds (`--config.seeds=5`). The
-regularizers' weight is that of its scripts, 0.2; gradients are not accumulated.
+The paper's baselines are `method=ibp`, IBP with batch normalisation and nothing else, and
+`method=crown-ibp`, CROWN-IBP with loss fusion. The ball is clipped to the pixel range, as in the
+paper. One difference from the paper: the epoch is selected on held-out training images (the paper
+selects on the test set). Published numbers are means of 5 seeds (`--config.seeds=5`). The
+regularizers' weight is that of the authors' scripts, 0.2; gradients are not accumulated.
 
 Needs a GPU; not run yet.
 """
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import short_warmup
 
 
-def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """The paper's size with one method and one network."""
-    given = common.arguments(variant, method=short_warmup.METHODS, net=short_warmup.NETS)
+def get_config(variant: str = "") -> common.ConfigDict:
+    """Returns the paper's configuration with one method and one network."""
+    options = common.arguments(variant, method=short_warmup.METHODS, net=short_warmup.NETS)
     config = common.base()
-    short_warmup.tiny_imagenet(config, given.method, given.net)
+    short_warmup.tiny_imagenet(config, options.method, options.net)
     return config

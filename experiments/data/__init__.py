@@ -1,4 +1,4 @@
-"""Data sets by name, all in one random-access in-memory form."""
+"""Data sets by name, in one in-memory form with random access."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from experiments.settings.errors import ExperimentError
 
 
 def load(config: DataConfig) -> Splits:
-    """The training, validation and test images that `config` names.
+    """Loads the training, validation and test images that `config` names.
 
-    With `config.dir` the files there are read: the first of the data set's formats of which a file
-    is there. Without it, the data set is read from its Python package, or from what TFDS has
-    prepared.
+    With `config.dir` it reads the files there, in the data set's first format that has a file.
+    Without it, it reads the data set from its Python package, or as TFDS has prepared it.
 
-    The validation images are the last `config.validation` training images and are not trained on;
-    with 0 there are none and every training image is trained on.
+    The validation images are the last `config.validation` training images, which are then held out
+    from training; 0 holds out none.
 
     Raises:
       ExperimentError: for an unknown name, missing or damaged data, or a validation split that
@@ -46,16 +45,16 @@ def load(config: DataConfig) -> Splits:
         from_raw(raw, dataset, count, complete)
         for raw, count in zip(parts, (dataset.train, dataset.test), strict=True)
     )
-    del parts  # the bytes, before anything else is made of the images
+    del parts  # frees the bytes before the images are processed further
     train, validation = hold_out(train, config.validation)
     return Splits(train, validation, test, title, dataset.classes)
 
 
 def _reader(dataset: DataSet, path: Path) -> tuple[Reader, Path]:
-    """Which reader is to read the folder or file at `path`, and what it is to read."""
+    """Selects the reader for the folder or file at `path`, and the folder that it reads."""
     if path.is_file():
         for reader in dataset.readers:
-            if reader.names == (path.name,):  # a format of one file, named itself
+            if reader.names == (path.name,):  # a format of one file, and `path` names that file
                 return reader, path.parent
         if path.suffix == ".npz":
             return npz.reader(path.name), path.parent
@@ -79,7 +78,7 @@ def _from_tfds(dataset: DataSet, config: DataConfig) -> Parts:
 
 
 def _missing(dataset: DataSet, reason: str) -> ExperimentError:
-    """The one line that says what was looked for and every way to provide it."""
+    """Creates the error of one line: the reason, and every way to provide the data set."""
     files = [reader.files for reader in dataset.readers if reader.files]
     ways = [f"--config.data.dir=FOLDER with {' or '.join(files)}"] if files else []
     ways.append(f"--config.data.dir=FILE.npz with {npz.contents(dataset)}")

@@ -24,7 +24,7 @@ _Batch = Callable[[Path, int], tuple[np.ndarray, np.ndarray]]
 
 
 def _binary_batch(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """A record is a label, then the planes."""
+    """Reads records of one label and then the planes."""
     content = read_bytes(path, _BINARY_FILES)
     need_size(path, content, count, 1 + _PIXELS)
     records = np.frombuffer(content, np.uint8).reshape(count, 1 + _PIXELS)
@@ -32,20 +32,20 @@ def _binary_batch(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _python_batch(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """A pickled dictionary, with the planes as `b"data"` and a list of labels as `b"labels"`."""
+    """Reads a pickled dictionary: the planes as `b"data"`, a list of labels as `b"labels"`."""
     try:
-        found = restricted_pickle.load(read_bytes(path, _PYTHON_FILES))
+        batch = restricted_pickle.load(read_bytes(path, _PYTHON_FILES))
     except pickle.UnpicklingError as error:
         raise ExperimentError(
-            f"{path}: is no batch of CIFAR-10 ({reason(error)}); fetch it again"
+            f"{path}: is not a batch of CIFAR-10 ({reason(error)}); fetch it again"
         ) from error
-    planes, labels = found.get(b"data"), found.get(b"labels")
+    planes, labels = batch.get(b"data"), batch.get(b"labels")
     if not isinstance(planes, np.ndarray) or planes.shape != (count, _PIXELS):
         got = list(planes.shape) if isinstance(planes, np.ndarray) else type(planes).__name__
         raise ExperimentError(
             f"{path}: expected b'data' as uint8 [{count}, {_PIXELS}], got {got}; fetch it again"
         )
-    # Labels below 256 so that they fit into an array; their range is checked like everyone's.
+    # Labels below 256 fit into the array; `from_raw` checks their range, as for every data set.
     if (
         not isinstance(labels, list)
         or len(labels) != count

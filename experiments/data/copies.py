@@ -1,6 +1,6 @@
 """CIFAR-10 as JPEG copies of its images, in one `.npz` file.
 
-JPEG loses detail, so results on the copies are not results on CIFAR-10, and their title says so.
+JPEG loses detail, so results on the copies are not results on CIFAR-10; their title says so.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ def _read(folder: Path, dataset: DataSet) -> Parts:
     need_pillow(_NAME)
     path = folder / _NAME
     arrays = read_npz(path, [f"{part}_{name}" for part in ("train", "test") for name in _ARRAYS])
-    train, test = (
-        _decoded(*(arrays[f"{part}_{name}"] for name in _ARRAYS), dataset, f"{path} ({part})")
-        for part in ("train", "test")
-    )
-    return train, test
+
+    def part(name: str) -> Raw:
+        jpeg, offsets, labels = (arrays[f"{name}_{array}"] for array in _ARRAYS)
+        return _decoded(jpeg, offsets, labels, dataset, f"{path} ({name})")
+
+    return part("train"), part("test")
 
 
 def _decoded(
     jpeg: np.ndarray, offsets: np.ndarray, labels: np.ndarray, dataset: DataSet, source: str
 ) -> Raw:
-    """Image i is the file `jpeg[offsets[i]:offsets[i + 1]]`, bytes; `labels` `[N]`."""
+    """Decodes the images: file i is `jpeg[offsets[i]:offsets[i + 1]]`, bytes; `labels` `[N]`."""
     if jpeg.ndim != 1 or jpeg.dtype != np.uint8:
         raise ExperimentError(
             f"{source}: expected jpeg as uint8 [bytes], got {jpeg.dtype} {list(jpeg.shape)}"
         )
     if offsets.ndim != 1 or labels.ndim != 1 or len(offsets) != len(labels) + 1:
         raise ExperimentError(
-            f"{source}: expected one offset more than labels, got shapes {list(offsets.shape)} "
+            f"{source}: expected one more offset than labels, got shapes {list(offsets.shape)} "
             f"and {list(labels.shape)}; fetch the file again"
         )
     if not np.issubdtype(offsets.dtype, np.integer):

@@ -1,4 +1,4 @@
-"""What is known of a data set before it is read, and the form of its readers."""
+"""The facts of a data set, and the interface of its readers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 
 class Raw(NamedTuple):
-    """What a reader found: images uint8 `[N, H, W, channels]` and labels `[N]`, not yet checked.
+    """A reader's result: images uint8 `[N, H, W, channels]` and labels `[N]`, not yet checked.
 
-    `source` is the file or folder, for messages.
+    `source` names the file or folder in messages.
     """
 
     images: np.ndarray
@@ -21,28 +21,28 @@ class Raw(NamedTuple):
     source: str
 
 
-Parts = tuple[Raw, Raw]  # to train on, to test on
+Parts = tuple[Raw, Raw]  # training, test
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One format that a data set comes in.
+    """One format of a data set.
 
-    `names` are its files or folders: one of them in a folder means that the format is there.
-    `folder` is what the official archive unpacks to; it may lie inside the given folder.
+    `names` are its files or folders; any of them in a folder identifies the format. `folder` is
+    the folder that the official archive unpacks to; it may lie inside the folder of `data.dir`.
     """
 
     names: tuple[str, ...]
     read: Callable[[Path, DataSet], Parts]
-    files: str = ""  # the names for messages; empty if another way names them
+    files: str = ""  # the names in messages; empty if messages name them in another way
     folder: str = ""
-    remark: str = ""  # what results on this format must say
+    remark: str = ""  # added to the title of results on this format
     complete: bool = True  # whether the format always holds all images
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """The facts of a data set; `readers` in order of preference, the first that applies is used."""
+    """The facts of a data set; the first of `readers` that applies is used."""
 
     title: str
     shape: tuple[int, int, int]  # height, width, channels
@@ -50,11 +50,11 @@ class DataSet:
     train: int  # images
     test: int
     readers: tuple[Reader, ...]
-    tfds: str = ""  # the name in TensorFlow Datasets; empty if it is not there
-    bundled: Callable[[], Parts] | None = None  # from a Python package
-    white: int = 255  # the value of a pixel that becomes 1.0
+    tfds: str = ""  # the name in TensorFlow Datasets, if it has one
+    bundled: Callable[[], Parts] | None = None  # reads it from a Python package
+    white: int = 255  # the pixel value that becomes 1.0
 
     @property
     def layout(self) -> str:
-        """The shape of its images as messages have it: `[N, H, W, channels]`."""
+        """The shape of its images for messages: `[N, H, W, channels]`."""
         return f"[N, {', '.join(map(str, self.shape))}]"

@@ -1,4 +1,4 @@
-"""Reading files that may be missing or damaged: every failure is one line with the file's name."""
+"""Reads files that may be missing or damaged; every failure is one line with the file's name."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from experiments.settings.errors import ExperimentError, one_line
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, as a part of one line."""
+    """Shortens an exception's message to a part of one line."""
     return one_line(error)[:160]
 
 
 def read_bytes(path: Path, whole: str) -> bytes:
-    """The content of the file at `path`, one of those that `whole` describes.
+    """Reads the file at `path`, one of the files that `whole` describes.
 
     Raises:
-      ExperimentError: if it is not there or cannot be read.
+      ExperimentError: if it is missing or cannot be read.
     """
     if not path.is_file():
         raise ExperimentError(
@@ -46,14 +46,14 @@ def need_size(path: Path, content: bytes, records: int, record: int) -> None:
 
 
 def read_npz(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """The arrays `keys` of the archive at `path`; never an object, which would run code.
+    """Reads the arrays `keys` of the archive at `path`; refuses objects, which would run code.
 
     Raises:
       ExperimentError: if the file cannot be read or lacks one of the arrays.
     """
     keys = tuple(keys)
     try:
-        # Opened here: numpy leaves a file open where the archive is damaged.
+        # Open the file here: numpy leaves it open if the archive is damaged.
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
@@ -65,8 +65,8 @@ def read_npz(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
         EOFError,
         KeyError,
         ValueError,
-        NotImplementedError,  # of zipfile, where a damaged byte names an unknown compression
-        MemoryError,  # the header of a damaged array may promise anything
+        NotImplementedError,  # from zipfile, if a damaged byte names an unknown compression
+        MemoryError,  # a damaged header may declare any size
         RuntimeError,
         zipfile.BadZipFile,
         zlib.error,

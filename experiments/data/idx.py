@@ -1,4 +1,4 @@
-"""Reader of the IDX format of the original files of MNIST and Fashion-MNIST, plain or gzip.
+"""Reads the IDX format, plain or gzip, of the original files of MNIST and Fashion-MNIST.
 
 Format (Y. LeCun): two zero bytes, a type code (8 = unsigned byte), the number of dimensions, each
 dimension as a big-endian uint32, then the values.
@@ -18,14 +18,14 @@ from experiments.data.dataset import DataSet, Parts, Raw, Reader
 from experiments.data.files import reason
 from experiments.settings.errors import ExperimentError
 
-_PREFIXES = ("train", "t10k")  # of the files to train on and to test on
+_PREFIXES = ("train", "t10k")  # file names of the training and test parts
 _FILES = "the four IDX files (train-images-idx3-ubyte.gz ...)"
 _UNSIGNED_BYTE = 8
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The uint8 array of `dimensions` dimensions in the file at `path`.
+    """Reads the uint8 array of `dimensions` dimensions in the file at `path`.
 
     Raises:
       ExperimentError: if the file cannot be read, is truncated, has trailing bytes, or is not an
@@ -64,7 +64,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def _find(folder: Path, name: str) -> Path:
-    """The file `name` in `folder`, with or without `.gz`."""
+    """Finds the file `name` in `folder`, with or without `.gz`."""
     for candidate in (folder / name, folder / f"{name}.gz"):
         if candidate.is_file():
             return candidate
@@ -75,7 +75,7 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _read(folder: Path, dataset: DataSet) -> Parts:
-    del dataset  # the header of a file says how many images of what size it holds
+    del dataset  # a file's header states the number and size of its images
     train, test = (
         Raw(
             read_idx(_find(folder, f"{prefix}-images-idx3-ubyte"), dimensions=3)[..., None],

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and what is checked about them whatever they were read from."""
+"""Labelled images in memory, and the checks that apply to every format."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Images(NamedTuple):
         return len(self.labels)
 
     def take(self, indices: np.ndarray | slice) -> Images:
-        """The examples at `indices`, in that order."""
+        """Returns the examples at `indices`, in that order."""
         return Images(self.images[indices], self.labels[indices])
 
 
 class Splits(NamedTuple):
-    """What an experiment reads; `validation` may be empty, `title` names the data in results."""
+    """An experiment's data; `validation` may be empty, `title` names the data in results."""
 
     train: Images
     validation: Images
@@ -40,17 +40,17 @@ class Splits(NamedTuple):
 
 
 def from_raw(raw: Raw, dataset: DataSet, count: int, complete: bool) -> Images:
-    """Checks what was read against the facts of its data set, and scales it to `[0, 1]`.
+    """Checks raw images against the facts of their data set, and scales them to `[0, 1]`.
 
     Args:
       raw: images and labels of one part.
-      dataset: its facts.
-      count: how many images this part of the data set has.
-      complete: whether there must be all of them, or at most that many.
+      dataset: the facts.
+      count: the number of images in this part of the data set.
+      complete: whether all of them are required, or at most that many.
 
     Raises:
-      ExperimentError: for images of another kind or shape, another number of them, labels that do
-        not belong to them, and labels or pixels out of range.
+      ExperimentError: for images of the wrong type, shape or number, labels that do not match
+        them, and labels or pixels out of range.
     """
     images, labels, source = raw
     if images.dtype != np.uint8 or images.shape[1:] != dataset.shape:
@@ -81,7 +81,7 @@ def from_raw(raw: Raw, dataset: DataSet, count: int, complete: bool) -> Images:
         raise ExperimentError(
             f"{source}: pixels of {dataset.title} lie in [0, {dataset.white}], got {images.max()}"
         )
-    # In one step: a data set in float32 is large.
+    # Scale in one step, without temporary copies: a data set in float32 is large.
     scaled = np.divide(images, np.float32(dataset.white), dtype=np.float32, order="C")
     return Images(scaled, labels.astype(np.int32))
 
@@ -97,11 +97,11 @@ def need_labels(labels: np.ndarray, first: int, last: int, source: str) -> None:
 
 
 def hold_out(train: Images, count: int) -> tuple[Images, Images]:
-    """Splits off the last `count` images: (images to train on, validation images).
+    """Splits off the last `count` images: returns (training images, validation images).
 
     Raises:
-      ExperimentError: if no image would be left to train on, or if the images are sorted by class,
-        so that the last ones are of the last classes only.
+      ExperimentError: if no training image would remain, or if the images are sorted by class, so
+        that the last ones would cover the last classes only.
     """
     if not 0 <= count < len(train):
         raise ExperimentError(
@@ -114,5 +114,5 @@ def hold_out(train: Images, count: int) -> tuple[Images, Images]:
             "config.data.validation takes the last training images, and these are sorted by class; "
             "shuffle them in the file, or set config.data.validation to 0"
         )
-    kept = len(train) - count
-    return train.take(slice(None, kept)), train.take(slice(kept, None))
+    remaining = len(train) - count
+    return train.take(slice(None, remaining)), train.take(slice(remaining, None))

@@ -1,4 +1,4 @@
-"""JPEG files as arrays, with Pillow."""
+"""Decodes JPEG files with Pillow."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def need_pillow(what: str) -> None:
 
 
 def decode(content: bytes, size: int, source: str) -> np.ndarray:
-    """The JPEG file `content` as uint8 `[size, size, 3]`; of a grey one all channels are equal.
+    """Decodes the JPEG file `content` to uint8 `[size, size, 3]`; grey images get equal channels.
 
     Raises:
-      ExperimentError: naming `source`, if it is no JPEG file, is damaged or has another size.
+      ExperimentError: naming `source`, if it is not a JPEG file, is damaged or has another size.
     """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-            # Before any pixel is decoded: the header of a damaged file may promise gigabytes.
+            # Check before decoding any pixel: a damaged header may declare gigabytes.
             if image.size != (size, size) or image.mode not in ("RGB", "L"):
                 raise ValueError(f"it has {image.size[0]}x{image.size[1]} pixels, {image.mode}")
             return np.asarray(image.convert("RGB") if image.mode == "L" else image)
     except Exception as error:  # Pillow raises many types for damaged files
         raise ExperimentError(
-            f"{source}: is no JPEG of {size}x{size} pixels ({reason(error)}); fetch it again"
+            f"{source}: is not a JPEG of {size}x{size} pixels ({reason(error)}); fetch it again"
         ) from error

@@ -1,4 +1,4 @@
-"""Any data set as four arrays in one `.npz` file: the way in for data in other formats."""
+"""Reads any data set as four arrays in one `.npz` file, for data in other formats."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 def reader(name: str) -> Reader:
-    """A reader of the file `name`; it may hold a part of the data set."""
+    """Creates a reader of the file `name`, which may hold a part of the data set only."""
 
     def read(folder: Path, dataset: DataSet) -> Parts:
-        del dataset  # its facts are checked by the caller
+        del dataset  # the caller checks its facts
         arrays = read_npz(folder / name, _KEYS)
         train, test = (
             Raw(
-                # Grey images may come without an axis for their one channel.
+                # Grey images may lack the axis of their one channel.
                 images[..., None] if images.ndim == 3 else images,
                 arrays[f"{part}_labels"],
                 f"{folder / name} ({part})",
@@ -32,5 +32,5 @@ def reader(name: str) -> Reader:
 
 
 def contents(dataset: DataSet) -> str:
-    """What an `.npz` file of the data set must hold, for messages."""
+    """Describes, for messages, what an `.npz` file of the data set must hold."""
     return f"train_images and test_images uint8 {dataset.layout}, train_labels and test_labels [N]"

@@ -1,8 +1,8 @@
-"""Dictionaries of byte arrays and lists from pickles, without running what is pickled.
+"""Reads dictionaries of byte arrays and lists from pickles without running their code.
 
-A pickle is a program: unpickling calls whatever functions it names. The unpickler here knows the
-four names by which numpy pickles an array of bytes, and gives a stand-in for each that keeps its
-arguments and does nothing; a pickle that asks for any other name is refused.
+A pickle is a program: unpickling calls whatever functions it names. The unpickler here accepts only
+the names by which numpy pickles an array of bytes, and replaces each with a stand-in that stores
+its arguments and does nothing. It refuses a pickle that asks for any other name.
 """
 
 from __future__ import annotations
@@ -17,47 +17,51 @@ import numpy as np
 
 
 def load(content: bytes) -> dict[Any, Any]:
-    """The dictionary in a pickle of Python 2 or 3, its arrays uint8 of any shape.
+    """Reads the dictionary in a pickle of Python 2 or 3, with uint8 arrays of any shape.
 
-    Strings of Python 2 are bytes.
+    Strings of Python 2 become bytes.
 
     Raises:
       pickle.UnpicklingError: for anything else.
     """
     try:
         _need_small_memo(content)
-        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        loaded = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # a damaged pickle may raise any type
         raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
-    if not isinstance(found, dict):
-        raise pickle.UnpicklingError(f"expected a dictionary, got {type(found).__name__}")
+    if not isinstance(loaded, dict):
+        raise pickle.UnpicklingError(f"expected a dictionary, got {type(loaded).__name__}")
     return {
-        key: value.array() if isinstance(value, _Array) else value for key, value in found.items()
+        key: value.array() if isinstance(value, _Array) else value for key, value in loaded.items()
     }
 
 
 def _need_small_memo(content: bytes) -> None:
-    """Refuses what would fill the memory: the memo is a list as long as its largest place."""
+    """Refuses a memo that would fill the memory: it is a list as long as its largest index."""
     for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name in ("PUT", "LONG_BINPUT") and argument >= len(content):
-            raise pickle.UnpicklingError(f"a place {argument} of {len(content)} bytes in its memo")
+        if opcode.name in ("PUT", "LONG_BINPUT"):
+            assert isinstance(argument, int)  # both opcodes take an index
+            if argument >= len(content):
+                raise pickle.UnpicklingError(
+                    f"its memo has an index {argument}, but it has {len(content)} bytes only"
+                )
 
 
 class _Dtype:
-    """In place of `numpy.dtype`."""
+    """Stands in for `numpy.dtype`."""
 
     def __init__(self, code: Any, *flags: Any) -> None:
         del flags
         self.code = code
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and the like, which bytes do not have."""
+        """Ignores byte order and the like, which bytes do not have."""
 
 
 class _Array:
-    """In place of `numpy.ndarray`: its state is `(version, shape, dtype, is_fortran, bytes)`."""
+    """Stands in for `numpy.ndarray`; its state is `(version, shape, dtype, is_fortran, bytes)`."""
 
     state: Any = None
 
@@ -65,14 +69,14 @@ class _Array:
         self.state = state
 
     def array(self) -> np.ndarray:
-        """The array that was pickled, if it is one of bytes."""
+        """Returns the pickled array, if it is one of bytes."""
         match self.state:
             case (int(), tuple(shape), _Dtype(code="u1" | b"u1"), bool(fortran), bytes(values)):
                 pass
             case _:
                 raise pickle.UnpicklingError("an array in it is not one of uint8")
         if not all(type(size) is int and size >= 0 for size in shape):
-            raise pickle.UnpicklingError("an array in it has no shape")
+            raise pickle.UnpicklingError("an array in it has an invalid shape")
         if math.prod(shape) != len(values):
             raise pickle.UnpicklingError(
                 f"an array of shape {list(shape)} in it has {len(values)} bytes"
@@ -81,13 +85,13 @@ class _Array:
 
 
 def _reconstruct(*arguments: Any) -> _Array:
-    """In place of the function that makes the empty array: its type, shape and dtype follow."""
+    """Stands in for the function that makes an empty array; its shape and dtype come later."""
     del arguments
     return _Array()
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """In place of `codecs.encode`, as which Python 3 pickles bytes for Python 2."""
+    """Stands in for `codecs.encode`, by which Python 3 pickles bytes for Python 2."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"encoding {encoding!r} instead of 'latin1'")
     return text.encode("latin1")

@@ -1,4 +1,4 @@
-"""The official binary files of STL-10: 96x96 colour images, 500 + 800 of every class."""
+"""Reads the official binary files of STL-10: 96x96 colour images, 500 + 800 of every class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FILES = "the binary files train_X.bin, train_y.bin, test_X.bin and test_y.bin"
 
 
 def _read(folder: Path, dataset: DataSet) -> Parts:
-    """An image is its red, green and blue plane, each column by column; labels are 1 to 10."""
+    """Reads images as red, green and blue planes, each column by column; labels are 1 to 10."""
     height, width, channels = dataset.shape
 
     def part(name: str, count: int) -> Raw:

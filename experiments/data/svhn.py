@@ -1,4 +1,4 @@
-"""The official Matlab files of SVHN's cropped digits, read with scipy."""
+"""Reads the official Matlab files of SVHN's cropped digits, with scipy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FILES = " and ".join(_NAMES)
 
 
 def _read(folder: Path, dataset: DataSet) -> Parts:
-    """`X` is uint8 `[32, 32, 3, N]`; `y` `[N, 1]` numbers the classes 1 to 10, 10 being digit 0."""
+    """Reads `X`, uint8 `[32, 32, 3, N]`, and `y` `[N, 1]`, the classes 1 to 10; 10 is digit 0."""
     train, test = (_part(folder / name, dataset.classes) for name in _NAMES)
     return train, test
 
@@ -29,8 +29,8 @@ def _part(path: Path, classes: int) -> Raw:
         ) from error
     content = read_bytes(path, _FILES)
     try:
-        found = loadmat(io.BytesIO(content), variable_names=("X", "y"))
-        images, labels = found["X"], found["y"]
+        arrays = loadmat(io.BytesIO(content), variable_names=("X", "y"))
+        images, labels = arrays["X"], arrays["y"]
     except Exception as error:  # scipy raises many types for damaged files
         raise ExperimentError(
             f"{path}: cannot be read as a Matlab file with X and y ({reason(error)}); "

@@ -1,4 +1,4 @@
-"""The data sets: their facts, and the formats that they are read from."""
+"""The table of data sets: their facts and their formats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from experiments.data import cifar10, copies, digits, idx, npz, stl10, svhn, tin
 from experiments.data.dataset import DataSet
 
 DATASETS = {
-    # https://archive.ics.uci.edu/dataset/80, the part that scikit-learn ships.
+    # The part of https://archive.ics.uci.edu/dataset/80 that scikit-learn ships.
     "digits": DataSet(
         title="UCI digits",
         shape=(8, 8, 1),
@@ -27,7 +27,7 @@ DATASETS = {
         readers=(idx.READER, npz.reader("mnist.npz")),
         tfds="mnist",
     ),
-    # Xiao et al. 2017, in files named like those of MNIST.
+    # Xiao et al. 2017; its files have the names of MNIST's.
     "fashion_mnist": DataSet(
         title="Fashion-MNIST",
         shape=(28, 28, 1),
@@ -37,7 +37,7 @@ DATASETS = {
         readers=(idx.READER, npz.reader("fashion_mnist.npz")),
         tfds="fashion_mnist",
     ),
-    # Krizhevsky 2009. JPEG loses detail: the copies come last and are named in results.
+    # Krizhevsky 2009. JPEG loses detail, so the copies come last and results name them.
     "cifar10": DataSet(
         title="CIFAR-10",
         shape=(32, 32, 3),
@@ -67,8 +67,8 @@ DATASETS = {
         readers=(stl10.READER, npz.reader("stl10.npz")),
         tfds="stl10",
     ),
-    # Stanford CS231n, of ImageNet. The labels of its own test images are not public: papers test
-    # on its 10 000 validation images.
+    # Stanford CS231n, from ImageNet. The labels of its test images are not public; papers test on
+    # its 10 000 validation images.
     "tiny_imagenet": DataSet(
         title="Tiny ImageNet",
         shape=(64, 64, 3),

@@ -1,4 +1,4 @@
-"""Images of a data set that TensorFlow Datasets has prepared; TensorFlow itself is not needed."""
+"""Reads data sets that TensorFlow Datasets has prepared, without TensorFlow itself."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from experiments.settings.errors import ExperimentError
 
 
 def read_tfds(dataset: DataSet, folder: str) -> Parts:
-    """All images and labels of `dataset`, from what TFDS keeps in `folder` (empty: its default).
+    """Reads all images and labels of `dataset` from TFDS's `folder` (empty: its default).
 
     Raises:
-      FileNotFoundError: with the reason, if the data set is not there, or not in a form that can be
-        read without TensorFlow.
+      FileNotFoundError: with the reason, if the data set is missing, or cannot be read without
+        TensorFlow.
       ExperimentError: if it is damaged.
     """
     try:
         import tensorflow_datasets as tfds  # slow to import, and only needed here
     except ImportError as error:
         raise FileNotFoundError(f"TFDS cannot be used ({reason(error)})") from error
-    # Of data that is not there, it warns at length.
+    # Silence its long warnings about missing data.
     logging.getLogger("absl").setLevel(logging.ERROR)
     sources = []
     for split in ("train", "test"):
@@ -32,7 +32,7 @@ def read_tfds(dataset: DataSet, folder: str) -> Parts:
             source = tfds.data_source(
                 dataset.tfds, split=split, data_dir=folder or None, download=False
             )
-        except Exception as error:  # TFDS raises many types for data that is not there
+        except Exception as error:  # TFDS raises many types for missing data
             raise FileNotFoundError(f"TFDS has no {dataset.tfds} ({reason(error)})") from error
         sources.append((source, f"TFDS {dataset.tfds} ({split})"))
     train, test = (_read(source, dataset, name) for source, name in sources)
@@ -45,7 +45,7 @@ def _read(records, dataset: DataSet, source: str) -> Raw:
     for index in range(len(records)):
         try:
             image, labels[index] = records[index]["image"], records[index]["label"]
-        except Exception as error:  # so does it for damaged records
+        except Exception as error:  # and many types for damaged records
             raise ExperimentError(
                 f"{source}: record {index} cannot be read ({reason(error)}); prepare it again"
             ) from error

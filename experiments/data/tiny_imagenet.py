@@ -1,4 +1,4 @@
-"""Tiny ImageNet as its archive unpacks: a folder of JPEG files for each of 200 classes."""
+"""Reads Tiny ImageNet as its archive unpacks: a folder of JPEG files for each of 200 classes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from experiments.settings.errors import ExperimentError
 
 _FOLDER = "tiny-imagenet-200"
 _FILES = f"{_FOLDER} (wnids.txt, train, val)"
-# The folders go class by class, and the last images may be held out: a fixed permutation, which is
-# part of the definition of that split and must not follow the seed of the run.
+# The images come class by class, and the last ones may be held out, so a fixed permutation mixes
+# them. It defines that split and must not depend on the run's seed.
 _ORDER_SEED = 0
 
 
 def _read(folder: Path, dataset: DataSet) -> Parts:
-    """Trains on `train`, tests on `val`; classes are numbered in the order of their WordNet ids.
+    """Reads `train` for training and `val` for tests; classes are in the order of WordNet ids.
 
-    That is the order of a class per folder, in which published models number them.
+    That is the order of the class folders, by which published models number the classes.
     """
     need_pillow(_FILES)
     ids = _text(folder / "wnids.txt").split()
@@ -60,14 +60,14 @@ def _text(path: Path) -> str:
     try:
         return read_bytes(path, _FILES).decode("ascii")
     except UnicodeDecodeError as error:
-        raise ExperimentError(f"{path}: is no text ({error}); fetch it again") from error
+        raise ExperimentError(f"{path}: is not text ({error}); fetch it again") from error
 
 
-def _need_count(source: Path, found: int, expected: int) -> None:
-    """Before 110 000 files are decoded."""
-    if found != expected:
+def _need_count(source: Path, count: int, expected: int) -> None:
+    """Checks the number of images before 110 000 files are decoded."""
+    if count != expected:
         raise ExperimentError(
-            f"{source}: expected {expected} images, got {found}; unpack the archive again"
+            f"{source}: expected {expected} images, got {count}; unpack the archive again"
         )
 
 

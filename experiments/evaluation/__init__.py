@@ -1,1 +1,1 @@
-"""Standard, PGD and verified error of a trained network, example by example."""
+"""Measures standard, PGD and verified error of a trained network, example by example."""

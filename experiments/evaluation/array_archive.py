@@ -1,9 +1,9 @@
-"""Reading `.npz` files with suspicion.
+"""Reads `.npz` files without trusting them.
 
-`numpy.load` believes what an archive says of itself: it allocates whatever a header declares,
-inflates whatever is compressed, takes one of two members with the same name, and lets many types of
-exceptions through. Here every claim is compared with the size of the file before anything is read,
-and whatever is wrong is a `FormatError`.
+`numpy.load` trusts the archive: it allocates whatever a header declares, inflates whatever is
+compressed, picks one of two members with the same name, and lets many types of exceptions through.
+This module compares every claim with the size of the file before it reads anything, and raises a
+`FormatError` for whatever is wrong.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SUFFIX = ".npy"
 
 
 class Header(NamedTuple):
-    """The type and shape that a member declares, and the byte at which its data start."""
+    """The type and shape that a member declares, and the byte at which its data starts."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -32,22 +32,22 @@ class Header(NamedTuple):
     start: int
 
     def __str__(self) -> str:
-        """As in messages: `float32 [130, 10]`."""
+        """Formats it for messages: `float32 [130, 10]`."""
         return f"{str(self.dtype)[:60]} {str(list(self.shape))[:60]}"
 
 
 class ArrayArchive:
-    """The arrays of an archive as `numpy.savez` writes it: not compressed, no name twice.
+    """The arrays of an archive as `numpy.savez` writes it: uncompressed, every name once.
 
     Attributes:
-      names: of the arrays, in the order of the file.
+      names: the arrays' names, in the order of the file.
     """
 
     def __init__(self, archive: zipfile.ZipFile, size: int):
         """Checks the directory of an archive in a file of `size` bytes; reads no array yet.
 
         Raises:
-          FormatError: for members that are compressed, larger than the file, or no arrays.
+          FormatError: for members that are compressed, larger than the file, or not arrays.
         """
         self._archive = archive
         self._members: dict[str, zipfile.ZipInfo] = {}
@@ -64,17 +64,17 @@ class ArrayArchive:
                     f"expected arrays as numpy.savez stores them, got {name!r} compressed"
                 )
             self._members[name] = member
-        # Nothing is compressed, so no more can be read than the file is long.
+        # Nothing is compressed, so the members cannot hold more bytes than the file.
         declared = sum(member.file_size for member in self._members.values())
         if declared > size:
             raise FormatError(f"expected {declared} bytes of arrays, got a file of {size} bytes")
         self.names = tuple(self._members)
 
     def header(self, name: str) -> Header:
-        """Type and shape of an array, which its member has the size of.
+        """Returns type and shape of an array; they agree with the size of its member.
 
         Raises:
-          FormatError: for a member that is no array of that size, or one of Python objects.
+          FormatError: for a member that is not an array of that size, or holds Python objects.
         """
         if name not in self._headers:
             with _refusing(f"array {name!r}"):
@@ -82,10 +82,10 @@ class ArrayArchive:
         return self._headers[name]
 
     def array(self, name: str) -> np.ndarray:
-        """An array, in the byte order of this machine.
+        """Reads an array, in the byte order of this machine.
 
         Raises:
-          FormatError: as `header`, or if the data are damaged.
+          FormatError: as `header`, or if the data is damaged.
         """
         header = self.header(name)
         with _refusing(f"array {name!r}"):
@@ -123,10 +123,10 @@ def opened(path: Path) -> Iterator[ArrayArchive]:
     """Opens an archive for reading.
 
     Raises:
-      FormatError: if it is none.
+      FormatError: if it is not one.
       OSError: if the file cannot be read.
     """
-    if not path.is_file():  # to open a pipe would wait for somebody to write into it
+    if not path.is_file():  # opening a pipe would block until somebody writes into it
         kind = "something else" if path.exists() else "nothing"
         advice = "move that away" if path.exists() else "experiments.evaluate writes it"
         raise FormatError(f"expected a file, got {kind}", advice)

@@ -1,8 +1,8 @@
-"""What an evaluation file must hold to be believed; `certificates` describes the file.
+"""Checks that an evaluation file can be trusted; `certificates` describes the file.
 
-Everything is compared with what `experiments.evaluate` writes: the keys and values of the metadata,
-the names, types and shapes of the arrays, and whether the arrays agree with each other. Every
-function here raises a `FormatError` that says what was expected and what came.
+The checks compare everything with what `experiments.evaluate` writes: the keys and values of the
+metadata, the names, types and shapes of the arrays, and whether the arrays agree with each other.
+Every function here raises a `FormatError` that says what was expected and what came.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ METADATA, INDEX, LABELS, ATTACKED, CORRECT = "metadata", "index", "labels", "att
 RESISTED, RUN, VERIFIED, MARGINS = "resisted_", "_run", "_verified", "_margins"
 
 _METHODS = (*METHODS, BEST)
-# The words of `boundjax.Certificate.arithmetic`.
+# The values of `boundjax.Certificate.arithmetic`.
 _ARITHMETICS = ("exact-real",)
-# Characters of the metadata; they have about two thousand.
+# Most characters of the metadata, which usually have about two thousand.
 _LONGEST = 1_000_000
 
 
 class Layout(NamedTuple):
-    """Which arrays a file holds, by what its metadata and its directory say.
+    """The arrays that a file holds according to its metadata and its directory.
 
     Attributes:
-      count: of the examples of the whole evaluation.
-      losses: that are attacked.
-      methods: of `boundjax.certify`, in the order of the file.
+      count: the number of examples in the whole evaluation.
+      losses: the attacked losses.
+      methods: methods of `boundjax.certify`, in the order of the file.
     """
 
     count: int
@@ -108,7 +108,7 @@ _RECORD = {
         lambda value: (
             isinstance(value, dict)
             and len(value) > 0
-            # Python says null of a package whose metadata are damaged.
+            # Python reports no version for a package whose metadata is damaged.
             and all(is_text(key) and (text is None or is_text(text)) for key, text in value.items())
         ),
     ),
@@ -119,7 +119,7 @@ _BOUNDED = {"arithmetic": one_of(_ARITHMETICS), "dtype": one_of(("float32", "flo
 
 
 def read_metadata(archive: ArrayArchive) -> dict[str, Any]:
-    """The metadata of a file, with everything checked that does not need the arrays."""
+    """Reads the metadata of a file and checks everything that does not need the arrays."""
     if METADATA not in archive.names:
         raise FormatError(f"array {METADATA!r} is missing")
     header = archive.header(METADATA)
@@ -137,10 +137,10 @@ def read_metadata(archive: ArrayArchive) -> dict[str, Any]:
     check_group("settings.attack.", metadata["settings"]["attack"], _ATTACK)
     for name, record in metadata["parts"].items():
         if name != ATTACK and name not in _METHODS:
-            raise FormatError(f"parts must be of {ATTACK} and of methods, got {shown(name)}")
+            raise FormatError(f"keys of parts must be {ATTACK} or methods, got {shown(name)}")
         if not isinstance(record, dict):
             raise FormatError(f"parts.{name} must be an object, got {shown(record)}")
-        # A method that was run on nothing yet has no arithmetic.
+        # A method that has not run on any example yet has no arithmetic.
         bounded = name != ATTACK and any(key in record for key in _BOUNDED)
         check_group(f"parts.{name}.", record, _RECORD | _BOUNDED if bounded else _RECORD)
     return metadata
@@ -149,7 +149,7 @@ def read_metadata(archive: ArrayArchive) -> dict[str, Any]:
 def _parsed(text: np.ndarray) -> dict[str, Any]:
     try:
         return parse_object(text.item())
-    except (FormatError, ValueError) as error:  # NumPy's for text that is none
+    except (FormatError, ValueError) as error:  # NumPy raises ValueError for invalid text
         raise FormatError(f"{METADATA}: {error}") from error
 
 
@@ -168,12 +168,12 @@ def _check_format(metadata: Mapping[str, Any]) -> None:
 
 
 def check_arrays(archive: ArrayArchive, metadata: Mapping[str, Any], part: bool) -> Layout:
-    """Checks names, types and shapes before any data are read.
+    """Checks names, types and shapes before any data is read.
 
     Args:
       archive: the file.
-      metadata: as `read_metadata` returns them.
-      part: whether it holds some of the examples only.
+      metadata: as `read_metadata` returns it.
+      part: whether the file holds some of the examples only.
     """
     losses = tuple(metadata["settings"]["attack"]["losses"])
     methods = _methods(archive.names)
@@ -212,7 +212,7 @@ def check_arrays(archive: ArrayArchive, metadata: Mapping[str, Any], part: bool)
 
 
 def _methods(names: Sequence[str]) -> tuple[str, ...]:
-    """The methods that there are arrays of."""
+    """Lists the methods whose arrays are in the file."""
     methods: dict[str, None] = {}
     for name in names:
         for suffix in (RUN, VERIFIED, MARGINS):
@@ -230,9 +230,10 @@ def _methods(names: Sequence[str]) -> tuple[str, ...]:
 
 def _require(archive: ArrayArchive, name: str, kind: str, *shape: int | str) -> None:
     header = archive.header(name)
-    # Numbers of another byte order are those of another machine.
-    right = header.dtype.kind in "iu" if kind == "int" else header.dtype.newbyteorder("=") == kind
-    if not right or header.shape != shape:
+    # Accept either byte order: the file may come from another machine.
+    native = header.dtype.newbyteorder("=")
+    matches = native.kind in "iu" if kind == "int" else native == kind
+    if not matches or header.shape != shape:
         expected = f"{kind} [{', '.join(map(str, shape))}]"
         raise FormatError(f"{name} must be {expected}, got {header}")
 
@@ -241,9 +242,9 @@ def _require(archive: ArrayArchive, name: str, kind: str, *shape: int | str) -> 
 
 
 def proven(margins: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which certificates `margins` `[N, C]` are: bool `[N]`, finite and positive off the label."""
-    own = np.arange(margins.shape[-1])[None] == labels[:, None]
-    return ((own | (margins > 0)) & np.isfinite(margins)).all(axis=-1)
+    """Marks the `margins` `[N, C]` that are finite and positive off the label: bool `[N]`."""
+    is_label = np.arange(margins.shape[-1])[None] == labels[:, None]
+    return ((is_label | (margins > 0)) & np.isfinite(margins)).all(axis=-1)
 
 
 def check_contents(
@@ -251,13 +252,13 @@ def check_contents(
 ) -> None:
     """Checks that arrays of the right types and shapes agree with each other and the metadata.
 
-    Certificates are not compared with attacks here: where they contradict each other, the file may
-    be right about a bound that is wrong.
+    Certificates are not compared with attacks here: if they contradict each other, the file may
+    correctly record a wrong bound.
     """
     index, labels = arrays[INDEX], arrays[LABELS]
     wrong = (index < 0) | (index >= layout.count)
     wrong[1:] |= index[1:] <= index[:-1]
-    order = "in order" if len(index) == layout.count else "in order, some left out"
+    order = "in order" if len(index) == layout.count else "in order, with gaps"
     _refuse(wrong, f"{INDEX} must be 0 to {layout.count - 1} {order}, got {_first(index, wrong)}")
     classes = [arrays[name + MARGINS].shape[1] for name in layout.methods]
     wrong = labels < 0
@@ -277,33 +278,34 @@ def check_contents(
     for name in layout.methods:
         run, margins = arrays[name + RUN], arrays[name + MARGINS]
         refuse(name, ~run & ~np.isnan(margins).all(axis=-1), "was not run, but has margins")
-        own = margins[np.arange(len(labels)), labels]
-        wrong = run & ~(own == 0)
-        refuse(name, wrong, f"must have the margin 0 to its own label, got {_first(own, wrong)}")
+        at_label = margins[np.arange(len(labels)), labels]
+        wrong = run & ~(at_label == 0)
+        value = _first(at_label, wrong)
+        refuse(name, wrong, f"must have margin 0 at its label, got {value}")
         wrong = proven(margins, labels) != arrays[name + VERIFIED]
-        refuse(name, wrong, "is not what its margins say")
+        refuse(name, wrong, "contradicts its margins")
     _check_records(layout, metadata["parts"], arrays)
 
 
 def _check_records(
     layout: Layout, parts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """A record of everything that was run, and of nothing that is not there."""
+    """Checks that there is a record of every part that ran, and of no other."""
     done = [name for name in layout.methods if arrays[name + RUN].any()]
     if ATTACK not in parts and (parts or done or arrays[ATTACKED].any()):
-        raise FormatError(f"parts.{ATTACK} is missing, expected what the attacks were run with")
+        raise FormatError(f"parts.{ATTACK} is missing, expected the record of the attacks")
     for name in parts:
         if name != ATTACK and name not in layout.methods:
-            raise FormatError(f"parts.{name} is there, but the arrays of {name} are missing")
+            raise FormatError(f"parts.{name} is present, but the arrays of {name} are missing")
     for name in done:
         if name not in parts:
-            raise FormatError(f"parts.{name} is missing, expected what {name} was run with")
+            raise FormatError(f"parts.{name} is missing, expected the record of {name}")
         if not _BOUNDED.keys() <= parts[name].keys():
-            raise FormatError(f"parts.{name}.arithmetic is missing, expected of what was run")
+            raise FormatError(f"parts.{name}.arithmetic is missing, but {name} was run")
 
 
 def _first(values: np.ndarray, rows: np.ndarray) -> Any:
-    """The first of the values at `rows`, bool `[N]`; any of them where there are none."""
+    """Returns the first value that `rows`, bool `[N]`, selects; an arbitrary one if it is empty."""
     return values[np.argmax(rows)]
 
 

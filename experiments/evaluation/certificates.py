@@ -1,7 +1,7 @@
-"""Evaluations example by example, their files, and the check that they are consistent.
+"""Results by example, the files that hold them, and the check that they are consistent.
 
-A file of `experiments.evaluate` is an `.npz` without pickled objects: numpy alone reads it, and
-everything that its errors rest on can be checked again (`read`). Of N examples with C classes:
+`experiments.evaluate` writes an `.npz` file without pickled objects. NumPy alone can read it, and
+everything that its errors rest on can be checked again (`read`). With N examples and C classes:
 
     metadata            JSON: "format", "settings" (what was evaluated, how) and "parts" (see below)
     index               int [N]: which images of the split
@@ -13,13 +13,13 @@ everything that its errors rest on can be checked again (`read`). Of N examples 
     <method>_verified   bool [N]: every margin is positive
     <method>_margins    float32 [N, C]: lower bounds on z_label - z_c; NaN where it was not run
 
-"parts" says of the attacks and of every method with which packages and devices it was run, for how
-many seconds, and for which arithmetic a certificate holds.
+"parts" records for the attacks and for each method the packages and devices it ran with, the
+seconds it took, and the arithmetic for which a certificate holds.
 
-Several processes write such a file each, of their own examples, which become one at the end
-(`experiments.evaluation.shards`).
+Several processes write one such file each, with the examples of their share; the files are merged
+at the end (`experiments.evaluation.shards`).
 
-What a file must hold to be read is in `experiments.evaluation.certificate_checks`.
+`experiments.evaluation.certificate_checks` states what a file must hold to be read.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ from experiments.settings.errors import ContradictionError, ExperimentError
 
 
 class Evaluation(NamedTuple):
-    """What was found for each example (bool `[N]`); the errors are fractions in `[0, 1]`."""
+    """Results for each example (bool `[N]`); the errors are fractions in `[0, 1]`."""
 
     correct: np.ndarray
     resisted: np.ndarray  # still correct at the strongest point of every attack
     verified_by: dict[str, np.ndarray]  # per method of `boundjax.certify`
-    run_by: dict[str, np.ndarray] = {}  # noqa: RUF012 - where each was run; all, if left out
+    run_by: dict[str, np.ndarray] = {}  # noqa: RUF012 - where each ran; a missing one ran everywhere
 
     @property
     def verified(self) -> np.ndarray:
-        """Verified by at least one of the methods, which are all sound."""
+        """Verified by at least one of the methods; all of them are sound."""
         return np.logical_or.reduce(list(self.verified_by.values()))
 
     def errors(self) -> dict[str, Any]:
-        """The errors, as `summary.json` holds them; None of a method not run on all examples."""
+        """Returns the errors as in `summary.json`; None for a method not run on all examples."""
         return {
             "standard_error": _error(self.correct),
             "pgd_error": _error(self.resisted),
@@ -79,9 +79,9 @@ class Evaluation(NamedTuple):
 
 
 class Certificates(NamedTuple):
-    """An evaluation that is under way or done: the arrays of a file (see the module).
+    """The arrays of an evaluation file (see the module), complete or not.
 
-    They are filled in place, `attacked` and `run_by` say how far; `metadata` is that of the file.
+    They are filled in place; `attacked` and `run_by` record the progress.
     """
 
     metadata: dict[str, Any]
@@ -96,67 +96,67 @@ class Certificates(NamedTuple):
 
     @property
     def parts(self) -> dict[str, dict[str, Any]]:
-        """What the attacks (`"attack"`) and each method were run with."""
+        """The records of the attacks (`"attack"`) and of each method."""
         return self.metadata["parts"]
 
     @property
     def seconds(self) -> float:
-        """The time it took in all."""
+        """The total time."""
         return sum(part["seconds"] for part in self.parts.values())
 
     @property
     def evaluation(self) -> Evaluation:
-        """What it says of each example, without how it is known."""
+        """The results by example, without their evidence."""
         resisted = np.logical_and.reduce(list(self.resisted_by.values()))
         return Evaluation(self.correct, resisted, self.verified_by, self.run_by)
 
     @property
     def progress(self) -> dict[str, int]:
-        """On how many examples each part is done."""
+        """How many examples each part has finished."""
         counts = {ATTACK: self.attacked} | self.run_by
         return {name: int(flags.sum()) for name, flags in counts.items()}
 
-    def know_correct(self, correct: np.ndarray) -> None:
-        """Records the clean pass, bool `[N]`, and forgets the results of earlier attacks."""
+    def record_clean_pass(self, correct: np.ndarray) -> None:
+        """Records the clean pass, bool `[N]`, and discards the results of earlier attacks."""
         self.correct[:] = correct
         for resisted in self.resisted_by.values():
             resisted[:] = False
-        # The centre is a point of the ball as well: what is wrong there needs no attack.
+        # The ball contains its centre, so a misclassified image needs no attack.
         self.attacked[~correct] = True
 
     def add_method(self, name: str, classes: int) -> None:
-        """Makes room for a method, which was run on nothing yet."""
+        """Adds the arrays of a method that has not run yet."""
         self.run_by[name] = np.zeros(len(self.labels), bool)
         self.verified_by[name] = np.zeros(len(self.labels), bool)
         self.margins_by[name] = np.full((len(self.labels), classes), np.nan, np.float32)
 
     def errors(self) -> dict[str, Any]:
-        """The errors, computed from the arrays.
+        """Computes the errors from the arrays.
 
         Raises:
-          ExperimentError: for an evaluation that has not met every example yet.
+          ExperimentError: if some examples are not evaluated yet.
         """
         if not self.attacked.all():
             raise ExperimentError(
                 f"only {self.attacked.sum():,} of {len(self.attacked):,} images are evaluated; "
-                "repeat the command to go on"
+                "repeat the command to resume"
             )
         return self.evaluation.errors()
 
 
-def nothing_found(labels: np.ndarray, losses: tuple[str, ...], settings: Any) -> Certificates:
-    """The start of an evaluation of examples with `labels` `[N]`, attacked by `losses`."""
+def empty(labels: np.ndarray, losses: tuple[str, ...], settings: Any) -> Certificates:
+    """Starts an evaluation of examples with `labels` `[N]` that attacks `losses`."""
 
-    def no() -> np.ndarray:
+    def all_false() -> np.ndarray:
         return np.zeros(len(labels), bool)
 
     return Certificates(
         metadata={"format": FORMAT, "settings": settings, "parts": {}},
         index=np.arange(len(labels)),
         labels=np.asarray(labels),
-        attacked=no(),
-        correct=no(),
-        resisted_by={loss: no() for loss in losses},
+        attacked=all_false(),
+        correct=all_false(),
+        resisted_by={loss: all_false() for loss in losses},
         run_by={},
         verified_by={},
         margins_by={},
@@ -164,14 +164,14 @@ def nothing_found(labels: np.ndarray, losses: tuple[str, ...], settings: Any) ->
 
 
 def check_consistency(evaluation: Evaluation, index: np.ndarray | None = None) -> None:
-    """Standard <= PGD <= verified error by example: what is verified is correct and resists.
+    """Checks standard <= PGD <= verified error: a verified example is correct and resists.
 
     Args:
-      evaluation: of the examples `index`; None: of 0, 1, ...
-      index: int `[N]`.
+      evaluation: the results to check.
+      index: int `[N]`, the examples' numbers for messages; None: 0, 1, ...
 
     Raises:
-      ContradictionError: naming the first example and the method that break it.
+      ContradictionError: names the first example and the method that break it.
     """
 
     def require(holds: np.ndarray, what: str) -> None:
@@ -190,37 +190,38 @@ def check_consistency(evaluation: Evaluation, index: np.ndarray | None = None) -
 
 
 def check_attacked(certificates: Certificates) -> None:
-    """As `check_consistency`, but an example that is not attacked yet counts as resisting.
+    """Does `check_consistency`, but counts an example that is not attacked yet as resisting.
 
     Raises:
-      ContradictionError: as there.
+      ContradictionError: as `check_consistency`.
     """
     evaluation = certificates.evaluation
     resisted = np.where(certificates.attacked, evaluation.resisted, certificates.correct)
     check_consistency(evaluation._replace(resisted=resisted), certificates.index)
 
 
-def write(path: Path, found: Certificates) -> None:
-    """Replaces the file whole: whoever reads it, or kills this, never sees half of one.
+def write(path: Path, results: Certificates) -> None:
+    """Replaces the file atomically: no reader sees half a file, and no killed writer leaves one.
 
     Raises:
       ExperimentError: if it cannot be written.
     """
     arrays = {
-        METADATA: np.array(json.dumps(found.metadata)),
-        INDEX: found.index,
-        LABELS: found.labels,
-        ATTACKED: found.attacked,
-        CORRECT: found.correct,
+        METADATA: np.array(json.dumps(results.metadata)),
+        INDEX: results.index,
+        LABELS: results.labels,
+        ATTACKED: results.attacked,
+        CORRECT: results.correct,
     }
-    arrays |= {f"{RESISTED}{loss}": flags for loss, flags in found.resisted_by.items()}
-    for name in found.run_by:
-        arrays[f"{name}{RUN}"] = found.run_by[name]
-        arrays[f"{name}{VERIFIED}"] = found.verified_by[name]
-        arrays[f"{name}{MARGINS}"] = found.margins_by[name]
+    arrays |= {f"{RESISTED}{loss}": flags for loss, flags in results.resisted_by.items()}
+    for name in results.run_by:
+        arrays[f"{name}{RUN}"] = results.run_by[name]
+        arrays[f"{name}{VERIFIED}"] = results.verified_by[name]
+        arrays[f"{name}{MARGINS}"] = results.margins_by[name]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, lambda stream: np.savez(stream, **arrays))
+        # NumPy's stub checks the arrays against `allow_pickle` as well.
+        replace(path, lambda stream: np.savez(stream, **arrays))  # pyright: ignore[reportArgumentType]
     except OSError as error:
         raise ExperimentError(f"{path} cannot be written ({error.strerror})") from error
 
@@ -228,18 +229,18 @@ def write(path: Path, found: Certificates) -> None:
 def read(path: Path, *, part: bool = False) -> Certificates:
     """Reads a file of `experiments.evaluate`, and refuses one that is damaged or inconsistent.
 
-    `read(path).errors()` are the errors, recomputed. Only the network itself could show whether the
-    margins are its bounds; everything else is checked
-    (`experiments.evaluation.certificate_checks`).
+    `read(path).errors()` recomputes the errors. Everything is checked
+    (`experiments.evaluation.certificate_checks`) except whether the margins are bounds of the
+    network, which only the network itself could show.
 
     Args:
-      path: of the file.
-      part: whether one of several processes wrote it, with its own examples only
+      path: the file.
+      part: whether one of several processes wrote it, with its share of the examples only
         (`experiments.evaluation.shards`).
 
     Raises:
-      ExperimentError: if it is no such file, cannot be read, or does not agree with itself.
-      ContradictionError: if an example is verified that is misclassified or broken by an attack.
+      ExperimentError: if it is not such a file, cannot be read, or contradicts itself.
+      ContradictionError: if a verified example is misclassified or broken by an attack.
     """
     try:
         with array_archive.opened(path) as archive:
@@ -263,7 +264,7 @@ def read(path: Path, *, part: bool = False) -> Certificates:
         labels=arrays[LABELS],
         attacked=arrays[ATTACKED],
         correct=arrays[CORRECT],
-        # In the order in which they are attacked.
+        # The order is that of the attacks.
         resisted_by={loss: arrays[f"{RESISTED}{loss}"] for loss in layout.losses},
         run_by={name: arrays[f"{name}{RUN}"] for name in layout.methods},
         verified_by={name: arrays[f"{name}{VERIFIED}"] for name in layout.methods},

@@ -1,4 +1,4 @@
-"""Evaluates the network of a run folder, by one process or several, or goes on with it."""
+"""Evaluates the network of a run folder, in one process or several, and resumes evaluations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -15,8 +15,9 @@ import boundjax as bj
 from experiments.cluster import distributed
 from experiments.data import Images
 from experiments.evaluation import certificates, shards, trained
-from experiments.evaluation.certificates import Certificates, nothing_found
+from experiments.evaluation.certificates import Certificates
 from experiments.evaluation.measure import Plan, Problem, check_methods, complete
+from experiments.evaluation.trained import Which
 from experiments.records.printing import print_table, table_rows
 from experiments.records.versions import versions
 from experiments.settings import radius
@@ -29,27 +30,27 @@ LOSSES = ("cross_entropy", "margin")
 
 
 class Options(NamedTuple):
-    """What of a run is evaluated, and how; None: as in the run."""
+    """What to evaluate of a run, and how; None takes the run's own setting."""
 
     methods: tuple[str, ...] | None = None
-    losses: tuple[str, ...] = LOSSES  # that are attacked
+    losses: tuple[str, ...] = LOSSES  # to attack
     eps: float | None = None
     norm: str | None = None  # a key of `experiments.settings.config.NORMS`
     clip: bool | None = None
-    which: str = "last"  # or "selected"
-    split: str = "test"  # or "validation"
-    count: int | None = None  # the first images only; None: all
+    which: Which = "last"
+    split: Literal["test", "validation"] = "test"
+    count: int | None = None  # how many images, from the first on; None: all
     pgd_steps: int | None = 100
     pgd_restarts: int | None = 2
     batch_size: int | None = None
     seed: int | None = None
     cascade: bool = False
-    name: str | None = None  # of the file; None: from split, which, norm and eps
+    name: str | None = None  # of the file; None: made from split, which, norm and eps
     data_dir: str | None = None
-    replace: bool = False  # a file of other weights or settings, instead of refusing it
+    replace: bool = False  # overwrite a file of other weights or settings instead of refusing it
 
     def applied(self, config: Config) -> Config:
-        """The configuration of a run with what these options change of it."""
+        """Returns the configuration of a run with the changes that these options make."""
 
         def changed(group: Any, **values: Any) -> Any:
             return dataclasses.replace(group, **{k: v for k, v in values.items() if v is not None})
@@ -66,22 +67,22 @@ class Options(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """An evaluation of a trained network: the file, what it holds, and the title of its table."""
+    """An evaluation of a trained network: its file, the file's content, its table's title."""
 
     path: Path
-    found: Certificates
+    certificates: Certificates
     title: str
 
 
 def evaluate_run(workdir: Path, options: Options) -> Evaluated:
-    """Evaluates the network of a run folder, or goes on with it.
+    """Evaluates the network of a run folder, or resumes its evaluation.
 
-    All processes must call this, and get the same.
+    All processes must call this; all get the same result.
 
     Raises:
       ExperimentError: for a folder without a network, options out of range, or a file of other
         weights or settings.
-      RuntimeError: as `evaluate`.
+      RuntimeError: as `measure.complete`.
     """
     check_methods(options.methods or ())
     if options.norm is not None and options.eps is None:
@@ -93,10 +94,10 @@ def evaluate_run(workdir: Path, options: Options) -> Evaluated:
 
 
 def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> Evaluated:
-    """Evaluates a network whose evaluations lie in the run folder `workdir`, or goes on with it.
+    """Evaluates `run`, or resumes its evaluation; the files lie in the run folder `workdir`.
 
-    All processes must call this, with a `workdir` that they share, and get the same. `run` is the
-    network that `options.which` names.
+    All processes must call this with a `workdir` that they share; all get the same result. `run`
+    is the network that `options.which` names.
 
     Raises:
       ExperimentError, RuntimeError: as `evaluate_run`.
@@ -108,10 +109,10 @@ def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> E
     check_methods(config.methods)
     _check_options(options, norm, config)
     radius.check("--eps", eps, norm, run.test.images.shape[1:], run.title)
-    everything = run.test if options.split == "test" else run.validation
-    if len(everything) == 0:
+    images = run.test if options.split == "test" else run.validation
+    if len(images) == 0:
         raise ExperimentError(f"{workdir} has no {options.split} images: data.validation was 0")
-    data = everything.take(slice(options.count))
+    data = images.take(slice(options.count))
     settings = {
         "parameters_sha256": parameters_sha256(run.variables),
         "images_sha256": _sha256_of_images(data),
@@ -143,14 +144,14 @@ def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> E
     made_with = {"versions": versions(), "device": device_name(jax.devices())}
     plan = Plan(seed, options.cascade, made_with)
     if distributed.processes() == 1:
-        found = _opened(path, problem, options, settings)
-        complete(found, problem, config, plan, _Saving(path))
+        results = _open(path, problem, options, settings)
+        complete(results, problem, config, plan, _Saver(path))
     else:
-        found = _together(path, problem, config, plan, options, settings)
-    return Evaluated(path, found, title)
+        results = _share(path, problem, config, plan, options, settings)
+    return Evaluated(path, results, title)
 
 
-def _together(
+def _share(
     path: Path,
     problem: Problem,
     config: EvaluationConfig,
@@ -158,50 +159,48 @@ def _together(
     options: Options,
     settings: dict[str, Any],
 ) -> Certificates:
-    """By all processes, each of its share of the images."""
-    asked = {"path": str(path), "cascade": plan.cascade, **dataclasses.asdict(config)}
-    distributed.agree({"evaluation": {**settings, **asked}})
-    # The same record for all, whose machines need not be the same.
+    """Evaluates with all processes, each on its share of the images."""
+    request = {"path": str(path), "cascade": plan.cascade, **dataclasses.asdict(config)}
+    distributed.agree({"evaluation": {**settings, **request}})
+    # All processes record the same, although their machines may differ.
     plan = plan._replace(made_with=distributed.from_main(lambda: plan.made_with))
 
-    def opened() -> None:
-        certificates.write(path, _opened(path, problem, options, settings))
+    def write() -> None:
+        certificates.write(path, _open(path, problem, options, settings))
 
-    distributed.from_main(opened)
-    found = shards.read_together(path)
-    return shards.complete(found, problem, config, plan, path, _Saving)
+    distributed.from_main(write)
+    results = shards.read_together(path)
+    return shards.complete(results, problem, config, plan, path, _Saver)
 
 
-def _opened(
-    path: Path, problem: Problem, options: Options, settings: dict[str, Any]
-) -> Certificates:
-    """What is in the file, or an evaluation that has found nothing yet.
+def _open(path: Path, problem: Problem, options: Options, settings: dict[str, Any]) -> Certificates:
+    """Reads the evaluation in the file, or starts an empty one.
 
     Raises:
-      ExperimentError: for a damaged file, or one of other weights or settings, unless the latter is
-        to be replaced.
+      ExperimentError: for a damaged file, or for one of other weights or settings that
+        `options.replace` does not allow to overwrite.
     """
-    found = shards.gather(path)
-    keys = _differing(found, problem, settings) if found else []
+    results = shards.gather(path)
+    keys = _differences(results, problem, settings) if results else []
     if keys and not options.replace:
         raise ExperimentError(
             f"{path} holds an evaluation of other weights or settings, which differs in "
             f"{', '.join(keys)}; give this one another --name, or delete that file"
         )
-    if found is None or keys:
+    if results is None or keys:
         shards.discard(path)
-        return nothing_found(problem.data.labels, options.losses, settings)
+        return certificates.empty(problem.data.labels, options.losses, settings)
     # The first version predicted and attacked batch by batch. An image that it had not reached may
     # be correct, so the clean pass and the attack start again.
-    if (~found.attacked & ~found.correct).any():
-        found.attacked[:] = False
-    return found
+    if (~results.attacked & ~results.correct).any():
+        results.attacked[:] = False
+    return results
 
 
-def _differing(stored: Certificates, problem: Problem, settings: dict[str, Any]) -> list[str]:
-    """The settings and arrays that show a file to be of another problem; empty if it fits.
+def _differences(stored: Certificates, problem: Problem, settings: dict[str, Any]) -> list[str]:
+    """Names the settings and arrays in which a file differs from the problem; empty if it fits.
 
-    The settings name the images and the weights; the arrays must fit them as well.
+    The settings identify the images and the weights; the arrays must match them as well.
     """
     keys = differing_keys(stored.metadata["settings"], settings)
     if not keys and (stored.labels != problem.data.labels).any():
@@ -212,19 +211,19 @@ def _differing(stored: Certificates, problem: Problem, settings: dict[str, Any])
     return keys
 
 
-class _Saving:
-    """Writes the file after every batch and says now and then how far it is."""
+class _Saver:
+    """Writes the file after every batch and prints the progress every `every` seconds."""
 
     def __init__(self, path: Path, every: float = 30.0):
-        self._path, self._every, self._said = path, every, time.monotonic()
+        self._path, self._every, self._last_print = path, every, time.monotonic()
 
-    def __call__(self, found: Certificates) -> None:
-        certificates.write(self._path, found)
-        if time.monotonic() - self._said > self._every:
-            self._said = time.monotonic()
-            done = ", ".join(f"{name} {count:,}" for name, count in found.progress.items())
+    def __call__(self, results: Certificates) -> None:
+        certificates.write(self._path, results)
+        if time.monotonic() - self._last_print > self._every:
+            self._last_print = time.monotonic()
+            done = ", ".join(f"{name} {count:,}" for name, count in results.progress.items())
             whose = "" if distributed.processes() == 1 else " of this process"
-            print(f"of {len(found.labels):,} images{whose}: {done}", flush=True)
+            print(f"of {len(results.labels):,} images{whose}: {done}", flush=True)
 
 
 def _name_of(options: Options, norm: str, eps: float, clip: tuple[float, float] | None) -> str:
@@ -234,21 +233,21 @@ def _name_of(options: Options, norm: str, eps: float, clip: tuple[float, float] 
 
 
 def _check_options(options: Options, norm: str, config: EvaluationConfig) -> None:
-    for flag, value, known in (
+    for flag, value, allowed in (
         ("--which", options.which, ("last", "selected")),
         ("--split", options.split, ("test", "validation")),
         ("--norm", norm, tuple(NORMS)),
     ):
-        if value not in known:
-            raise ExperimentError(f"{flag} must be {' or '.join(known)}, got {value!r}")
-    for flag, number, least in (
+        if value not in allowed:
+            raise ExperimentError(f"{flag} must be {' or '.join(allowed)}, got {value!r}")
+    for flag, number, minimum in (
         ("--count", 1 if options.count is None else options.count, 1),
         ("--pgd-steps", config.pgd_steps, 0),
         ("--pgd-restarts", config.pgd_restarts, 1),
         ("--batch-size", config.batch_size, 1),
     ):
-        if number < least:
-            raise ExperimentError(f"{flag} must be >= {least}, got {number}")
+        if number < minimum:
+            raise ExperimentError(f"{flag} must be >= {minimum}, got {number}")
     if options.name is not None and Path(options.name).name != options.name:
         raise ExperimentError(f"--name must be a file name without folders, got {options.name!r}")
 
@@ -271,24 +270,24 @@ def _sha256_of_images(data: Images) -> str:
 
 
 def print_evaluated(evaluated: Evaluated) -> None:
-    """Prints the closing table, what certificates hold for, and where everything is."""
-    found = evaluated.found
-    settings = found.metadata["settings"]
-    print_table(evaluated.title, *table_rows({settings["which"]: found.errors()}))
-    partly = [name for name, flags in found.run_by.items() if not flags.all()]
-    if partly:
-        print(f"not run on all images, so without an error of their own: {', '.join(partly)}")
+    """Prints the closing table, the arithmetic that certificates hold for, and the file's path."""
+    results = evaluated.certificates
+    settings = results.metadata["settings"]
+    print_table(evaluated.title, *table_rows({settings["which"]: results.errors()}))
+    partial = [name for name, flags in results.run_by.items() if not flags.all()]
+    if partial:
+        print(f"not run on all images, so without an error of their own: {', '.join(partial)}")
     print(
-        f"certificates hold for {_arithmetic(found)}; evaluated in {found.seconds:.1f} s; "
+        f"certificates hold for {_arithmetic(results)}; evaluated in {results.seconds:.1f} s; "
         f"parameters sha256 {settings['parameters_sha256'][:16]}"
     )
     print(f"file: {evaluated.path}", flush=True)
 
 
-def _arithmetic(found: Certificates) -> str:
-    """For which arithmetic the certificates hold, in words."""
+def _arithmetic(results: Certificates) -> str:
+    """Names the arithmetic that the certificates hold for, in words."""
     kinds = {
-        (part["arithmetic"], part["dtype"]) for part in found.parts.values() if "dtype" in part
+        (part["arithmetic"], part["dtype"]) for part in results.parts.values() if "dtype" in part
     }
     words = {"exact-real": "real arithmetic, up to the rounding of the bounds, computed in"}
     return "; ".join(f"{words.get(name, name)} {dtype}" for name, dtype in sorted(kinds))

@@ -1,4 +1,4 @@
-"""A network on all local devices: its clean pass, and the attack on it."""
+"""A network on all local devices: its clean pass and its attack."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from experiments.settings.config import EvaluationConfig
 
 
 class Problem(NamedTuple):
-    """What is evaluated: a model in eval mode, on all of `data`, against a threat."""
+    """A model in eval mode, to be evaluated on all of `data` against a threat."""
 
     model: bj.PureModel
     data: Images
@@ -25,7 +25,7 @@ class Problem(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """How many logits the model has."""
+        """The number of the model's logits."""
         model, images = self.model, self.data.images[:1]
         return jax.eval_shape(model.apply, model.variables, images).shape[-1]
 
@@ -33,39 +33,39 @@ class Problem(NamedTuple):
 class Network:
     """The network on all local devices, which divide every batch.
 
-    Compiled once: the variables and the images are arguments, all batches have one shape. What
-    counts is computed as bounds are: with the shorter factors that accelerators take by default, an
-    example might look misclassified that is verified. The attack may take them on its way.
+    It compiles once: the variables and the images are arguments, and all batches have one shape.
+    Logits that count are computed at the precision of bounds: at the accelerators' lower default, a
+    verified example might look misclassified. The attack's own steps may use less.
     """
 
     def __init__(self, problem: Problem, config: EvaluationConfig):
-        """Computes and compiles nothing yet."""
+        """Places the variables on the devices; computes and compiles nothing yet."""
         self._problem, self._config = problem, config
         devices = jax.local_devices()
         mesh = jax.make_mesh(
             (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
         )
         self._sharded = NamedSharding(mesh, PartitionSpec("data"))
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        self._variables = jax.device_put(problem.model.variables, everywhere)
+        replicated = NamedSharding(mesh, PartitionSpec())
+        self._variables = jax.device_put(problem.model.variables, replicated)
         self.size = min(config.batch_size, len(problem.data))
-        self._filled = -(-self.size // len(devices)) * len(devices)
+        self._padded_size = -(-self.size // len(devices)) * len(devices)
 
     def correct(self, data: Images) -> np.ndarray:
-        """The clean pass: which images are classified correctly, bool `[N]`."""
+        """Runs the clean pass and returns which images are classified correctly, bool `[N]`."""
         flags = np.zeros(len(data), bool)
         for start in range(0, len(data), self.size):
             rows = np.arange(start, min(start + self.size, len(data)))
-            images, labels = data.take(np.resize(rows, self._filled))
+            images, labels = data.take(np.resize(rows, self._padded_size))
             logits = self._predict(self._variables, jax.device_put(images, self._sharded))
             flags[rows] = _strictly_correct(logits, labels)[: len(rows)]
         return flags
 
     def resisted(self, batch: Images, losses: tuple[str, ...], key: jax.Array) -> list[np.ndarray]:
-        """Which images of at most a batch are correct at the strongest point, for every loss."""
-        images, labels = batch.take(np.resize(np.arange(len(batch)), self._filled))
-        images, labels_there = jax.device_put((images, labels), self._sharded)
-        points = (self._strongest(loss, images, labels_there, key) for loss in losses)
+        """Attacks at most a batch; returns per loss which images stay correct, bool `[B]`."""
+        images, labels = batch.take(np.resize(np.arange(len(batch)), self._padded_size))
+        sharded_images, sharded_labels = jax.device_put((images, labels), self._sharded)
+        points = (self._strongest(loss, sharded_images, sharded_labels, key) for loss in losses)
         return [
             _strictly_correct(self._predict(self._variables, point), labels)[: len(batch)]
             for point in points
@@ -83,7 +83,7 @@ class Network:
     def _strongest(
         self, loss: str, images: jax.Array, labels: jax.Array, key: jax.Array
     ) -> jax.Array:
-        """The points of the attack on a loss: `boundjax.attacks.pgd`, its loops in Python."""
+        """Attacks one loss as `boundjax.attacks.pgd` does, with its loops in Python."""
 
         def part(name: str, *arguments: Any) -> Any:
             return self._part(name, loss, self._variables, images, labels, arguments)
@@ -116,8 +116,8 @@ class Network:
 
 
 def _strictly_correct(logits: jax.Array, labels: np.ndarray) -> np.ndarray:
-    """The true logit exceeds every other; a tie or a NaN is an error, as for a certificate."""
-    logits = np.asarray(logits)
-    own = np.take_along_axis(logits, labels[:, None], axis=-1)
-    others = np.arange(logits.shape[-1])[None] != labels[:, None]
-    return np.all((own > logits) | ~others, axis=-1)
+    """Tests whether the true logit exceeds all others; a tie or NaN fails, as in a certificate."""
+    values = np.asarray(logits)
+    true_logits = np.take_along_axis(values, labels[:, None], axis=-1)
+    is_label = np.arange(values.shape[-1])[None] == labels[:, None]
+    return np.all((true_logits > values) | is_label, axis=-1)

@@ -1,10 +1,10 @@
-"""The network of a run, read from its folder."""
+"""Reads the network of a run from its folder."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from flax import linen as nn
@@ -19,17 +19,19 @@ from experiments.settings.errors import ExperimentError
 from experiments.train.step import create_optimizer, create_state
 from experiments.train.variables import deployed, nothing_selected
 
+Which = Literal["last", "selected"]
+
 
 class Trained(NamedTuple):
     """A network of a run.
 
     Attributes:
-      config: of the run.
-      model, variables: the unbound Linen module and the variables that are evaluated.
+      config: the run's configuration.
+      model, variables: the unbound Linen module and the variables to evaluate.
       test: the test images of the run's data set, pixels in [0, 1].
-      title: of that data set.
-      validation: the images that the epoch was selected on, perhaps none.
-      label: which network it is: `last epoch (20)`, `selected epoch (15)`, `step 400 of 800`.
+      title: the data set's title.
+      validation: the images on which the epoch was selected; may be empty.
+      label: names the network: `last epoch (20)`, `selected epoch (15)`, `step 400 of 800`.
     """
 
     config: Config
@@ -42,22 +44,22 @@ class Trained(NamedTuple):
 
     @property
     def pure(self) -> bj.PureModel:
-        """The network as a pure function, which is bounded and attacked."""
+        """The network as a pure function, to bound and attack."""
         return bj.PureModel.of((self.model, self.variables))
 
 
-def load(workdir: Path, which: str = "last", data_dir: str | None = None) -> Trained:
-    """A network that `experiments.main --workdir=...` has trained.
+def load(workdir: Path, which: Which = "last", data_dir: str | None = None) -> Trained:
+    """Loads a network that `experiments.main --workdir=...` trained.
 
     Args:
       workdir: the run folder.
-      which: `"last"`, of the last epoch or the latest checkpoint, or `"selected"`, of the epoch
-        selected on the validation images.
-      data_dir: where the data set lies, if not where the run found it.
+      which: `"last"` for the last epoch or latest checkpoint, `"selected"` for the epoch selected
+        on the validation images.
+      data_dir: where the data set lies now, if it has moved since the run.
 
     Raises:
-      ExperimentError: if there is no run, no checkpoint, no selection, or not the run's data, or
-        if its configuration is damaged.
+      ExperimentError: if the run, a checkpoint, the selection or the run's data are missing, or if
+        its configuration is damaged.
     """
     stored = read_config(workdir)
     try:

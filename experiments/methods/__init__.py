@@ -14,23 +14,23 @@ from experiments.methods.lipschitz import lipschitz
 from experiments.methods.method import ON_INTERVALS
 from experiments.methods.method import PIXEL_RANGE as PIXEL_RANGE
 from experiments.methods.method import Batch as Batch
+from experiments.methods.method import Coefficients as Coefficients
 from experiments.methods.method import Method as Method
 from experiments.methods.method import Objective as Objective
 from experiments.methods.method import Setting as Setting
 from experiments.methods.method import TrainingMethod as TrainingMethod
-from experiments.methods.method import Weights as Weights
 from experiments.methods.natural import natural
 from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError
 
 
 def _bounded(setting: Setting, bound: bounded.Bound) -> Method:
-    """The same bound at every step."""
+    """Creates a method with the same bound at every step."""
     return certified(setting, lambda key: bound)
 
 
 def _linear(setting: Setting, slopes_of: Callable) -> Method:
-    """Linear bounds on interval pre-activations, mixed with interval margins by beta."""
+    """Creates a method on linear bounds, with interval pre-activations, mixed by beta."""
     bound = bounded.linear_bound(slopes_of, setting.mesh)
     return certified(setting, lambda key: bound, mixes_intervals=True)
 
@@ -49,7 +49,7 @@ def _attacked(setting: Setting, bound: bounded.Bound, *, after_ramp: bool = Fals
     return certified(setting, lambda key: bound, attack=attack, after_ramp=after_ramp)
 
 
-def _expressive(name: str) -> TrainingMethod:
+def _expressive(name: adversarial.Expressive) -> TrainingMethod:
     return TrainingMethod(lambda s: _attacked(s, adversarial.expressive_bound(s, name)))
 
 
@@ -75,10 +75,10 @@ METHODS: dict[str, TrainingMethod] = {
         lambda s: _linear(s, bounded.fixed_slopes("adaptive")),
         relaxes=True,
         divisible_rows=True,
-        # One row per image: there is nothing to divide, and no relaxation of every margin.
+        # It has one row per image: nothing to divide, and no relaxation of every margin.
         variants={"fused": TrainingMethod(_fused, otherwise="not fused")},
     ),
-    # Its rows cannot be divided: an image's slopes are optimised on all of them together.
+    # Its rows cannot be divided: all of an image's rows share the objective of its slopes.
     "one-step": TrainingMethod(lambda s: _linear(s, bounded.one_step_slopes(s)), relaxes=True),
     "cap-ibp": TrainingMethod(
         lambda s: _linear(s, bounded.fixed_slopes("parallel")), relaxes=True, divisible_rows=True
@@ -107,28 +107,28 @@ METHODS: dict[str, TrainingMethod] = {
 
 
 def create(model: nn.Module, config: Config, mesh: Mesh | None = None) -> Method:
-    """The method that `config` names, for `model`, on the devices of `mesh`.
+    """Creates the method that `config` names, for `model`, on the devices of `mesh`.
 
     Raises:
-      ExperimentError: for an unknown name, or settings that the method has nothing to do with.
+      ExperimentError: for an unknown name, or settings that the method does not support.
     """
     name = config.robust.method
     if name not in METHODS:
         raise ExperimentError(
             f"unknown robust.method {name!r}: use one of {', '.join(sorted(METHODS))}"
         )
-    method = METHODS[name].chosen(config)
+    method = METHODS[name].variant(config)
     _check(name, method, config)
     if mesh is not None and mesh.shape["spec"] > 1 and not method.divisible_rows:
         raise ExperimentError(
-            f"config.mesh.spec={mesh.shape['spec']} divides the rows of linear bounds: of "
+            f"config.mesh.spec={mesh.shape['spec']} divides rows of linear bounds, which needs "
             f"{_divisible()}, got robust.method={name!r}; set config.mesh.spec=1"
         )
     return method.creates(Setting(model, config, mesh))
 
 
 def _check(name: str, method: TrainingMethod, config: Config) -> None:
-    """Refuses settings that a method has nothing to do with."""
+    """Refuses settings that the method does not support."""
     regularizers = config.regularizers
     if config.robust.norm not in method.norms:
         raise ExperimentError(
@@ -152,23 +152,23 @@ def _check(name: str, method: TrainingMethod, config: Config) -> None:
 
 
 def _relaxing() -> str:
-    """`crown-ibp, ..., cap (not fused)`: the methods with a relaxation."""
+    """Lists the methods with a relaxation: `crown-ibp, ..., cap (not fused)`."""
     methods = {name: method for name, method in METHODS.items() if method.relaxes}
     variants = [variant for method in methods.values() for variant in method.variants.values()]
     return ", ".join(methods) + _without(variant for variant in variants if not variant.relaxes)
 
 
 def _divisible() -> str:
-    """`crown-ibp (not fused), ... and cap (exact)`: the methods whose rows can be divided."""
+    """Lists the methods with divisible rows: `crown-ibp (not fused), ... or cap (exact)`."""
     described = [
         name + _without(v for v in method.variants.values() if not v.divisible_rows)
         for name, method in METHODS.items()
         if method.divisible_rows
     ]
-    return f"{', '.join(described[:-1])} and {described[-1]}"
+    return f"{', '.join(described[:-1])} or {described[-1]}"
 
 
 def _without(variants: Iterable[TrainingMethod]) -> str:
-    """What tells a method from these variants of it, in parentheses, if there are any."""
-    told_by = ", ".join(variant.otherwise for variant in variants)
-    return f" ({told_by})" if told_by else ""
+    """Describes a method without these variants of it, in parentheses; empty without any."""
+    descriptions = ", ".join(variant.otherwise for variant in variants)
+    return f" ({descriptions})" if descriptions else ""

@@ -1,6 +1,9 @@
-"""Training on attacked images: PGD, and between attack and bounds SABR, TAPS, expressive losses."""
+"""Training on attacked images: PGD, and SABR, TAPS, expressive losses between attack and bounds."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,20 +11,21 @@ import jax.numpy as jnp
 import boundjax as bj
 from boundjax import training
 from boundjax.attacks import pgd
-from experiments.methods.bounded import Bounded, Example, interval_bound, no_certificate
+from experiments.methods.bounded import Bound, Bounded, Example, interval_bound, no_certificate
 from experiments.methods.certified import Attack
-from experiments.methods.method import Setting, Weights
+from experiments.methods.method import Coefficients, Setting
+from experiments.settings.config import AdversaryConfig
 
 
 def attack_of(setting: Setting) -> Attack:
-    """PGD on the cross-entropy, as `config.adversary` says; the first start is the image itself.
+    """Creates PGD on the cross-entropy with `config.adversary`; its first start is the image.
 
-    Batch normalisation takes the statistics of the clean batch, as the bounds do.
+    Batch normalisation uses the statistics of the clean batch, as the bounds do.
     """
-    adversary, threat = setting.config.adversary, setting.threat
+    adversary, norm, clip = setting.config.adversary, setting.threat.norm, setting.clip
 
-    def attack(logits_of, batch, weights, key) -> jax.Array:
-        eps = adversary.scale * weights.eps
+    def attack(logits_of, batch, coefficients, key) -> jax.Array:
+        eps = adversary.scale * coefficients.eps
         return jax.lax.stop_gradient(
             pgd(
                 logits_of,
@@ -29,8 +33,8 @@ def attack_of(setting: Setting) -> Attack:
                 batch.labels,
                 eps,
                 key=key,
-                norm=threat.norm,
-                clip=threat.clip,
+                norm=norm,
+                clip=clip,
                 steps=adversary.steps,
                 step_size=adversary.step_size * eps,
                 restarts=adversary.restarts,
@@ -41,45 +45,48 @@ def attack_of(setting: Setting) -> Attack:
     return attack
 
 
-def pgd_bound(setting: Setting):
-    """Cross-entropy of the attacked image (Madry et al. 2018): certifies nothing.
+def pgd_bound(setting: Setting) -> Bound:
+    """Takes the cross-entropy of the attacked image (Madry et al. 2018); certifies nothing.
 
-    The interval bounds are there for the regularizers, ReLU stability in particular.
+    The regularizers, ReLU stability in particular, read the interval bounds.
     """
 
-    def bound(function, ball, rows, weights, example) -> Bounded:
-        found = interval_bound(function, ball, rows, weights, example)
+    def bound(function, ball, rows, coefficients, example) -> Bounded:
+        bounds = interval_bound(function, ball, rows, coefficients, example)
         attacked = training.robust_cross_entropy(rows @ function(example.attacked))
-        return found._replace(robust_loss=attacked)
+        return bounds._replace(robust_loss=attacked)
 
     return bound
 
 
-def sabr_bound(setting: Setting):
-    """Interval bounds over a small box around the attacked image (Mueller et al. 2023, SABR)."""
+def sabr_bound(setting: Setting) -> Bound:
+    """Propagates a small box around the attacked image (Mueller et al. 2023, SABR)."""
 
-    def bound(function, ball, rows, weights, example) -> Bounded:
-        box = _small_box(setting, weights, example)
-        found = interval_bound(function, box, rows, weights, example)
-        return found._replace(verified=no_certificate(found.verified))
+    def bound(function, ball, rows, coefficients, example) -> Bounded:
+        box = _small_box(setting, coefficients, example)
+        bounds = interval_bound(function, box, rows, coefficients, example)
+        return bounds._replace(verified=no_certificate(bounds.verified))
 
     return bound
 
 
-def _small_box(setting: Setting, weights: Weights, example: Example) -> bj.Box:
-    # Of the clipped ball, as in the authors' code.
+def _small_box(setting: Setting, coefficients: Coefficients, example: Example) -> bj.Box:
+    # The box lies in the clipped ball, as in the authors' code.
     return training.small_box(
         example.attacked,
         example.image,
-        weights.eps,
+        coefficients.eps,
         setting.config.adversary.box,
-        setting.threat.clip,
+        setting.clip,
         of_clipped=True,
     )
 
 
-def expressive_bound(setting: Setting, name: str):
-    """Between attack and interval bounds, by `alpha` (De Palma et al. 2024, expressive losses).
+Expressive = Literal["mtl-ibp", "exp-ibp", "cc-ibp"]
+
+
+def expressive_bound(setting: Setting, name: Expressive) -> Bound:
+    """Mixes attack and interval bounds by `alpha` (De Palma et al. 2024, expressive losses).
 
     Args:
       setting: model and configuration.
@@ -88,36 +95,34 @@ def expressive_bound(setting: Setting, name: str):
     """
     alpha = setting.config.adversary.alpha
 
-    def bound(function, ball, rows, weights, example) -> Bounded:
-        found = interval_bound(function, ball, rows, weights, example)
+    def bound(function, ball, rows, coefficients, example) -> Bounded:
+        bounds = interval_bound(function, ball, rows, coefficients, example)
         attacked = rows @ function(example.attacked)
         if name == "cc-ibp":
-            margins = training.cc_ibp_margins(attacked, found.verified, alpha)
-            return found._replace(robust_loss=training.robust_cross_entropy(margins))
+            margins = training.cc_ibp_margins(attacked, bounds.verified, alpha)
+            return bounds._replace(robust_loss=training.robust_cross_entropy(margins))
         combine = training.mtl_ibp_loss if name == "mtl-ibp" else training.exp_ibp_loss
-        loss = combine(training.robust_cross_entropy(attacked), found.robust_loss, alpha)
-        return found._replace(robust_loss=loss)
+        loss = combine(training.robust_cross_entropy(attacked), bounds.robust_loss, alpha)
+        return bounds._replace(robust_loss=loss)
 
     return bound
 
 
-def taps_bound(setting: Setting, *, small: bool):
-    """Intervals through the first block, an attack through the others (Mao et al. 2023, TAPS).
+def taps_bound(setting: Setting, *, small: bool) -> Bound:
+    """Propagates through the first block, attacks through the rest (Mao et al. 2023, TAPS).
 
-    One latent attack per margin, in the box that intervals give; gradients reach the box through
-    the rectified link. The loss is the product of this one and the interval one.
+    Each margin gets one latent attack, in the box that intervals give; gradients reach the box
+    through the rectified link. The loss is the product of this loss and the interval loss.
 
     Args:
-      setting: model and configuration; the model has `start` and `stop`.
-      small: over SABR's box instead of the whole ball (STAPS).
+      setting: model and configuration; the model's `__call__` takes `start` and `stop`.
+      small: propagate SABR's box instead of the whole ball (STAPS).
     """
     adversary = setting.config.adversary
 
-    def bound(function, ball, rows, weights, example) -> Bounded:
-        propagated = ball
-        if small:
-            propagated = _small_box(setting, weights, example)
-        found = interval_bound(function, propagated, rows, weights, example)
+    def bound(function, ball, rows, coefficients, example) -> Bounded:
+        propagated = _small_box(setting, coefficients, example) if small else ball
+        bounds = interval_bound(function, propagated, rows, coefficients, example)
         first, rest = function.blocks(adversary.split)
         latent = bj.interval(first)(propagated)
         points = latent_attack(rest, latent, rows, example.key, adversary)
@@ -126,18 +131,25 @@ def taps_bound(setting: Setting, *, small: bool):
         )
         margins = jnp.sum(rows * jax.vmap(rest)(linked), axis=-1)
         loss = training.scaled_product(
-            found.robust_loss, training.robust_cross_entropy(margins), adversary.taps_scale
+            bounds.robust_loss, training.robust_cross_entropy(margins), adversary.taps_scale
         )
-        verified = no_certificate(found.verified) if small else found.verified
-        return found._replace(robust_loss=loss, verified=verified)
+        verified = no_certificate(bounds.verified) if small else bounds.verified
+        return bounds._replace(robust_loss=loss, verified=verified)
 
     return bound
 
 
-def latent_attack(rest, box: bj.Interval, rows: jax.Array, key: jax.Array, adversary) -> jax.Array:
-    """For every margin the point of the box `[m, *latent]` where an attack makes it least.
+def latent_attack(
+    rest: Callable[[jax.Array], jax.Array],
+    box: bj.Interval,
+    rows: jax.Array,
+    key: jax.Array,
+    adversary: AdversaryConfig,
+) -> jax.Array:
+    """Searches, for every margin, the point of the box that minimises it: `[m, *latent]`.
 
-    From a random point, along signed gradients of `step_size` times the box's width.
+    Each attack starts at a random point and takes signed gradient steps of `step_size` times the
+    box's width.
     """
     box = jax.lax.stop_gradient(box)
     width = box.upper - box.lower

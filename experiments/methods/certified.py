@@ -1,4 +1,4 @@
-"""Training on bounds: one objective for every way to bound, its phases, and the regularizers."""
+"""Training on bounds: one objective for all kinds of bounds, its phases, and the regularizers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from experiments.methods import bounded
 from experiments.methods.bounded import Bound, Bounded, Example
 from experiments.methods.method import (
     Batch,
+    Coefficients,
     Method,
     Objective,
     Outcome,
     PyTree,
     Setting,
-    Weights,
+    apply,
     clean_metrics,
     clean_pass,
     margin_rows,
@@ -31,11 +32,11 @@ from experiments.methods.method import (
 from experiments.methods.natural import natural_objective
 from experiments.settings.config import RegularizerConfig
 
-# The radius at which the regularizers of the natural warm-up are evaluated (Shi et al. 2021, code).
+# Radius at which the natural warm-up evaluates the regularizers (Shi et al. 2021, code).
 WARMUP_EPS = 1e-6
 
-# (model's logits of a batch, batch, weights, key) -> attacked images.
-Attack = Callable[[Callable[[jax.Array], jax.Array], Batch, Weights, jax.Array], jax.Array]
+# (images of a batch -> logits, batch, coefficients, key) -> attacked images.
+Attack = Callable[[Callable[[jax.Array], jax.Array], Batch, Coefficients, jax.Array], jax.Array]
 
 
 def certified_objective(
@@ -45,19 +46,23 @@ def certified_objective(
     attack: Attack | None = None,
     regularized: bool = True,
 ) -> Objective:
-    """`kappa CE(z, y) + (1 - kappa) mean robust loss + regularizers`.
+    """Returns `kappa CE(z, y) + (1 - kappa) mean robust loss + regularizers`.
 
     Args:
       setting: model and configuration.
-      bound_with: (key of the step) -> how one image is bounded, and what its robust loss is.
-      attack: what makes `Example.attacked`; None leaves the images as they are.
-      regularized: with the regularizers that fall with the radius. At radius 0 (the warm-up) they
-        are evaluated at `WARMUP_EPS`, and the loss is otherwise the natural one.
+      bound_with: (key of the step) -> the bound of one image, with its robust loss.
+      attack: creates `Example.attacked`; None leaves the images as they are.
+      regularized: adds the regularizers that fall with the radius. At radius 0 (the warm-up) they
+        are evaluated at `WARMUP_EPS`, and the rest of the loss is the natural one.
     """
-    model, threat, weights_of = setting.model, setting.threat, setting.config.regularizers
+    model, threat, regularizers = setting.model, setting.threat, setting.config.regularizers
 
     def objective(
-        params: PyTree, collections: dict[str, PyTree], batch: Batch, weights: Weights, key: Any
+        params: PyTree,
+        collections: dict[str, PyTree],
+        batch: Batch,
+        coefficients: Coefficients,
+        key: Any,
     ) -> tuple[jax.Array, Outcome]:
         logits, statistics = clean_pass(model, params, collections["batch_stats"], batch.images)
         bound_key, attack_key, example_key = jax.random.split(key, 3)
@@ -65,92 +70,98 @@ def certified_objective(
         if attack is not None:
             variables = jax.lax.stop_gradient(with_statistics(params, statistics))
             attacked = attack(
-                lambda images: model.apply(variables, images), batch, weights, attack_key
+                lambda images: apply(model, variables, images), batch, coefficients, attack_key
             )
         function = one_example(model, params, statistics)
         bound = bound_with(bound_key)
-        eps = jnp.where(weights.eps > 0, weights.eps, WARMUP_EPS) if regularized else weights.eps
+        eps = coefficients.eps
+        if regularized:
+            eps = jnp.where(eps > 0, eps, WARMUP_EPS)
 
-        def found_of(example: Example, rows: jax.Array) -> tuple[Bounded, Any]:
-            found = bound(function, threat.within(eps)(example.image), rows, weights, example)
-            return found, _relaxation_terms(weights_of, function, rows, found)
+        def bound_example(example: Example, rows: jax.Array) -> tuple[Bounded, jax.Array]:
+            ball = threat.within(eps)(example.image)
+            bounds = bound(function, ball, rows, coefficients, example)
+            return bounds, _relaxation_terms(regularizers, function, rows, bounds)
 
         examples = Example(
             batch.images, attacked, batch.labels, jax.random.split(example_key, len(batch.labels))
         )
-        found, relaxation_terms = jax.vmap(found_of)(examples, margin_rows(logits, batch.labels))
+        rows = margin_rows(logits, batch.labels)
+        bounds, relaxation_terms = jax.vmap(bound_example)(examples, rows)
 
         metrics = clean_metrics(logits, batch.labels)
-        natural, robust = metrics["natural_loss"], jnp.mean(found.robust_loss)
-        kappa = weights.kappa
-        if regularized:  # may be the warm-up, which is natural
-            kappa = jnp.where(weights.eps > 0, kappa, 1.0)
+        natural, robust = metrics["natural_loss"], jnp.mean(bounds.robust_loss)
+        kappa = coefficients.kappa
+        if regularized:  # may be the warm-up, whose loss is natural
+            kappa = jnp.where(coefficients.eps > 0, kappa, 1.0)
         loss = kappa * natural + (1.0 - kappa) * robust
         loss = loss + _regularization(
-            setting, weights, params, found, jnp.mean(relaxation_terms), regularized
+            setting, coefficients, params, bounds, jnp.mean(relaxation_terms), regularized
         )
         metrics["loss"] = loss
         metrics["robust_loss"] = robust
-        metrics["verified_error"] = verified_error(found.verified)
-        metrics |= relu_metrics(found.pre_activations)
+        metrics["verified_error"] = verified_error(bounds.verified)
+        metrics |= relu_metrics(bounds.pre_activations)
         return loss, Outcome(metrics, statistics)
 
     return objective
 
 
 def _relaxation_terms(
-    weights_of: RegularizerConfig, function: Callable, rows: jax.Array, found: Bounded
+    regularizers: RegularizerConfig, function: Callable, rows: jax.Array, bounds: Bounded
 ) -> jax.Array:
-    """`gap sum_t d_t + slack sum_t r_t` of one image (REG), before its schedule."""
-    if not (weights_of.gap or weights_of.slack):
-        return jnp.zeros_like(found.robust_loss)
-    relaxed = found.relaxed
+    """Returns `gap sum_t d_t + slack sum_t r_t` of one image (REG), before the schedule."""
+    if not (regularizers.gap or regularizers.slack):
+        return jnp.zeros_like(bounds.robust_loss)
+    relaxed = bounds.relaxed
+    assert relaxed is not None  # `methods.create` refuses gap and slack without a relaxation
+    propagate: Callable[..., Any] = bj.interval(function, has_aux=True)
 
     def at(point: jax.Array, row: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        value, met = bj.interval(function, has_aux=True)(bj.Box(point, point), row[None])
-        return value.middle[0], {label: interval.middle for label, interval in met.items()}
+        value, intervals = propagate(bj.Box(point, point), row[None])
+        return value.middle[0], {label: interval.middle for label, interval in intervals.items()}
 
     attained, values = jax.vmap(at)(jax.lax.stop_gradient(relaxed.worst_input), rows)
-    total = jnp.zeros_like(found.robust_loss)
-    if weights_of.gap:
+    total = jnp.zeros_like(bounds.robust_loss)
+    if regularizers.gap:
         gap = training.gap_to_attained(relaxed.margins, attained)
-        total = total + weights_of.gap * jnp.sum(gap)
-    if weights_of.slack:
-        slack = training.relaxation_slack(found.pre_activations, values, relaxed.rows)
-        total = total + weights_of.slack * jnp.sum(slack)
+        total = total + regularizers.gap * jnp.sum(gap)
+    if regularizers.slack:
+        slack = training.relaxation_slack(bounds.pre_activations, values, relaxed.rows)
+        total = total + regularizers.slack * jnp.sum(slack)
     return total
 
 
 def _regularization(
     setting: Setting,
-    weights: Weights,
+    coefficients: Coefficients,
     params: PyTree,
-    found: Bounded,
+    bounds: Bounded,
     relaxation_terms: jax.Array,
     falling: bool,
 ) -> jax.Array:
-    weights_of = setting.config.regularizers
-    total = weights.ramp * relaxation_terms
+    regularizers, remaining = setting.config.regularizers, 1.0 - coefficients.ramp
+    total = coefficients.ramp * relaxation_terms
     if falling:
-        if weights_of.tightness:
-            box = _normalised(setting, found.input_interval)
-            tightness = training.tightness_loss(box, found.pre_activations, weights_of.tau)
-            total = total + (1.0 - weights.ramp) * weights_of.tightness * tightness
-        if weights_of.relu_balance:
-            balance = training.relu_balance_loss(found.pre_activations, weights_of.tau)
-            total = total + (1.0 - weights.ramp) * weights_of.relu_balance * balance
-    if weights_of.relu_stability:
-        stability = training.relu_stability_loss(found.pre_activations)
-        total = total + weights_of.relu_stability * stability
-    if weights_of.l1:
-        total = total + weights_of.l1 * training.l1_norm(params)
+        if regularizers.tightness:
+            box = _normalised(setting, bounds.input_interval)
+            tightness = training.tightness_loss(box, bounds.pre_activations, regularizers.tau)
+            total = total + remaining * regularizers.tightness * tightness
+        if regularizers.relu_balance:
+            balance = training.relu_balance_loss(bounds.pre_activations, regularizers.tau)
+            total = total + remaining * regularizers.relu_balance * balance
+    if regularizers.relu_stability:
+        stability = training.relu_stability_loss(bounds.pre_activations)
+        total = total + regularizers.relu_stability * stability
+    if regularizers.l1:
+        total = total + regularizers.l1 * training.l1_norm(params)
     return total
 
 
 def _normalised(setting: Setting, box: bj.Interval) -> bj.Interval:
-    """The pixels' box `[B, H, W, channels]` in the units of the network's first weights.
+    """Scales the pixels' box `[B, H, W, channels]` to the units of the network's first weights.
 
-    Shi et al. 2021 normalise the data, so widths are compared with those behind the normalization.
+    Shi et al. 2021 normalise the data, so they compare widths behind the normalisation.
     """
     std = setting.config.model.std
     if not std:
@@ -166,15 +177,15 @@ def certified(
     mixes_intervals: bool = False,
     after_ramp: bool = False,
 ) -> Method:
-    """A method that trains on bounds: natural, then IBP where only intervals count, then its own.
+    """Creates a method on bounds: natural, then IBP while only intervals count, then its bounds.
 
     Args:
       setting: model and configuration.
-      bound_with: (key of the step) -> its bounds.
-      attack: what the bounds need, if they need attacked images.
-      mixes_intervals: beta weighs its bounds against interval bounds: with beta 0 it is IBP, unless
-        a regularizer needs its relaxation.
-      after_ramp: it is IBP until the radius has reached its end.
+      bound_with: (key of the step) -> the method's bound.
+      attack: creates the attacked images that the bound needs, if any.
+      mixes_intervals: beta weighs the bound against interval bounds, so that beta 0 is IBP, unless
+        a regularizer needs the relaxation.
+      after_ramp: train by IBP until the radius has reached its final value.
     """
     regularizers = setting.config.regularizers
     falls = regularizers.tightness or regularizers.relu_balance
@@ -184,17 +195,17 @@ def certified(
         ibp = certified_objective(
             setting, lambda key: bounded.interval_bound, regularized=regularized
         )
-        own = certified_objective(setting, bound_with, attack=attack, regularized=regularized)
-        return (ibp if regularized else natural_objective(setting)), ibp, own
+        main = certified_objective(setting, bound_with, attack=attack, regularized=regularized)
+        return (ibp if regularized else natural_objective(setting)), ibp, main
 
-    def phase(weights: Weights) -> jax.Array:
-        own = jnp.asarray(True)
+    def phase(coefficients: Coefficients) -> jax.Array:
+        main = jnp.asarray(True)
         if mixes_intervals and not needs_relaxation:
-            own = own & (weights.beta > 0)
+            main = main & (coefficients.beta > 0)
         if after_ramp:
-            own = own & (weights.ramp >= 1)
-        due = jnp.where(weights.eps > 0, jnp.where(own, 2, 1), 0)
-        return jnp.where(weights.ramp < 1, due + 3, due) if falls else due
+            main = main & (coefficients.ramp >= 1)
+        index = jnp.where(coefficients.eps > 0, jnp.where(main, 2, 1), 0)
+        return jnp.where(coefficients.ramp < 1, index + 3, index) if falls else index
 
     objectives = (*phases(False), *phases(True)) if falls else phases(False)
     return Method(objectives=objectives, phase=phase)

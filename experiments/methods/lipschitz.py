@@ -1,9 +1,9 @@
 """Lipschitz-certified training: BCP (Lee, Lee & Park 2020) and LMT (Tsuzuku et al. 2018).
 
 BCP bounds every layer by a ball and a box, LMT by the global Lipschitz constant alone. Both need
-the spectral norm of every linear layer. Training takes it from power iteration, one step per train
-step on vectors that live in the state as the collection `spectral`: an estimate from below, which
-can be differentiated in the weights. Certificates use provable upper bounds instead.
+the spectral norm of every linear layer. Training estimates it from below by power iteration, one
+iteration per train step, on vectors that the state keeps as the collection `spectral`; the estimate
+is differentiable in the weights. Certificates use provable upper bounds instead.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ SPECTRAL = "spectral"
 
 
 def lipschitz_objective(setting: Setting, *, box: bool) -> Objective:
-    """`kappa CE(z, y) + (1 - kappa) robust CE(margins)`, margins by BCP (`box`) or LMT."""
+    """Returns `kappa CE(z, y) + (1 - kappa) robust CE(margins)`; margins of BCP (`box`) or LMT."""
     model, threat = setting.model, setting.threat
 
-    def objective(params, collections, batch, weights, key) -> tuple[jax.Array, Outcome]:
+    def objective(params, collections, batch, coefficients, key) -> tuple[jax.Array, Outcome]:
         del key
         clean, statistics = clean_pass(model, params, collections["batch_stats"], batch.images)
         function = one_example(model, params, statistics)
-        example = jax.ShapeDtypeStruct(batch.images.shape[1:], batch.images.dtype)
-        # Of the weights alone: once per step, not once per image.
-        norms, vectors = bj.power_iteration(function, example, collections[SPECTRAL])
+        # The norms depend on the weights only: compute them once per step, not once per image. The
+        # example gives the shape.
+        norms, vectors = bj.power_iteration(function, batch.images[0], collections[SPECTRAL])
         bounds = bj.lipschitz(function, box=box, norms=norms, has_aux=True)
 
         def margins_of(image: jax.Array, specification: jax.Array) -> tuple[jax.Array, jax.Array]:
-            margins, aux = bounds(threat.within(weights.eps)(image), specification)
+            margins, aux = bounds(threat.within(coefficients.eps)(image), specification)
             return margins.lower, aux.output.center
 
-        # The centre of the last ball holds the logits once more: the clean pass drops out of the
-        # compiled step where there are no statistics to take from it.
+        # The centre of the last ball is the logits. Using it lets XLA drop the clean pass from the
+        # compiled step where no statistics are needed.
         margins, logits = jax.vmap(margins_of)(batch.images, margin_rows(clean, batch.labels))
-        loss = mixed_objective(logits, batch.labels, margins, margins, weights.kappa, 0.0)
+        loss = mixed_objective(logits, batch.labels, margins, margins, coefficients.kappa, 0.0)
         metrics = clean_metrics(logits, batch.labels)
         metrics["loss"] = loss
         metrics["robust_loss"] = jnp.mean(robust_cross_entropy(margins))
@@ -65,13 +65,13 @@ def lipschitz_objective(setting: Setting, *, box: bool) -> Objective:
 
 
 def _init(function: Callable, example: jax.ShapeDtypeStruct, key: jax.Array) -> dict[str, PyTree]:
-    return {SPECTRAL: bj.power_vectors(function, example, key)}
+    return {SPECTRAL: bj.power_vectors(function, jnp.zeros(example.shape, example.dtype), key)}
 
 
 def lipschitz(setting: Setting, *, box: bool) -> Method:
-    """BCP (`box`) or LMT: natural at radius 0."""
+    """Creates BCP (`box`) or LMT; both train naturally at radius 0."""
     return Method(
         objectives=(natural_objective(setting), lipschitz_objective(setting, box=box)),
-        phase=lambda weights: jnp.where(weights.eps > 0, 1, 0),
+        phase=lambda coefficients: jnp.where(coefficients.eps > 0, 1, 0),
         init=_init,
     )

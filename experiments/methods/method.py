@@ -1,4 +1,4 @@
-"""What a training method is, and what the methods share."""
+"""Defines a training method, and what the methods share."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Batch(NamedTuple):
     labels: jax.Array
 
 
-class Weights(NamedTuple):
-    """What the schedules say at this step.
+class Coefficients(NamedTuple):
+    """The values of the schedules at one step.
 
     Attributes:
       eps: the radius.
       kappa: weight of the natural loss.
       beta: weight of the linear bounds against the interval bounds.
-      ramp: the part of its way that the radius has gone, exactly 1 at its end.
+      ramp: progress of the radius from 0 to exactly 1 at its final value.
     """
 
     eps: jax.Array
@@ -44,10 +44,11 @@ class Weights(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What a method is made for: `model` is a Linen module with `__call__(x, train=False)`.
+    """The model, configuration and devices that a method is created for.
 
-    With batch normalisation it has a field `bn_momentum`. `mesh` has the devices that share the
-    work (`experiments.train.mesh`); None: one device.
+    `model` is a Linen module with `__call__(x, train=False)`; with batch normalisation it has a
+    field `bn_momentum`. `mesh` holds the devices that share the work (`experiments.train.mesh`);
+    None means one device.
     """
 
     model: nn.Module
@@ -55,10 +56,15 @@ class Setting(NamedTuple):
     mesh: Mesh | None = None
 
     @property
+    def clip(self) -> tuple[float, float] | None:
+        """The pixel range that balls are intersected with, or None."""
+        return PIXEL_RANGE if self.config.robust.clip else None
+
+    @property
     def threat(self) -> bj.Threat:
-        """The threat model that networks are tested in; its radius in pixels of `[0, 1]`."""
+        """The threat model of the test; its radius is in pixels of `[0, 1]`."""
         robust = self.config.robust
-        return bj.Threat(robust.eps_test, robust.order, PIXEL_RANGE if robust.clip else None)
+        return bj.Threat(robust.eps_test, robust.order, self.clip)
 
 
 class Outcome(NamedTuple):
@@ -66,65 +72,67 @@ class Outcome(NamedTuple):
 
     Attributes:
       metrics: scalars to log.
-      statistics: `batch_stats` of the clean batch, of which the state keeps a running average.
-      own: new values of collections that the method owns; those left out stay as they are.
+      statistics: `batch_stats` of the clean batch; the state keeps their running average.
+      collections: new values of the method's collections; omitted ones stay as they are.
     """
 
     metrics: dict[str, jax.Array]
     statistics: PyTree
-    own: dict[str, PyTree] = {}  # noqa: RUF012
+    collections: dict[str, PyTree] = {}  # noqa: RUF012
 
 
-# (params, collections, batch, weights, key) -> (loss, Outcome). `collections` holds what the state
-# has beside the parameters: `batch_stats` (perhaps empty) and what the method owns; `key` is a new
+# (params, collections, batch, coefficients, key) -> (loss, Outcome). `collections` is the state
+# without the parameters: `batch_stats` (may be empty) and the method's collections; `key` is a new
 # PRNG key at every step.
-Objective = Callable[[PyTree, dict[str, PyTree], Batch, Weights, jax.Array], tuple[Any, Outcome]]
+Objective = Callable[
+    [PyTree, dict[str, PyTree], Batch, Coefficients, jax.Array], tuple[Any, Outcome]
+]
 
 # (function of one example [H, W, channels], its shape and dtype, key) -> collections by name.
 Initializer = Callable[[Callable, jax.ShapeDtypeStruct, jax.Array], dict[str, PyTree]]
 
 
-def nothing_owned(
+def no_collections(
     function: Callable, example: jax.ShapeDtypeStruct, key: jax.Array
 ) -> dict[str, PyTree]:
-    """The `Initializer` of the methods that keep nothing from one step to the next."""
+    """The `Initializer` of methods that keep nothing from one step to the next."""
     del function, example, key
     return {}
 
 
 class Method(NamedTuple):
-    """A training method: the objectives of its phases, and which of them is due.
+    """A training method: the objectives of its phases, and the rule that selects one.
 
-    What a method must remember from one step to the next, it owns as collections of the state:
-    `init` makes them, the objectives return them, and checkpoints carry them.
+    A method keeps what it must remember from one step to the next in collections of the state:
+    `init` creates them, the objectives return them, and checkpoints store them.
 
-    The phases are steps of their own, compiled when first met, and the loop knows from the schedule
-    which one is due. One step that switches on the device would be simpler, but XLA's CPU backend
-    runs convolutions inside a conditional 5 to 12 times slower.
+    Each phase is a step of its own, compiled when it first runs; the loop selects it from the
+    schedule. One step that switches on the device would be simpler, but XLA's CPU backend runs
+    convolutions inside a conditional 5 to 12 times slower.
     """
 
     objectives: tuple[Objective, ...]
-    phase: Callable[[Weights], jax.Array]  # scalar weights -> index into `objectives`
-    init: Initializer = nothing_owned
+    phase: Callable[[Coefficients], jax.Array]  # scalar coefficients -> index into `objectives`
+    init: Initializer = no_collections
 
 
-# The weights of `config.regularizers` whose terms `certified` computes from interval bounds.
+# Keys of `config.regularizers` whose terms `certified` computes from interval bounds.
 ON_INTERVALS = ("tightness", "relu_balance", "relu_stability", "l1")
 
 
 @dataclass(frozen=True)
 class TrainingMethod:
-    """A line of the table: how a method is made, and every fact that settings are checked against.
+    """A line of the table: how to create a method, and every fact that settings are checked for.
 
     Attributes:
       creates: (model and configuration) -> the objectives and phases.
-      norms: keys of `NORMS`, of the balls that it can train on.
+      norms: keys of `NORMS`: the norms whose balls it can train on.
       relaxes: it has a linear relaxation, which the regularizers `gap` and `slack` read.
       divisible_rows: devices can divide the rows of its bounds (axis `spec` of the mesh).
-      needs_split: it attacks between two blocks of layers, and `adversary.split` says where.
-      regularizers: those of the others that it can have.
-      variants: by the key of `config.relaxation` that turns the method into another one.
-      otherwise: how messages call the method that a variant is not.
+      needs_split: it attacks between two blocks of layers; `adversary.split` says where.
+      regularizers: which keys of `ON_INTERVALS` it supports.
+      variants: other forms of the method, by the key of `config.relaxation` that selects them.
+      otherwise: of a variant, what messages call the method without it.
     """
 
     creates: Callable[[Setting], Method]
@@ -136,24 +144,31 @@ class TrainingMethod:
     variants: Mapping[str, TrainingMethod] = field(default_factory=dict)
     otherwise: str = ""
 
-    def chosen(self, config: Config) -> TrainingMethod:
-        """The method itself, or the variant that `config.relaxation` asks for."""
+    def variant(self, config: Config) -> TrainingMethod:
+        """Returns the variant that `config.relaxation` selects, or the method itself."""
         for key, variant in self.variants.items():
             if getattr(config.relaxation, key):
                 return variant
         return self
 
 
+def apply(model: nn.Module, variables: PyTree, images: jax.Array) -> jax.Array:
+    """Returns the logits `[B, C]` of the eval-mode model."""
+    logits = model.apply(variables, images)
+    assert not isinstance(logits, tuple)  # Flax returns a pair only with `mutable` collections
+    return logits
+
+
 def clean_pass(
     model: nn.Module, params: PyTree, batch_stats: PyTree, images: jax.Array
 ) -> tuple[jax.Array, PyTree]:
-    """Logits `[B, C]` on the clean batch and the statistics to bound the model with.
+    """Returns the logits `[B, C]` of the clean batch and the statistics to bound the model with.
 
-    With batch normalisation these are the (differentiable) mean and variance of the clean batch, as
-    in Shi et al. 2021; without, the pass is an ordinary one and there are none.
+    With batch normalisation the statistics are the (differentiable) mean and variance of the clean
+    batch, as in Shi et al. 2021. Without it they are empty.
     """
     if not jax.tree.leaves(batch_stats):
-        return model.apply({"params": params}, images), batch_stats
+        return apply(model, {"params": params}, images), batch_stats
     logits, updated = model.clone(bn_momentum=0.0).apply(
         {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
     )
@@ -169,17 +184,17 @@ def with_statistics(params: PyTree, statistics: PyTree) -> dict[str, PyTree]:
 
 
 class OneExample(NamedTuple):
-    """The eval-mode model on one image `[H, W, channels]`: the function that is bounded."""
+    """The eval-mode model on one image `[H, W, channels]`: the function to bound."""
 
     model: nn.Module
     variables: PyTree
 
     def __call__(self, image: jax.Array) -> jax.Array:
-        """Its logits `[C]`."""
+        """Returns the logits `[C]`."""
         return self.model.apply(self.variables, image[None])[0]
 
     def blocks(self, split: int) -> tuple[Callable, Callable]:
-        """Its first `split` layers, and the others; the model has `start` and `stop`."""
+        """Splits the model after `split` layers; its `__call__` must take `start` and `stop`."""
         apply = self.model.apply
         return (
             lambda image: apply(self.variables, image[None], stop=split)[0],
@@ -188,17 +203,17 @@ class OneExample(NamedTuple):
 
 
 def one_example(model: nn.Module, params: PyTree, statistics: PyTree) -> OneExample:
-    """The function that is bounded."""
+    """Returns the function to bound."""
     return OneExample(model, with_statistics(params, statistics))
 
 
 def margin_rows(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The specifications `[B, C - 1, C]` whose values are `z_y - z_m` for the other classes `m`."""
+    """Returns the specifications `[B, C - 1, C]` of `z_y - z_m` for the other classes `m`."""
     return bj.margin_specification(labels, logits.shape[-1], rows="others", dtype=logits.dtype)
 
 
 def clean_metrics(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """Mean natural loss and standard error of the batch."""
+    """Computes mean natural loss and standard error of the batch."""
     wrong = jnp.argmax(logits, axis=-1).astype(labels.dtype) != labels
     return {
         "natural_loss": jnp.mean(cross_entropy(logits, labels)),
@@ -207,7 +222,7 @@ def clean_metrics(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
 
 
 def relu_metrics(pre_activations: dict[str, bj.Interval] | None) -> dict[str, jax.Array]:
-    """The parts of the ReLUs that are active, unstable and dead; NaN where no bounds are known."""
+    """Computes the fractions of active, unstable and dead ReLUs; NaN without bounds."""
     if pre_activations is None:
         return dict.fromkeys(RELU_METRICS, jnp.float32(jnp.nan))
     states = relu_states(jax.lax.stop_gradient(pre_activations))
@@ -215,5 +230,5 @@ def relu_metrics(pre_activations: dict[str, bj.Interval] | None) -> dict[str, ja
 
 
 def verified_error(margins: jax.Array) -> jax.Array:
-    """The part of the batch without a certificate: a bound of `[B, C - 1]` is not positive."""
+    """Computes the fraction of the batch with a bound, of `[B, C - 1]`, that is not positive."""
     return jnp.mean(1.0 - jnp.all(margins > 0, axis=-1).astype(margins.dtype))

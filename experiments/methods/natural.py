@@ -17,17 +17,17 @@ from experiments.methods.method import (
 
 
 def natural_objective(setting: Setting) -> Objective:
-    """`CE(z, y)`; also the warm-up of the robust methods, where the radius is 0."""
+    """Returns `CE(z, y)`; also the warm-up of the robust methods, at radius 0."""
 
-    def objective(params, collections, batch, weights, key) -> tuple[jax.Array, Outcome]:
-        del weights, key
+    def objective(params, collections, batch, coefficients, key) -> tuple[jax.Array, Outcome]:
+        del coefficients, key
         logits, statistics = clean_pass(
             setting.model, params, collections["batch_stats"], batch.images
         )
         metrics = clean_metrics(logits, batch.labels)
         loss = metrics["natural_loss"]
         metrics["loss"] = metrics["robust_loss"] = loss
-        metrics["verified_error"] = metrics["standard_error"]  # at radius 0 they are the same
+        metrics["verified_error"] = metrics["standard_error"]  # they agree at radius 0
         metrics |= relu_metrics(None)
         return loss, Outcome(metrics, statistics)
 
@@ -35,5 +35,5 @@ def natural_objective(setting: Setting) -> Objective:
 
 
 def natural(setting: Setting) -> Method:
-    """The method, of one phase."""
-    return Method(objectives=(natural_objective(setting),), phase=lambda weights: jnp.int32(0))
+    """Creates the method; it has one phase."""
+    return Method(objectives=(natural_objective(setting),), phase=lambda coefficients: jnp.int32(0))

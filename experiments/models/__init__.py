@@ -1,4 +1,4 @@
-"""The table of models by name."""
+"""Models by name."""
 
 from experiments.models.convnet import KERNEL_INITS as KERNEL_INITS
 from experiments.models.convnet import Block as Block

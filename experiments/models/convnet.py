@@ -1,4 +1,4 @@
-"""The one shape of network that certified-training papers use: convolutions, dense, logits."""
+"""The network that papers on certified training use: convolutions, dense layers, logits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from experiments.settings.errors import ExperimentError
 Layer = Callable[[jax.Array], jax.Array]
 Initializer = Callable[..., jax.Array]
 
-# The default of PyTorch, which most published numbers were made with: uniform in +-1/sqrt(fan_in).
+# PyTorch's default, behind most published numbers: uniform in +-1/sqrt(fan_in).
 _fan_in = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 # "fan_out" has the variance 2 / (k^2 out) of Wong et al. 2018 and BCP.
 _fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -27,7 +27,7 @@ KERNEL_INITS = (*_CONVOLUTION_INITS, "ibp")
 
 
 class Convolution(NamedTuple):
-    """C(f, k, s, p) of the table: filters, kernel size, stride and symmetric zero padding."""
+    """C(f, k, s, p) in the table: filters, kernel size, stride and symmetric zero padding."""
 
     filters: int
     kernel: int
@@ -36,7 +36,7 @@ class Convolution(NamedTuple):
 
 
 class GroupedConvolution(NamedTuple):
-    """A convolution whose filters see, by groups, an equal share of the channels each."""
+    """A convolution in groups; the filters of each group see an equal share of the channels."""
 
     filters: int
     kernel: int
@@ -46,7 +46,7 @@ class GroupedConvolution(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """The largest value, or the mean, of windows of `size` x `size` pixels beside one another."""
+    """Max or average pooling over adjacent windows of `size` x `size` pixels."""
 
     size: int
     average: bool = False
@@ -55,7 +55,7 @@ class Pool(NamedTuple):
 class Residual(NamedTuple):
     """A residual block, ReLU(body(x) + skip(x)), with a ReLU between any two layers of the body.
 
-    The skip is one convolution, or None: x itself.
+    The skip is one convolution, or None for the identity.
     """
 
     body: tuple[Convolution | GroupedConvolution, ...]
@@ -63,10 +63,10 @@ class Residual(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A residual block of the networks of Wong et al. 2018; with `halve`, half the resolution.
+    """A residual block of the networks of Wong et al. 2018; `halve` halves the resolution.
 
-    ReLU(second(ReLU(first(x))) + skip(x)): `first` is C(f, 3, 1, 1), halving C(f, 4, 2, 1);
-    `second` C(f, 3, 1, 1); `skip` C(f, 1, 1, 0), halving C(f, 2, 2, 0).
+    It is ReLU(second(ReLU(first(x))) + skip(x)). `first` is C(f, 3, 1, 1), or C(f, 4, 2, 1) to
+    halve; `second` is C(f, 3, 1, 1); `skip` is C(f, 1, 1, 0), or C(f, 2, 2, 0) to halve.
     """
 
     filters: int
@@ -87,32 +87,31 @@ class Block(NamedTuple):
 class ConvolutionalClassifier(nn.Module):
     """Convolutions, residual blocks, dense layers, each followed by a ReLU; then the logits.
 
-    Batch normalisation, where asked for, comes after every convolution and hidden dense layer,
-    before the ReLU or the sum of a residual block. In train mode it uses the statistics of the
-    batch and updates the running averages with `bn_momentum`. With `bn_momentum = 0` the updated
+    Optional batch normalisation comes after every convolution and hidden dense layer, before the
+    ReLU or the sum of a residual block. In train mode it uses the statistics of the batch and
+    updates the running averages with `bn_momentum`. With `bn_momentum = 0` the updated
     `batch_stats` *are* the (differentiable) statistics of the batch: the eval-mode model with them
     is the function that training bounds.
 
-    Without residual blocks the network is a list of layers, and can be applied in parts (TAPS):
-    `apply(v, apply(v, x, stop=k), start=k)` is `apply(v, x)` for every `k`. The layers are, as
-    CTBench counts them: the normalisation of the input, also where there is none; then every
-    convolution, batch normalisation, ReLU, pooling, the flattening, and every dense layer. CNN-7
-    has 21.
+    Without residual blocks the network is a list of layers and can be applied in parts (TAPS):
+    `apply(v, apply(v, x, stop=k), start=k)` is `apply(v, x)` for every `k`. The layers are counted
+    as in CTBench: the normalisation of the input, even if there is none; then every convolution,
+    batch normalisation, ReLU, pooling, the flattening, and every dense layer. CNN-7 has 21.
 
     Attributes:
-      convolutions: the convolutions, first to last, and the pooling between them.
-      blocks: residual blocks after them.
+      convolutions: the convolutions and the pooling between them, first to last.
+      blocks: residual blocks after the convolutions.
       hidden: widths of the hidden dense layers.
       num_classes: number of logits `C`.
       batch_norm: whether to normalise.
       bn_momentum: weight of the old running average in its update.
       mean, std: per-channel normalisation of the input as the first layer, or None. Radii and clip
         boxes stay in pixel units.
-      kernel_init: how kernels start. `"fan_in"`: uniform in +-1/sqrt(fan_in). `"fan_out"`:
-        convolutions normal with variance 2 / (k^2 out), dense layers as before. `"ibp"`: all but
-        the last layer by `boundjax.training.ibp_normal`, at half the scale where the input comes
-        from a residual block, whose branches add up their widths (Shi et al. 2021).
-      negative_slope: 0 for ReLU; above, the slope of LeakyReLU in its place.
+      kernel_init: initialisation of the kernels. `"fan_in"`: uniform in +-1/sqrt(fan_in).
+        `"fan_out"`: convolutions normal with variance 2 / (k^2 out), dense layers as before.
+        `"ibp"`: all but the last layer by `boundjax.training.ibp_normal`, at half the scale behind
+        a residual block, whose branches add up their widths (Shi et al. 2021).
+      negative_slope: 0 for ReLU; otherwise the slope of a LeakyReLU in its place.
     """
 
     convolutions: tuple[Convolution | Pool, ...] = ()
@@ -133,9 +132,9 @@ class ConvolutionalClassifier(nn.Module):
         """Maps images `[B, H, W, channels]` in `[0, 1]` to logits `[B, C]`.
 
         Args:
-          x: images, or what the layers before `start` return.
+          x: images, or the output of the layers before `start`.
           train: whether to normalise by the statistics of the batch and update the averages.
-          start, stop: applies the layers `start <= i < stop` only, None being `layer_count`.
+          start, stop: apply the layers `start <= i < stop` only; None means `layer_count`.
 
         Raises:
           ExperimentError: for a part of a network with residual blocks, unless `0 <= start <= stop
@@ -144,8 +143,8 @@ class ConvolutionalClassifier(nn.Module):
         layers = self._layers(train)
         if self.blocks and (start, stop) != (0, None):
             raise ExperimentError(
-                "a network with residual blocks is no list of layers: it can be applied as a whole "
-                f"only, got start={start}, stop={stop}"
+                "a network with residual blocks is not a list of layers: apply it as a whole, got "
+                f"start={start}, stop={stop}"
             )
         if not 0 <= start <= (len(layers) if stop is None else stop) <= len(layers):
             raise ExperimentError(
@@ -162,13 +161,13 @@ class ConvolutionalClassifier(nn.Module):
           ExperimentError: for a network with residual blocks.
         """
         if self.blocks:
-            raise ExperimentError("a network with residual blocks is no list of layers to count")
+            raise ExperimentError("a network with residual blocks is not a list of layers to count")
         return len(self._layers(train=False))
 
     def _layers(self, train: bool) -> list[Layer]:
-        """The network as functions, which make their modules when they are called.
+        """Returns the network as functions, which create their modules when they are called.
 
-        The names are Flax's automatic ones, given here because a part may begin anywhere.
+        The names are Flax's automatic ones, stated here because a part may begin at any layer.
         """
         if self.kernel_init not in KERNEL_INITS:
             raise ExperimentError(
@@ -186,13 +185,12 @@ class ConvolutionalClassifier(nn.Module):
             return [layer, partial(_applied, nn.BatchNorm, {**options, "name": next(norms)})]
 
         def convolved(layer: Convolution | GroupedConvolution, scale: float = 1.0) -> list[Layer]:
-            grouped = isinstance(layer, GroupedConvolution)
             options = {
                 "features": layer.filters,
                 "kernel_size": (layer.kernel, layer.kernel),
                 "strides": (layer.stride, layer.stride),
                 "padding": ((layer.padding, layer.padding),) * 2,
-                "feature_group_count": layer.groups if grouped else 1,
+                "feature_group_count": getattr(layer, "groups", 1),
                 "kernel_init": self._initializer(scale, _CONVOLUTION_INITS),
                 "name": next(convs),
             }
@@ -202,7 +200,7 @@ class ConvolutionalClassifier(nn.Module):
             options = {"features": width, "kernel_init": kernel_init, "name": next(denses)}
             return partial(_applied, nn.Dense, options)
 
-        layers = [partial(_standardised, mean=self.mean, std=self.std)]
+        layers: list[Layer] = [partial(_standardised, mean=self.mean, std=self.std)]
         for layer in self.convolutions:
             if isinstance(layer, Pool):
                 layers.append(partial(_pooled, pool=layer))
@@ -222,8 +220,8 @@ class ConvolutionalClassifier(nn.Module):
             scale = 1.0
         return [*layers, dense(self.num_classes, _fan_in)]
 
-    def _initializer(self, scale: float, named: Mapping[str, Initializer]) -> Initializer:
-        return ibp_normal(scale) if self.kernel_init == "ibp" else named[self.kernel_init]
+    def _initializer(self, scale: float, by_name: Mapping[str, Initializer]) -> Initializer:
+        return ibp_normal(scale) if self.kernel_init == "ibp" else by_name[self.kernel_init]
 
 
 def _composed(layers: Sequence[Layer], x: jax.Array) -> jax.Array:
@@ -254,7 +252,7 @@ def _pooled(x: jax.Array, pool: Pool) -> jax.Array:
     window = (pool.size, pool.size)
     if not pool.average:
         return nn.max_pool(x, window, strides=window)
-    # Not `nn.avg_pool`, whose division by an integer strict promotion refuses.
+    # `nn.avg_pool` divides by an integer, which strict promotion refuses.
     return nn.pooling.pool(x, 0.0, jax.lax.add, window, window, "VALID") / float(pool.size**2)
 
 

@@ -1,18 +1,21 @@
-"""Small members of the common architecture families, in Linen and, where it has the layers, NNX.
+"""Small members of the common architecture families, in Linen and some of them in NNX.
 
-They are what the bounds are tested and timed on for breadth: every layer type of the family once or
-twice, small enough for full CROWN on two cores. Images are `[8, 8, 3]`, sequences `[6, 4]`.
+Tests and benchmarks of the bounds use them for breadth: each has every layer type of its family
+once or twice and is small enough for full CROWN on two cores. Images are `[8, 8, 3]`, sequences
+`[6, 4]`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 IMAGE, SEQUENCE = (8, 8, 3), (6, 4)
 CLASSES = 4
@@ -23,7 +26,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits `[B, 4]` of a batch."""
+        """Returns the logits `[B, 4]` of a batch."""
         x = nn.gelu(nn.Dense(24)(x.reshape(x.shape[0], -1)))
         x = nn.silu(nn.Dense(16)(x))
         return nn.Dense(CLASSES)(x)
@@ -34,7 +37,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits `[B, 4]` of a batch."""
+        """Returns the logits `[B, 4]` of a batch."""
         x = nn.relu(nn.Conv(8, (3, 3))(x))
         x = nn.max_pool(x, (2, 2), strides=(2, 2))
         x = nn.leaky_relu(nn.Conv(8, (3, 3), strides=2)(x))
@@ -47,7 +50,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits `[B, 4]` of a batch."""
+        """Returns the logits `[B, 4]` of a batch."""
 
         def norm(x: jax.Array) -> jax.Array:
             return nn.BatchNorm(use_running_average=True)(x)
@@ -63,11 +66,11 @@ class ResNet(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Layers that see the concatenation of all before; group normalisation, elu."""
+    """Layers on the concatenation of all earlier ones; group normalisation, elu."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits `[B, 4]` of a batch."""
+        """Returns the logits `[B, 4]` of a batch."""
         x = nn.Conv(4, (3, 3), strides=2)(x)
         for _ in range(2):
             y = nn.Conv(4, (3, 3))(nn.elu(nn.GroupNorm(num_groups=2)(x)))
@@ -76,11 +79,11 @@ class DenseNet(nn.Module):
 
 
 class UNet(nn.Module):
-    """Down, up by a transposed convolution and by repeating pixels, skip connection; logits."""
+    """Downsampling; upsampling by a transposed convolution and by repeated pixels; skips."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits `[B, 4]` of a batch."""
+        """Returns the logits `[B, 4]` of a batch."""
         top = nn.relu(nn.Conv(4, (3, 3))(x))
         middle = nn.relu(nn.Conv(6, (3, 3), strides=2)(top))
         bottom = nn.relu(nn.Conv(6, (3, 3), strides=2)(middle))
@@ -96,7 +99,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits `[B, 4]` of a batch."""
+        """Returns the logits `[B, 4]` of a batch."""
         x = nn.Conv(8, (4, 4), strides=4)(x)
         x = x.reshape(x.shape[0], -1, 8)
         x = x + self.param("position", nn.initializers.normal(0.1), (1, x.shape[1], 8))
@@ -108,13 +111,14 @@ class ViT(nn.Module):
 
 
 class LSTM(nn.Module):
-    """A recurrent layer over six steps, the last output classified."""
+    """A recurrent layer over six steps; classifies its last output."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits `[B, 4]` of a batch."""
-        x = nn.RNN(nn.LSTMCell(6))(x)
-        return nn.Dense(CLASSES)(x[:, -1])
+        """Returns the logits `[B, 4]` of a batch."""
+        outputs = nn.RNN(nn.LSTMCell(6))(x)
+        assert not isinstance(outputs, tuple)  # a pair only with `return_carry`
+        return nn.Dense(CLASSES)(outputs[:, -1])
 
 
 class Mixer(nn.Module):
@@ -122,7 +126,7 @@ class Mixer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits `[B, 4]` of a batch."""
+        """Returns the logits `[B, 4]` of a batch."""
         x = nn.Conv(8, (4, 4), strides=4)(x)
         x = x.reshape(x.shape[0], -1, 8)
         y = nn.LayerNorm()(x).swapaxes(1, 2)
@@ -133,7 +137,7 @@ class Mixer(nn.Module):
 
 
 class NnxMLP(nnx.Module):
-    """As `MLP`."""
+    """`MLP` in NNX."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.first = nnx.Linear(192, 24, rngs=rngs)
@@ -141,7 +145,7 @@ class NnxMLP(nnx.Module):
         self.head = nnx.Linear(16, CLASSES, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits `[B, 4]` of a batch."""
+        """Returns the logits `[B, 4]` of a batch."""
         x = nnx.gelu(self.first(x.reshape(x.shape[0], -1)))
         return self.head(nnx.silu(self.second(x)))
 
@@ -157,7 +161,7 @@ class NnxResNet(nnx.Module):
         self.head = nnx.Linear(6, CLASSES, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits `[B, 4]` of a batch."""
+        """Returns the logits `[B, 4]` of a batch."""
         x = nnx.relu(self.norms[0](self.stem(x)))
         y = nnx.relu(self.norms[1](self.first(x)))
         x = nnx.relu(x + self.norms[2](self.second(y)))
@@ -165,7 +169,7 @@ class NnxResNet(nnx.Module):
 
 
 class NnxViT(nnx.Module):
-    """As `ViT`."""
+    """`ViT` in NNX."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.patches = nnx.Conv(3, 8, (4, 4), strides=4, rngs=rngs)
@@ -176,7 +180,7 @@ class NnxViT(nnx.Module):
         self.head = nnx.Linear(8, CLASSES, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits `[B, 4]` of a batch."""
+        """Returns the logits `[B, 4]` of a batch."""
         x = self.patches(x)
         x = x.reshape(x.shape[0], -1, 8)
         x = x + self.attention(self.norms[0](x))
@@ -186,32 +190,38 @@ class NnxViT(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """An architecture: what makes the module (for NNX from `Rngs`), and one example's shape."""
+    """An architecture: its module class, the shape of one example, and its layers in words."""
 
-    make: Callable[..., nn.Module | nnx.Module]
+    module: type[nn.Module] | Callable[[nnx.Rngs], nnx.Module]
     input_shape: tuple[int, ...]
     layers: str
 
-    def model(self, seed: int, dtype: jnp.dtype = jnp.float32) -> Callable[[jax.Array], jax.Array]:
-        """A function of a batch, with random weights and, where there are any, statistics."""
-        if issubclass(self.make, nnx.Module):
-            graph, state = nnx.split(self.make(nnx.Rngs(seed)))
-            state = _shaken(state, seed, dtype)
+    def model(self, seed: int, dtype: DTypeLike = jnp.float32) -> Callable[[jax.Array], jax.Array]:
+        """Creates a function of a batch, with random weights and statistics."""
+        if isinstance(self.module, type) and issubclass(self.module, nn.Module):
+            module = self.module()
+            example = jnp.zeros((1, *self.input_shape), dtype)
+            variables = _shaken(module.init(jax.random.key(seed), example), seed, dtype)
 
-            def apply(x: jax.Array) -> jax.Array:
-                model = nnx.merge(graph, state)
-                model.eval()
-                return model(x)
+            def apply_linen(x: jax.Array) -> jax.Array:
+                logits = module.apply(variables, x)
+                assert not isinstance(logits, tuple)  # a pair only with `mutable` collections
+                return logits
 
-            return apply
-        module = self.make()
-        example = jnp.zeros((1, *self.input_shape), dtype)
-        variables = _shaken(module.init(jax.random.key(seed), example), seed, dtype)
-        return lambda x: module.apply(variables, x)
+            return apply_linen
+        graph, state = nnx.split(self.module(nnx.Rngs(seed)))
+        state = _shaken(state, seed, dtype)
+
+        def apply_nnx(x: jax.Array) -> jax.Array:
+            model = nnx.merge(graph, state)
+            model.eval()
+            return model(x)
+
+        return apply_nnx
 
 
-def _shaken(variables: object, seed: int, dtype: jnp.dtype) -> object:
-    """Biases, scales and statistics away from 0 and 1, where a wrong rule could hide."""
+def _shaken(variables: Any, seed: int, dtype: DTypeLike) -> Any:
+    """Moves biases, scales and statistics away from 0 and 1, where a wrong rule could hide."""
     keys = iter(jax.random.split(jax.random.key(seed), len(jax.tree.leaves(variables))))
 
     def shake(value: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Architectures of the papers by name, with their numbers of parameters.
 
-Counts are for 10 classes and 28x28x1 images of MNIST, then 32x32x3 ones of CIFAR-10; the models for
-Tiny ImageNet (64x64x3 images, 200 classes) and STL-10 (96x96x3) are counted there.
+The columns count for 10 classes, on MNIST (28x28x1 images) and on CIFAR-10 (32x32x3). Models for
+Tiny ImageNet (64x64x3, 200 classes) and STL-10 (96x96x3) are counted on their own data.
 
 REG: "Improved Training of Certifiably Robust Models" (ICLR 2020 submission). LLM: "Loss Landscape
 Matters", published as "Towards Better Understanding of Training Certifiably Robust Models against
@@ -67,6 +67,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from experiments.models.convnet import (
     Block,
@@ -99,7 +100,7 @@ def _unpadded(convolutions: Sequence[C]) -> tuple[C, ...]:
 
 
 def _pooled(*stages: Sequence[int]) -> tuple[C | Pool, ...]:
-    """Convolutions of 3x3 with these filters, every stage followed by max pooling of 2x2."""
+    """3x3 convolutions with these filters; 2x2 max pooling follows every stage."""
     return tuple(layer for stage in stages for layer in (*(C(f, 3, 1, 1) for f in stage), Pool(2)))
 
 
@@ -111,9 +112,9 @@ def _basic(filters: int, stride: int) -> Residual:
 
 
 def _bottleneck(width: int, stride: int, project: bool = True) -> Residual:
-    """Block of FAST's ResNeXt: cardinality 2, twice as many channels out as in between.
+    """Block of FAST's ResNeXt: cardinality 2, and twice as many output as inner channels.
 
-    The skip is a 1x1 convolution, or with `project=False` the block's input.
+    The skip is a 1x1 convolution, or the block's input with `project=False`.
     """
     inner, outer = 2 * width, 4 * width
     body = (C(inner, 1, 1, 0), GroupedConvolution(inner, 3, stride, 1, groups=2), C(outer, 1, 1, 0))
@@ -134,8 +135,8 @@ def _four_layer(w: int, n: int) -> dict[str, Any]:
     return {"convolutions": convolutions, "hidden": (n, n)}
 
 
-# The larger members of CROWN-IBP's families: width w, kernel k, n hidden units. In its MNIST table
-# of eight, four_layer_w4_n512 stands twice, once labelled n = 256.
+# The larger members of CROWN-IBP's families: width w, kernel k, n hidden units. The paper's MNIST
+# table of eight lists four_layer_w4_n512 twice, once labelled n = 256.
 _LARGER = {
     **{f"two_layer_w{w}_n{n}": _two_layer(w, n) for w, n in ((8, 128), (16, 256))},
     **{
@@ -247,7 +248,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def create(name: str, **overrides: Any) -> ConvolutionalClassifier:
-    """The unbound Linen module called `name`.
+    """Creates the unbound Linen module called `name`.
 
     Args:
       name: a key of `MODELS`.
@@ -262,7 +263,7 @@ def create(name: str, **overrides: Any) -> ConvolutionalClassifier:
 
 
 def from_config(config: ModelConfig) -> ConvolutionalClassifier:
-    """The unbound module of a run's configuration.
+    """Creates the unbound module of a run's configuration.
 
     Raises:
       ExperimentError: for an unknown name.
@@ -275,8 +276,8 @@ def from_config(config: ModelConfig) -> ConvolutionalClassifier:
     )
 
 
-def count_parameters(model: ConvolutionalClassifier, image_shape: Sequence[int]) -> int:
-    """Number of trained parameters for images `[H, W, channels]`; nothing is allocated."""
+def count_parameters(model: nn.Module, image_shape: Sequence[int]) -> int:
+    """Counts the trained parameters for images `[H, W, channels]`, without allocating them."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

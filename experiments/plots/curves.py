@@ -1,4 +1,4 @@
-"""`curves.png`: errors, losses and schedules of one run over its epochs."""
+"""Plots `curves.png`: errors, losses and schedules of one run over its epochs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Published rows: the papers' tables, and how near a run comes to them."""
+"""Published rows: the papers' tables, and how close a run comes to them."""

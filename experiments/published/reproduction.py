@@ -1,4 +1,4 @@
-"""Runs a published row again, compares it with the paper, and records the line of the results."""
+"""Reproduces a published row, compares it with the paper, and records a line of the results."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from experiments.published.rows import ROWS, Numbers, Row
+from experiments.published.rows import ROWS, Budget, Numbers, Row
 from experiments.records.files import replace_text
 from experiments.records.printing import print_table
 from experiments.settings.checks import from_config_dict
@@ -35,17 +35,17 @@ _HEADER = (
     "command",
 )
 _WEIGHTS = _HEADER.index("weights (SHA-256)")
-BUDGETS = ("cpu", "gpu")
+BUDGETS: tuple[Budget, ...] = get_args(Budget)
 
 
 class Seed(NamedTuple):
-    """What came of one seed.
+    """The results of one seed.
 
     Attributes:
-      errors: in percent, by which network (`"selected"`, `"last"`).
+      errors: in percent, per network (`"selected"`, `"last"`).
       weights: the SHA-256 of the network that counts.
-      seconds: of training and evaluation.
-      summary, settings: of the run and of the evaluation of the network that counts.
+      seconds: time of training and evaluation.
+      summary, settings: the run's summary, and the evaluation settings of the network that counts.
     """
 
     errors: dict[str, Numbers]
@@ -56,7 +56,7 @@ class Seed(NamedTuple):
 
 
 class Reproduction(NamedTuple):
-    """What came of a row; the networks of its `seeds` have one configuration but for the seed."""
+    """The results of a row; its `seeds` differ in nothing but the seed."""
 
     row: Row
     seeds: tuple[Seed, ...]
@@ -67,12 +67,12 @@ class Reproduction(NamedTuple):
 
     @property
     def which(self) -> tuple[str, ...]:
-        """The networks of every seed; the first is the one that counts."""
+        """The names of every seed's networks; the first one counts."""
         return tuple(self.seeds[0].errors)
 
     @property
     def within(self) -> bool:
-        """No more than the tolerance above the anchor, in verified and in standard error."""
+        """Whether verified and standard error exceed the anchor by at most the tolerance."""
         standard, _, verified = self.values(self.which[0]).mean(axis=0)
         anchor = self.row.anchor
         return all(
@@ -81,7 +81,7 @@ class Reproduction(NamedTuple):
         )
 
     def obtained(self) -> str:
-        """Means, and standard deviations of several seeds, per network."""
+        """Formats the mean per network, with the standard deviation over several seeds."""
         texts = []
         for which in self.which:
             values = self.values(which)
@@ -94,10 +94,10 @@ class Reproduction(NamedTuple):
 
 
 def find(name: str) -> Row:
-    """The row of that name.
+    """Returns the row of that name.
 
     Raises:
-      ExperimentError: if there is none; it names the nearest.
+      ExperimentError: if there is none; suggests the closest name.
     """
     if name in ROWS:
         return ROWS[name]
@@ -107,7 +107,7 @@ def find(name: str) -> Row:
 
 
 def configuration(row: Row, data_dir: str | None = None) -> Config:
-    """The validated configuration of a row, for seed 0.
+    """Returns the validated configuration of a row, for seed 0.
 
     Raises:
       ExperimentError: if its file does not exist, or for a bad argument or setting.
@@ -130,21 +130,23 @@ def configuration(row: Row, data_dir: str | None = None) -> Config:
 
 
 def reproduce(row: Row, seeds: int, workdir: Path, data_dir: str | None = None) -> Reproduction:
-    """Trains and evaluates every seed of a row, or goes on with it.
+    """Trains and evaluates every seed of a row; resumes what is not finished.
 
     Raises:
-      ExperimentError: for whatever the user can correct.
+      ExperimentError: for any mistake that the user can correct.
       RuntimeError: if a certificate contradicts an attack.
     """
     from experiments.run.seeds import run_seeds
 
     config = dataclasses.replace(configuration(row, data_dir), seeds=seeds)
     summaries = run_seeds(config, workdir, row.name, _options(row, data_dir))
-    found = [
-        _evaluated(row, config, workdir / f"seed-{summary['seed']}", summary, data_dir)
-        for summary in summaries
-    ]
-    return Reproduction(row, tuple(found))
+    return Reproduction(
+        row,
+        tuple(
+            _evaluate_seed(row, config, workdir / f"seed-{summary['seed']}", summary, data_dir)
+            for summary in summaries
+        ),
+    )
 
 
 def _options(row: Row, data_dir: str | None) -> Any:
@@ -153,81 +155,81 @@ def _options(row: Row, data_dir: str | None) -> Any:
     return Options(methods=row.methods, data_dir=data_dir)
 
 
-def _evaluated(
+def _evaluate_seed(
     row: Row, config: Config, folder: Path, summary: dict[str, Any], data_dir: str | None
 ) -> Seed:
     from experiments.evaluation import evaluate
 
     errors: dict[str, Numbers] = {}
-    counting, seconds = {}, summary["train_seconds"]
+    settings, seconds = {}, summary["train_seconds"]
     for which in ("selected", "last") if config.data.validation else ("last",):
-        if counting.get("which") == f"selected epoch ({config.train.epochs})":
+        if settings.get("which") == f"selected epoch ({config.train.epochs})":
             errors[which] = errors["selected"]  # the last epoch was selected
             continue
         evaluated = evaluate.evaluate_run(folder, _options(row, data_dir)._replace(which=which))
         evaluate.print_evaluated(evaluated)
-        found = evaluated.found
-        values = found.errors()
-        of = ("standard_error", "pgd_error", "verified_error")
-        errors[which] = Numbers(*(100 * values[key] for key in of))
-        counting = counting or found.metadata["settings"]
-        seconds += found.seconds
-    return Seed(errors, counting["parameters_sha256"], seconds, summary, counting)
+        results = evaluated.certificates
+        values = results.errors()
+        keys = ("standard_error", "pgd_error", "verified_error")
+        errors[which] = Numbers(*(100 * values[key] for key in keys))
+        settings = settings or results.metadata["settings"]
+        seconds += results.seconds
+    return Seed(errors, settings["parameters_sha256"], seconds, summary, settings)
 
 
-# --------------------------------------------------------------------------- what is said of it
+# --------------------------------------------------------------------------- reports
 
 
-def print_reproduction(found: Reproduction) -> None:
-    """Prints published beside obtained, and everything that the numbers depend on."""
-    row, first = found.row, found.seeds[0]
+def print_reproduction(reproduction: Reproduction) -> None:
+    """Prints published beside obtained numbers, and everything that the numbers depend on."""
+    row, first = reproduction.row, reproduction.seeds[0]
     rows = [["published", *_cells(row.published)]]
     if row.prototype is not None:
         rows.append(["prototype", *_cells(row.prototype)])
-    for which in found.which:
-        for number, seed in enumerate(found.seeds):
+    for which in reproduction.which:
+        for number, seed in enumerate(reproduction.seeds):
             rows.append([f"seed {number}, {which} epoch", *_cells(seed.errors[which])])
     print_table(f"{row.name}: {row.source}", ("error in %", "standard", "PGD", "verified"), rows)
-    verdict = "within" if found.within else "NOT within"
+    verdict = "within" if reproduction.within else "NOT within"
     kind = "published" if row.prototype is None else "prototype"
-    print(f"obtained: {found.obtained()}")
+    print(f"obtained: {reproduction.obtained()}")
     print(f"{verdict} {row.tolerance:g} points of the {kind} {row.anchor}: {row.note}")
     print(
         f"bounds {' or '.join(row.methods)}, {_ball(first)}, {first.summary['data']}, "
-        f"{_hours(found)} on {first.summary['device']}"
+        f"{_hours(reproduction)} on {first.summary['device']}"
     )
-    weights = ", ".join(seed.weights[:16] for seed in found.seeds)
+    weights = ", ".join(seed.weights[:16] for seed in reproduction.seeds)
     print(f"weights sha256 {weights}; {_versions(first)}", flush=True)
 
 
-def line_of(found: Reproduction) -> str:
-    """The row of the Markdown table."""
-    row, first = found.row, found.seeds[0]
+def line_of(reproduction: Reproduction) -> str:
+    """Formats the row of the Markdown table."""
+    row, first = reproduction.row, reproduction.seeds[0]
     published = f"{row.published}, {row.source}"
     if row.prototype is not None:
         published += f"; prototype {row.prototype}"
     cells = (
         row.name,
         published,
-        found.obtained(),
-        f"{'yes' if found.within else 'no'} ({row.tolerance:g})",
-        f"{len(found.seeds)}",
-        _hours(found),
+        reproduction.obtained(),
+        f"{'yes' if reproduction.within else 'no'} ({row.tolerance:g})",
+        f"{len(reproduction.seeds)}",
+        _hours(reproduction),
         first.summary["device"],
         " or ".join(row.methods),
         _ball(first),
         first.summary["data"],
-        " ".join(seed.weights[:16] for seed in found.seeds),
+        " ".join(seed.weights[:16] for seed in reproduction.seeds),
         _versions(first),
-        f"`python -m experiments.reproduce {row.name} --seeds={len(found.seeds)}`",
+        f"`python -m experiments.reproduce {row.name} --seeds={len(reproduction.seeds)}`",
     )
     return _markdown(cells)
 
 
-def record(results: Path, found: Reproduction) -> None:
-    """Puts the line into the section of the results file; of the same weights it replaces the old.
+def record(results: Path, reproduction: Reproduction) -> None:
+    """Writes the line into its section of the results file, replacing one of the same weights.
 
-    The section, and the header of its table, are made where they are missing.
+    Creates the section, and the header of its table, if they are missing.
 
     Raises:
       ExperimentError: if the file cannot be written.
@@ -238,7 +240,7 @@ def record(results: Path, found: Reproduction) -> None:
         lines += [*([""] if lines else []), SECTION, "", _markdown(_HEADER), rule]
     start = lines.index(SECTION) + 1
     end = next((i for i in range(start, len(lines)) if lines[i].startswith("## ")), len(lines))
-    new = line_of(found)
+    new = line_of(reproduction)
     table = [i for i in range(start, end) if lines[i].startswith("|")]
     same = [i for i in table if _identity(lines[i]) == _identity(new)]
     if same:
@@ -274,8 +276,8 @@ def _ball(seed: Seed) -> str:
     )
 
 
-def _hours(found: Reproduction) -> str:
-    seconds = round(sum(seed.seconds for seed in found.seeds))
+def _hours(reproduction: Reproduction) -> str:
+    seconds = round(sum(seed.seconds for seed in reproduction.seeds))
     hours, minutes = divmod(seconds // 60, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"
 
@@ -285,11 +287,11 @@ def _versions(seed: Seed) -> str:
     return ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "flax", "numpy"))
 
 
-# --------------------------------------------------------------------------- what a command asks
+# --------------------------------------------------------------------------- commands
 
 
-def print_rows(budget: str, part: str = "") -> None:
-    """Prints the rows that a budget allows, with `part` in their names.
+def print_rows(budget: Budget, part: str = "") -> None:
+    """Prints the rows that a budget allows and whose names contain `part`.
 
     Raises:
       ExperimentError: if there is none.
@@ -320,10 +322,10 @@ def print_rows(budget: str, part: str = "") -> None:
 
 
 def print_plan(row: Row, seeds: int, workdir: Path, results: Path, data_dir: str | None) -> None:
-    """Prints what would be done; trains nothing.
+    """Prints what a run would do, without training.
 
     Raises:
-      ExperimentError: for a configuration that is not there or wrong.
+      ExperimentError: for a configuration that is missing or wrong.
     """
     config = configuration(row, data_dir)
     robust = config.robust
@@ -342,8 +344,8 @@ def print_plan(row: Row, seeds: int, workdir: Path, results: Path, data_dir: str
     print(f"one line in {results}", flush=True)
 
 
-def check_budget(row: Row, budget: str | None) -> None:
-    """Refuses what costs more than may be spent: by default, what the machine is made for.
+def check_budget(row: Row, budget: Budget | None) -> None:
+    """Refuses rows beyond the budget; the default budget depends on the machine.
 
     Raises:
       ExperimentError: for a row that needs an accelerator, without one or with `--budget=cpu`.
@@ -363,10 +365,10 @@ def check_budget(row: Row, budget: str | None) -> None:
 
 
 def check_results(results: Path) -> None:
-    """Refuses a results file that cannot be written: said before the training, not after it.
+    """Refuses a results file that cannot be written, before the training rather than after it.
 
     Raises:
       ExperimentError: for a folder, or a file in a folder that does not exist.
     """
     if not results.parent.is_dir() or results.is_dir():
-        raise ExperimentError(f"--results={results}: must be a file in a folder there is")
+        raise ExperimentError(f"--results={results}: must be a file in an existing folder")

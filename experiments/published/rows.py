@@ -1,40 +1,44 @@
-"""The published rows that `python -m experiments.reproduce ROW` runs, and how near it must come.
+"""The published rows that `python -m experiments.reproduce ROW` runs, and their tolerances.
 
 LLM: "Loss Landscape Matters" (Lee et al. 2021); REG: "Improved Training of Certifiably Robust
 Models"; CI: Zhang et al. 2020; BCP: Lee, Lee & Park 2020; FAST: Shi et al. 2021; CTBench: Mao et
 al. 2024; RS: Xiao et al. 2019. Where a smaller network stands in for the published one, the anchor
-is what it has been seen to reach, or the published number with a tolerance for its size.
+is a number that such a network has reached, or the published number with a tolerance for its size.
 
-Every paper has its tables, in `experiments.published.tables`, and here a function that makes rows
-of them, with one tolerance. A name ends with the radius (pixels or 255ths), or with the epochs
-where there are rows of several lengths.
+Each paper has its tables in `experiments.published.tables`, and a function here that makes rows of
+them, with one tolerance. A name ends with the radius (pixels or 255ths), or with the epochs where
+there are rows of several lengths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from experiments.published import tables
 from experiments.published.tables import Numbers as Numbers
+
+_DEFAULT = ("interval", "crown-ibp")
+Budget = Literal["cpu", "gpu"]
 
 
 class Row(NamedTuple):
     """One row of results.
 
     Attributes:
-      name: how it is called on the command line.
+      name: its name on the command line.
       config: a configuration of `experiments.main`, `experiments/configs/FILE.py[:ARGUMENTS]`.
       published: the numbers of the paper.
-      source: where they stand.
-      tolerance: by how many percentage points the mean over the seeds may exceed the anchor, in
-        verified and in standard error. One-sided: better is within.
-      note: why so much, and what differs from the published row.
-      methods: bounds whose union is the verified error.
-      budget: `"cpu"`: minutes to some hours a seed on 2 cores; `"gpu"`: an accelerator.
-      seeds: how many runs, with seeds 0, 1, ...
-      prototype: what such a network has been seen to reach by such bounds; then it is the anchor.
-      overrides: settings by dotted key, after the configuration.
+      source: paper, table and row of these numbers.
+      tolerance: percentage points by which the mean over the seeds may exceed the anchor, in
+        verified and in standard error. It is one-sided: a better result is within.
+      note: the reason for the tolerance, and what differs from the published row.
+      methods: bounds whose union gives the verified error.
+      budget: `"cpu"` for minutes to some hours per seed on 2 cores, `"gpu"` for an accelerator.
+      seeds: the number of runs, with seeds 0, 1, ...
+      prototype: numbers that such a network reached with such bounds; if there are any, they are
+        the anchor.
+      overrides: settings by dotted key, applied to the configuration.
     """
 
     name: str
@@ -43,15 +47,15 @@ class Row(NamedTuple):
     source: str
     tolerance: float
     note: str
-    methods: tuple[str, ...] = ("interval", "crown-ibp")
-    budget: str = "cpu"
+    methods: tuple[str, ...] = _DEFAULT
+    budget: Budget = "cpu"
     seeds: int = 3
     prototype: Numbers | None = None
     overrides: Mapping[str, Any] = {}
 
     @property
     def anchor(self) -> Numbers:
-        """What is compared with."""
+        """The numbers to compare with."""
         return self.published if self.prototype is None else self.prototype
 
 
@@ -59,7 +63,7 @@ _LINEAR = ("interval", "crown-ibp", "one-step")
 _DUAL = ("interval", "crown-ibp", "fast-lin")
 _BALLS = ("bcp", "lmt")
 _INTERVALS = ("interval",)
-# By how the name of a configuration's file ends; the others have `Row`'s own.
+# Methods by the ending of the configuration's file name; the rest use `_DEFAULT`.
 _BOUNDS = {
     **dict.fromkeys(("one_step", "slopes"), _LINEAR),
     **dict.fromkeys(("cap", "tightness"), _DUAL),
@@ -82,16 +86,18 @@ def _row(
     tolerance: float,
     note: str,
     *,
-    budget: str = "gpu",
-    **more: Any,
+    methods: tuple[str, ...] | None = None,
+    budget: Budget = "gpu",
+    seeds: int = 3,
+    prototype: Numbers | None = None,
 ) -> Row:
-    """A row of the file `stem`, for an accelerator, with the bounds that it is evaluated by."""
+    """Makes a row of the file `stem`; without `methods` the file's name selects the bounds."""
     config = _joined(":", f"experiments/configs/{stem}.py", arguments)
-    for ending, methods in _BOUNDS.items():
-        if stem.endswith(ending):
-            more.setdefault("methods", methods)
+    if methods is None:
+        matches = (bounds for ending, bounds in _BOUNDS.items() if stem.endswith(ending))
+        methods = next(matches, _DEFAULT)
     name = name.replace("_", "-").replace("+", "-")
-    return Row(name, config, errors, source, tolerance, note, budget=budget, **more)
+    return Row(name, config, errors, source, tolerance, note, methods, budget, seeds, prototype)
 
 
 _TITLES = {
@@ -123,7 +129,7 @@ _COMPRESSED = (
 _NO_CAP_IBP = (
     f"{_COMPRESSED}; the paper has no CAP-IBP at this radius, CAP itself is a soft reference"
 )
-# Names of rows of 100 epochs, of those of 400.
+# Rows of 100 epochs, and the rows of 400 epochs that they shorten.
 _SHORTER = {
     "cifar10-ibp-8": "cifar10-ibp-8-400",
     "cifar10-crown-ibp-8": "cifar10-crown-ibp-beta0-8-400",
@@ -135,12 +141,12 @@ _SHORTER = {
 
 def _landscape() -> dict[str, Row]:
     rows = {}
-    for data, arguments, said, table, found in tables.LANDSCAPE:
-        for (line, column), errors in found.items():
-            given = line if "=" in line else f"eps={line}"
+    for data, arguments, label, source, cells in tables.LANDSCAPE:
+        for (line, column), errors in cells.items():
+            argument = line if "=" in line else f"eps={line}"
             if data == "svhn":  # one radius
-                given = ""
-            figures = "200" if column == "slopes" or "epochs=200" in arguments else "400"
+                argument = ""
+            epochs = "200" if column == "slopes" or "epochs=200" in arguments else "400"
             method = "crown-ibp" if column == "crown" else column
             network = (_CAP_NETWORKS if column == "cap" else _NETWORKS)[data]
             row = _row(
@@ -148,21 +154,21 @@ def _landscape() -> dict[str, Row]:
                     "-",
                     data,
                     method,
-                    said,
+                    label,
                     line.rpartition("=")[2],
-                    figures if data == "cifar10" else "",
+                    epochs if data == "cifar10" else "",
                 ),
                 f"{data}_{column.replace('-', '_')}",
-                _joined(",", given, arguments),
+                _joined(",", argument, arguments),
                 errors,
-                f"LLM {table}, {_METHODS[column]}, {network}",
+                f"LLM {source}, {_METHODS[column]}, {network}",
                 1.0 if data == "mnist" else 2.0,
                 _ONE_SEED,
             )
             rows[row.name] = row
-    for name, of in _SHORTER.items():
-        config = f"{rows[of].config},epochs=100"
-        rows[name] = rows[of]._replace(name=name, config=config, tolerance=3.0, note=_COMPRESSED)
+    for name, long in _SHORTER.items():
+        config = f"{rows[long].config},epochs=100"
+        rows[name] = rows[long]._replace(name=name, config=config, tolerance=3.0, note=_COMPRESSED)
     cap, name = rows["cifar10-cap-2-400"], "cifar10-cap-ibp-2"
     arguments = "eps=2,epochs=100,kappa=1"
     rows[name] = _row(
@@ -207,22 +213,22 @@ _CONSTANT = (
 def _lipschitz() -> Iterator[Row]:
     for (where, method), errors in tables.LIPSCHITZ.items():
         data, _, net = where.partition(":")
-        own = method in _BALLS
+        has_file = method in _BALLS  # named after it; the rest share one file per data set
         linf = net == "linf"
-        # On CIFAR-10 there are several networks, on Tiny ImageNet IBP is the only other method.
-        of_net = ("net=4c3f,linf" if linf else f"net={net}") if data == "cifar10" else ""
-        of_method = "" if own or data == "tiny_imagenet" else f"method={method}"
+        # CIFAR-10 has several networks. On Tiny ImageNet, IBP is the only method without a file.
+        net_argument = ("net=4c3f,linf" if linf else f"net={net}") if data == "cifar10" else ""
+        method_argument = "" if has_file or data == "tiny_imagenet" else f"method={method}"
         title = "CIFAR-10 l-inf 8/255" if linf else _BALL_TITLES[data]
-        note = _NOT_CLIPPED if own else _AS_BCP
+        note = _NOT_CLIPPED if has_file else _AS_BCP
         yield _row(
             f"{data}-{method}-{net}",
-            f"{data}_{method if own else 'l2'}",
-            _joined(",", of_method, of_net),
+            f"{data}_{method if has_file else 'l2'}",
+            _joined(",", method_argument, net_argument),
             errors,
             f"BCP, {title}, {_METHODS[method]}, {'4C3F' if linf else net.upper()}",
             1.5,
             _CONSTANT if errors.standard == 99.5 else note,
-            **({"methods": _DUAL} if method == "cap" else {}),
+            methods=_DUAL if method == "cap" else None,
         )
 
 
@@ -239,7 +245,7 @@ def _tightness() -> Iterator[Row]:
     for (where, column), errors in tables.TIGHTNESS.items():
         data, eps, net, *rest = where.split(":")
         projections, baseline = "".join(rest), column == "baseline"
-        # The largest network is trained by CROWN-IBP, and with r alone.
+        # The largest network is trained by CROWN-IBP, with r alone.
         large = net == "xlarge"
         method, terms = ("crown-ibp", "r") if large else ("cap", "d and r")
         tight = "" if baseline else ("r" if large else "tight")
@@ -259,7 +265,7 @@ def _tightness() -> Iterator[Row]:
             + ("" if baseline else f" with {terms}"),
             2.0,
             _LAST_EPOCH,
-            **({"methods": ("interval", "crown-ibp")} if large else {}),
+            methods=_DEFAULT if large else None,
         )
 
 
@@ -271,8 +277,8 @@ _NOT_PUBLISHED = (
     "the paper has CROWN-IBP only, for 140 epochs; this is {}, and has twice the tolerance of its "
     "own rows"
 )
-# For 2 cores, not published: arguments, and what they are.
-_OTHERS = {
+# Unpublished rows for 2 cores: arguments, and their description in the note.
+_UNPUBLISHED = {
     "ibp": ("method=ibp", "IBP for 100, a quarter of an hour on 2 cores"),
     "one-step": ("method=one-step,cpu", "one-step slopes for 60, of which 20 have linear bounds"),
     "fast": ("method=fast", "short-warm-up training for 70, without batch normalisation"),
@@ -283,7 +289,7 @@ _OTHERS = {
 def _families() -> Iterator[Row]:
     for net, (first, again, with_r, standard_r) in tables.FAMILIES.items():
         small = net in "ab"
-        for end, (arguments, what) in (_OTHERS if small else {}).items():
+        for end, (arguments, description) in (_UNPUBLISHED if small else {}).items():
             yield _row(
                 f"mnist-family-{net}-{end}",
                 "mnist_families",
@@ -291,9 +297,9 @@ def _families() -> Iterator[Row]:
                 Numbers(None, None, again),
                 "REG Table 4, CROWN-IBP",
                 3.0,
-                _NOT_PUBLISHED.format(what),
+                _NOT_PUBLISHED.format(description),
                 budget="cpu",
-                methods=_LINEAR if end == "one-step" else ("interval", "crown-ibp"),
+                methods=_LINEAR if end == "one-step" else _DEFAULT,
             )
         for end, arguments, standard, verified, source in (
             ("crown-ibp", "method=crown-ibp,epochs=140", None, again, "CROWN-IBP"),
@@ -322,8 +328,8 @@ _MEAN_OF_FIVE = (
 
 def _short_warmup() -> Iterator[Row]:
     for (where, method), errors in tables.SHORT_WARMUP.items():
-        data, _, given = where.partition(":")
-        key, _, value = given.partition("=")
+        data, _, argument = where.partition(":")
+        key, _, value = argument.partition("=")
         eps = {"mnist": "0.4", "cifar10": "8"}.get(data, "")
         epochs = "" if data != "cifar10" else value if key == "epochs" else "160"
         part = "" if key == "epochs" else value
@@ -331,7 +337,7 @@ def _short_warmup() -> Iterator[Row]:
         yield _row(
             _joined("-", data, "short-warmup", part, other, epochs or eps),
             f"{data}_short_warmup",
-            _joined(",", given, other and f"method={other}"),
+            _joined(",", argument, other and f"method={other}"),
             errors,
             _joined(
                 ", ",
@@ -363,23 +369,23 @@ _OF_INTERVALS = (
 
 
 def _ctbench() -> Iterator[Row]:
-    for paper, stem, found in (
+    for paper, stem, cells in (
         ("CTBench", "ctbench", tables.CTBENCH),
         ("De Palma et al. 2024", "expressive", tables.EXPRESSIVE),
     ):
-        for (method, where), errors in found.items():
+        for (method, where), errors in cells.items():
             data, _, eps = where.partition(":")
             anchors = tables.BY_INTERVALS if stem == "ctbench" else {}
             anchor = anchors.get((method, where))
             bounded = method in ("ibp", "crown-ibp")
-            # The column with two sources is the one that has been checked.
-            of = paper if anchor else f"{paper} (recalled, not checked)"
+            # Only the column with two sources has been checked.
+            source = paper if anchor else f"{paper} (recalled, not checked)"
             yield _row(
                 _joined("-", data, stem, method, eps),
                 f"{data}_{stem}",
                 _joined(",", eps and f"eps={eps}", f"method={method}"),
                 errors,
-                f"{of}, {_TITLES[data, eps]}, {_METHODS[method]}",
+                f"{source}, {_TITLES[data, eps]}, {_METHODS[method]}",
                 _CTBENCH_TOLERANCES.get(where, 1.0),
                 _OF_INTERVALS if anchor else _BY_BOUNDS if bounded else _ATTACKED,
                 prototype=anchor,
@@ -416,7 +422,7 @@ _LMT = Numbers.of_accuracies(87.29, None, 40.19)
 _BCP = Numbers.of_accuracies(88.69, None, 41.49)
 _WITH, _WITHOUT = _ANOTHER_METHOD.format(""), _ANOTHER_METHOD.format(" without")
 
-# Name, whose numbers are compared with, file and arguments, tolerance, note, prototype.
+# Name, the row whose numbers are published, file and arguments, tolerance, note, prototype.
 _TWO_CORES = (
     ("mnist-ibp-0.1", "mnist-ibp-large-0.1", "mnist_ibp:cpu60", 3.0, _SMALL_FOR_LARGE),
     ("mnist-ibp-0.2", "mnist-ibp-large-0.2", "mnist_ibp:cpu60,eps=0.2", 5.0, _FAR_FOR_LARGE),
@@ -459,14 +465,14 @@ _TWO_CORES = (
 
 
 def _two_cores(rows: Mapping[str, Row]) -> Iterator[Row]:
-    for name, of, config, tolerance, note, *prototype in _TWO_CORES:
+    for name, reference, config, tolerance, note, *prototype in _TWO_CORES:
         stem, _, arguments = config.partition(":")
         yield _row(
             name,
             stem,
             arguments,
-            rows[of].published,
-            rows[of].source,
+            rows[reference].published,
+            rows[reference].source,
             tolerance,
             note,
             budget="cpu",
@@ -478,7 +484,7 @@ def _all() -> dict[str, Row]:
     papers = (_stability, _lipschitz, _families, _tightness, _short_warmup, _ctbench)
     rows = _landscape() | {row.name: row for rows_of in papers for row in rows_of()}
     ordered = [*_two_cores(rows), *rows.values()]
-    ordered.sort(key=lambda row: row.budget != "cpu")  # the cheaper ones first
+    ordered.sort(key=lambda row: row.budget != "cpu")  # cheap rows first
     return {row.name: row for row in ordered}
 
 

@@ -1,6 +1,6 @@
-"""The numbers of the papers that `published.rows` runs again, as their tables have them.
+"""The numbers that `published.rows` reproduces, laid out as in the papers' tables.
 
-Where they stand is said there, with the names of the papers.
+`published.rows` gives the full names of the papers and says where each number stands.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from typing import NamedTuple
 
 
 class Numbers(NamedTuple):
-    """Errors in percent; None where nothing is known."""
+    """Errors in percent; None where the paper gives none."""
 
     standard: float | None
     pgd: float | None
     verified: float | None
 
     @classmethod
-    def of_accuracies(cls, standard: float, pgd: float | None, verified: float) -> Numbers:
-        """From accuracies in percent."""
+    def of_accuracies(
+        cls, standard: float | None, pgd: float | None, verified: float | None
+    ) -> Numbers:
+        """Converts accuracies in percent to errors."""
         return cls(*(None if a is None else round(100 - a, 2) for a in (standard, pgd, verified)))
 
     def __str__(self) -> str:
@@ -25,12 +27,12 @@ class Numbers(NamedTuple):
 
 
 def table(text: str, *, accuracies: bool = False) -> dict[tuple[str, str], Numbers]:
-    """What a table holds, by line and column.
+    """Parses a table into its cells, by line and column.
 
-    A cell is standard / PGD / verified or standard / verified, `-` where there is nothing.
+    A cell is standard / PGD / verified or standard / verified; `-` marks a missing value.
     """
     header, *lines = text.strip().splitlines()
-    found = {}
+    cells_by = {}
     for line in lines:
         label, *cells = line.split()
         for column, cell in zip(header.split(), cells, strict=True):
@@ -38,13 +40,13 @@ def table(text: str, *, accuracies: bool = False) -> dict[tuple[str, str], Numbe
             if len(values) == 2:
                 values.insert(1, None)
             if cell != "-":
-                of = Numbers.of_accuracies if accuracies else Numbers
-                found[label, column] = of(*values)
-    return found
+                convert = Numbers.of_accuracies if accuracies else Numbers
+                cells_by[label, column] = convert(*values)
+    return cells_by
 
 
-# LLM: data, arguments, what the names of the rows say of them, table; by radius or what else is
-# given.
+# LLM: data, arguments, their part of the row's name, source, table. The table's lines are radii, or
+# another argument where they contain "=".
 LANDSCAPE = (
     ("mnist", "", "large", "Table 3.4", table("""
                 ibp              crown              cap                one-step
@@ -141,7 +143,7 @@ STABILITY = table("""
     cifar10:8   59.55/79.72
 """)
 
-# BCP, by network; "linf" is 4C3F in an l-inf ball. BCP on WRN is not known.
+# BCP, by network; "linf" is 4C3F in an l-inf ball. The number for BCP on WRN is unknown.
 LIPSCHITZ = table(
     """
                         cap                lmt                ibp                bcp
@@ -155,8 +157,8 @@ LIPSCHITZ = table(
     accuracies=True,
 )
 
-# REG, by data, radius, network and, on MNIST, number of projections (on CIFAR-10 50, as its file
-# has it).
+# REG, by data, radius, network and, on MNIST, number of projections (50 on CIFAR-10, the default
+# of its configuration).
 TIGHTNESS = table("""
                          baseline             regularised
     mnist:0.1:mlp        3.65/10.9/14.85      4.73/10.9/13.32
@@ -173,7 +175,7 @@ TIGHTNESS = table("""
     cifar10:8:xlarge     54.02/65.42/66.94    53.78/-/66.64
 """)
 
-# CI and REG, by network: verified error of CROWN-IBP as CI has it, as REG ran it again, and with r;
+# CI and REG, by network: verified error of CROWN-IBP in CI, as reproduced by REG, and with r; then
 # standard error with r.
 FAMILIES = {
     "a": (15.4, 14.70, 14.54, 5.80),
@@ -188,7 +190,7 @@ FAMILIES = {
     "j": (9.21, 9.67, 9.49, 2.73),
 }
 
-# FAST, by data and what is not its file's default.
+# FAST, by data and the argument that differs from the default of its configuration.
 SHORT_WARMUP = table("""
                                     ibp          crown-ibp    fast
     mnist:                          2.59/12.03   2.75/12.04   2.33/11.03
@@ -221,7 +223,7 @@ CTBENCH = table(
     accuracies=True,
 )
 
-# The expressive losses in their own paper.
+# The expressive losses, from the paper that introduced them.
 EXPRESSIVE = table(
     """
                 mnist:0.3    cifar10:2    cifar10:8    tiny_imagenet:
@@ -230,7 +232,7 @@ EXPRESSIVE = table(
     accuracies=True,
 )
 
-# What intervals alone certify of CTBench's networks at 2/255.
+# CTBench's networks at 2/255, certified by intervals alone.
 BY_INTERVALS = table(
     """
                 cifar10:2

@@ -167,7 +167,7 @@ def _test_errors(
         )
         name = None if options.name is None else f"{options.name}-{which}"
         asked = options._replace(which=which, name=name)
-        certificates = evaluate.evaluate_trained(network, member.records.path, asked).found
+        certificates = evaluate.evaluate_trained(network, member.records.path, asked).certificates
         settings, errors = certificates.metadata["settings"], certificates.errors()
         by = errors["verified_error_by"]
         results[label] = errors | {"verified_error_by": {method: by[method] for method in methods}}

@@ -64,7 +64,7 @@ class Prepared:
     model: nn.Module
     parameters: int
     method: methods.Method
-    schedule: Callable[..., methods.Weights]
+    schedule: Callable[..., methods.Coefficients]
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
     phases: np.ndarray

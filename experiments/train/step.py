@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 
 from boundjax import training_precision
 from boundjax.training import eps_dependent, linear_schedule, smoothed_schedule, stairs_schedule
-from experiments.methods import Batch, Method, Objective, Weights
+from experiments.methods import Batch, Coefficients, Method, Objective
 from experiments.methods.method import RELU_METRICS, one_example
 from experiments.settings.config import OptimConfig, Precision, RobustConfig
 
@@ -31,8 +31,8 @@ _COLLECTIONS_STREAM, _AUGMENTATION_STREAM, _OBJECTIVE_STREAM = 1, 2, 3
 
 def create_schedule(
     config: RobustConfig, steps_per_epoch: int
-) -> Callable[[jax.Array | int], Weights]:
-    """The radius and the weights as a function of the global step."""
+) -> Callable[[jax.Array | int], Coefficients]:
+    """The radius and the coefficients of the loss as a function of the global step."""
     start = round(config.warmup_epochs * steps_per_epoch)
     end = start + round(config.ramp_epochs * steps_per_epoch)
 
@@ -49,9 +49,9 @@ def create_schedule(
         ramp = linear_schedule if config.schedule == "linear" else smoothed_schedule
         return ramp(step, start, end, config.eps_train)
 
-    def schedule(step: jax.Array | int) -> Weights:
+    def schedule(step: jax.Array | int) -> Coefficients:
         eps = radius(step)
-        return Weights(
+        return Coefficients(
             eps=eps,
             kappa=eps_dependent(eps, config.eps_train, *config.kappa),
             beta=eps_dependent(eps, config.eps_train, *config.beta),
@@ -119,7 +119,7 @@ def create_train_step(
     model: nn.Module,
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    schedule: Callable[[jax.Array], Weights],
+    schedule: Callable[[jax.Array], Coefficients],
     steps_per_epoch: int,
     key: jax.Array,
     augment: Augmentation | None = None,
@@ -136,7 +136,7 @@ def create_train_step(
         `bn_momentum`.
       objective: one of the objectives of a training method for that model.
       optimizer: of the parameters.
-      schedule: the radius and the weights at a step.
+      schedule: the radius and the coefficients of the loss at a step.
       steps_per_epoch: after how many steps the metric sums start again.
       key: the PRNG key from which, with the number of a step, all of its random numbers follow.
       augment: the variation of the images (`experiments.train.augment`), or None.
@@ -148,7 +148,7 @@ def create_train_step(
     @training_precision(precision)
     @jax.default_matmul_precision(precision)
     def train_step(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, Metrics]:
-        weights = schedule(state["step"])
+        coefficients = schedule(state["step"])
 
         def random(stream: int) -> jax.Array:
             return jax.random.fold_in(jax.random.fold_in(key, stream), state["step"])
@@ -164,7 +164,7 @@ def create_train_step(
             params,
             collections,
             Batch(images, labels),
-            weights,
+            coefficients,
             random(_OBJECTIVE_STREAM),
         )
         # Adam's bias correction raises a float to an int.
@@ -174,7 +174,7 @@ def create_train_step(
         metrics = {name: outcome.metrics[name] for name in METRICS}
         new = {
             **collections,
-            **outcome.own,
+            **outcome.collections,
             "step": state["step"] + 1,
             "params": optax.apply_updates(state["params"], updates),
             "batch_stats": _running_average(model, state["batch_stats"], outcome.statistics),

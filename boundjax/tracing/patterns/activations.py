@@ -16,10 +16,10 @@ from boundjax.ir.node import Node, Perturbed
 from boundjax.ops.hinge import hinge
 from boundjax.tracing import jaxprs
 from boundjax.tracing.builder import build
-from boundjax.tracing.matching import View, times_constant
+from boundjax.tracing.matching import GraphView, times_constant
 from boundjax.tracing.patterns.rule import Rewrite
 
-# Functions of one value that JAX traces without a name of their own.
+# Functions of one value that JAX traces without a name.
 _TEMPLATES: Mapping[str, Callable[..., Any]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=True),
     "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
@@ -28,17 +28,17 @@ _TEMPLATES: Mapping[str, Callable[..., Any]] = {
 
 
 @functools.cache
-def _template(name: str, dtype: np.dtype) -> tuple[View, Any]:
-    """The graph of a function in the table, and its output."""
+def _template(name: str, dtype: np.dtype) -> tuple[GraphView, Any]:
+    """The graph of a template, and its output."""
     closed = jax.make_jaxpr(_TEMPLATES[name])(jax.ShapeDtypeStruct((2,), dtype))
     shape = jax.ShapeDtypeStruct((2,), dtype)
     nodes, (output,) = build(jaxprs.body_of(closed), [shape], rules={}, rewrite=None)
-    view = View(nodes)
+    view = GraphView(nodes)
     return view, view.plain(output)
 
 
-def univariate(view: View, node: Node) -> Rewrite | None:
-    """A function of ``_TEMPLATES``, equation by equation."""
+def univariate(view: GraphView, node: Node) -> Rewrite | None:
+    """Matches the functions of `_TEMPLATES`, equation by equation."""
     if not jnp.issubdtype(node.dtype, jnp.floating):
         return None
     for name, function in _TEMPLATES.items():
@@ -46,16 +46,16 @@ def univariate(view: View, node: Node) -> Rewrite | None:
         if not view.covers(name, node, operand):
             continue
         template, output = _template(name, np.dtype(node.dtype))
-        leaves = list(_unified(view, node, template, template.node(output), None))
+        leaves = list(_unified(view, node, template, template.maker(output), None))
         if leaves and view.shape(leaves[0]) == node.shape:
             return Rewrite(lambda x, n=name, f=function: composite(n, f, x), [leaves[0]])
     return None
 
 
 def _unified(
-    view: View, node: Node, template: View, pattern: Node, leaf: Perturbed | None
+    view: GraphView, node: Node, template: GraphView, pattern: Node, leaf: Perturbed | None
 ) -> Iterator[Perturbed]:
-    """What the template's input stands for, if the node computes the same."""
+    """Yields the operands that can stand for the template's input if the node computes the same."""
     if node.primitive != pattern.primitive or len(node.operands) != len(pattern.operands):
         return
     if node.params.get("y") != pattern.params.get("y"):
@@ -68,7 +68,11 @@ def _unified(
 
 
 def _all_unified(
-    view: View, operands: list[Any], template: View, patterns: list[Any], leaf: Perturbed | None
+    view: GraphView,
+    operands: list[Any],
+    template: GraphView,
+    patterns: list[Any],
+    leaf: Perturbed | None,
 ) -> Iterator[Perturbed]:
     if not operands:
         if leaf is not None:
@@ -84,12 +88,12 @@ def _all_unified(
         if isinstance(operand, Perturbed) and leaf in (None, operand):
             yield from _all_unified(view, operands[1:], template, patterns[1:], operand)
     elif isinstance(operand, Perturbed):
-        for bound in _unified(view, view.node(operand), template, inner, leaf):
+        for bound in _unified(view, view.maker(operand), template, inner, leaf):
             yield from _all_unified(view, operands[1:], template, patterns[1:], bound)
 
 
-def hinges(view: View, node: Node) -> Rewrite | None:
-    """``where(x > 0, right * x, left * x)``; at 0 both are 0, so that ``>=`` is the same."""
+def hinges(view: GraphView, node: Node) -> Rewrite | None:
+    """`where(x > 0, right * x, left * x)`, or with `>=`: both cases are 0 at 0."""
     if len(node.operands) != 3:
         return None
     predicate, otherwise, where = node.operands
@@ -116,14 +120,14 @@ def hinges(view: View, node: Node) -> Rewrite | None:
     return Rewrite(function, [x, left, right])
 
 
-def _multiple(view: View, operand: Any, x: Any) -> Any | None:
-    """The constant ``c`` for which an operand is ``c x``, else None."""
+def _multiple(view: GraphView, operand: Any, x: Any) -> Any | None:
+    """The constant `c` for which an operand is `c x`, else None."""
     operand = view.plain(operand)
     if isinstance(operand, Perturbed) and operand == x:
-        return np.ones((), view.node(x).dtype)
+        return np.ones((), view.maker(x).dtype)
     node = view.node(operand)
     if node is None:
-        return np.zeros((), view.node(x).dtype) if view.number(operand) == 0.0 else None
+        return np.zeros((), view.maker(x).dtype) if view.number(operand) == 0.0 else None
     if node.primitive == "neg" and view.plain(node.operands[0]) == x:
         return -np.ones((), node.dtype)
     inner = times_constant(node)

@@ -1,4 +1,4 @@
-"""Batch normalisation and other per-channel factors, folded into the convolution before them."""
+"""Folds batch normalisation and other per-channel factors into the convolution before them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from boundjax.ir.node import Node, Perturbed
-from boundjax.tracing.matching import View, times_constant
+from boundjax.tracing.matching import GraphView, times_constant
 from boundjax.tracing.patterns.rule import Rewrite
 
 
-def folded(view: View, node: Node) -> Rewrite | None:
-    """``(conv(x, K) + b) c = conv(x, K c) + b c`` for a factor per output channel.
+def folded(view: GraphView, node: Node) -> Rewrite | None:
+    """`(conv(x, K) + b) c = conv(x, K c) + b c` for a factor per output channel.
 
-    A walk then meets one op instead of two, and none whose factors have to be looked up. Not for
-    dense layers: their kernels are larger than their values.
+    A walk then meets one op instead of two, and none whose factors have to be looked up. Dense
+    layers are left alone, because their kernels are larger than their values.
     """
     operand = times_constant(node)
     if operand is None:
@@ -56,7 +56,7 @@ def folded(view: View, node: Node) -> Rewrite | None:
 
 
 def _shifts(node: Node) -> Any | None:
-    """The perturbed operand of a sum with a constant, or of a difference from one."""
+    """The perturbed operand of a sum with a constant, or of a difference that subtracts one."""
     if len(node.inputs) != 1 or node.input_shapes[0].shape != node.shape:
         return None
     if node.primitive == "add":

@@ -1,4 +1,4 @@
-"""The variance, and what is divided by its root."""
+"""Variances, and values that are divided by their roots."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from boundjax.ir import table
 from boundjax.ir.composite import composite
 from boundjax.ir.node import Node, Perturbed
 from boundjax.ops import normalization
-from boundjax.tracing.matching import View, Walked, count, groups_of, times_constant
+from boundjax.tracing.matching import GraphView, Walked, count, groups_of, times_constant
 from boundjax.tracing.patterns.rule import Rewrite
 
 
 class _Mean(NamedTuple):
-    """A mean: the node of the sum, the path from it to the mean, and the path to what was asked."""
+    """A mean: the node of its sum, the path from there to the mean, and the path to the operand."""
 
     total: Node
     inner: tuple[Node, ...]
@@ -28,7 +28,7 @@ class _Mean(NamedTuple):
 
     @property
     def operand(self) -> Any:
-        """What the mean is of."""
+        """The value that is averaged."""
         return self.total.operands[0]
 
     @property
@@ -36,8 +36,8 @@ class _Mean(NamedTuple):
         return tuple(self.total.params["axes"])
 
 
-def _mean(view: View, operand: Any) -> _Mean | None:
-    """A sum over axes that is divided by its number of terms, or multiplied by the inverse."""
+def _mean(view: GraphView, operand: Any) -> _Mean | None:
+    """Matches a sum over axes, divided by its number of terms or multiplied by the inverse."""
     outer = view.walk(operand)
     scaled = view.made_by(outer.operand, "div", "mul")
     if scaled is None:
@@ -58,7 +58,7 @@ def _mean(view: View, operand: Any) -> _Mean | None:
     return _Mean(total, (*inner.path, scaled), outer.operand, outer.path)
 
 
-def _squared(view: View, operand: Any) -> Any | None:
+def _squared(view: GraphView, operand: Any) -> Any | None:
     """The operand of a square."""
     node = view.made_by(view.plain(operand), "square", "integer_pow", "mul")
     if node is None or (node.primitive == "integer_pow" and node.params["y"] != 2):
@@ -68,8 +68,8 @@ def _squared(view: View, operand: Any) -> Any | None:
     return node.operands[0]
 
 
-def variance(view: View, node: Node) -> Rewrite | None:
-    """``mean(x^2) - mean(x)^2`` over the same axes."""
+def variance(view: GraphView, node: Node) -> Rewrite | None:
+    """`mean(x^2) - mean(x)^2` over the same axes."""
     of_squares = _mean(view, node.operands[0])
     if of_squares is None or math.prod(node.shape) != math.prod(of_squares.total.shape):
         return None
@@ -86,13 +86,13 @@ def variance(view: View, node: Node) -> Rewrite | None:
     reduced = count(mean.total.shape).reshape(-1)
 
     def in_order(start: Node, path: tuple[Node, ...], end: tuple[int, ...]) -> bool:
-        # From the reduced value on, elements may be shaped anew but not moved.
+        # After the reduction, elements may be reshaped but not moved.
         walked = Walked(Perturbed(start.index), path)
-        return (view.places(walked, end).reshape(-1) == reduced).all()
+        return bool((view.places(walked, end).reshape(-1) == reduced).all())
 
-    square = view.node(squared.operand)
+    square = view.maker(squared.operand)
     second = (*mean.inner, *mean.outer, square, *squared.path)
-    middle = view.node(mean.mean)
+    middle = view.maker(mean.mean)
     if (
         math.prod(middle.shape) != reduced.size
         or not in_order(mean.total, mean.inner, middle.shape)
@@ -113,16 +113,16 @@ def variance(view: View, node: Node) -> Rewrite | None:
 
 
 class _InverseRms(NamedTuple):
-    """``1 / sqrt(mean(v^2) + eps)`` times constants.
+    """`1 / sqrt(mean(v^2) + eps)` times constants.
 
     Attributes:
-      v: what is squared.
-      mean: of the squares.
-      eps: ``>= 0``.
-      base: an operand; the inverse root itself, or what is under the root.
-      under: whether it is what is under the root.
+      v: the value that is squared.
+      mean: the mean of the squares.
+      eps: `>= 0`.
+      base: an operand: the inverse root itself, or the radicand.
+      under: whether `base` is the radicand.
       path: the nodes after the root: moves, and products with constants.
-      groups: for every element of the result, which mean it is made of.
+      groups: for every element of the result, the mean that it is made of.
     """
 
     v: Any
@@ -135,17 +135,17 @@ class _InverseRms(NamedTuple):
 
 
 def _inverse_rms(
-    view: View, operand: Any, shape: tuple[int, ...], quotient: bool
+    view: GraphView, operand: Any, shape: tuple[int, ...], quotient: bool
 ) -> _InverseRms | None:
     def scales(node: Node) -> Any:
         source = view.passed(node)
         return times_constant(node) if source is None and not quotient else source
 
     def positive(node: Node) -> Any:
-        # A mean of squares is not changed by max(0, .).
+        # max(0, .) does not change a mean of squares.
         if node.primitive == "max":
-            for kept, other in (node.operands, node.operands[::-1]):
-                number = view.number(other)
+            for kept, bound in (node.operands, node.operands[::-1]):
+                number = view.number(bound)
                 if number is not None and number <= 0 and view.shape(kept) == node.shape:
                     return kept
         return view.passed(node)
@@ -166,13 +166,15 @@ def _inverse_rms(
     added = view.made_by(before.operand, "add")
     if added is None:
         return None
-    for variance, other in (added.operands, added.operands[::-1]):
-        eps = view.number(other)
+    for variance, offset in (added.operands, added.operands[::-1]):
+        eps = view.number(offset)
         if eps is None or not 0 <= eps < math.inf:
             continue
         clipped = view.walk(variance, positive)
         mean = _mean(view, clipped.operand)
-        v = None if mean is None else _squared(view, mean.operand)
+        if mean is None:
+            continue
+        v = _squared(view, mean.operand)
         if v is None or view.shape(v) != view.shape(mean.operand):
             continue
         path = (*mean.inner, *mean.outer, *clipped.path, added, *before.path, *roots, *walked.path)
@@ -183,8 +185,8 @@ def _inverse_rms(
     return None
 
 
-def normalized(view: View, node: Node) -> Rewrite | None:
-    """``d / sqrt(mean(d^2) + eps)``, with constant factors anywhere."""
+def normalized(view: GraphView, node: Node) -> Rewrite | None:
+    """`d / sqrt(mean(d^2) + eps)`, possibly with constant factors anywhere."""
     quotient = node.primitive == "div"
     orders = (node.operands,) if quotient else (node.operands, node.operands[::-1])
     for scaled, inverse in orders:
@@ -192,32 +194,37 @@ def normalized(view: View, node: Node) -> Rewrite | None:
             continue
         if view.shape(scaled) != node.shape:
             continue
-        found = _inverse_rms(view, inverse, node.shape, quotient)
-        if found is None or math.prod(view.shape(found.v)) != math.prod(node.shape):
+        rms = _inverse_rms(view, inverse, node.shape, quotient)
+        if rms is None or math.prod(view.shape(rms.v)) != math.prod(node.shape):
             continue
-        shape = view.shape(found.v)
-        if (found.groups.reshape(-1) != groups_of(shape, found.mean.axes).reshape(-1)).any():
+        shape = view.shape(rms.v)
+        if (rms.groups.reshape(-1) != groups_of(shape, rms.mean.axes).reshape(-1)).any():
             continue
         everything = count(shape).reshape(-1)
         for d, factor in _factored(view, scaled, node.shape):
-            if view.equal(d, everything, found.v, everything):
-                return _rewritten(view, node, d, factor, found, shape)
+            if view.equal(d, everything, rms.v, everything):
+                return _rewritten(view, node, d, factor, rms, shape)
     return None
 
 
-def _factored(view: View, operand: Any, shape: tuple[int, ...]) -> Iterator[tuple[Any, Any]]:
-    """The operand as it is, and as a product with a constant: the product's node."""
+def _factored(view: GraphView, operand: Any, shape: tuple[int, ...]) -> Iterator[tuple[Any, Any]]:
+    """Yields the operand and None; if it scales another one, also that one and the product."""
     yield operand, None
-    node = view.node(view.plain(operand))
+    node = view.maker(view.plain(operand))
     inner = times_constant(node)
     if inner is not None and view.shape(inner) == shape:
         yield inner, node
 
 
 def _rewritten(
-    view: View, node: Node, d: Any, factor: Node | None, found: _InverseRms, shape: tuple[int, ...]
+    view: GraphView,
+    node: Node,
+    d: Any,
+    factor: Node | None,
+    rms: _InverseRms,
+    shape: tuple[int, ...],
 ) -> Rewrite | None:
-    axes, eps = found.mean.axes, found.eps
+    axes, eps = rms.mean.axes, rms.eps
     if not view.covers("normalize", node, d, d, axes=axes, eps=eps):
         return None
 
@@ -227,9 +234,9 @@ def _rewritten(
         return scaled.apply(jnp.ones(source.shape, source.dtype))
 
     def function(d: Any, base: Any) -> Any:
-        inverse = lax.rsqrt(base) if found.under else base
+        inverse = lax.rsqrt(base) if rms.under else base
         scale = None
-        for step in found.path:
+        for step in rms.path:
             if table.moves_only(step.primitive):
                 inverse = step.apply(inverse)
                 scale = None if scale is None else step.apply(scale)
@@ -246,4 +253,4 @@ def _rewritten(
             value = value * jnp.broadcast_to(scale, node.shape)
         return value if factor is None else value * constant(factor)
 
-    return Rewrite(function, [d, found.base])
+    return Rewrite(function, [d, rms.base])

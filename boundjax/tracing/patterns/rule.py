@@ -1,4 +1,4 @@
-"""What a pattern gives, and the moves of elements that it has to repeat."""
+"""The result of a pattern, and the moves of elements that it has to repeat."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from boundjax.ir.node import Node
 
 
 class Rewrite(NamedTuple):
-    """What is traced instead: a JAX function of these operands."""
+    """What to trace in place of a node: a JAX function of these operands."""
 
     function: Callable[..., Any]
     operands: Sequence[Any]
 
 
 def replayed(path: Sequence[Node], value: Any) -> Any:
-    """A value moved as the nodes of a path move their operands."""
+    """Moves a value as the nodes of a path move their operands."""
     for node in path:
         moves = table.moves_only(node.primitive)
         value = node.apply(value) if moves else jnp.broadcast_to(value, node.shape)

@@ -1,4 +1,4 @@
-"""``softmax``, ``logsumexp`` and ``log_softmax``."""
+"""`softmax`, `logsumexp` and `log_softmax`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jax import lax
 from boundjax.ir.composite import composite
 from boundjax.ir.node import Node
 from boundjax.ops import normalization
-from boundjax.tracing.matching import View, Walked, count, groups_of
+from boundjax.tracing.matching import GraphView, Walked, count, groups_of
 from boundjax.tracing.patterns.rule import Rewrite, replayed
 
 
-def _exponential_sum(view: View, operand: Any) -> tuple[Node, Any] | None:
-    """``sum(exp(a))``: the node of the sum, and the operand ``exp(a)``."""
+def _exponential_sum(view: GraphView, operand: Any) -> tuple[Node, Any] | None:
+    """Matches `sum(exp(a))`; returns the node of the sum and the operand `exp(a)`."""
     total = view.made_by(operand, "reduce_sum")
     if total is None:
         return None
@@ -26,7 +26,7 @@ def _exponential_sum(view: View, operand: Any) -> tuple[Node, Any] | None:
     return (total, terms) if view.made_by(terms, "exp") is not None else None
 
 
-def _same(view: View, one: Any, other: Any) -> bool:
+def _same(view: GraphView, one: Any, other: Any) -> bool:
     """Whether two operands of one shape are the same function of the input."""
     if view.plain(one) == view.plain(other):
         return True
@@ -34,8 +34,8 @@ def _same(view: View, one: Any, other: Any) -> bool:
     return view.shape(one) == view.shape(other) and view.equal(one, everything, other, everything)
 
 
-def _spread(view: View, walked: Walked, operand: Any, groups: np.ndarray) -> bool:
-    """Whether an operand is the walk's end, a reduction, broadcast back over its groups."""
+def _spread(view: GraphView, walked: Walked, operand: Any, groups: np.ndarray) -> bool:
+    """Whether an operand is the reduction at the walk's end, broadcast back over its groups."""
     shape = view.shape(operand)
     if len(shape) == groups.ndim and math.prod(shape) == math.prod(view.shape(walked.operand)):
         kept = count(shape)
@@ -45,11 +45,12 @@ def _spread(view: View, walked: Walked, operand: Any, groups: np.ndarray) -> boo
     return bool((view.places(walked, groups.shape) == groups).all())
 
 
-def _unshifted(view: View, operand: Any, axes: Sequence[int]) -> Any:
-    """An operand without what was added to it that is constant along the axes.
+def _unshifted(view: GraphView, operand: Any, axes: Sequence[int]) -> Any:
+    """Strips the terms of an operand that are constant along the axes.
 
-    Only what is computed from the input, as its maximum is, and so is finite where the input is: an
-    infinite constant (a mask of whole rows) would make the function NaN, which must not be lost.
+    Only terms that are computed from the input, such as its maximum, are stripped: they are finite
+    where the input is. An infinite constant (a mask of whole rows) makes the function NaN, which
+    must not be lost.
     """
     shape = view.shape(operand)
     groups = groups_of(shape, axes)
@@ -72,10 +73,10 @@ def _unshifted(view: View, operand: Any, axes: Sequence[int]) -> Any:
             return operand
 
 
-def masked_terms(view: View, node: Node) -> Rewrite | None:
-    """``where(mask, exp(a), 0) = exp(where(mask, a, -inf))``, for a constant mask.
+def masked_terms(view: GraphView, node: Node) -> Rewrite | None:
+    """`where(mask, exp(a), 0) = exp(where(mask, a, -inf))`, for a constant mask.
 
-    A shift of ``a`` stays one: the mask goes to what it is subtracted from, unless it is there.
+    A shift of `a` stays a shift: the mask moves to the minuend, unless it is there already.
     """
     if len(node.operands) != 3 or view.node(node.operands[0]) is not None:
         return None
@@ -103,29 +104,29 @@ def masked_terms(view: View, node: Node) -> Rewrite | None:
     return None
 
 
-def _masked(view: View, x: Any, predicate: Any, position: int) -> bool:
-    """Whether an operand is -inf wherever the predicate does not choose the case ``position``."""
+def _masked(view: GraphView, x: Any, predicate: Any, position: int) -> bool:
+    """Whether an operand is -inf wherever the predicate does not select the case `position`."""
     node = view.made_by(view.plain(x), "select_n")
     if node is None or len(node.operands) != 3:
         return False
-    given, *cases = node.operands
-    return view.number(cases[1 - position]) == -jnp.inf and view.same_constant(given, predicate)
+    mask, *cases = node.operands
+    return view.number(cases[1 - position]) == -jnp.inf and view.same_constant(mask, predicate)
 
 
-def softmax(view: View, node: Node) -> Rewrite | None:
-    """``exp(a) / sum(exp(a))``."""
+def softmax(view: GraphView, node: Node) -> Rewrite | None:
+    """`exp(a) / sum(exp(a))`."""
     numerator, denominator = node.operands
     walked = view.walk(denominator)
-    found = _exponential_sum(view, walked.operand)
-    if found is None:
+    match = _exponential_sum(view, walked.operand)
+    if match is None:
         return None
-    total, terms = found
+    total, terms = match
     if view.shape(numerator) != node.shape or not _same(view, numerator, terms):
         return None
     axes = tuple(total.params["axes"])
     if not _spread(view, walked, denominator, groups_of(node.shape, axes)):
         return None
-    operand = _unshifted(view, view.node(terms).operands[0], axes)
+    operand = _unshifted(view, view.maker(terms).operands[0], axes)
     if not view.covers("log_softmax", node, operand, axes=axes):
         return None
     return Rewrite(lambda a: jnp.exp(_log_softmax_of(a, axes)), [operand])
@@ -139,31 +140,33 @@ def _logsumexp_of(a: Any, axes: tuple[int, ...]) -> Any:
     return composite("logsumexp", normalization.logsumexp, a, axes=axes)
 
 
-def logarithm(view: View, node: Node) -> Rewrite | None:
-    """``log(sum(exp(a)))``, or of the sum's absolute value: it is positive."""
+def logarithm(view: GraphView, node: Node) -> Rewrite | None:
+    """`log(sum(exp(a)))`, also of the sum's absolute value, as it is positive."""
 
     def through(passed: Node) -> Any:
         return passed.operands[0] if passed.primitive == "abs" else view.passed(passed)
 
     walked = view.walk(node.operands[0], through)
-    found = _exponential_sum(view, walked.operand)
-    if found is None:
+    match = _exponential_sum(view, walked.operand)
+    if match is None:
         return None
-    total, terms = found
+    total, terms = match
     axes = tuple(total.params["axes"])
-    operand = view.node(terms).operands[0]
+    operand = view.maker(terms).operands[0]
     if not view.covers("logsumexp", node, operand, axes=axes):
         return None
     return Rewrite(lambda a: replayed(walked.path, _logsumexp_of(a, axes)), [operand])
 
 
-def shifted_back(view: View, node: Node) -> Rewrite | None:
-    """``logsumexp(x - c) + c`` for a ``c`` as in ``_unshifted``."""
+def shifted_back(view: GraphView, node: Node) -> Rewrite | None:
+    """`logsumexp(x - c) + c` for a `c` as in `_unshifted`."""
     for reduced, back in (node.operands, node.operands[::-1]):
         walked = view.walk(reduced)
         inner = view.made_by(walked.operand, "logsumexp")
-        shifted = inner and view.made_by(view.plain(inner.operands[0]), "sub")
-        if not shifted:
+        if inner is None:
+            continue
+        shifted = view.made_by(view.plain(inner.operands[0]), "sub")
+        if shifted is None:
             continue
         x, shift = shifted.operands
         if view.node(x) is None or view.shape(x) != shifted.shape or view.node(shift) is None:
@@ -173,7 +176,7 @@ def shifted_back(view: View, node: Node) -> Rewrite | None:
         places = np.broadcast_to(count(view.shape(shift)), shifted.shape)
         if not view.constant_in(shift, places, groups):
             continue
-        # Of every group one element stands for all.
+        # One element of every group stands for all of it.
         one_of = np.zeros(math.prod(inner.shape), np.int32)
         one_of[groups.reshape(-1)] = count(shifted.shape).reshape(-1)
         there = places.reshape(-1)[one_of[view.places(walked, node.shape)]]
@@ -187,8 +190,8 @@ def shifted_back(view: View, node: Node) -> Rewrite | None:
     return None
 
 
-def log_softmax(view: View, node: Node) -> Rewrite | None:
-    """``a - logsumexp(a)``."""
+def log_softmax(view: GraphView, node: Node) -> Rewrite | None:
+    """`a - logsumexp(a)`."""
     a, reduced = node.operands
     walked = view.walk(reduced)
     inner = view.made_by(walked.operand, "logsumexp")

@@ -1,1 +1,1 @@
-"""The papers' training recipes: each function changes a ConfigDict in place, for its arguments."""
+"""The papers' training recipes: functions that edit a configuration in place."""

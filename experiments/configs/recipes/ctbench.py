@@ -1,20 +1,19 @@
-"""CTB: CTBench (Mao et al. 2024), its tuned recipes by data set, radius and method, l-inf.
+"""CTB: the tuned recipes of CTBench (Mao et al. 2024), by data set, radius and method, l-inf.
 
-And the recipes that the expressive losses have in their own paper (De Palma et al. 2024).
+The recipes of the expressive losses from their own paper (De Palma et al. 2024) are here as well.
 
-These differences to CTBench's code stay. TAPS multiplies the two losses of each image, not their
-means over the batch, and its gradient is `(1 + taps_scale) / 2` times shorter (`scaled_product` in
-`boundjax/training/expressive.py`), which matters beside the l1 norm and to clipping. EXP-IBP too is
-combined per image, not from means over the batch. The latent attack has one start and keeps its
-last iterate, not the best. Boxes do not shrink after ReLUs, and weights are not averaged.
+These differences from CTBench's code remain. TAPS multiplies the two losses of each image rather
+than their means over the batch, and its gradient is `(1 + taps_scale) / 2` times shorter
+(`scaled_product` in `boundjax/training/expressive.py`), which matters for the l1 norm and for
+clipping. EXP-IBP is also combined per image. The latent attack has one start and keeps its last
+iterate rather than the best. Boxes do not shrink after ReLUs, and weights are not averaged.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from ml_collections import config_dict
-
+from experiments.configs import common
 from experiments.configs.recipes import datasets, short_warmup
 from experiments.configs.recipes.short_warmup import Length
 
@@ -28,15 +27,15 @@ class Row(NamedTuple):
     Attributes:
       l1: weight of the kernels' l1 norm.
       robust: weight of the robust loss; the natural loss has the rest, from the first epoch on.
-      eps_train: the training radius in terms of the test radius.
-      steps: of the attack.
+      eps_train: training radius in units of the test radius.
+      steps: steps of the attack.
       box: SABR's lambda.
       split: layers in the first block of TAPS.
       taps_scale: weight of the gradient through the attack.
       alpha: weight of the interval bounds in the expressive losses.
-      scale: radius of their attack in terms of the training radius.
+      scale: radius of their attack in units of the training radius.
       restarts: random starts of the attack.
-      length: of its own, where the method's is not that of the others.
+      length: the method's length, if it differs from that of its setting.
     """
 
     l1: float = 0.0
@@ -53,9 +52,9 @@ class Row(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """One column of the published table: how its data is prepared, how long, and its methods.
+    """One column of the published table: its data, model, radius, length and methods.
 
-    What CTBench has no recipe for is trained by that of `EXPRESSIVE`.
+    Methods without a recipe in CTBench use that of `EXPRESSIVE`.
     """
 
     data: str
@@ -73,8 +72,8 @@ _TINY_EXP = Length(80, 128, 1.0, 20.0, (60.0, 70.0))
 
 _MNIST_EXPRESSIVE = Row(1e-5, 0.7, eps_train=2.0, steps=10, alpha=0.02)
 
-# The expressive losses' own recipes, from the commands in the authors' repository. There is none
-# for EXP-IBP on MNIST: that of MTL-IBP is taken.
+# The recipes of the expressive losses' own paper, from the commands in the authors' repository. It
+# has none for EXP-IBP on MNIST, which uses that of MTL-IBP.
 _ONE_STEP = Row(restarts=1)
 _EIGHT_STEPS = Row(3e-6, steps=8, restarts=1, scale=2.1)
 _LONG_HALF = _ONE_STEP._replace(length=Length(260, 128, 1.0, 80.0, (180.0, 220.0)))
@@ -172,30 +171,30 @@ SETTINGS = {
 }
 
 
-def train(config: config_dict.ConfigDict, setting: str, method: str) -> None:
-    """One of `METHODS` in one of `SETTINGS`: FAST's recipe and what the method adds to it.
+def train(config: common.ConfigDict, setting: str, method: str) -> None:
+    """Configures one of `METHODS` in one of `SETTINGS`: FAST's recipe and the method's additions.
 
-    Methods that train on attacked images certify little by bounds that are cheap enough to select
-    on: their last epoch counts, and all images are trained on.
+    Methods on attacked images certify little with bounds that are cheap enough for selection, so
+    they train on all images and their last epoch counts.
     """
-    chosen = SETTINGS[setting]
-    row = chosen.rows.get(method) or EXPRESSIVE[setting][method]
-    _trained(config, chosen, row, method)
+    column = SETTINGS[setting]
+    row = column.rows.get(method) or EXPRESSIVE[setting][method]
+    _trained(config, column, row, method)
     config.evaluation.precise_bn = True
 
 
-def expressive(config: config_dict.ConfigDict, setting: str, method: str) -> None:
-    """One of `EXPRESSIVE_METHODS` as in its own paper; the last epoch counts, as there."""
+def expressive(config: common.ConfigDict, setting: str, method: str) -> None:
+    """Configures one of `EXPRESSIVE_METHODS` as in its own paper, where the last epoch counts."""
     _trained(config, SETTINGS[setting], EXPRESSIVE[setting][method], method)
 
 
-def _trained(config: config_dict.ConfigDict, chosen: Setting, row: Row, method: str) -> None:
+def _trained(config: common.ConfigDict, column: Setting, row: Row, method: str) -> None:
     bounded = method in ("ibp", "crown-ibp")
-    datasets.prepare(config, chosen.data, selects=bounded)
-    config.model.name = chosen.model
-    length = row.length or chosen.length
-    short_warmup.trained(config, length, row.eps_train * chosen.eps, chosen.eps)
-    short_warmup.initialised(config, chosen.regularizer)
+    datasets.prepare(config, column.data, selects=bounded)
+    config.model.name = column.model
+    length = row.length or column.length
+    short_warmup.trained(config, length, row.eps_train * column.eps, column.eps)
+    short_warmup.initialised(config, column.regularizer)
     config.regularizers.l1 = row.l1
     config.robust.method = method
     config.robust.kappa = (round(1 - row.robust, 2),) * 2
@@ -207,18 +206,18 @@ def _trained(config: config_dict.ConfigDict, chosen: Setting, row: Row, method: 
         _attack(config, method, row)
 
 
-def _certificates(config: config_dict.ConfigDict, method: str) -> None:
-    if config.data.name == "tiny_imagenet":  # linear bounds on 199 margins are dear
+def _certificates(config: common.ConfigDict, method: str) -> None:
+    if config.data.name == "tiny_imagenet":  # linear bounds on 199 margins are expensive
         short_warmup.certified_by(config, "interval")
     else:
         first = ("crown-ibp", "interval") if method == "crown-ibp" else ("interval", "crown-ibp")
         short_warmup.certified_by(config, *first)
 
 
-def _attack(config: config_dict.ConfigDict, method: str, row: Row) -> None:
+def _attack(config: common.ConfigDict, method: str, row: Row) -> None:
     adversary = config.adversary
     adversary.steps, adversary.restarts = row.steps, row.restarts
-    # So long that few steps reach the border; TAPS's are a part of the latent box's whole width.
+    # Long enough to reach the border in few steps; TAPS's unit is the latent box's whole width.
     adversary.step_size = max(0.2 if method == "taps" else 0.25, 2 / row.steps)
     adversary.box, adversary.scale, adversary.alpha = row.box, row.scale, row.alpha
     adversary.split, adversary.taps_scale = row.split, row.taps_scale

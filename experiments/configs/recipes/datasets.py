@@ -1,19 +1,20 @@
-"""Data sets as the papers prepare them: images held out, augmentation, normalisation.
+"""Data sets as the papers prepare them: held-out images, augmentation, normalisation.
 
-Radii are in pixels of `[0, 1]` whatever the normalisation, which is the model's first layer.
+Radii are always in pixels of `[0, 1]`, because normalisation is the model's first layer.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from ml_collections import config_dict
+from experiments.configs import common
 
 
 class Preparation(NamedTuple):
-    """How one paper prepares one data set; `validation` is ours, a tenth or 5 000 (MNIST).
+    """The preparation of one data set in one paper.
 
-    The papers hold nothing out and select on the test images.
+    `validation` is our own choice, a tenth of the images or 5 000 (MNIST): the papers hold nothing
+    out and select on the test images.
     """
 
     name: str
@@ -36,7 +37,7 @@ PREPARATIONS = {
     "cifar10_crown_ibp": _CIFAR10_NORMALISED,
     # FAST, CTBench
     "cifar10_fast": _CIFAR10_NORMALISED._replace(crop=2, border="edge"),
-    # CAP, REG: one deviation, so that a ball stays a ball
+    # CAP, REG: one deviation for all channels, so that a ball remains a ball
     "cifar10_cap": _CIFAR10._replace(mean=(0.485, 0.456, 0.406), std=(0.225, 0.225, 0.225)),
     # LLM
     "svhn": Preparation(
@@ -51,11 +52,11 @@ PREPARATIONS = {
 }
 
 
-def prepare(config: config_dict.ConfigDict, name: str, *, selects: bool = True) -> None:
-    """The preparation `name` of `PREPARATIONS`; without `selects` all images are trained on."""
-    chosen = PREPARATIONS[name]
-    config.data.name = chosen.name
-    config.data.validation = chosen.validation if selects else 0
-    config.augment.flip, config.augment.crop = chosen.flip, chosen.crop
-    config.augment.border = chosen.border
-    config.model.mean, config.model.std = chosen.mean, chosen.std
+def prepare(config: common.ConfigDict, name: str, *, selects: bool = True) -> None:
+    """Applies `name` of `PREPARATIONS`; without `selects` no images are held out."""
+    preparation = PREPARATIONS[name]
+    config.data.name = preparation.name
+    config.data.validation = preparation.validation if selects else 0
+    config.augment.flip, config.augment.crop = preparation.flip, preparation.crop
+    config.augment.border = preparation.border
+    config.model.mean, config.model.std = preparation.mean, preparation.std

@@ -1,22 +1,20 @@
-"""CI: CROWN-IBP (Zhang et al. 2020), its model families A to J and its largest network.
+"""CI: the model families A to J and the largest network of CROWN-IBP (Zhang et al. 2020).
 
 "Improved Training of Certifiably Robust Models" (REG) adds its regularizer r to both.
 """
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import datasets, short_warmup
 
-# REG trains longer, and halves the rate every 20 epochs.
+# REG trains longer and halves the rate every 20 epochs.
 _MILESTONES = {"100": (70.0, 80.0, 90.0), "140": (80.0, 100.0, 120.0)}
 SLACK = 0.5  # weight of r where REG adds it to CROWN-IBP
 
 
-def _mixed(config: config_dict.ConfigDict, method: str) -> None:
-    """Linear bounds that give way to intervals; all images are trained on, none selected on."""
+def _mixed(config: common.ConfigDict, method: str) -> None:
+    """Mixes linear bounds that give way to intervals; no epoch is selected."""
     config.robust.method = method
     config.robust.kappa = (1.0, 0.5)
     config.robust.beta = (1.0, 0.0)
@@ -24,8 +22,8 @@ def _mixed(config: config_dict.ConfigDict, method: str) -> None:
     config.evaluation.every = 5
 
 
-def mnist(config: config_dict.ConfigDict, method: str, family: str, epochs: str) -> None:
-    """A family, `"a"` to `"j"`, at 0.3, trained at 0.4: the ramp in epochs 1 to 61."""
+def mnist(config: common.ConfigDict, method: str, family: str, epochs: str) -> None:
+    """Configures a family, `"a"` to `"j"`, at 0.3, trained at 0.4 with a ramp in epochs 1 to 61."""
     datasets.prepare(config, "mnist", selects=False)
     _mixed(config, method)
     config.model.name = f"family_{family}"
@@ -38,22 +36,22 @@ def mnist(config: config_dict.ConfigDict, method: str, family: str, epochs: str)
     config.checkpoint.every = 1000
 
 
-def mnist_two_cores(config: config_dict.ConfigDict) -> None:
-    """60 epochs instead of 100, the ramp in epochs 1 to 21: few epochs have linear bounds."""
+def mnist_two_cores(config: common.ConfigDict) -> None:
+    """Takes 60 epochs instead of 100, with the ramp in epochs 1 to 21: few have linear bounds."""
     config.train.epochs = 60
     config.optim.milestones = (42.0, 48.0, 54.0)
     config.robust.ramp_epochs = 20.0
 
 
-def mnist_fast(config: config_dict.ConfigDict, family: str) -> None:
-    """A family by FAST's recipe for MNIST; without batch normalisation, which families have not."""
+def mnist_fast(config: common.ConfigDict, family: str) -> None:
+    """Trains a family by FAST's recipe for MNIST, without batch normalisation."""
     mnist(config, "ibp", family, "100")
     short_warmup.trained(config, short_warmup.MNIST, 0.4, 0.3)
     short_warmup.method(config, "fast")
 
 
-def mnist_large(config: config_dict.ConfigDict, eps: str) -> None:
-    """CROWN-IBP's largest network at 0.3, trained at 0.4, or at 0.1, trained at 0.2."""
+def mnist_large(config: common.ConfigDict, eps: str) -> None:
+    """Configures CROWN-IBP's largest network at 0.3, trained at 0.4, or at 0.1, trained at 0.2."""
     datasets.prepare(config, "mnist", selects=False)
     common.published_size(config)
     _mixed(config, "crown-ibp")
@@ -71,10 +69,11 @@ def mnist_large(config: config_dict.ConfigDict, eps: str) -> None:
         config.robust.warmup_epochs, config.robust.ramp_epochs = 3.0, 17.0
 
 
-def cifar10_large(config: config_dict.ConfigDict, eps: str) -> None:
-    """CROWN-IBP's largest network, 3 200 epochs at 1.1 times eps (in 255ths), no natural loss.
+def cifar10_large(config: common.ConfigDict, eps: str) -> None:
+    """Configures CROWN-IBP's largest network, without a natural loss.
 
-    At 2/255 the linear bounds keep their weight, as in the authors' settings.
+    It trains for 3 200 epochs at 1.1 times eps (in 255ths). At 2/255 the linear bounds keep their
+    weight, as in the authors' settings.
     """
     datasets.prepare(config, "cifar10_crown_ibp", selects=False)
     common.published_size(config)

@@ -1,7 +1,7 @@
 """LLM: "Loss Landscape Matters" (Lee et al. 2021), l-inf, Table 3.4 and Tables C.
 
-All methods of a data set share one schedule. The paper's balls are not cut to the pixel range; ours
-are (`robust.clip`).
+All methods of a data set share one schedule. The paper's balls are not clipped to the pixel range;
+ours are (`robust.clip`).
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 import types
 from typing import NamedTuple
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import datasets
 
-# `kappa` is its value at radius 0, `beta` that at the end; the other end is 0 and 1.
+# `kappa` is the value at radius 0 and ends at 0; `beta` is the value at the end and starts at 1.
 KAPPA = {"kappa": ("1", "0")}
 LINEAR = {**KAPPA, "beta": ("1", "0")}
 MNIST = {"eps": ("0.1", "0.2", "0.3", "0.4"), "eps_train": ("more", "same")}
@@ -26,7 +24,7 @@ CIFAR10 = {
 
 
 class _Length(NamedTuple):
-    """Adam's rate, natural epochs, epochs of the ramp; the rate is halved every so many after."""
+    """Adam's rate, natural epochs, epochs of the ramp, and epochs between halvings after it."""
 
     lr: float
     warmup: float
@@ -34,68 +32,68 @@ class _Length(NamedTuple):
     halving: float
 
 
-# 200 is what the paper's figures of loss landscapes were made with; 100 is ours, 400 compressed.
+# The paper's figures of loss landscapes use 200; 100 is our own, 400 compressed.
 _CIFAR10_LENGTHS = {
     "400": _Length(3e-4, 20.0, 240.0, 10.0),
     "200": _Length(1e-3, 10.0, 120.0, 10.0),
     "100": _Length(3e-4, 5.0, 60.0, 2.5),
 }
-# CAP holds so many rows for every unit that the paper trains smaller networks with it.
+# CAP stores so many rows per unit that the paper trains smaller networks with it.
 _CAP_MODELS = {"mnist": "large_star", "cifar10": "medium", "svhn": "small_star"}
 _CERTIFICATES = {"ibp": "interval", "cap": "fast-lin", "crown-ibp": "crown-ibp"}
 
 
-def method(config: config_dict.ConfigDict, name: str, given: types.SimpleNamespace) -> None:
-    """The method and its weights, evaluated by what it trained on, as in the paper.
+def method(config: common.ConfigDict, name: str, options: types.SimpleNamespace) -> None:
+    """Sets the method and its weights, evaluated by the bounds that it trains on, as in the paper.
 
-    CAP's certificates are too dear for every epoch: nothing is held out to select on.
+    CAP's certificates are too expensive for every epoch, so nothing is held out for selection.
     """
     config.robust.method = name
-    config.robust.kappa = (float(getattr(given, "kappa", "0")), 0.0)
-    own = _CERTIFICATES.get(name, "one-step")
-    config.evaluation.methods = tuple(dict.fromkeys(("interval", "crown-ibp", own)))
+    config.robust.kappa = (float(getattr(options, "kappa", "0")), 0.0)
+    certificate = _CERTIFICATES.get(name, "one-step")
+    config.evaluation.methods = tuple(dict.fromkeys(("interval", "crown-ibp", certificate)))
     if name == "cap":
         config.data.validation = 0
         config.model.name = _CAP_MODELS[config.data.name]
         config.train.batch_size = 32
         config.relaxation.projections = 50
     elif name != "ibp":
-        config.robust.beta = (1.0, float(given.beta))
-        config.evaluation.selection_method = own if given.beta == "1" else "interval"
+        config.robust.beta = (1.0, float(options.beta))
+        config.evaluation.selection_method = certificate if options.beta == "1" else "interval"
 
 
-def one_step(config: config_dict.ConfigDict, given: types.SimpleNamespace) -> None:
-    """The authors' two ways to their slopes: one long step, or seven short ones."""
-    if given.steps == "7":
+def one_step(config: common.ConfigDict, options: types.SimpleNamespace) -> None:
+    """Optimises slopes in one of the authors' two ways: one long step, or seven short ones."""
+    if options.steps == "7":
         config.relaxation.steps, config.relaxation.step_size = 7, 0.1
 
 
-def mnist(config: config_dict.ConfigDict, name: str, given: types.SimpleNamespace) -> None:
-    """Large, the ramp in epochs 10 to 59, trained at `min(0.4, eps + 0.1)`, or at eps itself."""
+def mnist(config: common.ConfigDict, name: str, options: types.SimpleNamespace) -> None:
+    """Configures Large, trained at `min(0.4, eps + 0.1)` or eps; the ramp is in epochs 10 to 59."""
     datasets.prepare(config, "mnist")
     common.published_size(config)
     config.model.name = "large"
     config.train.epochs, config.train.batch_size = 200, 100
     config.optim.lr, config.optim.milestones = 5e-4, (130.0, 190.0)
     config.robust.warmup_epochs, config.robust.ramp_epochs = 10.0, 49.0
-    _mnist_radius(config, given.eps, more=0.1 if given.eps_train == "more" else 0.0)
-    method(config, name, given)
+    _mnist_radius(config, options.eps, more=0.1 if options.eps_train == "more" else 0.0)
+    method(config, name, options)
 
 
-def cifar10(config: config_dict.ConfigDict, name: str, given: types.SimpleNamespace) -> None:
-    """Medium, eps in 255ths."""
+def cifar10(config: common.ConfigDict, name: str, options: types.SimpleNamespace) -> None:
+    """Configures Medium, with eps in 255ths."""
     datasets.prepare(config, "cifar10")
     common.published_size(config)
     config.model.name = "medium"
-    config.train.epochs, config.train.batch_size = int(given.epochs), 128
-    _halved(config, _CIFAR10_LENGTHS[given.epochs])
-    config.robust.eps_test = float(given.eps) / 255
-    config.robust.eps_train = config.robust.eps_test * (1.1 if given.eps_train == "1.1x" else 1.0)
-    method(config, name, given)
+    config.train.epochs, config.train.batch_size = int(options.epochs), 128
+    _halved(config, _CIFAR10_LENGTHS[options.epochs])
+    config.robust.eps_test = float(options.eps) / 255
+    config.robust.eps_train = config.robust.eps_test * (1.1 if options.eps_train == "1.1x" else 1.0)
+    method(config, name, options)
 
 
-def svhn(config: config_dict.ConfigDict, name: str, given: types.SimpleNamespace) -> None:
-    """Large at 0.01."""
+def svhn(config: common.ConfigDict, name: str, options: types.SimpleNamespace) -> None:
+    """Configures Large at 0.01."""
     datasets.prepare(config, "svhn")
     common.published_size(config)
     config.model.name = "large"
@@ -103,11 +101,11 @@ def svhn(config: config_dict.ConfigDict, name: str, given: types.SimpleNamespace
     config.train.batch_size = 80 if name == "one-step" else 128
     _halved(config, _Length(3e-4, 10.0, 120.0, 10.0))
     config.robust.eps_train = config.robust.eps_test = 0.01
-    method(config, name, given)
+    method(config, name, options)
 
 
-def slopes(config: config_dict.ConfigDict, name: str) -> None:
-    """Other slopes than CROWN's: `cap-ibp`, `random`, or `p-q` for `pq-slopes`."""
+def slopes(config: common.ConfigDict, name: str) -> None:
+    """Replaces CROWN's slopes by `cap-ibp`, `random`, or `p-q` for `pq-slopes`."""
     config.robust.method = {"cap-ibp": "cap-ibp", "random": "random-slopes"}.get(name, "pq-slopes")
     if config.robust.method == "pq-slopes":
         p, q = name.split("-")
@@ -115,7 +113,7 @@ def slopes(config: config_dict.ConfigDict, name: str) -> None:
 
 
 def mnist_two_cores(
-    config: config_dict.ConfigDict,
+    config: common.ConfigDict,
     name: str,
     eps: str,
     *,
@@ -124,9 +122,9 @@ def mnist_two_cores(
     falls: tuple[float, float],
     more: float = 0.05,
 ) -> None:
-    """Small* for 2 CPU cores, trained at `eps + more`; the rate falls to a fifth at `falls`.
+    """Configures Small* for 2 CPU cores, trained at `eps + more`; the rate drops to 1/5 at `falls`.
 
-    In so few epochs the training radius 0.15 has a lower standard error than 0.2 at about the same
+    In so few epochs the training radius 0.15 has a lower standard error than 0.2, at about the same
     verified error on the last 5 000 training images (docs/results.md).
     """
     datasets.prepare(config, "mnist")
@@ -140,13 +138,13 @@ def mnist_two_cores(
     _mnist_radius(config, eps, more)
 
 
-def _mnist_radius(config: config_dict.ConfigDict, eps: str, more: float) -> None:
-    """Below 0.4 IBP overfits where it is trained at the radius it is tested at."""
+def _mnist_radius(config: common.ConfigDict, eps: str, more: float) -> None:
+    """Trains at a larger radius: below 0.4, IBP overfits if it trains at the test radius."""
     config.robust.eps_test = float(eps)
     config.robust.eps_train = min(0.4, round(float(eps) + more, 2))
 
 
-def _halved(config: config_dict.ConfigDict, length: _Length) -> None:
+def _halved(config: common.ConfigDict, length: _Length) -> None:
     config.optim.lr, config.optim.factor = length.lr, 0.5
     config.robust.warmup_epochs, config.robust.ramp_epochs = length.warmup, length.ramp
     config.optim.milestones = common.every(

@@ -1,25 +1,24 @@
 """RS: adversarial training with a penalty on unstable ReLUs (Xiao et al. 2019), l-inf.
 
 The weights on MNIST are those of the authors' released settings, which are for 0.1; those on
-CIFAR-10 are recalled from the publication, not checked against it. How long is not published: ours.
+CIFAR-10 are recalled from the publication and not checked against it. The number of epochs is not
+published; ours is a choice of our own.
 """
 
 from __future__ import annotations
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 from experiments.configs.recipes import datasets
 
-# Epochs, weights of the l1 norm and of the penalty.
+# Epochs, weight of the l1 norm, weight of the penalty.
 _MNIST = (100, 2e-5, 1e-4)
 _CIFAR10 = {"2": (200, 1e-5, 1e-3), "8": (200, 1e-5, 2e-3)}
 
 
 def _trained(
-    config: config_dict.ConfigDict, eps: float, epochs: int, l1: float, stability: float
+    config: common.ConfigDict, eps: float, epochs: int, l1: float, stability: float
 ) -> None:
-    """Small*, PGD of 8 steps, its radius growing in the first half of the training."""
+    """Configures Small* with PGD of 8 steps, whose radius grows in the first half of training."""
     common.published_size(config)
     config.model.name = "small_star"
     config.train.epochs, config.train.batch_size = epochs, 64
@@ -30,17 +29,17 @@ def _trained(
     config.robust.ramp_epochs = epochs / 2
     config.adversary.steps, config.adversary.step_size = 8, 0.3
     config.regularizers.l1, config.regularizers.relu_stability = l1, stability
-    # Nothing in training bounds the margins: intervals alone would certify next to nothing.
+    # Training does not bound the margins, so intervals alone would certify next to nothing.
     config.evaluation.methods = ("interval", "crown-ibp", "crown")
 
 
-def mnist(config: config_dict.ConfigDict, eps: str) -> None:
-    """MNIST at `eps`."""
+def mnist(config: common.ConfigDict, eps: str) -> None:
+    """Configures MNIST at `eps`."""
     datasets.prepare(config, "mnist", selects=False)
     _trained(config, float(eps), *_MNIST)
 
 
-def cifar10(config: config_dict.ConfigDict, eps: str) -> None:
-    """CIFAR-10, eps in 255ths."""
+def cifar10(config: common.ConfigDict, eps: str) -> None:
+    """Configures CIFAR-10, with eps in 255ths."""
     datasets.prepare(config, "cifar10", selects=False)
     _trained(config, float(eps) / 255, *_CIFAR10[eps])

@@ -1,0 +1,9 @@
+"""The methods of the search by name, from the loosest to the tightest."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Method = Literal["interval", "crown-ibp", "crown", "alpha-crown"]
+
+LADDER: tuple[Method, ...] = get_args(Method)

@@ -1,0 +1,104 @@
+"""An ONNX network as the command verifies it: JAX functions beside onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from boundjax import vnnlib
+from boundjax.onnx import from_onnx
+from boundjax.verify.errors import VerifyError, one_line
+from boundjax.verify.method import Method
+from boundjax.verify.programs import Programs
+from boundjax.verify.search import Result, verify
+
+_CHECKED_POINTS = 5
+
+
+class Verifier(Protocol):
+    """Decides properties of one network."""
+
+    def verify(self, property: vnnlib.Property, method: Method, timeout: float) -> Result:
+        """The verdict on a property."""
+        ...
+
+
+class Network:
+    """An ONNX network, both as JAX functions with bounds and in onnxruntime."""
+
+    def __init__(self, path: Path):
+        """Imports the file.
+
+        Raises:
+          OSError: if the file cannot be opened.
+          OnnxError: if the file cannot be imported.
+          VerifyError: if onnxruntime is not installed or refuses the file.
+        """
+        self.path = path
+        self.model = from_onnx(path)
+        self.programs = Programs(self.model.single, self.model.input_shape)
+        self._session = _session(path)
+        self._input = self._session.get_inputs()[0]
+
+    def evaluate(self, x: np.ndarray) -> np.ndarray:
+        """The outputs `[m]` of an input `[n]`, as onnxruntime computes them."""
+        # A symbolic dimension is the batch.
+        shape = [size if isinstance(size, int) and size > 0 else 1 for size in self._input.shape]
+        feed = {self._input.name: np.asarray(x, np.float32).reshape(shape)}
+        try:
+            return np.asarray(self._session.run(None, feed)[0]).reshape(-1)
+        except Exception as error:  # onnxruntime's exceptions have no other common class
+            raise VerifyError(f"{self.path.name}: onnxruntime: {one_line(error)}") from None
+
+    def verify(self, property: vnnlib.Property, method: Method, timeout: float) -> Result:
+        """Runs `boundjax.verify.verify`, in which onnxruntime decides counterexamples.
+
+        Raises:
+          VerifyError: if the imported network disagrees with onnxruntime; nothing is proved then.
+        """
+        result = verify(
+            self.model.single,
+            property,
+            method=method,
+            timeout=timeout,
+            evaluate=self.evaluate,
+            programs=self.programs,
+        )
+        if result.verdict == "unsat":
+            self._compare(property)
+        return result
+
+    def _compare(self, property: vnnlib.Property) -> None:
+        """Compares the imported network with onnxruntime at points of the first box."""
+        case, random = property.cases[0], np.random.default_rng(0)
+        for index in range(_CHECKED_POINTS):
+            share = random.uniform(size=case.lower.shape) if index else 0.5
+            x = case.inner_lower + share * (case.inner_upper - case.inner_lower)
+            x = np.clip(x, case.inner_lower, case.inner_upper).astype(np.float32)
+            ours, theirs = np.asarray(self.programs.forward(x)), self.evaluate(x)
+            # Rounding differs between runtimes, but far less than a misread network would.
+            if ours.shape != theirs.shape or not np.allclose(
+                ours, theirs, rtol=1e-3, atol=1e-4 * (1.0 + np.abs(theirs).max())
+            ):
+                raise VerifyError(
+                    f"{self.path.name}: expected the imported network to agree with onnxruntime, "
+                    "got other outputs; nothing is proved, please report the file"
+                )
+
+
+def _session(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise VerifyError(
+            "expected onnxruntime, which confirms counterexamples, got no such package; "
+            "run pip install 'boundjax[onnx]'"
+        ) from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no other common class
+        raise VerifyError(f"{path.name}: onnxruntime refuses it: {one_line(error)}") from None
