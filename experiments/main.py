@@ -66,7 +66,8 @@ def main(arguments: list[str]) -> None:
                 "--config is missing: e.g. --config=experiments/configs/digits_crown.py"
             )
         config_file = config_flags.get_config_filename(flags.FLAGS["config"])
-        if not isinstance(_CONFIG.value, config_dict.ConfigDict):  # ml-collections' stand-in
+        # After a failure, ml-collections gives a stand-in.
+        if not isinstance(_CONFIG.value, config_dict.ConfigDict):
             raise ExperimentError(
                 f"--config={config_file}: no such file, or get_config returns no ConfigDict"
             )

@@ -192,7 +192,7 @@ def _check_keys(keys: Sequence[str], settings: set[str]) -> None:
 
 
 def _parse_grid(text: str) -> tuple[str, list[str]]:
-    """Returns `("model.mean", ["(1,2)", "(3,)"])` for `"model.mean=(1,2),(3,)"`."""
+    """Splits `"optim.milestones=(1,2),(3,)"` into its key and the values `["(1,2)", "(3,)"]`."""
     key, _, listed = text.partition("=")
     # Commas within brackets belong to a value.
     values = [value.strip() for value in re.split(r",(?![^()\[\]]*[)\]])", listed)]

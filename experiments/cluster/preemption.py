@@ -29,14 +29,13 @@ class Preemption:
     """
 
     def __init__(self):
-        """Starts before any signal."""
         self._lock = threading.Lock()
         self._calls = 0
         self._training = self._received = False
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """Installs the signal handler, except outside the main thread, which alone can have one."""
+        """Installs the signal handler if this is the main thread, the only one that can have it."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -45,7 +45,7 @@ def is_text(value: Any) -> bool:
     """Whether a value is a text that prints on one line and is more than spaces."""
     if not isinstance(value, str):
         return False
-    # Python counts the ASCII space as the only printable space.
+    # `isprintable` accepts only the ASCII space; all spaces have the category Zs.
     printable = all(char.isprintable() or unicodedata.category(char) == "Zs" for char in value)
     return printable and bool(value.strip())
 

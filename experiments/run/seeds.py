@@ -13,7 +13,7 @@ import jax
 
 from experiments.cluster import distributed
 from experiments.evaluation import evaluate
-from experiments.evaluation.trained import Trained
+from experiments.evaluation.trained import Trained, Which
 from experiments.plots.curves import plot_curves
 from experiments.records.folder import Records
 from experiments.records.printing import Report
@@ -145,7 +145,9 @@ def _test_errors(
     If the last epoch was selected, both are the same network, which is evaluated once.
     """
     config, splits = member.records.config, prepared.splits
-    networks = [("last", f"last epoch ({config.train.epochs})", member.state)]
+    networks: list[tuple[Which, str, dict[str, Any]]] = [
+        ("last", f"last epoch ({config.train.epochs})", member.state)
+    ]
     selected = None
     if len(splits.validation):
         selected = int(member.selected["epoch"])
@@ -166,9 +168,12 @@ def _test_errors(
             label=label,
         )
         name = None if options.name is None else f"{options.name}-{which}"
-        asked = options._replace(which=which, name=name)
-        certificates = evaluate.evaluate_trained(network, member.records.path, asked).certificates
+        network_options = options._replace(which=which, name=name)
+        certificates = evaluate.evaluate_trained(
+            network, member.records.path, network_options
+        ).certificates
         settings, errors = certificates.metadata["settings"], certificates.errors()
-        by = errors["verified_error_by"]
-        results[label] = errors | {"verified_error_by": {method: by[method] for method in methods}}
+        by_method = errors["verified_error_by"]
+        reported = {method: by_method[method] for method in methods}
+        results[label] = errors | {"verified_error_by": reported}
     return results, settings

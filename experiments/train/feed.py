@@ -39,7 +39,7 @@ class Feed:
           sharding: sharding of a batch.
         """
         mesh = sharding.mesh
-        assert isinstance(mesh, Mesh)  # made of devices, not abstract
+        assert isinstance(mesh, Mesh)  # it has devices, unlike an abstract mesh
         self._data, self._batch_size, self._seeds = data, batch_size, tuple(seeds)
         self._sharding = sharding
         self._epoch, self._order = -1, None

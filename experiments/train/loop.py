@@ -133,7 +133,6 @@ class Watch:
     """Checks the metrics of every step, one step late, and stops runs that diverge."""
 
     def __init__(self, steps_per_epoch: int, members: Sequence[Member]):
-        """Starts before any step."""
         self._steps_per_epoch, self._members = steps_per_epoch, members
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._last: dict[str, jax.Array] | None = None

@@ -32,7 +32,7 @@ _COLLECTIONS_STREAM, _AUGMENTATION_STREAM, _OBJECTIVE_STREAM = 1, 2, 3
 def create_schedule(
     config: RobustConfig, steps_per_epoch: int
 ) -> Callable[[jax.Array | int], Coefficients]:
-    """The radius and the coefficients of the loss as a function of the global step."""
+    """Creates the radius and the coefficients of the loss as a function of the global step."""
     start = round(config.warmup_epochs * steps_per_epoch)
     end = start + round(config.ramp_epochs * steps_per_epoch)
 
@@ -135,9 +135,9 @@ def create_train_step(
       model: a Linen module with `__call__(x, train=False)`; with batch normalisation it has
         `bn_momentum`.
       objective: one of the objectives of a training method for that model.
-      optimizer: of the parameters.
+      optimizer: the optimizer of the parameters.
       schedule: the radius and the coefficients of the loss at a step.
-      steps_per_epoch: after how many steps the metric sums start again.
+      steps_per_epoch: number of steps after which the metric sums restart.
       key: the PRNG key from which, with the number of a step, all of its random numbers follow.
       augment: the variation of the images (`experiments.train.augment`), or None.
       precision: precision of all products, see `boundjax.training_precision`.

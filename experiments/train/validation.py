@@ -20,7 +20,10 @@ from experiments.train.variables import deployed
 
 
 def validate(prepared: Prepared, state: State) -> dict[str, float]:
-    """Returns the standard and the verified error at eps_test, as process 0 computes them."""
+    """Returns the errors on the validation images, which process 0 computes.
+
+    They are the standard error and the verified error at `robust.eps_test`.
+    """
     config, validation = prepared.config, prepared.splits.validation
     method = config.evaluation.selection_method
     assert is_certify_method(method)  # `prepare` rejects any other name
