@@ -2,11 +2,11 @@
 
     python -m experiments.main --config=experiments/configs/digits_crown.py [--workdir=runs/digits]
 
-`--config=FILE.py:VARIANT` chooses a variant of it, `--config.optim.lr=3e-4` changes a setting. The
-same command resumes an interrupted run.
+`--config=FILE.py:VARIANT` chooses a variant, `--config.optim.lr=3e-4` changes a setting. The same
+command resumes an interrupted run.
 
-On several machines it is the same command on each, where JAX knows the cluster (TPU pods, SLURM,
-Open MPI, Kubernetes); elsewhere with `--coordinator=HOST:PORT --processes=N --process=I`.
+On several machines, run the same command on each if JAX knows the cluster (TPU pods, SLURM, Open
+MPI, Kubernetes); otherwise add `--coordinator=HOST:PORT --processes=N --process=I`.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ _PROCESS_GROUP = process_group.define_flags()
 
 
 def default_workdir(config_file: str) -> Path:
-    """`runs/mnist_crown-cpu` for `experiments/configs/mnist_crown.py:cpu`."""
+    """Returns `runs/mnist_crown-cpu` for `experiments/configs/mnist_crown.py:cpu`."""
     return Path("runs") / experiment_name(config_file)
 
 
 def experiment_name(config_file: str) -> str:
-    """`mnist_crown-cpu` for `experiments/configs/mnist_crown.py:cpu`."""
+    """Returns `mnist_crown-cpu` for `experiments/configs/mnist_crown.py:cpu`."""
     path, _, variant = config_file.partition(".py:")
     stem = Path(path).stem
     return f"{stem}-{variant}" if variant else stem
 
 
 def _method_names(config_file: str) -> list[str]:
-    """Every text in which the command or its config file may name a method."""
+    """Returns every text in which the command or its config file may name a method."""
     variant = config_file.partition(".py:")[2]
     return [*re.split("[,=]", variant), _CONFIG.value.get("robust", {}).get("method", "")]
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the experiment that the flags describe; mistakes end with one line and exit status 2."""
+    """Runs the experiment of the flags; a mistake ends it with one line and exit status 2."""
     if not flags.FLAGS["verbosity"].present:
-        # JAX and orbax tell of every backend they look for and of every file they write.
+        # JAX and orbax log every backend that they look for and every file that they write.
         absl_logging.set_verbosity(absl_logging.WARNING)
     try:
         if len(arguments) > 1:
@@ -66,7 +66,8 @@ def main(arguments: list[str]) -> None:
                 "--config is missing: e.g. --config=experiments/configs/digits_crown.py"
             )
         config_file = config_flags.get_config_filename(flags.FLAGS["config"])
-        if not isinstance(_CONFIG.value, config_dict.ConfigDict):  # ml-collections' stand-in
+        # After a failure, ml-collections gives a stand-in.
+        if not isinstance(_CONFIG.value, config_dict.ConfigDict):
             raise ExperimentError(
                 f"--config={config_file}: no such file, or get_config returns no ConfigDict"
             )
@@ -80,7 +81,7 @@ def main(arguments: list[str]) -> None:
             **{key: flag.value for key, flag in _PROCESS_GROUP.items()}
         )
 
-        # Only now: a mistake above is reported without waiting for JAX.
+        # Import JAX only now, so that mistakes above are reported without waiting for it.
         from experiments.cluster import distributed
 
         with distributed.joined(group):
@@ -95,12 +96,11 @@ def main(arguments: list[str]) -> None:
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """Absl's parser, with the mistakes that ml-collections reports by a traceback in one line."""
+    """Parses flags with absl, and reports in one line what ml-collections would as a traceback."""
     try:
         return flags.FLAGS([_as_number(argument) for argument in arguments])
     except flags.Error as error:
-        # An exception in a config file comes as its whole traceback; the last line says what it
-        # was.
+        # An exception in a config file comes as a whole traceback, whose last line names it.
         last = str(error).strip().splitlines()[-1]
         return fail(last.removeprefix(f"{ExperimentError.__module__}.{ExperimentError.__name__}: "))
     except (AttributeError, KeyError) as error:  # a key, or a group of keys, that does not exist
@@ -113,9 +113,9 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 
 def _as_number(argument: str) -> str:
-    """`--config.robust.eps_train=8/255` with a number, which is what ml-collections reads."""
-    found = re.fullmatch(r"(-{1,2}config\.robust\.eps_\w+)=(.*/.*)", argument)
-    return f"{found[1]}={radius.parse(found[2], found[1])}" if found else argument
+    """Replaces the fraction in `--config.robust.eps_train=8/255`, which ml-collections rejects."""
+    match = re.fullmatch(r"(-{1,2}config\.robust\.eps_\w+)=(.*/.*)", argument)
+    return f"{match[1]}={radius.parse(match[2], match[1])}" if match else argument
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Starting runs on several processes and machines; README.md says which file is for what."""
+"""Starts runs on several processes and machines; README.md explains the purpose of each file."""

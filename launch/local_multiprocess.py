@@ -3,12 +3,12 @@
     python launch/local_multiprocess.py --processes 2 --devices 4 -- \
         python -m experiments.main --config=experiments/configs/digits_crown.py
 
-The processes find each other by the variables BOUNDJAX_COORDINATOR, BOUNDJAX_PROCESSES and
-BOUNDJAX_PROCESS, as they would on machines that have no scheduler. Every line of output starts with
-the number of its process. SIGINT and SIGTERM go to all processes. When one fails, the others have
-`--grace` seconds to end by themselves, as long again after SIGTERM, and are then killed.
+The processes find each other through the variables BOUNDJAX_COORDINATOR, BOUNDJAX_PROCESSES and
+BOUNDJAX_PROCESS, as on machines without a scheduler. Every line of output starts with the number of
+its process. SIGINT and SIGTERM go to all processes. When one process fails, the others have
+`--grace` seconds to end by themselves and the same time again after SIGTERM; then they are killed.
 
-The exit status is the first failing one (128 + s for a process that signal s ended), or 0.
+The exit status is 0, or that of the first process that failed (128 + s if signal s ended it).
 `python` as the first word of the command is the interpreter that runs this file.
 """
 
@@ -24,8 +24,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -33,7 +34,7 @@ from launch.children import Children, exit_status, kill_group
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
+    """Runs the command line and returns the exit status."""
     options = _parse(arguments)
     port = options.port or free_port()
     settings = [
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def process_settings(index: int, processes: int, devices: int, port: int) -> dict[str, str]:
-    """The environment variables by which process `index` knows its place and its devices."""
+    """Returns the environment variables that give process `index` its number and devices."""
     return {
         "BOUNDJAX_COORDINATOR": f"127.0.0.1:{port}",
         "BOUNDJAX_PROCESSES": str(processes),
@@ -66,7 +67,7 @@ def process_settings(index: int, processes: int, devices: int, port: int) -> dic
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Returns a port that nothing listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -76,7 +77,7 @@ def _run(command: list[str], settings: list[dict[str, str]], grace: float) -> in
     children = Children()
     readers: list[threading.Thread] = []
     ended: queue.Queue[subprocess.Popen[bytes]] = queue.Queue()
-    # Lines as they are printed, not when a process's buffer is full.
+    # Show lines when they are printed, not when a buffer is full.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with children.forwarding():
         for index, each in enumerate(settings):
@@ -95,21 +96,21 @@ def _run(command: list[str], settings: list[dict[str, str]], grace: float) -> in
 def _wait_for_all(
     children: Children, ended: queue.Queue[subprocess.Popen[bytes]], grace: float
 ) -> int:
-    """Waits; from the first failure on, `grace` seconds to each harder way to end the others."""
+    """Waits for all; `grace` seconds after a failure sends SIGTERM, and again later SIGKILL."""
     status, deadline = 0, None
-    steps = iter((signal.SIGTERM, signal.SIGKILL))
-    open_ones = len(children.processes)
-    while open_ones:
+    signals = iter((signal.SIGTERM, signal.SIGKILL))
+    running = len(children.processes)
+    while running:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             process = ended.get(timeout=timeout)
         except queue.Empty:
-            number = next(steps)
+            number = next(signals)
             children.send(number)
             deadline = None if number == signal.SIGKILL else time.monotonic() + grace
             continue
-        open_ones -= 1
-        # What it started would keep its output open.
+        running -= 1
+        # Processes that it started would keep its output open.
         kill_group(process)
         if process.returncode and not status:
             status = exit_status(process.returncode)
@@ -117,7 +118,7 @@ def _wait_for_all(
     return status
 
 
-def _background(function, *arguments) -> threading.Thread:
+def _background(function: Callable[..., None], *arguments: Any) -> threading.Thread:
     thread = threading.Thread(target=function, args=arguments, daemon=True)
     thread.start()
     return thread
@@ -133,13 +134,13 @@ def _announce_end(
 def _copy_lines(source: IO[bytes], target: IO[str], prefix: str) -> None:
     with source:
         for line in source:
-            # One call for a whole line: those of other processes do not get into it.
+            # One call writes the whole line, so that lines of other processes cannot mix with it.
             target.write(f"{prefix}{line.decode(errors='replace').rstrip()}\n")
             target.flush()
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    summary, _, rest = __doc__.partition("\n")
+    summary, _, rest = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         usage="python launch/local_multiprocess.py [flags] -- COMMAND ...",
         description=summary,
@@ -147,12 +148,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--processes", type=_positive, default=2, help="how many (2)")
-    parser.add_argument("--devices", type=_positive, default=1, help="CPU devices of each (1)")
+    parser.add_argument("--processes", type=_positive, default=2, help="number of processes (2)")
     parser.add_argument(
-        "--grace", type=float, default=15.0, help="seconds for the others when one fails (15)"
+        "--devices", type=_positive, default=1, help="CPU devices of each process (1)"
     )
-    parser.add_argument("--port", type=_positive, help="of the coordinator; by default a free one")
+    parser.add_argument(
+        "--grace", type=float, default=15.0, help="seconds to end after another one failed (15)"
+    )
+    parser.add_argument("--port", type=_positive, help="port of the coordinator (a free one)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     parser.add_argument("command", nargs="*", metavar="COMMAND", help="after --")
     options = parser.parse_args(arguments)

@@ -4,15 +4,15 @@
     python launch/sweep.py --config=experiments/configs/mnist_crown.py:cpu \
         --grid seed=0,1,2 --grid robust.eps_train=0.1,0.2 --run
 
-The points are those that the config file's `sweep()` yields, dictionaries like
-`{"robust.eps_train": 0.2}`, each with every combination of the `--grid` flags. Settings for all
-points are given as for one run: `--config.train.epochs=5`. Without `--run` the commands are
-printed; with it they run one after the other, each in a folder of its own that is named after the
-point, so that the same command goes on with what is not finished and nothing is done twice.
-`--count` prints how many points there are, `--index I` takes one of them (from 0), for job arrays.
+The points are the dictionaries that the config file's `sweep()` yields, like
+`{"robust.eps_train": 0.2}`, each combined with every combination of the `--grid` flags. Settings
+for all points are given as for one run: `--config.train.epochs=5`. Without `--run` the commands are
+only printed; with it they run one after the other, each in a folder that is named after its point,
+so that the same command continues with unfinished points and repeats nothing. For job arrays,
+`--count` prints the number of points and `--index I` takes one of them (from 0).
 
-The exit status is 0 when all points that were asked for are finished, 75 when a signal
-interrupted one, which then has saved what it had, and otherwise the first failing one.
+The exit status is 0 if all requested points are finished, 75 if a signal interrupted one, which has
+saved its state, and otherwise that of the first point that failed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from experiments.settings.errors import ExperimentError
 from launch.children import UNFINISHED, Children, exit_status, kill_group
 
 _LONGEST_NAME = 120
-# Of a run that a signal stopped: it saved, or it had not come to that yet.
+# Statuses of a run that a signal stopped: after it saved, or before it had anything to save.
 _STOPPED = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
@@ -45,9 +45,9 @@ class Point(NamedTuple):
     """One training of a sweep.
 
     Attributes:
-      name: of the folder, made of what is varied.
-      folder: its run folder.
-      arguments: of `experiments.main`.
+      name: name of the folder, made of the varied settings.
+      folder: the run folder.
+      arguments: the arguments of `experiments.main`.
     """
 
     name: str
@@ -56,16 +56,16 @@ class Point(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether the training has finished."""
         return (self.folder / "summary.json").exists()
 
     def command(self, python: str = "python") -> list[str]:
-        """The command that trains it or goes on with it."""
+        """Returns the command that starts or resumes the training."""
         return [python, "-m", "experiments.main", *self.arguments]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
+    """Runs the command line and returns the exit status."""
     options, common = _parse(arguments)
     try:
         points = expand(options.config, options.grid, options.workdir, common)
@@ -79,10 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.count:
         print(len(points))
         return 0
-    chosen = points if options.index is None else [points[options.index]]
+    selected = points if options.index is None else [points[options.index]]
     if options.run and not options.dry_run:
-        return _run(chosen)
-    for point in chosen:
+        return _run(selected)
+    for point in selected:
         print(shlex.join(point.command()))
     return 0
 
@@ -90,28 +90,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def expand(
     config: str, grids: Sequence[str] = (), workdir: Path | None = None, common: Sequence[str] = ()
 ) -> list[Point]:
-    """All points of a sweep, in a fixed order.
+    """Returns all points of a sweep in a fixed order.
 
     Args:
       config: `FILE.py` or `FILE.py:VARIANT`.
       grids: texts like `seed=0,1,2`.
-      workdir: of the sweep; by default `runs/sweep-NAME`.
+      workdir: folder of the sweep; by default `runs/sweep-NAME`.
       common: flags for all points.
 
     Raises:
-      ExperimentError: for a file, a key or a grid that is not one, or if nothing is varied.
+      ExperimentError: for a bad file, key or grid, or if nothing is varied.
     """
     module, settings = _load(config)
-    own = list(module.sweep()) if hasattr(module, "sweep") else []
+    bases = list(module.sweep()) if hasattr(module, "sweep") else []
     parsed = [_parse_grid(text) for text in grids]
-    if not own and not parsed:
+    if not bases and not parsed:
         raise ExperimentError(
             f"--config={config} has no sweep() and there is no --grid: nothing to vary; "
             "e.g. --grid seed=0,1,2"
         )
     workdir = workdir or Path("runs") / f"sweep-{experiment_name(config)}"
     points = []
-    for base, *values in itertools.product(own or [{}], *(values for _, values in parsed)):
+    for base, *values in itertools.product(bases or [{}], *(values for _, values in parsed)):
         if not isinstance(base, Mapping):
             raise ExperimentError(
                 f"sweep() of {config} must yield dictionaries of settings, got {base!r}"
@@ -146,25 +146,27 @@ def _run(points: Sequence[Point]) -> int:
                 return status or UNFINISHED
             print(f"{title}\n{shlex.join(point.command())}", flush=True)
             process = children.start(point.command(sys.executable))
-            found = exit_status(process.wait())
+            point_status = exit_status(process.wait())
             kill_group(process)
-            if not point.finished and found in _STOPPED:
-                # Also if it was not this process that the signal was sent to.
-                print(f"{title}: interrupted; the same command goes on", file=sys.stderr)
+            if not point.finished and point_status in _STOPPED:
+                # The signal may have gone to the child alone.
+                print(f"{title}: interrupted; the same command continues it", file=sys.stderr)
                 return UNFINISHED
-            if found:
-                print(f"{title}: failed with status {found}", file=sys.stderr)
-            status = status or found
+            if point_status:
+                print(f"{title}: failed with status {point_status}", file=sys.stderr)
+            status = status or point_status
     return status
 
 
 def _load(config: str) -> tuple[Any, set[str]]:
-    """The module of a config file, and the keys that its configuration has."""
+    """Returns the module of a config file and the keys of its configuration."""
     text, _, variant = config.partition(".py:")
     path = Path(text if text.endswith(".py") else f"{text}.py")
     if not path.is_file():
         raise ExperimentError(f"--config={config}: no such file {path}")
     specification = importlib.util.spec_from_file_location(path.stem, path)
+    assert specification is not None  # the file ends with .py
+    assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     settings = module.get_config(variant) if variant else module.get_config()
@@ -190,7 +192,7 @@ def _check_keys(keys: Sequence[str], settings: set[str]) -> None:
 
 
 def _parse_grid(text: str) -> tuple[str, list[str]]:
-    """`("optim.milestones", ["(1,2)", "(3,)"])` for `"optim.milestones=(1,2),(3,)"`."""
+    """Splits `"optim.milestones=(1,2),(3,)"` into its key and the values `["(1,2)", "(3,)"]`."""
     key, _, listed = text.partition("=")
     # Commas within brackets belong to a value.
     values = [value.strip() for value in re.split(r",(?![^()\[\]]*[)\]])", listed)]
@@ -204,7 +206,7 @@ def _text(value: Any) -> str:
 
 
 def _folder_name(texts: Sequence[str]) -> str:
-    """What is varied, as the name of a folder that no shell has to quote."""
+    """Makes a folder name from the varied settings that needs no quotes in a shell."""
     name = re.sub(r"[^A-Za-z0-9_.,=+-]+", "_", ",".join(texts))
     if len(name) <= _LONGEST_NAME:
         return name
@@ -213,7 +215,7 @@ def _folder_name(texts: Sequence[str]) -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    summary, _, rest = __doc__.partition("\n")
+    summary, _, rest = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         usage="python launch/sweep.py --config=FILE.py[:VARIANT] [flags]",
         description=summary,
@@ -225,16 +227,16 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     parser.add_argument(
         "--grid", action="append", default=[], metavar="KEY=V,V", help="vary a setting; repeatable"
     )
-    parser.add_argument("--workdir", type=Path, help="of all points (default: runs/sweep-NAME)")
+    parser.add_argument("--workdir", type=Path, help="folder of the sweep (runs/sweep-NAME)")
     parser.add_argument("--index", type=int, help="only this point, from 0")
-    parser.add_argument("--count", action="store_true", help="only print how many points")
-    parser.add_argument("--run", action="store_true", help="run instead of printing")
-    parser.add_argument("--dry-run", action="store_true", help="print, even beside --run")
-    options, rest_of_flags = parser.parse_known_args(arguments)
-    for flag in rest_of_flags:
+    parser.add_argument("--count", action="store_true", help="only print the number of points")
+    parser.add_argument("--run", action="store_true", help="run the commands, do not print them")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands despite --run")
+    options, settings = parser.parse_known_args(arguments)
+    for flag in settings:
         if not re.match(r"--config\.[\w.]+=", flag):
             parser.error(f"unknown flag {flag}; settings look like --config.key=value")
-    return options, rest_of_flags
+    return options, settings
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Runs a command until the file is there that says that it has finished.
+# Runs a command until FILE exists, which marks it as finished.
 #
 #     bash launch/until_done.sh --done FILE [--attempts N] [--delay SECONDS] -- COMMAND ...
 #
-# A training that gets SIGTERM saves and ends with status 0, on all hosts, also on those that got
-# no signal: only its summary.json tells a finished run from an interrupted one. So a status of 0
-# counts once FILE is there; FILE has SECONDS to appear, because another host may be writing it.
+# A training that gets SIGTERM saves and ends with status 0 on all hosts, also on those that got no
+# signal; only its summary.json tells a finished run from an interrupted one. Status 0 therefore
+# counts only if FILE exists. It has SECONDS to appear, because another host may be writing it.
 # The exit status is
 #
-#     0       FILE is there
-#     75      interrupted: the same command goes on with it
+#     0       FILE exists
+#     75      interrupted; the same command continues
 #     2       a mistake in the command, which no attempt can correct
 #     other   the command's last status, after N attempts (1) with SECONDS (30) between them
 #
-# SIGTERM and SIGINT are passed on as SIGTERM; then there is no further attempt.
+# SIGTERM and SIGINT are forwarded as SIGTERM and end the attempts.
 
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -32,7 +32,7 @@ while (($#)); do
     esac
     shift
 done
-[[ -n $done_file ]] || fail "--done is missing: the file that says that the command has finished"
+[[ -n $done_file ]] || fail "--done is missing: the file that marks the command as finished"
 (($#)) || fail "the command is missing: ... --done FILE -- COMMAND ..."
 if [[ $dry_run == yes ]]; then
     run "$@"
@@ -46,24 +46,24 @@ stop() {
 }
 trap stop TERM INT
 
-# Waits for the child to end. A trapped signal interrupts `wait` but not the child: wait again. If
-# the signal came when the status was known already, bash has forgotten the child (127).
+# Waits for the child to end. A trapped signal interrupts `wait` but not the child, so wait again.
+# If the signal came after bash had read the status, bash has forgotten the child (127).
 wait_for_child() {
-    local known=""
+    local previous=""
     while :; do
         interrupted=no status=0
         wait "$child" 2>/dev/null || status=$?
-        if [[ $status -eq 127 && -n $known ]]; then
-            status=$known
+        if [[ $status -eq 127 && -n $previous ]]; then
+            status=$previous
             break
         fi
-        known=$status
+        previous=$status
         [[ $interrupted == yes ]] || break
     done
     child=""
 }
 
-# Up to --delay seconds for the file, in steps that a signal can end.
+# Waits up to --delay seconds for the file, in steps that a signal can end.
 wait_for_file() {
     local waited
     for ((waited = 0; waited < delay; waited++)); do
@@ -74,8 +74,8 @@ wait_for_file() {
 }
 
 for ((attempt = 1; attempt <= attempts; attempt++)); do
-    if [[ -e $done_file ]]; then # perhaps by another host, while this one waited
-        echo "until_done: finished, there is $done_file"
+    if [[ -e $done_file ]]; then # another host may have written it while this one waited
+        echo "until_done: finished, $done_file exists"
         exit 0
     fi
     "$@" &
@@ -87,18 +87,18 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
     if [[ $stopped == yes || $status -eq 2 ]]; then
         break
     elif ((attempt < attempts)); then
-        echo "until_done: ended with status $status and no $done_file; again in $delay s" >&2
+        echo "until_done: ended with status $status without $done_file; again in $delay s" >&2
         wait_for_file
         if [[ $stopped == yes ]]; then
-            status=0 # nothing ran that could have failed
+            status=0 # no command was running that could have failed
             break
         fi
     fi
 done
 
 case $status in
-    0 | 130 | 143) # saved, or stopped before there was something to save
-        echo "until_done: interrupted; the same command goes on" >&2
+    0 | 130 | 143) # saved, or stopped before there was anything to save
+        echo "until_done: interrupted; the same command continues" >&2
         exit 75
         ;;
     *) exit "$status" ;;

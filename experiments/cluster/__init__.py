@@ -1,1 +1,1 @@
-"""Several processes and devices as one run."""
+"""Runs several processes as one."""

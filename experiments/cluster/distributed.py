@@ -1,12 +1,13 @@
-"""Several processes as one run: agreeing, waiting for each other, leaving together.
+"""Runs several processes as one: they agree, wait for each other and leave together.
 
-All of it goes through the key-value store of JAX's coordinator, which needs no device and cannot
-hang in a collective. With one process every function here does nothing.
+Everything goes through the key-value store of JAX's coordinator, which needs no device and cannot
+hang in a collective. With one process no function here communicates.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -16,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import jax
 from jax._src import distributed as _runtime  # JAX has no public name for its key-value store
@@ -26,41 +27,42 @@ from experiments.cluster.process_group import ProcessGroup, join
 from experiments.settings.differences import differing_keys
 from experiments.settings.errors import ExperimentError, one_line
 
-# Of all keys in the store.
+# Prefix of all keys in the store.
 _PREFIX = "boundjax"
-# Seconds between two looks at the others.
+# Seconds between two looks at the other processes.
 _INTERVAL = 0.5
-# Seconds that a process has to say itself what another one failed with.
+# Seconds for a process to report an error itself after another process has failed with it.
 _GRACE = 3.0
+# Seconds for all processes to see a new file in a shared folder.
 _FOLDER_TIMEOUT = 20.0
 
 
 def process() -> int:
-    """The number of this process, 0 if it is alone."""
+    """Returns the number of this process, 0 if it is alone."""
     return _runtime.global_state.process_id
 
 
 def processes() -> int:
-    """How many processes run together."""
+    """Returns how many processes run together."""
     return _runtime.global_state.num_processes
 
 
 def is_main() -> bool:
-    """Whether this process prints and writes what one process has to."""
+    """Whether this is process 0, which prints and writes for all."""
     return process() == 0
 
 
 @contextlib.contextmanager
 def joined(group: ProcessGroup) -> Iterator[None]:
-    """Runs a command as one of the processes of `group`, before JAX is used.
+    """Runs a command as one of the processes of `group`; enter it before using JAX.
 
-    Only process 0 prints. An error on one process ends all of them, and is printed once: by process
-    0 if it has the same one, else by the process that raised it. SIGTERM ends all of them with
-    status 0, in training after the same step with a checkpoint.
+    Only process 0 prints. An error on one process ends all of them and is printed once: by process
+    0 if it has the same error, otherwise by the process that raised it. SIGTERM ends all processes
+    with status 0, in training after the same step with a checkpoint.
 
     Raises:
-      ExperimentError: if the others cannot be joined, and whatever the body raises if this process
-        is alone; of several, the failing ones end here with status 2.
+      ExperimentError: if the other processes cannot be joined. A single process also raises what
+        the body raises; of several processes, those that fail end here with status 2.
     """
     join(group)
     if processes() == 1:
@@ -93,19 +95,19 @@ def joined(group: ProcessGroup) -> Iterator[None]:
 
 
 def decided(value: Any, decide: Callable[[list[Any]], Any]) -> Any:
-    """What process 0 decides from the values of all processes, which must all call this.
+    """Lets process 0 decide from the values of all processes, which must all call this.
 
     Args:
-      value: of this process; JSON.
-      decide: (values in the order of the processes) -> JSON. Called by process 0 only.
+      value: the JSON value of this process.
+      decide: (values in the order of the processes) -> JSON, called by process 0 only.
     """
     if processes() == 1:
         return decide([value])
-    name = f"{_PREFIX}/decision/{next(_NUMBERS)}"
+    name = f"{_PREFIX}/decision/{next(_DECISION_NUMBERS)}"
     client = _client()
     if is_main():
-        own = json.loads(json.dumps(value))  # as it reaches the others: lists for tuples
-        values = [own, *(json.loads(_get(f"{name}/{i}")) for i in range(1, processes()))]
+        first = json.loads(json.dumps(value))  # in the form of the other values: lists for tuples
+        values = [first, *(json.loads(_get(f"{name}/{i}")) for i in range(1, processes()))]
         decision = json.dumps(decide(values))
         client.key_value_set(f"{name}/0", decision)
         return json.loads(decision)
@@ -114,17 +116,17 @@ def decided(value: Any, decide: Callable[[list[Any]], Any]) -> Any:
 
 
 def from_main(value: Callable[[], Any]) -> Any:
-    """What `value()`, JSON, is on process 0, which alone calls it; all must call this."""
+    """Returns the JSON that `value()` gives on process 0, the only caller; all must call this."""
     if processes() == 1:
         return value()
     return decided(None, lambda values: value())
 
 
 def agree(values: Mapping[str, Any]) -> None:
-    """Refuses processes that differ in nested `values`, which are JSON.
+    """Checks that all processes have the same nested JSON `values`.
 
     Raises:
-      ExperimentError: on every process, naming the keys and the processes.
+      ExperimentError: on every process, naming the keys that differ and the processes.
     """
     difference = decided(values, _difference)
     if difference is not None:
@@ -135,7 +137,7 @@ def agree(values: Mapping[str, Any]) -> None:
 
 
 def require_shared(folder: Path) -> None:
-    """Refuses a folder that is not one and the same to all processes; creates it.
+    """With several processes, creates a folder and checks that all see the same one.
 
     Raises:
       ExperimentError: on every process, naming the folder.
@@ -149,33 +151,35 @@ def require_shared(folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             token.touch()
         except OSError as error:
-            failure = f"--workdir={folder}: cannot write there ({error.strerror})"
+            failure = (
+                f"--workdir={folder}: cannot write there ({error.strerror}); choose another folder"
+            )
     name, failure = from_main(lambda: [token.name, failure])
     if failure is not None:
         raise ExperimentError(failure)
     end = time.monotonic() + _FOLDER_TIMEOUT
-    found = (folder / name).exists()
-    while not found and time.monotonic() < end:
+    visible = (folder / name).exists()
+    while not visible and time.monotonic() < end:
         time.sleep(_INTERVAL)
-        # A listing makes network file systems forget what they remember as absent.
-        found = folder.is_dir() and name in os.listdir(folder)
-    missing = decided(found, lambda seen: [i for i, one in enumerate(seen) if not one])
+        # Listing a folder makes network file systems look again for a file that was absent.
+        visible = folder.is_dir() and name in os.listdir(folder)
+    apart = decided(visible, lambda answers: [i for i, answer in enumerate(answers) if not answer])
     if is_main():
         token.unlink()
-        if missing and not any(folder.iterdir()):
+        if apart and not any(folder.iterdir()):
             folder.rmdir()
-    if missing:
+    if apart:
         raise ExperimentError(
-            f"--workdir={folder} is not shared: what process 0 wrote there, {_named(missing)} "
-            f"did not see within {_FOLDER_TIMEOUT:g} s; use a folder that all machines mount"
+            f"--workdir={folder} is not shared: {_described(apart)} did not see a file of process "
+            f"0 there within {_FOLDER_TIMEOUT:g} s; use a folder that all machines mount"
         )
 
 
 def _quiet() -> None:
-    """Standard output is for what process 0 prints from Python: Gloo tells of every connection."""
+    """Silences standard output, where Gloo logs connections, except for Python on process 0."""
     sys.stdout.flush()
-    printed = os.dup(1) if is_main() else os.open(os.devnull, os.O_WRONLY)
-    sys.stdout = os.fdopen(printed, "w", buffering=1, encoding="utf-8", errors="replace")
+    python_output = os.dup(1) if is_main() else os.open(os.devnull, os.O_WRONLY)
+    sys.stdout = os.fdopen(python_output, "w", buffering=1, encoding="utf-8", errors="replace")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
@@ -184,15 +188,8 @@ def _quiet() -> None:
 # --------------------------------------------------------------------------- the store
 
 
-def _numbers() -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number += 1
-
-
-# Every decision has a key of its own; all processes come to them in the same order.
-_NUMBERS = _numbers()
+# Every decision has its own number in its key; all processes make them in the same order.
+_DECISION_NUMBERS = itertools.count()
 
 
 def _client() -> Any:
@@ -200,7 +197,7 @@ def _client() -> Any:
 
 
 def _get(key: str) -> str:
-    """Waits for a key, as long as it takes: `_Companion` ends a wait for those who left."""
+    """Waits for a key without limit; `_Companion` ends the wait for a process that has left."""
     while True:
         try:
             return _client().blocking_key_value_get(key, 60_000)
@@ -210,23 +207,23 @@ def _get(key: str) -> str:
 
 
 def _difference(values: list[Mapping[str, Any]]) -> str | None:
-    """`optim.lr (0.1 on process 1, 0.2 on process 0 and 2)`, or None."""
+    """Describes a difference, `optim.lr (0.1 on process 1, 0.2 on processes 0 and 2)`, or None."""
     keys = sorted({key for other in values[1:] for key in differing_keys(values[0], other)})
     if not keys:
         return None
-    described = []
+    differences = []
     for key in keys:
-        found: dict[str, list[int]] = {}
+        indices_by_text: dict[str, list[int]] = {}
         for index, value in enumerate(values):
             for part in key.split("."):
                 value = value.get(part) if isinstance(value, Mapping) else None
-            found.setdefault(json.dumps(value), []).append(index)
-        each = (f"{text} on {_named(indices)}" for text, indices in found.items())
-        described.append(f"{key} ({', '.join(each)})")
-    return ", ".join(described)
+            indices_by_text.setdefault(json.dumps(value), []).append(index)
+        each = (f"{text} on {_described(indices)}" for text, indices in indices_by_text.items())
+        differences.append(f"{key} ({', '.join(each)})")
+    return ", ".join(differences)
 
 
-def _named(indices: list[int]) -> str:
+def _described(indices: list[int]) -> str:
     shown = [str(index) for index in indices[:4]] + (["others"] if len(indices) > 4 else [])
     if len(shown) == 1:
         return f"process {shown[0]}"
@@ -237,10 +234,10 @@ def _named(indices: list[int]) -> str:
 
 
 class _Companion(threading.Thread):
-    """Looks at the others: ends this process when one of them has left.
+    """Watches the other processes, and ends this one when one of them has left.
 
-    The main thread may wait for that one in a collective, from which nothing brings it back. While
-    it is not training, SIGTERM is answered here as well.
+    The main thread may be waiting for that process in a collective, which nothing can interrupt.
+    Outside training, this thread answers SIGTERM as well.
     """
 
     def __init__(self):
@@ -248,22 +245,22 @@ class _Companion(threading.Thread):
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Nothing is looked at any more: this process is at its end as well."""
+        """Ends the watch because this process is about to end."""
         self._stopped.set()
         self.join()
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Watches until `stop`."""
         while not self._stopped.wait(_INTERVAL):
             try:
                 left = _left()
             except jax.errors.JaxRuntimeError:
-                continue  # the coordinator is gone: JAX itself ends this process
+                continue  # the coordinator is gone, so JAX itself ends this process
             if process() in left:
-                continue  # `_fail` and `_leave` know what to do
+                continue  # `_fail` or `_leave` is ending this process
             if left:
                 status, text = left.get(0, next(iter(left.values())))
-                # With an error the main thread probably has the same one.
+                # After an error, the main thread probably raises the same one.
                 if status and self._stopped.wait(_GRACE):
                     return
                 _leave(status, text if not status else "")
@@ -272,13 +269,13 @@ class _Companion(threading.Thread):
 
 
 def _left() -> dict[int, list[Any]]:
-    """Who has left: process -> status and what it had to say."""
-    found = _client().key_value_dir_get(f"{_PREFIX}/left/")
-    return {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in found}
+    """Returns the status and the message of every process that has left, by its number."""
+    entries = _client().key_value_dir_get(f"{_PREFIX}/left/")
+    return {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in entries}
 
 
 def _leave(status: int, text: str) -> NoReturn:
-    """Ends this process and tells the others; process 0, where the store is, waits for them."""
+    """Ends this process and tells the rest; process 0, which has the store, waits for them."""
     _client().key_value_set(
         f"{_PREFIX}/left/{process()}", json.dumps([status, text]), allow_overwrite=True
     )
@@ -288,7 +285,7 @@ def _leave(status: int, text: str) -> NoReturn:
         end = time.monotonic() + 2 * _GRACE
         while len(_left()) < processes() and time.monotonic() < end:
             time.sleep(_INTERVAL / 5)
-        # The last to come has still to read that it may go.
+        # The last process still has to read that all have left.
         time.sleep(_INTERVAL)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -296,24 +293,24 @@ def _leave(status: int, text: str) -> NoReturn:
 
 
 def _fail(text: str, status: int, details: str = "") -> NoReturn:
-    """Ends all processes with an error that this one has, and perhaps all have."""
+    """Ends all processes with an error of this one, which the others may have as well."""
     message = details.rstrip() or f"error: {text}"
     if is_main():
         _say(message, sys.stderr)
         _leave(status, text)
     _client().key_value_set(f"{_PREFIX}/left/{process()}", json.dumps([status, text]))
     end = time.monotonic() + 2 * _GRACE
-    said = None
-    while said is None and time.monotonic() < end:
+    main = None  # status and message of process 0
+    while main is None and time.monotonic() < end:
         time.sleep(_INTERVAL / 5)
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            said = _left().get(0)
-    if said is None or said[1] != text:
+            main = _left().get(0)
+    if main is None or main[1] != text:
         where = "" if details else f" (on process {process()})"
         _say(message + where, sys.stderr)
     sys.stderr.flush()
     os._exit(status)
 
 
-def _say(text: str, stream: Any = None) -> None:
+def _say(text: str, stream: TextIO | None = None) -> None:
     print(text, file=stream or sys.stdout, flush=True)

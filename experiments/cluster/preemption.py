@@ -1,4 +1,4 @@
-"""SIGTERM: in training all processes stop after the same step, at any other time at once."""
+"""Answers SIGTERM: in training all processes stop after the same step, otherwise at once."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ from jax.experimental import multihost_utils
 
 
 class Preempted(SystemExit):
-    """A run that was told to stop; nothing is lost, and the exit status is 0."""
+    """Ends a run that was told to stop, with exit status 0; nothing is lost."""
 
     def __init__(self, after: str = ""):
-        """`after` says where it stopped, if that was in training."""
+        """`after` says where training stopped; it is empty outside training."""
         super().__init__(0)
         where, start = (f" {after}", "there") if after else ("", "what was saved last")
-        self.message = f"stopped by SIGTERM{where}; the same command goes on from {start}"
+        self.message = f"stopped by SIGTERM{where}; the same command continues from {start}"
 
 
 class Preemption:
-    """What is known of SIGTERM.
+    """Keeps track of SIGTERM.
 
-    One process has a signal handler. Several have JAX's, whose protocol finds a number of calls of
-    `due` that no process has made yet: the same for all.
+    A single process has a signal handler. Several processes use that of JAX, whose protocol picks a
+    number of calls of `due` that no process has made yet, the same for all.
     """
 
     def __init__(self):
-        """Nothing received."""
         self._lock = threading.Lock()
         self._calls = 0
         self._training = self._received = False
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """With a signal handler; where there can be none, outside of the main thread, without."""
+        """Installs the signal handler if this is the main thread, the only one that can have it."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -54,10 +53,10 @@ class Preemption:
 
     @contextlib.contextmanager
     def deferred(self, highest: Callable[[int], int]) -> Iterator[None]:
-        """While training: `due` is asked after every step, and nothing else stops the run.
+        """Lets SIGTERM stop the run only where it calls `due`, after every step of training.
 
         Args:
-          highest: the highest of the numbers that all processes call it with.
+          highest: returns the highest of the numbers that the processes call it with.
         """
         with self._lock:
             self._training = True
@@ -69,13 +68,13 @@ class Preemption:
                 self._training = False
 
     def due(self) -> bool:
-        """Whether to stop after this step; all processes get the same answer."""
+        """Whether to stop after this step; the answer is the same on all processes."""
         if self._received:
             return True
         return jax.distributed.is_initialized() and self._count()
 
     def tick(self) -> bool:
-        """As `due`, where nothing is trained: called by every process in its own time."""
+        """Whether to stop outside training; every process asks in its own time."""
         with self._lock:
             return not self._training and self._count()
 

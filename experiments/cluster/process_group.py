@@ -1,6 +1,6 @@
-"""How a process finds and joins the others: flags, environment, the clusters that JAX knows.
+"""Joins the processes of a run, named by flags, by the environment or by a cluster JAX knows.
 
-Only `join` needs JAX: mistakes are reported without waiting for it.
+Only `join` imports JAX, so that mistakes are reported without waiting for it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,26 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from absl import flags
 
 from experiments.settings.errors import ExperimentError, one_line
 
 MODES = ("auto", "off")
-# The exit status when the others do not come: the same command may find them later (EX_TEMPFAIL).
+# Exit status when other processes do not come: the same command may find them later (EX_TEMPFAIL).
 NOT_JOINED = 75
-# Seconds; below the 60 s in which a user is told.
-_TIMEOUT, _TIMEOUT_VARIABLE = 50.0, "BOUNDJAX_JOIN_TIMEOUT"
+# Seconds to wait for other processes, so that a user is told within 60.
+_TIMEOUT = 50.0
+# Environment variables, read where a flag is left out.
+_TIMEOUT_VARIABLE = "BOUNDJAX_JOIN_TIMEOUT"
+_COORDINATOR_VARIABLE = "BOUNDJAX_COORDINATOR"
+_PROCESSES_VARIABLE = "BOUNDJAX_PROCESSES"
+_PROCESS_VARIABLE = "BOUNDJAX_PROCESS"
+
+
+_Number = TypeVar("_Number", int, float)
 
 
 class _Flag(NamedTuple):
@@ -32,42 +40,35 @@ class _Flag(NamedTuple):
     kind: type = str
     choices: tuple[str, ...] = ()  # the first is the default
     metavar: str | None = None
-    variable: str | None = None  # of the environment, read where the flag is left out
 
 
 _FLAGS = {
     "distributed": _Flag(
-        "auto: join the other processes where --coordinator or a cluster says so; off.",
+        "auto: join the processes that --coordinator or a cluster names; off: run alone.",
         choices=MODES,
     ),
     "coordinator": _Flag(
-        "HOST:PORT at which process 0 is reached ($BOUNDJAX_COORDINATOR).",
-        metavar="HOST:PORT",
-        variable="BOUNDJAX_COORDINATOR",
+        f"HOST:PORT of process 0 (${_COORDINATOR_VARIABLE}).", metavar="HOST:PORT"
     ),
     "processes": _Flag(
-        "How many processes run together ($BOUNDJAX_PROCESSES).",
-        kind=int,
-        metavar="N",
-        variable="BOUNDJAX_PROCESSES",
+        f"How many processes run together (${_PROCESSES_VARIABLE}).", kind=int, metavar="N"
     ),
     "process": _Flag(
-        "The number of this one, from 0 ($BOUNDJAX_PROCESS).",
-        kind=int,
-        metavar="I",
-        variable="BOUNDJAX_PROCESS",
+        f"The number of this process, from 0 (${_PROCESS_VARIABLE}).", kind=int, metavar="I"
     ),
 }
 
 
 class ProcessGroup(NamedTuple):
-    """Which processes run together.
+    """The processes that run together.
 
     Attributes:
-      coordinator: `HOST:PORT` of process 0; None: what JAX finds out in `cluster`.
-      processes, process: how many there are, and which one this is; None: as JAX finds out.
-      cluster: the name of the cluster that started this process; None: none, or it does not matter.
-      timeout: seconds after which a coordinator or a process that does not come is given up.
+      coordinator: `HOST:PORT` of process 0; None if JAX asks `cluster`.
+      processes: number of processes; None if JAX asks `cluster`.
+      process: number of this process; None if JAX asks `cluster`.
+      cluster: name of the cluster that started this process; None without one, or if `coordinator`
+        says everything.
+      timeout: seconds to wait for a coordinator or a process.
     """
 
     coordinator: str | None = None
@@ -78,12 +79,12 @@ class ProcessGroup(NamedTuple):
 
     @property
     def alone(self) -> bool:
-        """Nothing is to be joined."""
+        """Whether there is nothing to join."""
         return self.coordinator is None and self.cluster is None
 
 
 def define_flags() -> dict[str, flags.FlagHolder]:
-    """Defines the flags for absl; their values go to `from_flags`."""
+    """Defines the flags for absl; `from_flags` takes their values."""
 
     def define(name: str, flag: _Flag) -> flags.FlagHolder:
         if flag.choices:
@@ -95,7 +96,7 @@ def define_flags() -> dict[str, flags.FlagHolder]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Defines the flags for argparse; their values go to `from_flags`."""
+    """Defines the flags for argparse; `from_flags` takes their values."""
     for name, flag in _FLAGS.items():
         parser.add_argument(
             f"--{name}",
@@ -108,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def take_flags(values: dict[str, Any]) -> dict[str, Any]:
-    """Removes these flags from a command's values: what is left are the command's own."""
+    """Removes these flags from the values of a command's flags, and returns them."""
     return {name: values.pop(name) for name in _FLAGS}
 
 
@@ -119,28 +120,28 @@ def from_flags(
     process: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> ProcessGroup:
-    """What the flags say; what they leave out the environment says, in the end its cluster.
+    """Makes a group from flags, then the environment's variables, then the cluster.
 
     Raises:
-      ExperimentError: for values that do not go together.
+      ExperimentError: for values that do not fit together.
     """
     environment = os.environ if environment is None else environment
     if distributed == "off":
         return ProcessGroup()
-    coordinator = coordinator or environment.get(_FLAGS["coordinator"].variable) or None
+    coordinator = coordinator or environment.get(_COORDINATOR_VARIABLE) or None
     cluster = _cluster(environment)
     timeout = _number(environment, _TIMEOUT_VARIABLE, float) or _TIMEOUT
-    processes = _first(processes, environment, _FLAGS["processes"].variable)
-    process = _first(process, environment, _FLAGS["process"].variable)
+    processes = _value_or_variable(processes, environment, _PROCESSES_VARIABLE)
+    process = _value_or_variable(process, environment, _PROCESS_VARIABLE)
     if coordinator is None:
         if processes is not None or process is not None:
             raise ExperimentError(
-                "--processes and --process need --coordinator=HOST:PORT, where process 0 is reached"
+                "--processes and --process need --coordinator=HOST:PORT, the address of process 0"
             )
         return ProcessGroup(cluster=cluster, timeout=timeout)
-    if cluster == "Open MPI":  # its newer versions tell everything but the coordinator
-        processes = _first(processes, environment, "OMPI_COMM_WORLD_SIZE")
-        process = _first(process, environment, "OMPI_COMM_WORLD_RANK")
+    if cluster == "Open MPI":  # its newer versions set everything but the coordinator
+        processes = _value_or_variable(processes, environment, "OMPI_COMM_WORLD_SIZE")
+        process = _value_or_variable(process, environment, "OMPI_COMM_WORLD_RANK")
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise ExperimentError(
@@ -149,7 +150,7 @@ def from_flags(
     if processes is None or process is None:
         raise ExperimentError(
             f"--coordinator={coordinator} needs --processes=N and --process=I, the number of this "
-            "one from 0"
+            "process from 0"
         )
     if not 0 <= process < processes:
         raise ExperimentError(
@@ -159,28 +160,28 @@ def from_flags(
 
 
 def _cluster(environment: Mapping[str, str]) -> str | None:
-    """The cluster that started this process as one of several, among those that JAX detects."""
-    several = {
-        "SLURM": _number(environment, "SLURM_NTASKS", int),
-        "Open MPI": _number(environment, "OMPI_COMM_WORLD_SIZE", int),
-    }
-    # Outside of `srun`, as in a batch script, SLURM knows of tasks but this is none of them.
-    if (several["SLURM"] or 1) > 1 and {"SLURM_STEP_NODELIST", "SLURM_PROCID"} <= set(environment):
+    """Names the cluster that started this process as one of several, of those that JAX detects."""
+    slurm_tasks = _number(environment, "SLURM_NTASKS", int) or 1
+    mpi_processes = _number(environment, "OMPI_COMM_WORLD_SIZE", int) or 1
+    # A batch script, outside `srun`, sees the number of tasks but is not one of them.
+    if slurm_tasks > 1 and {"SLURM_STEP_NODELIST", "SLURM_PROCID"} <= set(environment):
         return "SLURM"
-    if (several["Open MPI"] or 1) > 1:
+    if mpi_processes > 1:
         return "Open MPI"
-    # Any pod knows that it is one; only those of an indexed job know which.
+    # Every pod has the first variable, but only the pods of an indexed job have a number.
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= set(environment):
         return "Kubernetes"
     # Only JAX can tell whether this is a TPU machine.
     return "TPU" if importlib.util.find_spec("libtpu") else None
 
 
-def _first(value: int | None, environment: Mapping[str, str], name: str) -> int | None:
+def _value_or_variable(value: int | None, environment: Mapping[str, str], name: str) -> int | None:
     return _number(environment, name, int) if value is None else value
 
 
-def _number(environment: Mapping[str, str], name: str, kind: type) -> Any:
+def _number(
+    environment: Mapping[str, str], name: str, kind: Callable[[str], _Number]
+) -> _Number | None:
     text = environment.get(name)
     if not text:
         return None
@@ -194,19 +195,20 @@ def _number(environment: Mapping[str, str], name: str, kind: type) -> Any:
 
 
 def join(group: ProcessGroup) -> None:
-    """Joins the processes that `group` names, or does nothing if it is alone.
+    """Joins the processes of `group`; does nothing if there are none to join.
+
+    If a process does not come in time, this one ends with status `NOT_JOINED`.
 
     Raises:
-      ExperimentError: if they cannot be joined. Where one does not come within the time, this
-        process ends with status `NOT_JOINED`.
+      ExperimentError: if the processes cannot be joined.
     """
     import jax
 
     if group.alone or jax.distributed.is_initialized():
         return
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     if group.coordinator is not None:
-        given = {
+        arguments = {
             "coordinator_address": group.coordinator,
             "num_processes": group.processes,
             "process_id": group.process,
@@ -214,15 +216,15 @@ def join(group: ProcessGroup) -> None:
         }
         if group.process == 0:
             _require_free(int(group.coordinator.rpartition(":")[2]))
-    # JAX's own time-out aborts the process with a stack trace of C++: ours comes before.
+    # This time-out comes before that of JAX, which aborts the process with a C++ stack trace.
     watchdog = threading.Timer(group.timeout, _give_up, [group])
     watchdog.daemon = True
     watchdog.start()
     try:
-        jax.distributed.initialize(**given, initialization_timeout=int(group.timeout) + 300)
-    except Exception as error:  # many types: of clusters that are not what they seem, of ports
+        jax.distributed.initialize(**arguments, initialization_timeout=int(group.timeout) + 300)
+    except Exception as error:  # wrongly detected clusters and bad ports raise many types
         if group.cluster == "TPU" and "coordinator_address" in str(error):
-            return  # libtpu is installed, but this is no TPU machine
+            return  # libtpu is installed, but this is not a TPU machine
         reason = one_line(error)
         if group.coordinator is None:
             raise ExperimentError(
@@ -231,14 +233,15 @@ def join(group: ProcessGroup) -> None:
                 "this process alone"
             ) from error
         raise ExperimentError(
-            f"cannot join the processes at {group.coordinator} ({reason})"
+            f"cannot join the processes at {group.coordinator} ({reason}); check --coordinator, "
+            "--processes and --process of every process"
         ) from error
     finally:
         watchdog.cancel()
 
 
 def _require_free(port: int) -> None:
-    """JAX's coordinator crashes on a port that another program listens to."""
+    """Checks that no program listens on the port, where JAX's coordinator would crash."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -246,24 +249,22 @@ def _require_free(port: int) -> None:
         except OSError as error:
             raise ExperimentError(
                 f"--coordinator: port {port} of this machine cannot be used ({error.strerror}); "
-                "take another one, in the command of every process"
+                "choose another one in the command of every process"
             ) from error
 
 
 def _give_up(group: ProcessGroup) -> NoReturn:
-    """Ends a process that waits for others: from a thread, the main one does not come back."""
-    where = group.coordinator or f"that JAX found for {group.cluster}"
+    """Ends a process that waits for others, from a thread because the main thread is blocked."""
+    coordinator = f"the coordinator {group.coordinator or f'that JAX found for {group.cluster}'}"
     wait = f"within {group.timeout:g} s"
     if group.process != 0 and not _answers(group.coordinator):
         problem = (
-            f"the coordinator {where} did not answer {wait}; is process 0 running, and is its port "
-            "open to this machine?"
+            f"{coordinator} did not answer {wait}; check that process 0 is running and that its "
+            "port is open to this machine"
         )
     else:
-        problem = (
-            f"not all {group.processes or ''} processes joined at {where} {wait}; start the "
-            "missing ones"
-        ).replace("  ", " ")
+        count = "" if group.processes is None else f"{group.processes} "
+        problem = f"not all {count}processes joined {coordinator} {wait}; start the missing ones"
     print(f"error: {problem}", file=sys.stderr, flush=True)
     os._exit(NOT_JOINED)
 

@@ -1,1 +1,1 @@
-"""What a run leaves in its folder and on the terminal."""
+"""The files of a run folder, and the output of a run on a terminal."""

@@ -17,25 +17,25 @@ from experiments.settings.errors import ExperimentError
 
 
 class _Manager(ocp.CheckpointManager):
-    """Leaves preemption to `experiments.cluster.preemption`, which counts its calls itself."""
+    """Leaves preemption to `experiments.cluster.preemption`, which counts its own calls."""
 
     def reached_preemption(self, step: int) -> bool:
-        """Never: JAX would take this for one of those calls."""
+        """Returns False without asking JAX, which would count this as one of those calls."""
         return False
 
 
 class Checkpoints:
-    """The checkpoints of one run folder; the two latest are kept.
+    """The two latest checkpoints of one run folder.
 
-    All processes take part in everything, in the same order. What is restored is laid out as the
-    arguments are, on however many devices it was saved.
+    All processes must call every method in the same order. Restored arrays are laid out like the
+    arguments, whatever the number of devices at the time of saving.
 
-    Each holds `state` (of the train step), `selected` (the parameters selected so far) and
-    `metadata` (the configuration and the seconds spent so far).
+    Each checkpoint holds `state` (of the train step), `selected` (the parameters selected so far)
+    and `metadata` (the configuration and the seconds spent so far).
     """
 
     def __init__(self, workdir: Path, config: Config):
-        """Opens, or creates, `workdir/checkpoints`."""
+        """Opens or creates `workdir/checkpoints`."""
         logging.getLogger("absl").setLevel(logging.WARNING)  # orbax reports every file it writes
         self._config = config
         self._folder = workdir / "checkpoints"
@@ -53,11 +53,11 @@ class Checkpoints:
 
     @property
     def step(self) -> int:
-        """Of the latest checkpoint; 0 without one."""
+        """The step of the latest checkpoint; 0 without one."""
         return self._manager.latest_step() or 0
 
     def restore(self, state: Any, selected: Any) -> tuple[Any, Any, float] | None:
-        """The latest (state, selected, seconds), laid out like the arguments; None without one.
+        """Returns the latest (state, selected, seconds), laid out like the arguments, or None.
 
         Raises:
           ExperimentError: if the checkpoint is of another configuration, or cannot be read.
@@ -82,7 +82,7 @@ class Checkpoints:
                 raise ValueError(f"metadata: seconds must be a number >= 0, got {seconds}")
         except ExperimentError:
             raise
-        except Exception as error:  # orbax raises many types for damaged files
+        except Exception as error:  # orbax raises errors of many types for damaged files
             reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise ExperimentError(
                 f"{self._folder}/{step} cannot be restored "
@@ -92,11 +92,11 @@ class Checkpoints:
         return restored["state"], restored["selected"], seconds
 
     def save(self, step: int, state: Any, selected: Any, seconds: float) -> None:
-        """Starts writing; training goes on meanwhile."""
+        """Starts writing in the background."""
         if step == self._manager.latest_step():
             return
-        # The loop donates the state to the next step. On CPU the writer may still be looking at
-        # those very buffers, so it gets its own.
+        # The loop donates the state to the next step. On CPU the writer may still read the same
+        # buffers, so it gets copies.
         state, selected = jax.tree.map(jnp.copy, (state, selected))
         self._manager.save(
             step,
@@ -112,7 +112,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits until everything is on disk; nothing can be saved any more."""
+        """Waits until everything is on disk, and ends saving."""
         self.wait()
         self._manager.close()
 

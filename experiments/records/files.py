@@ -1,4 +1,4 @@
-"""Files that are replaced whole: whoever reads one, or kills the writer, never sees half of it."""
+"""Replaces files atomically: neither a reader nor a kill ever leaves half of one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import BinaryIO
 
 
 def temporary_name(name: str) -> str:
-    """The name of a file while it is being written."""
+    """Returns the name of a file while it is being written."""
     return f".{name}.new"
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replaces the file at `path`, or creates it; `write` gets a stream for the new content.
+    """Replaces or creates the file at `path`; `write` gets a stream for the new content.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError: if the file cannot be written.
     """
     temporary = path.with_name(temporary_name(path.name))
     with temporary.open("wb") as stream:
@@ -26,9 +26,9 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """As `replace`, with `text` in UTF-8.
+    """Replaces or creates the file at `path` with `text` in UTF-8.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError: if the file cannot be written.
     """
     replace(path, lambda stream: stream.write(text.encode()))

@@ -1,4 +1,4 @@
-"""The records of a run: every file of its folder, and the one place that knows who writes them."""
+"""The records of a run: all files of its folder, and the only place that knows who writes them."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from experiments.settings.errors import ExperimentError
 
 
 class Records:
-    """What one run leaves in its folder, opened once per run.
+    """The files of one run folder, opened once per run.
 
-    `config.json` makes the folder this run's; `metrics.jsonl` has a line per epoch, `curves.png`
-    shows them; `checkpoints` holds the states to go on from; `summary.json` marks the run as
-    finished. Files are replaced whole, so a kill never leaves half of one.
+    `config.json` ties the folder to this run; `metrics.jsonl` has a line per epoch, which
+    `curves.png` shows; `checkpoints` holds the states to resume from; `summary.json` marks the run
+    as finished. Files are replaced atomically, so a kill never leaves half of one.
 
-    Of several processes all call every method, in the same order, and process 0 writes; only
-    checkpoints are written by all together.
+    All processes must call every method in the same order. Process 0 writes, except that all
+    processes write checkpoints together.
     """
 
     def __init__(self, path: Path, config: Config):
-        """Looks at the folder of an earlier, perhaps interrupted, run; writes nothing yet.
+        """Compares `config` with that of an earlier run in the folder; writes nothing yet.
 
         Raises:
           ExperimentError: if the folder holds a run of another config.
         """
         self.path = path
         self.config = config
-        self._stored = path / "config.json"
-        self._metrics = path / "metrics.jsonl"
-        self._summary = path / "summary.json"
-        self._opened: Checkpoints | None = None
-        if self._stored.exists():
-            check_same_config(_read_json(self._stored), config, path)
+        self._config_file = path / "config.json"
+        self._metrics_file = path / "metrics.jsonl"
+        self._summary_file = path / "summary.json"
+        self._checkpoints: Checkpoints | None = None
+        if self._config_file.exists():
+            check_same_config(_read_json(self._config_file), config, path)
 
     @property
     def _writes(self) -> bool:
         return distributed.is_main()
 
     def create(self) -> None:
-        """Creates the folder and writes the config, from then on it belongs to this run.
+        """Creates the folder and writes the config, which ties the folder to this run.
 
         Raises:
           ExperimentError: if the folder cannot be created, or is not shared by all processes.
@@ -61,133 +61,150 @@ class Records:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ExperimentError(
-                f"--workdir={self.path}: cannot create it ({error.strerror})"
+                f"--workdir={self.path}: cannot create it ({error.strerror}); choose another folder"
             ) from error
-        _write_json(self._stored, self.config.to_dict())
+        _write_json(self._config_file, self.config.to_dict())
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, or None: what process 0 sees.
+        """Returns the summary if the run has finished, as process 0 reads it, or None.
 
         Raises:
-          ExperimentError: if it is damaged.
+          ExperimentError: if the summary is damaged.
         """
         return distributed.from_main(self._read_summary)
 
+    def finished_summary(self) -> dict[str, Any]:
+        """Returns the summary of a run that has finished.
+
+        Raises:
+          ExperimentError: if the summary is damaged, or was deleted in the meantime.
+        """
+        summary = self.summary()
+        if summary is None:
+            raise ExperimentError(
+                f"expected the summary of a finished run in {self._summary_file}, got no file; "
+                "run the same command again"
+            )
+        return summary
+
     def _read_summary(self) -> dict[str, Any] | None:
-        if not self._summary.exists():
+        if not self._summary_file.exists():
             return None
-        summary = _read_json(self._summary)
+        summary = _read_json(self._summary_file)
         try:
             check_summary(summary, several=self.config.seeds > 1)
         except FormatError as error:
             raise ExperimentError(
-                f"{self._summary}: {error}; delete it to evaluate the run again"
+                f"{self._summary_file}: {error}; delete it to evaluate the run again"
             ) from error
         return summary | {"method": method_names.current(summary["method"])}
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Marks the run as finished."""
         if self._writes:
-            _write_json(self._summary, summary)
+            _write_json(self._summary_file, summary)
 
     # ----------------------------------------------------------------------- metrics
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; a last one that a kill cut short is left out.
+        """Returns the lines of `metrics.jsonl`, without a last one that a kill cut short.
 
         Raises:
-          ExperimentError: if another line is no record, or the file cannot be read.
+          ExperimentError: if another line is not a record, or the file cannot be read.
         """
-        if not self._metrics.exists():
+        if not self._metrics_file.exists():
             return []
         try:
-            content = self._metrics.read_bytes()
+            content = self._metrics_file.read_bytes()
         except OSError as error:
-            raise ExperimentError(f"{self._metrics} cannot be read ({error.strerror})") from error
+            raise ExperimentError(
+                f"{self._metrics_file} cannot be read ({error.strerror}); delete it, or use "
+                "another --workdir"
+            ) from error
         lines = content.split(b"\n")
         metrics = []
         for number, line in enumerate(lines, 1):
             if number == len(lines) and not _is_json(line):
-                break  # after the last end of a line
+                break  # the text after the last line break: empty, or cut short
             try:
                 record = parse_object(line.decode())
                 numbers = {"step": integer(0), "epoch": integer(0), "eps": NUMBER}
                 check_group("", record, dict.fromkeys(record, NUMBER) | numbers)
             except (FormatError, UnicodeDecodeError) as error:
                 raise ExperimentError(
-                    f"{self._metrics}, line {number}: {error}; delete that line"
+                    f"{self._metrics_file}, line {number}: {error}; delete that line"
                 ) from error
             metrics.append(record)
         return metrics
 
     def drop_metrics_after(self, step: int) -> None:
-        """Forgets what was recorded after the checkpoint that the run resumes from."""
+        """Deletes the lines after `step`, the checkpoint that the run resumes from."""
         if self._writes:
             kept = [line for line in self.metrics() if line["step"] <= step]
-            replace_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
+            replace_text(self._metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Adds one line to `metrics.jsonl`."""
         if self._writes:
-            with self._metrics.open("a") as stream:
+            with self._metrics_file.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
 
     def draw_curves(self, draw: Callable[[list[dict[str, Any]], Path], None]) -> None:
-        """Writes `curves.png` by `draw(metrics, path)`."""
+        """Lets `draw(metrics, path)` write `curves.png`."""
         if self._writes:
             draw(self.metrics(), self.path / "curves.png")
 
     # ----------------------------------------------------------------------- checkpoints
 
     def restore(self, state: Any, selected: Any) -> tuple[Any, Any, float] | None:
-        """The latest (state, selected, seconds), laid out like the arguments; None without one.
+        """Returns the latest (state, selected, seconds), laid out like the arguments, or None.
 
         Raises:
           ExperimentError: if the checkpoint is of another configuration, or cannot be read.
         """
-        return self._checkpoints().restore(state, selected)
+        return self._open_checkpoints().restore(state, selected)
 
     def resume(self, state: Any, selected: Any) -> tuple[Any, Any, float]:
-        """What the run goes on from: the latest checkpoint, or else the arguments as its first.
+        """Restores the latest checkpoint; without one, saves the arguments as the first.
 
-        Even a first step that diverges then leaves a checkpoint. Metrics of later steps are
+        So a run whose first step diverges has a checkpoint as well. Metrics of later steps are
         dropped.
 
         Raises:
-          ExperimentError: as `restore` and `metrics`.
+          ExperimentError: for the reasons of `restore` and `metrics`.
         """
         restored = self.restore(state, selected)
         if restored is None:
             restored = state, selected, 0.0
             self.save(0, *restored)
             self.wait()
-        self.drop_metrics_after(self._checkpoints().step)
+        self.drop_metrics_after(self._open_checkpoints().step)
         return restored
 
     def save(self, step: int, state: Any, selected: Any, seconds: float) -> None:
-        """Starts writing a checkpoint; training goes on meanwhile."""
-        self._checkpoints().save(step, state, selected, seconds)
+        """Starts writing a checkpoint in the background."""
+        self._open_checkpoints().save(step, state, selected, seconds)
 
     def wait(self) -> None:
         """Waits until every checkpoint is on disk."""
-        if self._opened is not None:
-            self._opened.wait()
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
 
     def close(self) -> None:
-        """Waits until every checkpoint is on disk, and lets go of them."""
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
+        """Waits until every checkpoint is on disk, and closes them."""
+        if self._checkpoints is not None:
+            self._checkpoints.close()
+            self._checkpoints = None
 
     @property
     def has_checkpoints(self) -> bool:
-        """Whether a run has begun to write checkpoints: opening them would create their folder."""
+        """Whether the run has begun to write checkpoints; does not create their folder."""
         return (self.path / "checkpoints").is_dir()
 
-    def _checkpoints(self) -> Checkpoints:
-        if self._opened is None:
-            self._opened = Checkpoints(self.path, self.config)
-        return self._opened
+    def _open_checkpoints(self) -> Checkpoints:
+        if self._checkpoints is None:
+            self._checkpoints = Checkpoints(self.path, self.config)
+        return self._checkpoints
 
     def __enter__(self) -> Records:
         return self
@@ -197,10 +214,10 @@ class Records:
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """The stored configuration of the run in a folder.
+    """Returns the stored configuration of the run in a folder.
 
     Raises:
-      ExperimentError: if there is none.
+      ExperimentError: if there is none, or it cannot be read.
     """
     path = workdir / "config.json"
     if not path.exists():

@@ -1,7 +1,7 @@
-"""What a file should hold, compared with what it holds.
+"""Compares what a file holds with what it should hold.
 
 The files of a run are read by other versions, on other machines and after kills. Code that checks
-their contents raises a `FormatError`; code that reads a file turns it into an `ExperimentError`
+their contents raises a `FormatError`; code that reads a file turns that into an `ExperimentError`
 with the name of the file.
 """
 
@@ -16,48 +16,48 @@ from typing import Any, NamedTuple, NoReturn
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
-# The digits of the largest 64-bit integer.
+# Number of digits of the largest 64-bit integer.
 _DIGITS = 19
 
 
 class FormatError(ValueError):
-    """What a file should hold and what it holds instead, and what to do about it."""
+    """What a file should hold, what it holds instead and what to do about it."""
 
     def __init__(self, reason: str, advice: str = ""):
-        """Without `advice` the caller gives its own."""
+        """Without `advice`, the code that reads the file gives its own."""
         super().__init__(reason)
         self.advice = advice
 
 
 class Rule(NamedTuple):
-    """What a value must be, in words and as a test."""
+    """A condition on a value, in words and as a function."""
 
     expected: str
     holds: Callable[[Any], bool]
 
 
 def shown(value: Any) -> str:
-    """The short form of a value for messages: one line, whatever it holds."""
+    """Returns a short form of any value for messages, on one line."""
     return _SHORT.repr(value)
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is a text that can be printed in a line, with more than spaces in it."""
+    """Whether a value is a text that prints on one line and is more than spaces."""
     if not isinstance(value, str):
         return False
-    # Python does not count the spaces of other scripts as printable.
+    # `isprintable` accepts only the ASCII space; all spaces have the category Zs.
     printable = all(char.isprintable() or unicodedata.category(char) == "Zs" for char in value)
     return printable and bool(value.strip())
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number; a `bool` is none."""
+    """Whether a value is a finite number and no `bool`."""
     # The comparison is False for NaN.
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def integer(least: int = -(2**63)) -> Rule:
-    """Accepts integers that are at least `least`."""
+    """Accepts integers `>= least`."""
     return Rule(
         "an integer" if least == -(2**63) else f"an integer >= {least}",
         lambda value: type(value) is int and value >= least,
@@ -65,7 +65,7 @@ def integer(least: int = -(2**63)) -> Rule:
 
 
 def one_of(names: Collection[str]) -> Rule:
-    """Accepts these texts and no others."""
+    """Accepts only these texts."""
     return Rule(" or ".join(names), lambda value: isinstance(value, str) and value in tuple(names))
 
 
@@ -76,14 +76,17 @@ OBJECT = Rule("an object", lambda value: isinstance(value, dict))
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """A JSON object, without the extensions of Python: no NaN, no key twice, no endless integers.
+    """Parses a JSON object strictly: without NaN, repeated keys or integers beyond 64 bits.
 
     Raises:
       FormatError: for any other text.
     """
     try:
         value = json.loads(
-            text, object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_integer
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_constant=_reject_constant,
+            parse_int=_integer,
         )
     except FormatError:
         raise
@@ -95,16 +98,16 @@ def parse_object(text: str) -> dict[str, Any]:
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     group = dict(pairs)
     if len(group) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise FormatError(f"expected every key once, got {shown(twice)} twice")
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise FormatError(f"expected every key once, got {shown(repeated)} twice")
     return group
 
 
-def _no_constant(constant: str) -> NoReturn:
+def _reject_constant(constant: str) -> NoReturn:
     raise FormatError(f"expected JSON, got the number {constant}")
 
 
@@ -119,22 +122,22 @@ def check_group(
     group: Mapping[str, Any],
     rules: Mapping[str, Rule],
     optional: Collection[str] = (),
-    others: bool = False,
+    allow_unknown: bool = False,
 ) -> None:
     """Checks the values of an object by key.
 
     Args:
-      prefix: of the keys in messages: `settings.`.
+      prefix: text before the keys in messages, such as `settings.`.
       group: the object.
-      rules: by key.
-      optional: which of the keys may be missing.
-      others: whether there may be further keys.
+      rules: the condition on the value of each key.
+      optional: keys that may be missing.
+      allow_unknown: whether keys without a rule are accepted.
 
     Raises:
-      FormatError: for a key that is missing or unknown, or a value that is not as its rule says.
+      FormatError: for a key that is missing or unknown, or a value that breaks its rule.
     """
     for key in group:
-        if key not in rules and not others:
+        if key not in rules and not allow_unknown:
             raise FormatError(f"unknown key {shown(prefix + key)}")
     for key, rule in rules.items():
         if key in group and not rule.holds(group[key]):

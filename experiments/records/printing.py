@@ -1,4 +1,4 @@
-"""What a run prints: a live bar and a framed table on a terminal, plain lines elsewhere."""
+"""Output of a run: a live bar and a framed table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rich.table import Table
 
 
 class Report:
-    """Progress over `total` steps, and lines of text between. A context manager."""
+    """A context manager that shows progress over `total` steps and lines of text."""
 
     def __init__(self, total: int):
-        """Shows nothing until it is entered."""
+        """Shows nothing until the context is entered."""
         self._bar = None
         if sys.stdout.isatty():
             self._bar = Progress(
@@ -37,7 +37,7 @@ class Report:
             self._bar.stop()
 
     def update(self, step: int) -> None:
-        """Called after each step with the number of steps done."""
+        """Shows the number of steps done; called after each step."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
@@ -50,7 +50,7 @@ class Report:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table: the first column flush left, the others flush right."""
+    """Prints a table, the first column flush left and all other columns flush right."""
     if sys.stdout.isatty():
         table = Table(title=title, title_justify="left")
         for index, name in enumerate(header):
@@ -69,7 +69,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def table_rows(results: dict[str, dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
-    """Header and rows, in percent, of the closing table: one row per entry of `results`."""
+    """Returns the header and the rows, in percent, of the closing table: one per result."""
     methods = list(next(iter(results.values()))["verified_error_by"])
     header = ["model", "standard", "PGD", "verified", *(f"by {name}" for name in methods)]
     rows = []

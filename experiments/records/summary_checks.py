@@ -1,4 +1,4 @@
-"""What the summary of a finished run must hold to be read again."""
+"""Checks the summary of a finished run when it is read again."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _VERSIONS = Rule(
     "the versions of python, jax, flax, numpy and other packages",
     lambda value: isinstance(value, dict) and {"python", "jax", "flax", "numpy"} <= value.keys(),
 )
-# The keys that are read again. A summary has others, and a newer version may add more.
+# The keys that are read again. A summary has more keys, and a newer version may add some.
 _SUMMARY = {
     "experiment": TEXT,
     "data": TEXT,
@@ -68,13 +68,13 @@ _SUMMARY = {
     "train_seconds": NOT_NEGATIVE,
     "finished": TEXT,
 }
-_OF_ONE = {
+_ONE_SEED = {
     "results": OBJECT,
     "seed": integer(),
     "parameters_sha256": TEXT,
     "evaluation_seconds": NOT_NEGATIVE,
 }
-_OF_SEEDS = {
+_SEVERAL_SEEDS = {
     "seeds": Rule(
         "a list of integers",
         lambda value: (
@@ -88,14 +88,14 @@ _OF_SEEDS = {
 
 
 def check_summary(summary: dict[str, Any], several: bool) -> None:
-    """Checks what is read again of the summary of a run, or of those of `several` seeds.
+    """Checks those keys of the summary of one run, or of `several` seeds, that are read again.
 
     Raises:
       FormatError: naming the key, what was expected and what is there.
     """
-    rules = _SUMMARY | (_OF_SEEDS if several else _OF_ONE)
-    # The first runs do not say what data they are of; there were no runs of several seeds then.
-    check_group("", summary, rules, optional=() if several else ("data",), others=True)
+    rules = _SUMMARY | (_SEVERAL_SEEDS if several else _ONE_SEED)
+    # The oldest runs do not name their data; runs of several seeds are newer.
+    check_group("", summary, rules, optional=() if several else ("data",), allow_unknown=True)
     if several:
         count = len(summary["seeds"])
         fractions = Rule(
@@ -118,7 +118,7 @@ def check_summary(summary: dict[str, Any], several: bool) -> None:
                 f"results must be errors by network, got {shown(errors)} of {shown(label)}"
             )
         rules = dict.fromkeys(_ERRORS, _FRACTION) | {"verified_error_by": _BY_METHOD}
-        check_group(f"results.{label}.", errors, rules, others=True)
+        check_group(f"results.{label}.", errors, rules, allow_unknown=True)
         methods = errors["verified_error_by"].keys() if methods is None else methods
         if errors["verified_error_by"].keys() != methods:
             raise FormatError("results must have the same methods for every network")

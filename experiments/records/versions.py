@@ -1,4 +1,4 @@
-"""What numbers depend on beside the configuration and the devices: Python and packages."""
+"""The software that results depend on: Python and packages."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import platform
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that the numbers depend on."""
+    """Returns the versions of Python and of the packages that results depend on."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "boundjax")
-    found = {"python": platform.python_version()}
+    by_name = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            by_name[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed, run from a checkout"
-    return found
+            by_name[package] = "not installed, run from a checkout"
+    return by_name

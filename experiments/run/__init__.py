@@ -1,1 +1,1 @@
-"""Runs: training, evaluation and summary, of one seed or several."""
+"""Runs: the training, evaluation and summary of one seed or several."""

@@ -1,9 +1,9 @@
-"""Runs, from a configuration to `summary.json`.
+"""Runs a configuration to its `summary.json`.
 
 Everything that depends on chance or time is a pure function of (seed, step): the initial
-parameters, the order of the batches, what is random in a step, the radius and the weights. The
-state holds everything else. A run that was killed therefore continues from its latest checkpoint to
-bit-identical parameters.
+parameters, the order of the images, the random numbers of a step, the radius and the coefficients
+of the loss. The state holds everything else. A killed run therefore continues from its latest
+checkpoint to bit-identical parameters.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from experiments.train.loop import Member
 
 
 def run(config: Config, workdir: Path, name: str) -> dict[str, Any]:
-    """Trains and evaluates; resumes an interrupted run; of a finished one, repeats the summary.
+    """Trains and evaluates, resumes an interrupted run or repeats the summary of a finished one.
 
     With `config.seeds` above 1 there is a run in `workdir/seed-K` for every seed, and a summary of
-    them all.
+    all of them.
 
     Args:
       config: the validated configuration.
-      workdir: the run folder, created if need be.
-      name: of the experiment, for the records.
+      workdir: the run folder, created if necessary.
+      name: name of the experiment for the records.
 
     Returns:
-      What `summary.json` holds.
+      The content of `summary.json`.
 
     Raises:
-      ExperimentError: for whatever the user can correct.
+      ExperimentError: for anything that the user can correct.
     """
     records = Records(workdir, config)
     summary = records.summary()

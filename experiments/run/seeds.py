@@ -1,4 +1,4 @@
-"""The runs of one or several seeds: trained together where that pays, evaluated one by one."""
+"""Runs of one or several seeds, trained together where that pays and evaluated one by one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jax
 
 from experiments.cluster import distributed
 from experiments.evaluation import evaluate
-from experiments.evaluation.trained import Trained
+from experiments.evaluation.trained import Trained, Which
 from experiments.plots.curves import plot_curves
 from experiments.records.folder import Records
 from experiments.records.printing import Report
@@ -23,20 +23,21 @@ from experiments.train.loop import Member, open_members, train
 from experiments.train.prepare import Prepared, prepare
 from experiments.train.variables import deployed
 
-# Seeds share an accelerator as one program if their states take at most this part of its memory:
-# what a step needs besides is several times as much.
+# Seeds share an accelerator as one program if their states take at most this fraction of its
+# memory, because a step needs several times as much besides.
 _SHARE = 0.02
 
 
 def run_seeds(
     config: Config, workdir: Path, name: str, options: evaluate.Options | None = None
 ) -> list[dict[str, Any]]:
-    """The runs of `config.seeds` seeds from `config.seed` on, in `workdir/seed-K`: their summaries.
+    """Runs the seeds of `config` in `workdir/seed-K` and returns their summaries.
 
-    They conclude with an evaluation by `options`; None: as configured.
+    There are `config.seeds` seeds from `config.seed` on. Every run ends with an evaluation by
+    `options`; None: as configured.
 
     Raises:
-      ExperimentError: for whatever the user can correct.
+      ExperimentError: for anything that the user can correct.
     """
     members = []
     for seed in range(config.seed, config.seed + config.seeds):
@@ -48,18 +49,18 @@ def run_seeds(
 def run_members(
     config: Config, members: Sequence[Member], name: str, options: evaluate.Options
 ) -> list[dict[str, Any]]:
-    """The summaries of all, those that are finished already as they are."""
+    """Finishes the runs that are not finished, and returns the summaries of all."""
     for member in members:
         summary = member.records.summary()
         if summary is not None:
             finished = f"{member.records.path} holds a finished run ({summary['finished']})"
             print(f"{finished}; nothing to do.")
-    open_ones = [member for member in members if member.records.summary() is None]
-    if not open_ones:
-        return [member.records.summary() for member in members]
+    unfinished = [member for member in members if member.records.summary() is None]
+    if not unfinished:
+        return [member.records.finished_summary() for member in members]
     # Report everything that is wrong with the configuration before writing the first file.
     prepared = prepare(dataclasses.replace(config, seeds=1))
-    folders = ", ".join(str(member.records.path) for member in open_ones)
+    folders = ", ".join(str(member.records.path) for member in unfinished)
     print(
         f"{name}: {config.robust.method} training of {config.model.name} "
         f"({prepared.parameters:,} parameters) "
@@ -68,29 +69,29 @@ def run_members(
         f"on {prepared.devices}; run folder {folders}",
         flush=True,
     )
-    for member in open_ones:
+    for member in unfinished:
         member.records.create()
-    with contextlib.ExitStack() as opened:
-        for member in open_ones:
-            opened.enter_context(member.records)
-        report = opened.enter_context(Report(prepared.total_steps))
-        open_members(prepared, open_ones)
-        for member in open_ones:
+    with contextlib.ExitStack() as stack:
+        for member in unfinished:
+            stack.enter_context(member.records)
+        report = stack.enter_context(Report(prepared.total_steps))
+        open_members(prepared, unfinished)
+        for member in unfinished:
             if member.step:
                 report.line(f"resumed after step {member.step:,} of {prepared.total_steps:,}")
-        for group in _groups(open_ones):
+        for group in _groups(unfinished):
             train(prepared, group, report)
-    for member in open_ones:
+    for member in unfinished:
         member.records.write_summary(_conclude(prepared, member, name, options))
-    return [member.records.summary() for member in members]
+    return [member.records.finished_summary() for member in members]
 
 
 def _groups(members: Sequence[Member]) -> list[list[Member]]:
-    """Which runs are trained as one program.
+    """Groups the runs that are trained as one program.
 
-    All, if they are equally far and their states are small for the device. XLA's CPU backend is
-    slow at convolutions with other kernels for every example, which `vmap` over seeds makes them:
-    there only networks without convolutions are trained together.
+    All runs are one group if they are at the same step and their states are small for the device.
+    On a CPU only networks without convolutions are trained together: `vmap` over seeds gives every
+    example its own kernels, and XLA's CPU backend is slow at such convolutions.
     """
     leaves = jax.tree.leaves(members[0].state["params"])
     if jax.default_backend() == "cpu":
@@ -105,7 +106,7 @@ def _groups(members: Sequence[Member]) -> list[list[Member]]:
 
 
 def configured(config: Config) -> evaluate.Options:
-    """How a run is evaluated at its end, apart from what `experiments.evaluate` is asked for."""
+    """Returns the options of the evaluation at the end of a run."""
     return evaluate.Options(
         losses=(config.evaluation.pgd_loss,),
         pgd_steps=None,
@@ -139,12 +140,14 @@ def _conclude(
 def _test_errors(
     prepared: Prepared, member: Member, options: evaluate.Options, methods: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """The errors of the selected and the last network by their labels, and the last settings.
+    """Returns the errors of the selected and the last network by label, and the last settings.
 
-    Where the last epoch was selected, they are one network and evaluated once.
+    If the last epoch was selected, both are the same network, which is evaluated once.
     """
     config, splits = member.records.config, prepared.splits
-    networks = [("last", f"last epoch ({config.train.epochs})", member.state)]
+    networks: list[tuple[Which, str, dict[str, Any]]] = [
+        ("last", f"last epoch ({config.train.epochs})", member.state)
+    ]
     selected = None
     if len(splits.validation):
         selected = int(member.selected["epoch"])
@@ -165,9 +168,12 @@ def _test_errors(
             label=label,
         )
         name = None if options.name is None else f"{options.name}-{which}"
-        asked = options._replace(which=which, name=name)
-        certificates = evaluate.evaluate_trained(network, member.records.path, asked).certificates
+        network_options = options._replace(which=which, name=name)
+        certificates = evaluate.evaluate_trained(
+            network, member.records.path, network_options
+        ).certificates
         settings, errors = certificates.metadata["settings"], certificates.errors()
-        by = errors["verified_error_by"]
-        results[label] = errors | {"verified_error_by": {method: by[method] for method in methods}}
+        by_method = errors["verified_error_by"]
+        reported = {method: by_method[method] for method in methods}
+        results[label] = errors | {"verified_error_by": reported}
     return results, settings

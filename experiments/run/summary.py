@@ -1,4 +1,4 @@
-"""The end of a run: its summary, that of several seeds, and the closing tables."""
+"""The summary of a run or of several seeds, and the closing tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from experiments.settings.config import NORMS, Config
 from experiments.train.loop import Member
 from experiments.train.prepare import Prepared
 
-# What the summary of several seeds takes from the first one's.
+# Keys that the summary of several seeds copies from that of the first.
 _COMMON = (
     "eps_test",
     "eps_train",
@@ -34,7 +34,7 @@ _COMMON = (
 
 
 def print_summary(summary: dict[str, Any], workdir: Path) -> None:
-    """Prints the errors on the test images, how they were measured, and the run folder."""
+    """Prints the errors on the test images, how they were measured and the run folder."""
     header, rows = table_rows(summary["results"])
     print_table(_title(summary), header, rows)
     print(f"selection: {summary['selection']}")
@@ -46,15 +46,15 @@ def print_summary(summary: dict[str, Any], workdir: Path) -> None:
 
 
 def print_seeds(summary: dict[str, Any], workdir: Path) -> None:
-    """Prints the errors of every seed, and their mean and standard deviation."""
+    """Prints the errors of every seed with their mean and standard deviation."""
     keys = ("standard_error", "pgd_error", "verified_error")
     rows = [
         [f"seed {seed}", *(f"{100 * summary['errors'][key][index]:.2f} %" for key in keys)]
         for index, seed in enumerate(summary["seeds"])
     ]
-    both = [f"{100 * summary['mean'][k]:.2f} +- {100 * summary['std'][k]:.2f} %" for k in keys]
+    means = [f"{100 * summary['mean'][k]:.2f} +- {100 * summary['std'][k]:.2f} %" for k in keys]
     title = f"{_title(summary)}; {len(rows)} seeds"
-    rows.append(["mean +- standard deviation", *both])
+    rows.append(["mean +- standard deviation", *means])
     print_table(title, ["run", "standard", "PGD", "verified"], rows)
     print(
         f"verified by {' or '.join(summary['bounds'])}; selection: {summary['selection']}; "
@@ -65,7 +65,7 @@ def print_seeds(summary: dict[str, Any], workdir: Path) -> None:
 
 def _title(summary: dict[str, Any]) -> str:
     clipped = "clipped to [0, 1]" if summary["clip"] else "not clipped"
-    data = f" of {summary['data']}" if "data" in summary else ""  # older runs do not say
+    data = f" of {summary['data']}" if "data" in summary else ""  # the oldest runs have no data
     return (
         f"{summary['experiment']}: error on {summary['test_images']:,} test images{data}, "
         f"{NORMS[summary['norm']].label} eps {summary['eps_test']:.6g}, {clipped}; "
@@ -82,15 +82,16 @@ def of_run(
     settings: dict[str, Any],
     evaluation_seconds: float,
 ) -> dict[str, Any]:
-    """What `summary.json` holds of a run.
+    """Makes the content of `summary.json` for one run.
 
     Args:
-      prepared, member: what was trained.
-      name: of the experiment.
-      results: errors on the test images by the label of the network, the one that counts first.
+      prepared: the training.
+      member: the trained run.
+      name: name of the experiment.
+      results: errors on the test images by the label of the network; the first is the reported one.
       methods: bounds whose union is the verified error.
-      settings: of the evaluation, as its file holds them.
-      evaluation_seconds: how long it took.
+      settings: settings in the evaluation's file.
+      evaluation_seconds: duration of the evaluation.
     """
     config, splits, threat = member.records.config, prepared.splits, prepared.threat
     attack = settings["attack"]
@@ -132,17 +133,17 @@ def of_run(
 
 
 def of_seeds(summaries: Sequence[dict[str, Any]], config: Config, name: str) -> dict[str, Any]:
-    """Mean and standard deviation over the seeds, of the model that each run reports first."""
-    first = [next(iter(summary["results"].values())) for summary in summaries]
+    """Makes the summary of several seeds from the network that each of them reports first."""
+    reported = [next(iter(summary["results"].values())) for summary in summaries]
     errors = {
-        key: [result[key] for result in first]
+        key: [result[key] for result in reported]
         for key in ("standard_error", "pgd_error", "verified_error")
     }
     return {
         "experiment": name,
         "seeds": [summary["seed"] for summary in summaries],
         "mean": {key: float(np.mean(values)) for key, values in errors.items()},
-        # Of a sample, not of all seeds that there are.
+        # The seeds are a sample of all possible ones.
         "std": {key: float(np.std(values, ddof=1)) for key, values in errors.items()},
         "errors": errors,
         "parameters_sha256": [summary["parameters_sha256"] for summary in summaries],

@@ -1,1 +1,1 @@
-"""The settings of a run: typed, checked and compared."""
+"""The settings of a run: their types, their checks and their comparison."""

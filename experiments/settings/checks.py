@@ -1,4 +1,4 @@
-"""Reads a configuration: unknown keys, wrong types and values out of range end here."""
+"""Checks a configuration and makes it typed: no unknown key, wrong type or bad value passes."""
 
 from __future__ import annotations
 
@@ -7,21 +7,32 @@ import difflib
 import math
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ml_collections import config_dict
 
 from experiments.settings import method_names
-from experiments.settings.config import NORMS, Config, MeshConfig, RegularizerConfig
+from experiments.settings.config import (
+    NORMS,
+    AttackLoss,
+    Border,
+    Config,
+    Init,
+    MeshConfig,
+    OptimizerName,
+    Precision,
+    RegularizerConfig,
+    Schedule,
+)
 from experiments.settings.errors import ExperimentError
 
 _REGULARIZERS = dataclasses.fields(RegularizerConfig)
 
 
-def from_config_dict(source: Mapping[str, Any]) -> Config:
-    """Converts and validates; keys that are left out take their defaults.
+def from_config_dict(source: config_dict.ConfigDict | Mapping[str, Any]) -> Config:
+    """Converts and validates a configuration; missing keys take their defaults.
 
-    Old spellings of method names are read too.
+    Old spellings of method names are accepted.
 
     Raises:
       ExperimentError: for an unknown key, a value of the wrong type, or a value out of range.
@@ -43,12 +54,14 @@ def _convert(target: type, source: Any, prefix: str) -> Any:
     for key in source:
         if key not in hints:
             close = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(hints)}"
-            raise ExperimentError(f"unknown config key {prefix}{key}: {hint}")
+            advice = f"use one of {', '.join(hints)}"
+            if close:
+                advice = f"did you mean {prefix}{close[0]}?"
+            raise ExperimentError(f"unknown config key {prefix}{key}: {advice}")
     values = {}
     for key, value in source.items():
         hint = hints[key]
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             values[key] = _convert(hint, value, f"{prefix}{key}.")
         else:
             values[key] = _typed(value, hint, f"config.{prefix}{key}")
@@ -56,6 +69,8 @@ def _convert(target: type, source: Any, prefix: str) -> Any:
 
 
 def _typed(value: Any, hint: Any, name: str) -> Any:
+    if typing.get_origin(hint) is Literal:
+        hint = str  # `_validate` compares the names
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (tuple, list)):
             raise ExperimentError(f"{name}: expected a tuple like (1, 2), got {value!r}")
@@ -73,7 +88,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
 
 
 def _validate(config: Config) -> None:
-    def need(condition: bool, key: str, expectation: str) -> None:
+    def require(condition: bool, key: str, expectation: str) -> None:
         if not condition:
             value: Any = config
             for part in key.split("."):
@@ -84,72 +99,72 @@ def _validate(config: Config) -> None:
         for key in keys:
             group, _, name = key.rpartition(".")
             value = getattr(getattr(config, group) if group else config, name)
-            need(bound <= value < math.inf, key, f">= {bound}")
+            require(bound <= value < math.inf, key, f">= {bound}")
 
-    def among(key: str, *names: str) -> None:
+    def one_of(key: str, names: tuple[str, ...]) -> None:
         group, name = key.split(".")
         listed = ", ".join(map(repr, names[:-1]))
-        need(getattr(getattr(config, group), name) in names, key, f"{listed} or {names[-1]!r}")
+        require(getattr(getattr(config, group), name) in names, key, f"{listed} or {names[-1]!r}")
 
     def fraction(*keys: str) -> None:
         for key in keys:
             group, name = key.split(".")
-            need(0 <= getattr(getattr(config, group), name) <= 1, key, "in [0, 1]")
+            require(0 <= getattr(getattr(config, group), name) <= 1, key, "in [0, 1]")
 
     robust = config.robust
     at_least(1, "seeds", "train.epochs", "train.batch_size", "relaxation.steps")
     at_least(1, "adversary.restarts", "evaluation.every", "evaluation.batch_size")
     at_least(1, "evaluation.pgd_restarts", "checkpoint.every")
     at_least(0, "data.validation", "augment.crop", "evaluation.pgd_steps")
-    need(0 <= config.seed < 2**31, "seed", "in [0, 2**31)")
-    need(all(std > 0 for std in config.model.std), "model.std", "positive")
-    among("train.precision", "highest", "high", "default")
-    among("model.init", "fan_in", "fan_out", "ibp")
-    among("augment.border", "zeros", "edge")
-    among("optim.name", "adam", "sgd")
-    need(0 < config.optim.lr < math.inf, "optim.lr", "positive")
-    need(0 < config.optim.factor <= 1, "optim.factor", "in (0, 1]")
-    need(
+    require(0 <= config.seed < 2**31, "seed", "in [0, 2**31)")
+    require(all(std > 0 for std in config.model.std), "model.std", "positive")
+    one_of("train.precision", typing.get_args(Precision))
+    one_of("model.init", typing.get_args(Init))
+    one_of("augment.border", typing.get_args(Border))
+    one_of("optim.name", typing.get_args(OptimizerName))
+    require(0 < config.optim.lr < math.inf, "optim.lr", "positive")
+    require(0 < config.optim.factor <= 1, "optim.factor", "in (0, 1]")
+    require(
         all(0 <= m < config.train.epochs for m in config.optim.milestones),
         "optim.milestones",
         f"epochs in [0, train.epochs), {config.train.epochs}",
     )
     at_least(0, "optim.clip_norm", "optim.momentum", "optim.weight_decay")
-    among("robust.norm", *NORMS)
-    among("robust.schedule", "linear", "smoothed", "stairs")
+    one_of("robust.norm", tuple(NORMS))
+    one_of("robust.schedule", typing.get_args(Schedule))
     at_least(0, "robust.eps_train", "robust.eps_test", "robust.eps_start")
     at_least(0, "robust.warmup_epochs", "robust.ramp_epochs")
     if robust.norm == "inf":
         for key in ("robust.eps_train", "robust.eps_test"):
             eps = getattr(robust, key.split(".")[1])
-            need(eps < 1, key, f"in pixels of [0, 1], e.g. {eps:g}/255 = {eps / 255:.6f}")
-    need(robust.eps_start <= robust.eps_train, "robust.eps_start", "<= robust.eps_train")
-    need(
+            require(eps < 1, key, f"in pixels of [0, 1], e.g. {eps:g}/255 = {eps / 255:.6f}")
+    require(robust.eps_start <= robust.eps_train, "robust.eps_start", "<= robust.eps_train")
+    require(
         robust.eps_start == 0 or robust.schedule == "stairs",
         "robust.eps_start",
         "0 unless robust.schedule='stairs'",
     )
-    need(
+    require(
         robust.warmup_epochs + robust.ramp_epochs <= config.train.epochs,
         "robust.ramp_epochs",
         f"at most train.epochs - robust.warmup_epochs = "
         f"{config.train.epochs - robust.warmup_epochs:g}, or the radius never reaches eps_train",
     )
-    need(all(0 <= k <= 1 for k in robust.kappa), "robust.kappa", "two weights in [0, 1]")
-    need(all(0 <= b <= 1 for b in robust.beta), "robust.beta", "two weights in [0, 1]")
+    require(all(0 <= k <= 1 for k in robust.kappa), "robust.kappa", "two weights in [0, 1]")
+    require(all(0 <= b <= 1 for b in robust.beta), "robust.beta", "two weights in [0, 1]")
     at_least(0, "relaxation.projections", "relaxation.step_size")
     fraction("relaxation.p", "relaxation.q", "adversary.alpha", "adversary.box")
     at_least(0, "adversary.steps", "adversary.step_size", "adversary.scale", "adversary.split")
     at_least(0, "adversary.taps_scale", *(f"regularizers.{f.name}" for f in _REGULARIZERS))
-    need(config.regularizers.tau > 0, "regularizers.tau", "positive")
-    need(len(config.evaluation.methods) > 0, "evaluation.methods", "at least one method")
-    among("evaluation.pgd_loss", "margin", "cross_entropy")
+    require(config.regularizers.tau > 0, "regularizers.tau", "positive")
+    require(len(config.evaluation.methods) > 0, "evaluation.methods", "at least one method")
+    one_of("evaluation.pgd_loss", typing.get_args(AttackLoss))
     axes = [f.name for f in dataclasses.fields(MeshConfig)]
     for axis in axes:
         size = getattr(config.mesh, axis)
-        need(size == -1 or size >= 1, f"mesh.{axis}", ">= 1, or -1 for what the others leave")
-    left_over = [axis for axis in axes if getattr(config.mesh, axis) == -1]
-    if len(left_over) > 1:
+        require(size == -1 or size >= 1, f"mesh.{axis}", ">= 1, or -1 for the remaining devices")
+    remaining = [axis for axis in axes if getattr(config.mesh, axis) == -1]
+    if len(remaining) > 1:
         raise ExperimentError(
-            f"config.mesh: at most one axis can be -1, got {' and '.join(left_over)}"
+            f"config.mesh: at most one axis can be -1, got {' and '.join(remaining)}"
         )

@@ -1,4 +1,4 @@
-"""The typed configuration of a run. ml-collections stops here: all else sees these dataclasses."""
+"""The typed configuration of a run, the only form that code beyond `experiments.settings` sees."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ml_collections import config_dict
 
+Precision: TypeAlias = Literal["highest", "high", "default"]
+Init: TypeAlias = Literal["fan_in", "fan_out", "ibp"]
+Border: TypeAlias = Literal["zeros", "edge"]
+OptimizerName: TypeAlias = Literal["adam", "sgd"]
+Schedule: TypeAlias = Literal["linear", "smoothed", "stairs"]
+AttackLoss: TypeAlias = Literal["margin", "cross_entropy"]
+
 
 class Norm(NamedTuple):
-    """A norm of the configuration: its order p, and how it is printed."""
+    """A norm: its order p and its printed name."""
 
     order: float
     label: str
@@ -23,99 +30,98 @@ NORMS = {"inf": Norm(math.inf, "l-inf"), "2": Norm(2.0, "l2")}
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images.
+    """The data set.
 
-    `dir` is a folder with the files of the data set; `tfds_dir` is where TFDS keeps its data
-    (empty: its default).
+    `dir` is a folder with the files of the data set; `tfds_dir` is the data folder of TFDS (empty:
+    its default).
     """
 
     name: str = "digits"
     dir: str = ""
     tfds_dir: str = ""
-    validation: int = 0  # the last training images, held out for selection; 0 trains on all
+    validation: int = 0  # how many of the last training images to hold out for selection
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A name of `experiments.models`, and the normalisation of its first layer (empty: none).
+    """A network of `experiments.models` and the normalisation of its first layer (empty: none).
 
-    `init` is how weights start: `"fan_in"`, uniform in `+-1/sqrt(fan_in)`; `"fan_out"`, the same
-    but k x k convolutions normal with variance `2 / (k^2 out)`; `"ibp"`, normal with standard
-    deviation `sqrt(2 pi) / fan_in` but for the last layer (Shi et al. 2021).
+    `init` is the distribution of the initial weights: `"fan_in"` is uniform in `+-1/sqrt(fan_in)`;
+    `"fan_out"` is the same except for k x k convolutions, which are normal with variance
+    `2 / (k^2 out)`; `"ibp"` is normal with standard deviation `sqrt(2 pi) / fan_in` except for the
+    last layer (Shi et al. 2021).
     """
 
     name: str = "tiny"
-    init: str = "fan_in"
+    init: Init = "fan_in"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, in batches of how many images (over all devices).
+    """The length of the training and the batch size over all devices.
 
-    `precision` is that of the products in a step on an accelerator (`boundjax.training_precision`);
-    what is certified is computed at the highest in any case.
+    `precision` is the precision of the products in a step on an accelerator
+    (`boundjax.training_precision`); certificates always use the highest.
     """
 
     epochs: int = 1
     batch_size: int = 128
-    precision: str = "highest"
+    precision: Precision = "highest"
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training images are varied at random; by default they are not.
+    """Random variations of the training images; none by default.
 
-    `flip` mirrors them, `crop` moves them by up to so many pixels, over a border of `"zeros"` or of
-    the `"edge"` pixels.
+    `flip` mirrors them; `crop` is the number of pixels by which they may shift, over a border of
+    `"zeros"` or of the `"edge"` pixels.
     """
 
     flip: bool = False
     crop: int = 0
-    border: str = "zeros"
+    border: Border = "zeros"
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """`"adam"` or `"sgd"`; the learning rate times `factor` at each of `milestones` (epochs).
+    """The optimizer; its learning rate is multiplied by `factor` at each epoch in `milestones`.
 
-    `momentum` is of SGD. `weight_decay` adds so many times the parameters to their gradient.
+    Only SGD uses `momentum`. `weight_decay` times the parameters is added to their gradient.
     """
 
-    name: str = "adam"
+    name: OptimizerName = "adam"
     lr: float = 5e-4
     momentum: float = 0.9
     weight_decay: float = 0.0
     milestones: tuple[float, ...] = ()
     factor: float = 0.1
-    clip_norm: float = 0.0  # global gradient norm; 0: not clipped
+    clip_norm: float = 0.0  # largest norm of the whole gradient; 0: no clipping
 
 
 @dataclass(frozen=True)
 class RobustConfig:
     """The training method and its schedules.
 
-    Radii are in pixels of `[0, 1]`, in the norm `norm`: `"inf"` or `"2"` (a name, because JSON has
-    no infinity). Everything is in that norm: training, certificates and attacks.
+    Radii are in pixels of `[0, 1]`. Training, certificates and attacks all use the norm `norm`,
+    `"inf"` or `"2"` (a name, because JSON has no infinity).
 
-    `schedule` is `"linear"`, `"smoothed"` (Shi et al. 2021) or `"stairs"`: constant in every epoch,
-    from `eps_start` (Wong & Kolter 2018).
+    `schedule` is `"linear"`, `"smoothed"` (Shi et al. 2021) or `"stairs"`, which starts at
+    `eps_start` and is constant within every epoch (Wong & Kolter 2018).
     """
 
     method: str = "crown-ibp"
-    norm: str = "inf"
+    norm: Literal["inf", "2"] = "inf"
     eps_train: float = 0.1
     eps_test: float = 0.1
     eps_start: float = 0.0
-    schedule: str = "linear"
+    schedule: Schedule = "linear"
     warmup_epochs: float = 0.0  # natural training at radius 0
     ramp_epochs: float = 1.0  # radius 0 -> eps_train
-    kappa: tuple[float, float] = (
-        1.0,
-        0.0,
-    )  # weight of the natural loss at radius 0 and at eps_train
-    beta: tuple[float, float] = (1.0, 0.0)  # weight of the linear bounds, likewise
+    # Weights at radius 0 and at eps_train: of the natural loss, and of the linear bounds.
+    kappa: tuple[float, float] = (1.0, 0.0)
+    beta: tuple[float, float] = (1.0, 0.0)
     clip: bool = True  # intersect the ball with the pixel range [0, 1]
 
     @property
@@ -125,7 +131,7 @@ class RobustConfig:
 
     @property
     def norm_label(self) -> str:
-        """How the norm is printed: `l2` or `l-inf`."""
+        """The printed name of the norm, `l2` or `l-inf`."""
         return NORMS[self.norm].label
 
 
@@ -133,10 +139,10 @@ class RobustConfig:
 class RelaxationConfig:
     """The linear bounds of the methods that train on them.
 
-    `fused` is CROWN-IBP with one row per image instead of one per class. `steps` signed-gradient
+    `fused` gives CROWN-IBP one row per image instead of one per class. `steps` signed-gradient
     steps of `step_size` optimise the slopes of `one-step`; `p` and `q` are the probabilities of
-    `pq-slopes` (`boundjax.slopes.random`). `projections` random rows estimate the norms of `cap`
-    (0: they are exact).
+    `pq-slopes` (`boundjax.slopes.random`). `projections` random rows estimate the norms of `cap`;
+    with 0 the norms are exact.
     """
 
     fused: bool = False
@@ -151,11 +157,11 @@ class RelaxationConfig:
 class AdversaryConfig:
     """The methods that train on attacked images: PGD, SABR, TAPS and the expressive losses.
 
-    The attack takes `steps` steps of `step_size` times its radius, which is `scale` times the
-    radius of the schedule, from `restarts` random points. `alpha` is the weight of the interval
-    bounds in `mtl-ibp`, `cc-ibp` and `exp-ibp`; `box` the radius of SABR's and STAPS' boxes as a
-    part of the schedule's; `split` the number of layers in the first block of TAPS, and
-    `taps_scale` the weight of its gradient through the attack.
+    The attack takes `steps` steps of `step_size` times its radius from `restarts` random points;
+    its radius is `scale` times the radius of the schedule. `alpha` weighs the interval bounds in
+    `mtl-ibp`, `cc-ibp` and `exp-ibp`. `box` is the radius of the boxes of SABR and STAPS as a
+    fraction of the schedule's radius. `split` is the number of layers in the first block of TAPS,
+    and `taps_scale` weighs its gradient through the attack.
     """
 
     steps: int = 8
@@ -170,11 +176,12 @@ class AdversaryConfig:
 
 @dataclass(frozen=True)
 class RegularizerConfig:
-    """Weights of terms that are added to the loss (`boundjax.training`); 0 leaves one out.
+    """Weights of terms that are added to the loss (`boundjax.training`); 0 leaves a term out.
 
-    `tightness` and `relu_balance` fall with the radius, to 0 at `eps_train` (Shi et al. 2021, with
-    the tolerance `tau`). `gap` and `slack`, d and r of the tightness regularizers (REG), rise with
-    it. `relu_stability` (Xiao et al. 2019) and `l1`, of the kernels, are constant.
+    The weights `tightness` and `relu_balance` fall to 0 as the radius grows to `eps_train` (Shi et
+    al. 2021, with the tolerance `tau`). `gap` and `slack`, d and r of the tightness regularizers
+    (REG), grow with the radius. `relu_stability` (Xiao et al. 2019) and `l1` (of the kernels) are
+    constant.
     """
 
     tightness: float = 0.0
@@ -190,8 +197,9 @@ class RegularizerConfig:
 class EvaluationConfig:
     """How errors are measured.
 
-    `methods` are those of `boundjax.certify`; their union is reported as well. `precise_bn` takes
-    the statistics of batch normalisation anew from all training images before every evaluation.
+    `methods` name bounds of `boundjax.certify`; their union is reported as well. `precise_bn`
+    recomputes the statistics of batch normalisation from all training images before every
+    evaluation.
     """
 
     methods: tuple[str, ...] = ("interval", "crown-ibp")
@@ -200,23 +208,23 @@ class EvaluationConfig:
     batch_size: int = 500
     pgd_steps: int = 40
     pgd_restarts: int = 2
-    pgd_loss: str = "margin"
+    pgd_loss: AttackLoss = "margin"
     precise_bn: bool = False
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Every how many steps the state is written."""
+    """How often the state is written."""
 
-    every: int = 500
+    every: int = 500  # steps
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How the devices of all processes divide the work; -1 of one axis: what the others leave.
+    """How the devices of all processes divide the work; one axis may be -1, the remaining devices.
 
-    `data` divides the batch, `fsdp` divides it too, and the parameters and the optimizer's state
-    with it; `spec` divides the rows of the specification (classes) of linear bounds.
+    `data` divides the batch; `fsdp` divides the batch, the parameters and the optimizer's state;
+    `spec` divides the rows of the specification (classes) of linear bounds.
     """
 
     data: int = -1
@@ -226,9 +234,9 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A run. On one machine, two runs of one configuration end bit-identically.
+    """A run; on the same machine, two runs of one configuration end with identical bits.
 
-    With `seeds` above 1 it is a run for each of `seed`, `seed + 1`, ..., and their mean.
+    With `seeds` above 1 there is a run for each of `seed`, `seed + 1`, ..., and their mean.
     """
 
     seed: int = 0
@@ -247,12 +255,12 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested dictionaries of what JSON can hold."""
+        """Converts to nested dictionaries that JSON can hold."""
         return _jsonable(dataclasses.asdict(self))
 
 
 def to_config_dict(config: Config) -> config_dict.ConfigDict:
-    """The same configuration as an editable ConfigDict, for config files and command-line flags."""
+    """Converts to an editable ConfigDict for config files and command-line flags."""
     return config_dict.ConfigDict(dataclasses.asdict(config))
 
 

@@ -1,4 +1,4 @@
-"""Compares stored configurations: which keys differ, and the defaults of keys that are newer."""
+"""Compares stored configurations, after filling in keys that are newer than they are."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from experiments.settings.config import Config
 
 
 def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration, the keys that are newer than it at their defaults.
+    """Returns a stored configuration with the defaults of keys that it is too old to have.
 
-    The default of a new key is what the code did before there was the key. Nothing else is changed:
-    unknown keys and bad values stay as they are.
+    The default of a new key is what the code did before the key existed. Nothing else changes:
+    unknown keys and bad values are kept.
     """
     return _filled(stored, Config().to_dict())
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the keys on which two nested dictionaries differ, sorted."""
+    """Returns the sorted dotted names of the keys at which two nested dictionaries differ."""
     names = []
     for key in sorted(set(one) | set(other)):
         left, right = one.get(key), other.get(key)

@@ -1,4 +1,4 @@
-"""What ends a command with one line on standard error, without a traceback."""
+"""Errors that end a command with one line on standard error instead of a traceback."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import NoReturn
 
 
 class ExperimentError(ValueError):
-    """Bad configuration, data or run folder: what was expected, what came and what to do."""
+    """A bad configuration, data set or run folder: what was expected, what came, what to do."""
 
 
 class ContradictionError(ExperimentError, RuntimeError):
-    """A bound and an attack contradict each other: nothing that a user can correct."""
+    """A bound and an attack contradict each other, which no user can correct."""
 
 
 def one_line(error: object) -> str:
-    """What an error says, on one line; its type if it says nothing."""
+    """Returns the text of an error on one line, or the name of its type if the text is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def fail(error: object) -> NoReturn:
-    """Ends a command after a mistake: one line on standard error, exit status 2."""
+    """Ends a command after a mistake, with one line on standard error and exit status 2."""
     print(f"error: {one_line(error)}", file=sys.stderr)
     sys.exit(2)

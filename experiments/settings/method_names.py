@@ -1,7 +1,8 @@
-"""Names of training methods have hyphens; the underscores that they had in 0.1 are read until 0.3.
+"""Names of training methods have hyphens; the underscores of 0.1 are accepted until 0.3.
 
-What a user writes (`robust.method`, an argument like `method=mtl-ibp` of a config file) is told of
-by `notice`. What earlier runs have stored is read silently, and does not end with 0.3.
+`notice` reports old spellings in what a user writes: `robust.method`, or an argument of a config
+file like `method=mtl-ibp`. Old spellings that earlier runs have stored are read silently, also
+after 0.3.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _CURRENT = {name.replace("-", "_"): name for name in _RENAMED}
 
 
 def current(name: str) -> str:
-    """The name as it is spelled now; anything but an old spelling stays as it is."""
+    """Returns the current spelling of a name; any other text is returned unchanged."""
     return _CURRENT.get(name, name)
 
 
 def updated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested configuration with `robust.method` as it is spelled now, and nothing else changed.
+    """Returns a nested configuration with the current spelling of `robust.method`.
 
-    Values of the wrong type stay as they are.
+    Nothing else changes; values of the wrong type are kept.
     """
     robust = config.get("robust")
     if not isinstance(robust, Mapping) or not isinstance(robust.get("method"), str):
@@ -39,9 +40,9 @@ def updated(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notice(names: Iterable[str]) -> str:
-    """The line that tells of the old spellings among `names`, empty if there are none."""
+    """Returns one line that reports the old spellings among `names`, or an empty text."""
     old = [name for name in dict.fromkeys(names) if name in _CURRENT]
     if not old:
         return ""
     read = ", ".join(f"{name!r} is read as {current(name)!r}" for name in old)
-    return f"method names have hyphens now: {read}; the old spelling will end with 0.3"
+    return f"method names have hyphens now: {read}; 0.3 will reject the old spelling"

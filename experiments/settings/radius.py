@@ -1,4 +1,4 @@
-"""Radii: as numbers or fractions on a command line, and not in other units than pixels."""
+"""Reads radii from a command line, and rejects those that are not in units of pixels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from experiments.settings.errors import ExperimentError
 
 
 def parse(text: str, name: str = "--eps") -> float:
-    """`0.0314` or `8/255` as a number.
+    """Converts a text like `0.0314` or `8/255` to a number.
 
     Raises:
-      ExperimentError: if it is neither; `name` is what was given.
+      ExperimentError: for any other text; `name` is the flag that the message names.
     """
     try:
         return float(fractions.Fraction(text))
@@ -23,16 +23,17 @@ def parse(text: str, name: str = "--eps") -> float:
 
 
 def check(name: str, eps: float, norm: str, shape: Sequence[int], title: str) -> None:
-    """Refuses a radius with which nothing can be certified, as one in units of 1/255 often is.
+    """Rejects a radius at which nothing can be certified, as a radius in units of 1/255 often is.
 
-    The grey image in the middle of the pixel range is in every ball of half of its diameter.
+    The grey image in the middle of the pixel range lies in every ball whose radius is half the
+    diameter of that range.
 
     Args:
-      name: of the flag or key.
+      name: name of the flag or key.
       eps: the radius.
       norm: a key of `experiments.settings.config.NORMS`.
-      shape: of an image, `[H, W, channels]`.
-      title: of the data set.
+      shape: shape of an image, `[H, W, channels]`.
+      title: title of the data set.
 
     Raises:
       ExperimentError: for a radius that is negative, not finite or too large.

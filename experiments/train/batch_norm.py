@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,17 @@ BATCH_SIZE = 500
 def population_statistics(
     model: nn.Module, variables: dict[str, Any], images: np.ndarray, batch_size: int = BATCH_SIZE
 ) -> dict[str, Any]:
-    """The collection `batch_stats` over all images, instead of its running average.
+    """Computes the collection `batch_stats` over all images, instead of a running average.
 
     Every batch is normalised by its own statistics, as in training; its means and second moments
     are averaged over the batches (Wu & Johnson 2021, "Rethinking Batch in BatchNorm"; CTBench
-    evaluates so). Images that do not fill the last batch are left out.
+    evaluates the same way). Images that do not fill the last batch are left out.
 
     Args:
       model: a Linen module with a field `bn_momentum`.
-      variables: with `batch_stats`.
-      images: `[N, H, W, channels]`, the training images as they are, not varied.
-      batch_size: images of one pass.
+      variables: the variables of `model`, including `batch_stats`.
+      images: the training images `[N, H, W, channels]` without augmentation.
+      batch_size: number of images in one pass.
     """
     size = min(batch_size, len(images))
 
@@ -35,15 +35,16 @@ def population_statistics(
         _, updated = model.clone(bn_momentum=0.0).apply(
             variables, batch, train=True, mutable=["batch_stats"]
         )
-        flat = flatten_dict(updated["batch_stats"])
+        # Flax gives leaves the type of any node.
+        flat = cast("dict[tuple[str, ...], jax.Array]", flatten_dict(updated["batch_stats"]))
         return {
             path: value + jnp.square(flat[*path[:-1], "mean"]) if path[-1] == "var" else value
             for path, value in flat.items()
         }
 
     starts = range(0, len(images) - size + 1, size)
-    # In float64 on the host: the second moment and the square of the mean nearly cancel.
-    total: dict = {}
+    # Use float64 on the host, because the second moment and the square of the mean nearly cancel.
+    total: dict[tuple[str, ...], np.ndarray] = {}
     for start in starts:
         for path, value in moments(variables, images[start : start + size]).items():
             total[path] = total.get(path, 0.0) + np.asarray(value, np.float64) / len(starts)

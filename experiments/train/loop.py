@@ -1,4 +1,4 @@
-"""The training of one run, or of the runs of several seeds as one program."""
+"""Trains one run, or the runs of several seeds as one program."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from experiments.train.variables import nothing_selected, select
 
 @dataclass
 class Member:
-    """One run: its seed and records, and, once it is there, what it has come to."""
+    """One run: its seed and records and, from `open_members` on, its state."""
 
     seed: int
     records: Records
@@ -37,12 +37,12 @@ class Member:
 
     @property
     def step(self) -> int:
-        """How many steps it has been trained for."""
+        """How many steps the run has been trained for."""
         return int(self.state["step"])
 
 
 def open_members(prepared: Prepared, members: Sequence[Member]) -> None:
-    """Gives every run its initial state, or that of its latest checkpoint.
+    """Gives every run the state of its latest checkpoint or its initial state.
 
     Raises:
       ExperimentError: if a checkpoint is of another configuration, or a file cannot be read.
@@ -54,10 +54,10 @@ def open_members(prepared: Prepared, members: Sequence[Member]) -> None:
 
 
 def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None:
-    """Trains runs that are equally far to their end, several of them as one `vmap`ped program.
+    """Trains runs that are at the same step to their end, several as one `vmap`ped program.
 
     Raises:
-      ExperimentError: if the loss of a run is not finite.
+      ExperimentError: if the loss or the network of a run is not finite.
       Preempted: after SIGTERM, with a checkpoint of the last step.
     """
     config, total = prepared.config, prepared.total_steps
@@ -77,14 +77,14 @@ def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None
     with preemption.deferred(lambda calls: distributed.decided(calls, max)):
         for step in range(first, total):
             joint.state, metrics = steps[prepared.phases[step]](joint.state, *feed(step))
-            # Waits for the step before this one, so that the devices always have one to do.
+            # This waits for the step before, so that the devices always have one to do.
             watch.see(step, metrics)
             done = step + 1
             stop = preemption.due()
             ends_epoch = done % prepared.steps_per_epoch == 0
             saves = done % config.checkpoint.every == 0 or done == total or stop
             if ends_epoch or saves:
-                watch.finish()  # nothing is written of a step that diverged
+                watch.finish()  # before anything is written: this step may have diverged
                 joint.hand_out()
             if ends_epoch:
                 for member in members:
@@ -96,62 +96,61 @@ def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None
             if stop:
                 raise Preempted(f"after step {done:,} of {total:,}")
         for member in members:
-            member.records.wait()  # the runs that are trained next write checkpoints of their own
+            member.records.wait()  # the runs that are trained next write checkpoints as well
 
 
 class _JointState:
-    """The one state of runs that are trained as one program, and the time that they take.
+    """The state of runs that are trained as one program, and the time that they take.
 
-    The leaves of several have a leading axis, one entry per run.
+    With several runs, every leaf has a leading axis with one entry per run.
     """
 
     def __init__(self, prepared: Prepared, members: Sequence[Member]):
         self._members = members
         self._seconds_before, self._began = members[0].seconds, time.monotonic()
         self.state = members[0].state
-        self._part = None
+        self._take = None
         if len(members) > 1:
             stack = jax.jit(
                 lambda *states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
                 out_shardings=prepared.state_shardings(together=True),
             )
             self.state = stack(*(member.state for member in members))
-            self._part = jax.jit(
+            self._take = jax.jit(
                 lambda state, index: jax.tree.map(lambda leaf: leaf[index], state),
                 out_shardings=prepared.state_shardings(together=False),
             )
 
     def hand_out(self) -> None:
-        """Gives every run its part of the state, and its share of the time: they add up to all."""
+        """Gives every run its part of the state and an equal share of the time."""
         for index, member in enumerate(self._members):
             elapsed = time.monotonic() - self._began
             member.seconds = self._seconds_before + elapsed / len(self._members)
-            member.state = self._part(self.state, np.int32(index)) if self._part else self.state
+            member.state = self._take(self.state, np.int32(index)) if self._take else self.state
 
 
 class Watch:
-    """Reads the metrics of every step, one step late, and stops runs that diverge."""
+    """Checks the metrics of every step, one step late, and stops runs that diverge."""
 
     def __init__(self, steps_per_epoch: int, members: Sequence[Member]):
-        """Nothing seen yet."""
         self._steps_per_epoch, self._members = steps_per_epoch, members
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._last: dict[str, jax.Array] | None = None
 
     def see(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of a step, and looks at those of the step before.
+        """Takes the metrics of a step, and checks those of the step before.
 
         Raises:
-          ExperimentError: if that step's loss, or what it has made of the network, is not finite.
+          ExperimentError: if the loss of the step before, or the network after it, is not finite.
         """
         self.finish()
         self._pending = step, metrics
 
     def finish(self) -> None:
-        """Looks at the metrics of the latest step.
+        """Checks the metrics of the latest step.
 
         Raises:
-          ExperimentError: if its loss, or what it has made of the network, is not finite.
+          ExperimentError: if its loss, or the network after it, is not finite.
         """
         if self._pending is None:
             return
@@ -176,16 +175,16 @@ class Watch:
 
 
 def _end_epoch(prepared: Prepared, member: Member, step: int) -> str:
-    """Selects and records at the end of an epoch; what there is to print."""
+    """Selects, records and describes a run at the end of an epoch."""
     config, done = prepared.config, step + 1
     epoch = done // prepared.steps_per_epoch
     record = {"step": done, "epoch": epoch, "seconds": round(member.seconds, 2)}
-    weights = prepared.schedule(step)
-    record |= {key: float(value) for key, value in weights._asdict().items()}
-    record["lr"] = float(prepared.learning_rate(step))
+    coefficients = prepared.schedule(step)
+    record |= {key: float(value) for key, value in coefficients._asdict().items()}
+    record["lr"] = np.asarray(prepared.learning_rate(step)).item()
     metrics = jax.device_get(member.state["metrics"])
     means = {key: float(metrics[key]) / prepared.steps_per_epoch for key in METRICS}
-    # The ReLUs' states are not known in every phase.
+    # Phases without bounds give NaN for the fractions of ReLUs.
     record |= {key: value for key, value in means.items() if math.isfinite(value)}
     last = epoch == config.train.epochs
     if len(prepared.splits.validation) and (epoch % config.evaluation.every == 0 or last):
@@ -217,4 +216,4 @@ def _save(members: Sequence[Member], step: int) -> None:
     for member in members:
         member.records.save(step, member.state, member.selected, member.seconds)
         if len(members) > 1 and distributed.processes() > 1:
-            member.records.wait()  # orbax's barriers know nothing of a second writer
+            member.records.wait()  # orbax's barriers cannot tell two writers apart

@@ -1,4 +1,4 @@
-"""From a configuration to what trains it: data, network, method and the compiled steps."""
+"""Prepares the training of a configuration: data, network, method and compiled steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -33,20 +33,27 @@ from experiments.train.step import (
     create_train_step,
 )
 
+# The methods of `boundjax.certify`.
+_CERTIFY_METHODS = (*presets.METHODS, presets.BEST)
+
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """All that runs of one configuration share, whatever their seeds.
+    """Everything that the runs of one configuration share, whatever their seeds.
 
     Attributes:
-      config: of the runs.
+      config: the configuration.
       mesh: the devices (`experiments.train.mesh`).
       splits: the data.
-      steps_per_epoch, total_steps: of the training.
+      steps_per_epoch: number of steps in an epoch.
+      total_steps: number of steps in the training.
       model: the unbound Linen module.
-      parameters: how many it has.
-      method, schedule, learning_rate, optimizer: of the training.
-      phases: which of the method's objectives is due, int `[total_steps]`.
+      parameters: number of its parameters.
+      method: the training method.
+      schedule: the radius and the coefficients of the loss at a step.
+      learning_rate: the learning rate at a step.
+      optimizer: the optimizer of the parameters.
+      phases: index of the method's objective at each step, int `[total_steps]`.
     """
 
     config: Config
@@ -64,21 +71,21 @@ class Prepared:
 
     @property
     def threat(self) -> bj.Threat:
-        """The threat model that the network is tested in."""
+        """The threat model of the test."""
         return methods.Setting(self.model, self.config).threat
 
     @property
     def devices(self) -> str:
-        """Number and kind of the devices, and of the processes if there are several."""
+        """The number and kind of the devices, and the number of processes if several."""
         return mesh.device_name(list(self.mesh.devices.flat))
 
     @property
     def replicated(self) -> NamedSharding:
-        """On every device."""
+        """The sharding that keeps an array whole on every device."""
         return mesh.replicated(self.mesh)
 
     def state_shardings(self, together: bool) -> Any:
-        """Of a state, or of the states of several seeds: one for all leaves, or one for each."""
+        """Returns the shardings of a state, or of several seeds: one for all leaves or for each."""
         if self.mesh.shape["fsdp"] == 1:
             return self.replicated
         return mesh.state_shardings(self._state_shapes, self.mesh, together)
@@ -91,15 +98,15 @@ class Prepared:
         return create_state(self.method, self.model, self.optimizer, self.splits.shape, key)
 
     def initial_state(self, seed: int) -> State:
-        """What a run of this seed starts with."""
+        """Creates the state that a run of this seed starts with."""
         create = jax.jit(self._create_state, out_shardings=self.state_shardings(together=False))
         return create(jax.random.key(seed))
 
     def train_steps(self, seeds: tuple[int, ...]) -> list[Callable[..., Any]]:
-        """One step per phase of the method, compiled when first due.
+        """Creates one step per phase of the method, compiled on its first call.
 
-        `(state, images, labels) -> (state, metrics)`; of several seeds all have a leading axis, one
-        entry per seed.
+        A step is `(state, images, labels) -> (state, metrics)`. With several seeds, all of these
+        have a leading axis with one entry per seed.
         """
         augment = create_augmentation(**dataclasses.asdict(self.config.augment))
         together = len(seeds) > 1
@@ -138,19 +145,23 @@ class Prepared:
         ]
 
 
-def prepare(config: Config, splits: data.Splits | None = None) -> Prepared:
-    """Reads the data and checks that all belongs together; nothing is written or compiled.
+def is_certify_method(name: str) -> TypeGuard[presets.Method]:
+    """Whether a name is a method of `boundjax.certify`."""
+    return name in _CERTIFY_METHODS
 
-    All processes must call this; they must have the same data: `splits` instead of the configured.
+
+def prepare(config: Config, splits: data.Splits | None = None) -> Prepared:
+    """Reads the data and checks that everything fits together; writes and compiles nothing.
+
+    All processes must call this with the same data. `splits` replaces the configured data.
 
     Raises:
-      ExperimentError: for whatever the user can correct.
+      ExperimentError: for anything that the user can correct.
     """
-    certifying = (*presets.METHODS, presets.BEST)
     for name in (*config.evaluation.methods, config.evaluation.selection_method):
-        if name not in certifying:  # said now, not after the training
+        if not is_certify_method(name):  # reported before the training, not after it
             raise ExperimentError(
-                f"config.evaluation: unknown method {name!r}: use {', '.join(certifying)}"
+                f"config.evaluation: unknown method {name!r}: use {', '.join(_CERTIFY_METHODS)}"
             )
     devices = mesh.create_mesh(config.mesh)
     batch_size = config.train.batch_size
@@ -169,17 +180,17 @@ def prepare(config: Config, splits: data.Splits | None = None) -> Prepared:
         radius.check(name, eps, config.robust.norm, splits.shape, splits.title)
     channels = splits.shape[-1]
     for key in ("mean", "std"):
-        given = getattr(config.model, key)
-        if given and len(given) != channels:
+        values = getattr(config.model, key)
+        if values and len(values) != channels:
             raise ExperimentError(
-                f"config.model.{key} must have a number for each channel of {splits.title}, "
-                f"{channels}, or none, got {given}"
+                f"config.model.{key} must have one number per channel of {splits.title} "
+                f"({channels}) or none, got {values}"
             )
     model = models.from_config(config.model)
     if model.num_classes != splits.classes:
         raise ExperimentError(
             f"config.model.name={config.model.name!r} has {model.num_classes} classes, but "
-            f"{splits.title} has {splits.classes}; choose a network of its classes"
+            f"{splits.title} has {splits.classes}; choose a network with {splits.classes} classes"
         )
     parameters = models.count_parameters(model, splits.shape)
     method = methods.create(model, config, devices)
@@ -205,20 +216,20 @@ def prepare(config: Config, splits: data.Splits | None = None) -> Prepared:
 
 
 def _description(splits: data.Splits) -> dict[str, Any]:
-    """What two processes with the same data have in common, without reading all of it."""
-    found: dict[str, Any] = {"title": splits.title, "classes": splits.classes}
+    """Describes the data for a comparison between processes, without reading all images."""
+    description: dict[str, Any] = {"title": splits.title, "classes": splits.classes}
     for part in ("train", "validation", "test"):
         images, labels = getattr(splits, part)
-        found[part] = {
+        description[part] = {
             "shape": list(images.shape),
             "dtype": str(images.dtype),
-            "labels": hashlib.sha256(np.ascontiguousarray(labels)).hexdigest()[:16],
+            "labels": hashlib.sha256(labels.tobytes()).hexdigest()[:16],
         }
-    return found
+    return description
 
 
 def _require_trainable(prepared: Prepared) -> None:
-    """Traces every phase: said now, not in the middle of the training."""
+    """Traces every phase, so that errors are reported now and not during the training."""
     config = prepared.config
     images, labels = (
         jax.ShapeDtypeStruct((config.train.batch_size, *array.shape[1:]), array.dtype)
@@ -230,7 +241,7 @@ def _require_trainable(prepared: Prepared) -> None:
         for phase in sorted(set(prepared.phases.tolist())):
             jax.eval_shape(steps[phase], state, images, labels)
     except (bj.UnsupportedOpError, NotImplementedError, TypeError, ValueError) as error:
-        # Behind the dashes JAX says what it left out of the traceback.
+        # After the dashes JAX reports what it left out of the traceback.
         reason = one_line(error).split(" ---")[0]
         raise ExperimentError(
             f"robust.method={config.robust.method!r} cannot train model {config.model.name!r}: "

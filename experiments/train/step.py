@@ -1,4 +1,4 @@
-"""The train step, a pure function of (state, batch): compiled by the loop and the benchmarks."""
+"""The train step, a pure function of state and batch that the loop and the benchmarks compile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from boundjax import training_precision
 from boundjax.training import eps_dependent, linear_schedule, smoothed_schedule, stairs_schedule
 from experiments.methods import Batch, Coefficients, Method, Objective
 from experiments.methods.method import RELU_METRICS, one_example
-from experiments.settings.config import OptimConfig, RobustConfig
+from experiments.settings.config import OptimConfig, Precision, RobustConfig
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -23,16 +23,16 @@ Metrics = dict[str, jax.Array]
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 METRICS = ("loss", "natural_loss", "robust_loss", "standard_error", "verified_error", *RELU_METRICS)
 
-# What else is in a state are collections that the objectives read.
+# The rest of a state are collections that the objectives read.
 _NO_COLLECTIONS = ("step", "params", "opt_state", "metrics")
-# Streams of random numbers apart from the initial parameters', which is the seed's own key.
-_OWN_STREAM, _AUGMENTATION_STREAM, _OBJECTIVE_STREAM = 1, 2, 3
+# Streams of random numbers; the initial parameters use the key of the seed itself.
+_COLLECTIONS_STREAM, _AUGMENTATION_STREAM, _OBJECTIVE_STREAM = 1, 2, 3
 
 
 def create_schedule(
     config: RobustConfig, steps_per_epoch: int
 ) -> Callable[[jax.Array | int], Coefficients]:
-    """The radius and the coefficients of the loss as a function of the global step."""
+    """Creates the radius and the coefficients of the loss as a function of the global step."""
     start = round(config.warmup_epochs * steps_per_epoch)
     end = start + round(config.ramp_epochs * steps_per_epoch)
 
@@ -62,15 +62,15 @@ def create_schedule(
 
 
 def create_learning_rate(config: OptimConfig, steps_per_epoch: int) -> optax.Schedule:
-    """`lr`, multiplied by `factor` at each milestone."""
+    """Creates the learning rate, `lr` multiplied by `factor` at each milestone."""
     boundaries = {round(epoch * steps_per_epoch): config.factor for epoch in config.milestones}
     return optax.piecewise_constant_schedule(config.lr, boundaries)
 
 
 def create_optimizer(config: OptimConfig, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Adam or SGD on the scheduled rate, after clipping the gradient norm where asked for.
+    """Creates Adam or SGD with the scheduled rate and, if configured, clipping.
 
-    Weight decay is added to the clipped gradient, as PyTorch's optimizers do.
+    Weight decay is added to the clipped gradient, as in PyTorch's optimizers.
     """
     rate = create_learning_rate(config, steps_per_epoch)
     parts = []
@@ -92,18 +92,18 @@ def create_state(
     image_shape: Sequence[int],
     key: jax.Array,
 ) -> State:
-    """The initial state for images `[H, W, channels]`: all that a step changes, nothing else.
+    """Creates the initial state for images `[H, W, channels]`: exactly what a step changes.
 
     `metrics` holds the sums of the step metrics since the epoch began, so that a run resumed in the
-    middle of an epoch reports the same means. The collections that `method` owns lie beside the
-    others, by their names.
+    middle of an epoch reports the same means. The collections of `method` are entries under their
+    names.
     """
     variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
     statistics = variables.get("batch_stats", {})
-    own = method.init(
+    collections = method.init(
         one_example(model, variables["params"], statistics),
         jax.ShapeDtypeStruct(tuple(image_shape), jnp.float32),
-        jax.random.fold_in(key, _OWN_STREAM),
+        jax.random.fold_in(key, _COLLECTIONS_STREAM),
     )
     return {
         "step": jnp.zeros((), jnp.int32),
@@ -111,7 +111,7 @@ def create_state(
         "batch_stats": statistics,
         "opt_state": optimizer.init(variables["params"]),
         "metrics": {name: jnp.zeros((), jnp.float32) for name in METRICS},
-        **own,
+        **collections,
     }
 
 
@@ -123,25 +123,25 @@ def create_train_step(
     steps_per_epoch: int,
     key: jax.Array,
     augment: Augmentation | None = None,
-    precision: str = "highest",
+    precision: Precision = "highest",
     whole: NamedSharding | None = None,
 ) -> Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]:
-    """One step, `(state, images [B, H, W, channels], labels [B]) -> (state, metrics)`, uncompiled.
+    """Creates a step, `(state, images [B, H, W, channels], labels [B]) -> (state, metrics)`.
 
-    The second output holds the metrics of this step alone, and the norm of what it has made of the
-    parameters and the statistics, which is not finite where they are not.
+    The step is not compiled. Its metrics are those of this step alone and `norm`, that of the new
+    parameters and statistics, which is not finite if they are not.
 
     Args:
       model: a Linen module with `__call__(x, train=False)`; with batch normalisation it has
         `bn_momentum`.
       objective: one of the objectives of a training method for that model.
-      optimizer: of the parameters.
+      optimizer: the optimizer of the parameters.
       schedule: the radius and the coefficients of the loss at a step.
-      steps_per_epoch: after how many steps the metric sums start again.
-      key: of all that is random in a step, as is its number.
-      augment: what is done to the images first (`experiments.train.augment`), or None.
-      precision: of all products, see `boundjax.training_precision`.
-      whole: how parameters that are divided between devices lie while they are used.
+      steps_per_epoch: number of steps after which the metric sums restart.
+      key: the PRNG key from which, with the number of a step, all of its random numbers follow.
+      augment: the variation of the images (`experiments.train.augment`), or None.
+      precision: precision of all products, see `boundjax.training_precision`.
+      whole: sharding of the parameters during their use, if devices divide them.
     """
     loss_and_gradient = jax.value_and_grad(objective, has_aux=True)
 
@@ -158,7 +158,7 @@ def create_train_step(
         collections = {name: value for name, value in state.items() if name not in _NO_COLLECTIONS}
         params = state["params"]
         if whole is not None:
-            # Left to XLA, some layers would send their activations around instead.
+            # Without this constraint XLA sends the activations of some layers instead.
             params = jax.lax.with_sharding_constraint(params, whole)
         (_, outcome), gradient = loss_and_gradient(
             params,
@@ -167,9 +167,8 @@ def create_train_step(
             coefficients,
             random(_OBJECTIVE_STREAM),
         )
-        with jax.numpy_dtype_promotion(
-            "standard"
-        ):  # Adam's bias correction raises a float to an int
+        # Adam's bias correction raises a float to an int.
+        with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
         begins_epoch = state["step"] % steps_per_epoch == 0
         metrics = {name: outcome.metrics[name] for name in METRICS}
@@ -192,7 +191,7 @@ def create_train_step(
 
 
 def _norm(tree: Any) -> jax.Array:
-    # XLA's CPU backend is far quicker at products than at sums.
+    # XLA's CPU backend computes products far faster than sums.
     squares = [jnp.tensordot(leaf, leaf, leaf.ndim) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares))
 

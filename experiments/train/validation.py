@@ -1,4 +1,4 @@
-"""Errors on the validation images, on which the epoch is selected."""
+"""Errors on the validation images, which select the epoch."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import ArrayLike
 
 import boundjax as bj
+from boundjax.certification.presets import Method
 from experiments.cluster import distributed
 from experiments.data import Images
-from experiments.train.prepare import Prepared
+from experiments.train.prepare import Prepared, is_certify_method
 from experiments.train.step import State
 from experiments.train.variables import deployed
 
 
 def validate(prepared: Prepared, state: State) -> dict[str, float]:
-    """Standard and verified error at eps_test on the validation images, found by process 0."""
+    """Returns the errors on the validation images, which process 0 computes.
+
+    They are the standard error and the verified error at `robust.eps_test`.
+    """
     config, validation = prepared.config, prepared.splits.validation
+    method = config.evaluation.selection_method
+    assert is_certify_method(method)  # `prepare` rejects any other name
     variables = jax.device_put(deployed(config, prepared.model, state, prepared.splits))
     size = min(config.evaluation.batch_size, len(validation))
 
@@ -32,7 +39,7 @@ def validate(prepared: Prepared, state: State) -> dict[str, float]:
                 eps,
                 norm=prepared.threat.norm,
                 clip=prepared.threat.clip,
-                method=config.evaluation.selection_method,
+                method=method,
                 batch_size=size,
             )
             for key, eps in (("standard_error", 0.0), ("verified_error", config.robust.eps_test))
@@ -49,11 +56,11 @@ def verified(
     eps: float,
     *,
     norm: float = jnp.inf,
-    clip: tuple[float, float] | None,
-    method: str,
+    clip: tuple[ArrayLike, ArrayLike] | None,
+    method: Method,
     batch_size: int,
 ) -> np.ndarray:
-    """Which examples `boundjax.certify` verifies for their true label, bool `[N]`."""
+    """Returns which examples `boundjax.certify` verifies for their true label, bool `[N]`."""
     certificate = bj.certify(
         (model, variables),
         data.images,

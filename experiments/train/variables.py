@@ -1,4 +1,4 @@
-"""What is kept of a trained network: its variables, and the selected epoch."""
+"""The variables of a trained network, and the selection of an epoch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from experiments.data import Splits
 from experiments.settings.config import Config
@@ -15,15 +16,17 @@ from experiments.train.mesh import on_host, place
 
 
 def variables_of(state: dict[str, Any]) -> dict[str, Any]:
-    """What the eval-mode model needs of a state, on the host; all processes must call this."""
+    """Returns the variables of the eval-mode model on the host; all processes must call this."""
     variables = {"params": state["params"]}
     if state["batch_stats"]:
         variables["batch_stats"] = state["batch_stats"]
     return on_host(variables)
 
 
-def deployed(config: Config, model, state: dict[str, Any], splits: Splits) -> dict[str, Any]:
-    """The variables that are evaluated: with `precise_bn`, with statistics of all images."""
+def deployed(
+    config: Config, model: nn.Module, state: dict[str, Any], splits: Splits
+) -> dict[str, Any]:
+    """Returns the variables to evaluate; `precise_bn` gives them the statistics of all images."""
     variables = variables_of(state)
     if config.evaluation.precise_bn and "batch_stats" in variables:
         statistics = population_statistics(model, variables, splits.train.images)
@@ -32,10 +35,10 @@ def deployed(config: Config, model, state: dict[str, Any], splits: Splits) -> di
 
 
 def nothing_selected(state: dict[str, Any], selecting: bool) -> dict[str, Any]:
-    """Same layout as a selection, so that both restore alike."""
+    """Returns what stands for a selection before the first, in the same layout."""
     selected = _scores(state, 0, np.inf, np.inf)
     if selecting:
-        # Copies: the loop donates the originals.
+        # Copy, because the loop donates the originals.
         selected["params"] = jax.tree.map(jnp.copy, state["params"])
         selected["batch_stats"] = jax.tree.map(jnp.copy, state["batch_stats"])
     return selected
@@ -44,7 +47,7 @@ def nothing_selected(state: dict[str, Any], selecting: bool) -> dict[str, Any]:
 def select(
     selected: dict[str, Any], state: dict[str, Any], epoch: int, errors: dict[str, float]
 ) -> dict[str, Any]:
-    """The better by verified, then standard validation error; of equals the later one."""
+    """Returns the better by verified, then standard validation error; the later of equals."""
     best = (float(selected["verified_error"]), float(selected["standard_error"]))
     if (errors["verified_error"], errors["standard_error"]) > best:
         return selected
@@ -56,7 +59,7 @@ def select(
 
 
 def _scores(state: dict[str, Any], epoch: int, verified: float, standard: float) -> dict[str, Any]:
-    """Scalars on the devices of the state."""
+    """Returns the scores of an epoch as scalars on the devices of the state."""
     values = {
         "epoch": np.int32(epoch),
         "verified_error": np.float32(verified),

@@ -1,10 +1,10 @@
-# Sourced by the SLURM scripts, in the root of the checkout.
+# Functions of the SLURM scripts, which source this file in the root of the checkout.
 # shellcheck shell=bash
 # shellcheck source=launch/common.sh
 source launch/common.sh
 
-# JAX gives every task the GPU of its number on the node: with fewer tasks, GPUs would be idle.
-# A single task, without others to talk to, takes all.
+# JAX gives each task the GPU with its number on the node, so fewer tasks would leave GPUs idle.
+# A single task, which has no others to join, takes all GPUs.
 check_one_task_per_gpu() {
     local gpus=${SLURM_GPUS_PER_NODE:-} tasks=${SLURM_NTASKS_PER_NODE:-}
     gpus=${gpus##*:} # h100:8
@@ -13,7 +13,7 @@ check_one_task_per_gpu() {
     fi
 }
 
-# Puts this job into the queue again, for the next part of its run.
+# Queues this job again for the next part of its run.
 requeue() {
     if ((${SLURM_RESTART_COUNT:-0} >= ${MAX_RESTARTS:-100})); then
         fail "not finished after ${MAX_RESTARTS:-100} restarts: not queued again"

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Asks for a TPU slice as a queued resource and waits until it is there.
+# Requests a TPU slice as a queued resource and waits until it is active.
 #
 #     TPU_NAME=boundjax ZONE=us-west4-a ACCELERATOR_TYPE=v5litepod-16 \
 #         RUNTIME_VERSION=v2-alpha-tpuv5-lite bash launch/tpu/create.sh --spot
 #
-#     --spot        cheaper, and may be taken away at any time: the run goes on in a new slice
+#     --spot        cheaper, but may be taken away at any time; a new slice can resume the run
 #     --no-wait     do not wait; the request stays in the queue
 #     --dry-run     print the commands, run nothing
 #     -- FLAG ...   further flags of gcloud, for example -- --reserved
 #
 # From the moment the slice is ACTIVE it costs money, used or not, until launch/tpu/delete.sh.
-# PROJECT names another project than gcloud's default.
+# PROJECT replaces gcloud's default project.
 
 set -euo pipefail
 # shellcheck source=launch/tpu/common.sh
@@ -37,7 +37,6 @@ run gcloud compute tpus queued-resources create "$TPU_NAME" "${place[@]}" \
     "--runtime-version=$RUNTIME_VERSION" ${flags[@]+"${flags[@]}"}
 [[ $wait == yes ]] || exit 0
 
-# Printed by --dry-run, asked again and again otherwise.
 describe() {
     run gcloud compute tpus queued-resources describe "$TPU_NAME" "${place[@]}" \
         "--format=value(state.state)"
@@ -52,9 +51,9 @@ while :; do
     case $state in
         ACTIVE) break ;;
         FAILED | SUSPENDED | SUSPENDING | DELETING)
-            fail "$TPU_NAME is $state: run launch/tpu/delete.sh, then this again"
+            fail "$TPU_NAME is $state: run launch/tpu/delete.sh, then this script again"
             ;;
     esac
     sleep 30
 done
-echo "$TPU_NAME costs money from now on, until: TPU_NAME=$TPU_NAME ZONE=$ZONE launch/tpu/delete.sh"
+echo "$TPU_NAME costs money from now until: TPU_NAME=$TPU_NAME ZONE=$ZONE launch/tpu/delete.sh"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Deletes a slice and its request, at once, and shows what is left in the zone. Only then does it
-# stop to cost money. What lies on the share stays, and costs for itself.
+# Deletes a slice and its request at once, so that it stops costing money, and lists what is left in
+# the zone. The share stays and has its own cost.
 #
 #     TPU_NAME=boundjax ZONE=us-west4-a bash launch/tpu/delete.sh
 #
 #     --dry-run     print the commands, run nothing
 #
-# What runs is killed, not asked to save: launch/tpu/run.sh --stop before loses nothing.
+# A running training is killed without saving; run launch/tpu/run.sh --stop first to lose nothing.
 
 set -euo pipefail
 # shellcheck source=launch/tpu/common.sh

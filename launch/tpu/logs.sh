@@ -4,8 +4,8 @@
 #     TPU_NAME=boundjax ZONE=us-west4-a WORKDIR=/mnt/shared/runs/crown bash launch/tpu/logs.sh
 #
 #     --worker N    only this worker (from 0); by default all
-#     --lines N     how many of each (20)
-#     --follow      go on showing new ones, until Ctrl-C
+#     --lines N     number of lines of each worker (20)
+#     --follow      show new lines until Ctrl-C
 #     --dry-run     print the command, run nothing
 
 set -euo pipefail
@@ -28,5 +28,5 @@ done
 [[ $lines =~ ^[0-9]+$ ]] || fail "--lines $lines: must be a number"
 read_tpu
 : "${WORKDIR:?the run folder on the share, for example /mnt/shared/runs/crown}"
-# The share has the logs of all workers: one of them can show them.
+# The share has the logs of all workers, so one worker can show them.
 on_workers 0 "tail -n $lines$follow $(quoted "$WORKDIR")/logs/worker-$worker.log"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts a training on all workers of a slice, or goes on with it; it runs without this terminal.
+# Starts or resumes a training on all workers of a slice; it does not need this terminal to run on.
 #
 #     TPU_NAME=boundjax ZONE=us-west4-a CONFIG=experiments/configs/cifar10_crown.py \
 #         WORKDIR=/mnt/shared/runs/crown bash launch/tpu/run.sh [--config.key=value ...]
@@ -9,7 +9,7 @@
 #     -- FLAG ...   further flags of experiments.main
 #
 # WORKDIR lies in the folder that setup.sh mounted. A worker whose training ends before the run has
-# finished starts it again after 30 seconds. Output is in WORKDIR/logs, launch/tpu/logs.sh shows it.
+# finished starts it again after 30 seconds. launch/tpu/logs.sh shows the output in WORKDIR/logs.
 
 set -euo pipefail
 # shellcheck source=launch/tpu/common.sh
@@ -33,6 +33,6 @@ if [[ $stop == yes ]]; then
 fi
 : "${CONFIG:?the experiment, for example experiments/configs/cifar10_crown.py}"
 : "${WORKDIR:?the run folder on the share, for example /mnt/shared/runs/crown}"
-[[ $WORKDIR == /* ]] || fail "WORKDIR=$WORKDIR: must be a path from the root, in the mounted folder"
+[[ $WORKDIR == /* ]] || fail "WORKDIR=$WORKDIR: must be an absolute path in the mounted folder"
 on_workers all "bash boundjax/launch/tpu/worker_run.sh \
 $(quoted "$CONFIG" "$WORKDIR" ${flags[@]+"${flags[@]}"})"

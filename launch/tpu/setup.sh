@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Brings the last commit of this checkout to all workers of a slice, installs it there and mounts
-# the folder that they share. Run again, it updates what has changed.
+# Sends the last commit of this checkout to all workers of a slice, installs it there and mounts the
+# shared folder. Run it again to send a newer commit.
 #
 #     TPU_NAME=boundjax ZONE=us-west4-a NFS_SHARE=10.0.0.2:/share bash launch/tpu/setup.sh
 #
 #     --dry-run     print the commands, run nothing
 #
 # NFS_SHARE is a share in the slice's network, such as a Filestore instance; MOUNT (/mnt/shared) is
-# where the workers see it. Changes that are not committed are not sent.
+# where the workers see it. Uncommitted changes are not sent.
 
 set -euo pipefail
 # shellcheck source=launch/tpu/common.sh
@@ -28,12 +28,12 @@ archive=${TMPDIR:-/tmp}/boundjax-$TPU_NAME.tar.gz
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 if [[ $dry_run == no && -n $(git status --porcelain) ]]; then
-    echo "note: there are changes that are not committed; they are not sent" >&2
+    echo "note: there are uncommitted changes, which are not sent" >&2
 fi
 run git archive --format=tar.gz "--output=$archive" HEAD
 run gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:boundjax.tar.gz" "${place[@]}" --worker=all
-# Not under a training that runs: it would go on with half of the old code.
+# A running training would continue with half of the old code, so refuse to replace it.
 on_workers all "if tmux has-session -t boundjax 2>/dev/null; \
-then echo 'error: a training runs: launch/tpu/run.sh --stop first' >&2; exit 1; fi; \
+then echo 'error: a training is running: launch/tpu/run.sh --stop first' >&2; exit 1; fi; \
 rm -rf boundjax && mkdir boundjax && tar -xzf boundjax.tar.gz -C boundjax && \
 bash boundjax/launch/tpu/worker_setup.sh $(quoted "$NFS_SHARE" "$mount")"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs on every worker, started by run.sh: starts the training in a tmux session, or stops it.
+# Starts the training in a tmux session, or stops it; run.sh runs this on every worker.
 #
 #     bash launch/tpu/worker_run.sh [--dry-run] CONFIG WORKDIR [FLAG ...]
 #     bash launch/tpu/worker_run.sh [--dry-run] --stop
@@ -25,7 +25,8 @@ if [[ $stop == yes ]]; then
     if [[ $dry_run == yes ]]; then
         process=PROCESS
     else
-        process=$(tmux list-panes -t boundjax -F '#{pane_pid}') || fail "$(hostname): nothing runs"
+        process=$(tmux list-panes -t boundjax -F '#{pane_pid}') ||
+            fail "$(hostname): no training is running; launch/tpu/run.sh starts one"
     fi
     run kill -TERM "$process"
     exit 0
@@ -34,7 +35,7 @@ fi
 config=$1 workdir=$2
 shift 2
 
-# The names of a slice's machines end in their numbers: t1v-n-0123abcd-w-7.
+# The names of a slice's machines end with their numbers: t1v-n-0123abcd-w-7.
 name=$(hostname)
 log=$workdir/logs/worker-${name##*-}.log
 command=(
@@ -43,7 +44,7 @@ command=(
     "--config=$config" "--workdir=$workdir" "$@"
 )
 if [[ $dry_run == no ]] && tmux has-session -t boundjax 2>/dev/null; then
-    fail "$name: a training runs already; launch/tpu/run.sh --stop ends it"
+    fail "$name: a training is already running; launch/tpu/run.sh --stop ends it"
 fi
 run mkdir -p "$workdir/logs"
 run tmux new-session -d -s boundjax "exec $(quoted "${command[@]}") >>$(quoted "$log") 2>&1"

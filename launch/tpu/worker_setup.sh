@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs on every worker, started by setup.sh: mounts the share and installs boundjax.
+# Mounts the share and installs boundjax; setup.sh runs this on every worker.
 #
 #     bash launch/tpu/worker_setup.sh [--dry-run] NFS_SHARE MOUNT
 
@@ -25,7 +25,7 @@ run sudo apt-get -qq update
 run sudo apt-get -qq install -y nfs-common tmux
 if [[ $dry_run == yes ]] || ! mountpoint -q "$mount"; then
     run sudo mkdir -p "$mount"
-    # hard: a server that does not answer makes writers wait, it never loses what they wrote.
+    # With `hard`, writers wait for a server that does not answer and lose nothing.
     run sudo mount -t nfs -o hard "$share" "$mount"
     run sudo chmod 1777 "$mount"
 fi

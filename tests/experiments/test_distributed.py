@@ -99,7 +99,7 @@ def interrupted(tmp_path_factory):
 
     first, second = start([_command(workdir)] * 2, devices=4, meanwhile=terminate)
     assert (first.status, second.status) == (0, 0), first.errors + second.errors
-    assert "the same command goes on from there" in first.output.splitlines()[-1]
+    assert "the same command continues from there" in first.output.splitlines()[-1]
     assert second.output == ""
     assert not (workdir / "summary.json").exists()
     return workdir

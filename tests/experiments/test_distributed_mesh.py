@@ -155,7 +155,7 @@ def test_whole_arrays_come_back_to_the_host():
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        ({"data": 3}, "data=3 x fsdp=1 x spec=1 needs 3 devices, which must divide the 2"),
+        ({"data": 3}, "data=3 x fsdp=1 x spec=1 needs 3 devices, and 3 must divide the 2"),
         ({"fsdp": 4}, "needs a multiple of 4 devices"),
         ({"data": -1, "spec": -1}, "at most one axis can be -1, got data and spec"),
         ({"fsdp": 0}, r"config\.mesh\.fsdp must be >= 1, or -1"),

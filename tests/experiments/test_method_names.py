@@ -32,7 +32,7 @@ RENAMED = {
     "exp_ibp": "exp-ibp",
     "cc_ibp": "cc-ibp",
 }
-NOTICE = "method names have hyphens now: {}; the old spelling will end with 0.3"
+NOTICE = "method names have hyphens now: {}; 0.3 will reject the old spelling"
 CONFIG = """
 from experiments.configs import common
 

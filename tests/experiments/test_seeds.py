@@ -178,7 +178,7 @@ def test_population_statistics_are_those_of_all_images():
         ),
         (
             {"model": {"std": (0.2, 0.2)}},
-            r"model\.std must have a number for each channel of UCI digits, 1, or none, got",
+            r"model\.std must have one number per channel of UCI digits \(1\) or none, got",
         ),
         ({"model": {"name": "cnn7_tiny"}}, r"has 200 classes, but UCI digits has 10"),
         (

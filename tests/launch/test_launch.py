@@ -29,7 +29,7 @@ CREATE = [
     *("--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite"),
 ]
 UNPACK = (
-    "if tmux has-session -t boundjax 2>/dev/null; then echo 'error: a training runs: "
+    "if tmux has-session -t boundjax 2>/dev/null; then echo 'error: a training is running: "
     "launch/tpu/run.sh --stop first' >&2; exit 1; fi; rm -rf boundjax && mkdir boundjax && tar "
     "-xzf boundjax.tar.gz -C boundjax && bash boundjax/launch/tpu/worker_setup.sh "
 )
@@ -240,7 +240,7 @@ def test_a_missing_variable_is_one_line(name, arguments, settings, missing):
 def test_an_unknown_flag_is_one_line(name):
     done = _start(name, ["--frobnicate"], {})
     assert (done.returncode, done.stdout) == (2, "")
-    hint = f"bash launch/{name} --help shows what there is"
+    hint = f"bash launch/{name} --help lists the flags"
     assert done.stderr == f"error: unknown flag '--frobnicate': {hint}\n"
 
 
@@ -261,7 +261,7 @@ def test_help_is_the_comment_at_the_head(name):
             "tpu/run.sh",
             [],
             SLICE | RUN | {"WORKDIR": "runs/a"},
-            "WORKDIR=runs/a: must be a path from the root, in the mounted folder",
+            "WORKDIR=runs/a: must be an absolute path in the mounted folder",
         ),
         ("tpu/logs.sh", ["--worker", "x"], SLICE | RUN, "--worker x: must be a number"),
         ("tpu/logs.sh", ["--lines", "; rm"], SLICE | RUN, "--lines ; rm: must be a number"),
@@ -278,7 +278,7 @@ def test_help_is_the_comment_at_the_head(name):
             "until_done.sh",
             ["--", "true"],
             {},
-            "--done is missing: the file that says that the command has finished",
+            "--done is missing: the file that marks the command as finished",
         ),
         (
             "until_done.sh",

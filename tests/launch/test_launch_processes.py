@@ -247,7 +247,7 @@ def test_what_is_done_is_not_run_again(tmp_path):
         text=True,
         check=False,
     )
-    assert (found.returncode, found.stdout) == (0, f"until_done: finished, there is {tmp_path}\n")
+    assert (found.returncode, found.stdout) == (0, f"until_done: finished, {tmp_path} exists\n")
 
 
 @pytest.mark.parametrize(("status", "expected"), [(0, UNFINISHED), (4, 4)])
