@@ -23,18 +23,24 @@ from boundjax.sets.threat import Threat
 from boundjax.slopes import optimized
 from boundjax.training.losses import robust_cross_entropy
 from boundjax.transforms.interval import interval
-from boundjax.transforms.linear import linear
+from boundjax.transforms.linear import LinearOptions, linear
 from boundjax.transforms.lipschitz import lipschitz
 from boundjax.transforms.specification import margin_specification
 from boundjax.typing import Jitted, PyTree
 
 
-def _preset(**options: Any) -> Callable[[Callable[[Array], Array], int], Callable[..., Any]]:
-    return lambda f, max_bytes: linear(f, sides="lower", max_bytes=max_bytes, **options)
+def _preset(
+    options: LinearOptions,
+) -> Callable[[Callable[[Array], Array], int], Callable[..., Any]]:
+    def transform(function: Callable[[Array], Array], max_bytes: int) -> Callable[..., Any]:
+        preset: LinearOptions = {"sides": "lower", "max_bytes": max_bytes, **options}
+        return linear(function, **preset)
+
+    return transform
 
 
 # Options of `linear` by method.
-LINEAR_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+LINEAR_OPTIONS: Mapping[str, LinearOptions] = {
     "crown-ibp": {},
     # Starts from CROWN's slopes rather than the paper's 0.5, and keeps the better of both bounds:
     # never worse than crown-ibp.
@@ -57,7 +63,7 @@ LINEAR_OPTIONS: Mapping[str, Mapping[str, Any]] = {
 # Every sound method: name -> (function of one example, byte budget) -> bounds function.
 METHODS: Mapping[str, Callable[[Callable[[Array], Array], int], Callable[..., Any]]] = {
     "interval": lambda f, max_bytes: interval(f),
-    **{name: _preset(**options) for name, options in LINEAR_OPTIONS.items()},
+    **{name: _preset(options) for name, options in LINEAR_OPTIONS.items()},
     "lmt": lambda f, max_bytes: lipschitz(f, box=False),
     "bcp": lambda f, max_bytes: lipschitz(f),
 }

@@ -1,1 +1,1 @@
-"""The walks over a graph, one file each."""
+"""Transforms from a function to its bounds, one file per walk over the graph."""

@@ -1,14 +1,14 @@
 """The backward walk: coefficients on a node's value become linear bounds in the input.
 
 Rows of coefficients `[m, *shape]` start at a node and are pulled back through one equation after
-the other (CROWN, Zhang et al. 2018). All rows bound from *below*: at a nonlinear op a positive
-coefficient takes the lower line, a negative one the upper line. An upper bound on `g` is minus a
-lower bound on `-g`; so when both sides are wanted, the rows are doubled to `[g; -g]` at the
-first relaxation, and everything up to there is shared.
+another (CROWN, Zhang et al. 2018). All rows bound from *below*: at a nonlinear op a positive
+coefficient takes the lower line and a negative one the upper line. An upper bound on `g` is minus a
+lower bound on `-g`. If both sides are wanted, the rows are therefore doubled to `[g; -g]` at the
+first relaxation, and both sides share the walk up to there.
 
 Values are written as deviations from *references*, one value per node: the middle of the interval
-at the input and after every nonlinear op, and their affine image in between. Then affine ops act on
-deviations without any offset (biases need no pass over the rows), a line `y >= s x + t` becomes
+at the input and after every nonlinear op, and its affine image in between. Affine ops then act on
+deviations without an offset (biases need no pass over the rows), a line `y >= s x + t` becomes
 `dy >= s dx + (s x_ref + t - y_ref)`, and less cancels in float32.
 """
 
@@ -17,8 +17,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +34,13 @@ from boundjax.sets.interval import Interval
 from boundjax.typing import PyTree
 from boundjax.windows import Rows, Windowed
 
-Sides = Literal["lower", "upper", "both"]
+Sides: TypeAlias = Literal["lower", "upper", "both"]
 
 
 class LinearBounds(NamedTuple):
     """`lower_coefficients x + lower_bias <= rows . value <= upper_coefficients x + upper_bias`.
 
-    Coefficients `[m, *input]`, biases `[m]`; a side that was not asked for is None.
+    Coefficients are `[m, *input]`, biases `[m]`; both are None on a side that was not asked for.
     """
 
     lower_coefficients: Array | None
@@ -50,20 +50,20 @@ class LinearBounds(NamedTuple):
 
 
 class PerRow(NamedTuple):
-    """Lines of every row of its own, where the row has coefficients: `[m, *window]`."""
+    """Separate lines for every row, on the row's window only: `[m, *window]`."""
 
     lines: Lines
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """A linear function per row that bounds from below: `coefficients (x - x_ref) + constant`."""
+    """Linear lower bounds, one function per row: `coefficients (x - x_ref) + constant`."""
 
     coefficients: Rows
     constant: Array
 
     def least(self, input_set: InputSet) -> Array:
-        """The least value `[m]` over the input set."""
+        """The smallest values `[m]` over the input set."""
         rows = self.coefficients
         if not input_set.is_box:
             return self.constant - jax.vmap(input_set.spread)(-windows.dense(rows))
@@ -73,54 +73,58 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Bounds of the rows from below, and of minus the rows from below; None where not asked for.
+    """Lower bounds on the rows and on minus the rows; None for a side that was not asked for.
 
-    Coefficients are complete where the rows that the walk started with are.
+    Coefficients are complete if the rows at the start of the walk are.
     """
 
     below: Side | None
     above: Side | None
 
     def concretize(self, input_set: InputSet) -> tuple[Array | None, Array | None]:
-        """The least lower and the largest upper value `[m]` over the input set."""
+        """The smallest lower and the largest upper values `[m]` over the input set."""
         lower = None if self.below is None else self.below.least(input_set)
         upper = None if self.above is None else -self.above.least(input_set)
         return lower, upper
 
     def in_input(self, reference: Array) -> LinearBounds:
-        """The same as linear functions of the input itself; `reference` is the input's."""
+        """The bounds as linear functions of the input itself; `reference` is the input's."""
 
-        def bias(side: Side) -> Array:
-            axes = tuple(range(1, side.coefficients.ndim))
-            return side.constant - jnp.sum(side.coefficients * reference[None], axis=axes)
+        def function(side: Side) -> tuple[Array, Array]:
+            coefficients = windows.dense(side.coefficients)
+            axes = tuple(range(1, coefficients.ndim))
+            return coefficients, side.constant - jnp.sum(coefficients * reference[None], axis=axes)
 
         lower = upper = (None, None)
         if self.below is not None:
-            lower = (self.below.coefficients, bias(self.below))
+            lower = function(self.below)
         if self.above is not None:
-            upper = (-self.above.coefficients, -bias(self.above))
+            coefficients, bias = function(self.above)
+            upper = (-coefficients, -bias)
         return LinearBounds(*lower, *upper)
 
 
 def extend_references(references: list[Array], node: Node, interval: Interval | None) -> None:
-    """Appends the reference of the next node: the affine image, or the middle of its interval."""
+    """Appends the next node's reference: the affine image, or the middle of its interval."""
     if node.is_linear:
         references.append(node.apply(*(references[i] for i in node.inputs)))
-    elif not jnp.issubdtype(node.dtype, jnp.floating):
-        references.append(interval.lower)  # a predicate; no coefficient ever reaches it
-    else:
-        # Any value serves; an infinite one would turn every coefficient of 0 into NaN. An unknown
-        # end is told from the ends: the middle of (-inf, inf) is NaN too, and that of two ends near
-        # the largest number is infinite.
-        unknown = jnp.isnan(interval.lower) | jnp.isnan(interval.upper)
-        usable = jnp.isfinite(interval.middle) | unknown
-        references.append(jnp.where(usable, interval.middle, 0.0))
+        return
+    assert interval is not None, "the reference of a nonlinear node comes from its interval"
+    if not jnp.issubdtype(node.dtype, jnp.floating):
+        references.append(interval.lower)  # a predicate, which no coefficient reaches
+        return
+    # Any value is sound, but an infinite one would turn every coefficient of 0 into NaN. Only an
+    # unknown interval stays NaN, which its ends show: the middle of (-inf, inf) is NaN, too, and
+    # the middle of two ends near the largest number is infinite.
+    unknown = jnp.isnan(interval.lower) | jnp.isnan(interval.upper)
+    usable = jnp.isfinite(interval.middle) | unknown
+    references.append(jnp.where(usable, interval.middle, 0.0))
 
 
 def pull_back(
     graph: Graph,
-    references: list[Array],
-    starts: dict[int, Rows],
+    references: Sequence[Array],
+    starts: Mapping[int, Rows],
     lines_of: Callable[[Node, Rows], Lines | Planes | PerRow],
     sides: Sides,
 ) -> Result:
@@ -129,11 +133,11 @@ def pull_back(
     Args:
       graph: the traced function.
       references: one value per node, see above.
-      starts: node index -> coefficients `[m, *shape]`, complete or in windows.
-      lines_of: the relaxation of a nonlinear node for the rows that meet it, asked once for every
-        such node on the way: planes, or lines between deviations (`around`). Its arrays have a
-        leading axis, 1 or one entry per row (after doubling, for both sides). `PerRow` if they
-        are those of the rows' windows only.
+      starts: node index -> coefficients `[m, *shape]`, complete or in windows; at least one node.
+      lines_of: gives the relaxation of a nonlinear node for the rows that meet it: planes, or lines
+        between deviations (`around`). It is called once for every such node on the way. Arrays have
+        a leading axis, 1 or one entry per row (after doubling, for both sides). Lines on the rows'
+        windows only are given as `PerRow`.
       sides: which bounds are wanted.
     """
     sign = -1.0 if sides == "upper" else 1.0
@@ -141,7 +145,8 @@ def pull_back(
         index: windows.with_values(rows, sign * windows.values_of(rows))
         for index, rows in starts.items()
     }
-    constant = sum(_at_reference(rows, references[index]) for index, rows in pending.items())
+    constants = [_at_reference(rows, references[index]) for index, rows in pending.items()]
+    constant = sum(constants[1:], constants[0])
     doubled = False
     for node in reversed(graph.nodes[1:]):
         rows = pending.pop(node.index, None)
@@ -151,21 +156,22 @@ def pull_back(
             operands = affine.pull_back(node, rows)
         else:
             if sides == "both" and not doubled:
-                rows, constant = windows.double(rows), windows.double(constant)
+                rows, constant = windows.double(rows), jnp.concatenate([constant, -constant])
                 pending = {index: windows.double(value) for index, value in pending.items()}
                 doubled = True
             if not isinstance(node.op, Scalar):
                 rows = windows.dense(rows)
             relaxation = lines_of(node, rows)
             if isinstance(relaxation, Planes):
-                operands, offset = _relax_planes(node, rows, relaxation, references)
+                dense = windows.dense(rows)
+                operands, offset = _relax_planes(node, dense, relaxation, references)
             else:
                 operands, offset = _relax(node, rows, relaxation)
             constant = constant + offset
         for index, operand in zip(node.inputs, operands, strict=True):
             if operand is not None:
-                known = pending.get(index)
-                pending[index] = operand if known is None else windows.add(known, operand)
+                total = pending.get(index)
+                pending[index] = operand if total is None else windows.add(total, operand)
     coefficients = pending.get(0)
     if coefficients is None:
         coefficients = jnp.zeros((constant.shape[0], *graph.nodes[0].shape), constant.dtype)
@@ -175,8 +181,9 @@ def pull_back(
         return Result(None, Side(coefficients, constant))
     if not doubled:
         return Result(Side(coefficients, constant), Side(windows.negative(coefficients), -constant))
-    sides_of = zip(windows.halves(coefficients), windows.halves(constant), strict=True)
-    return Result(*(Side(*side) for side in sides_of))
+    below, above = windows.halves(coefficients)
+    count = len(constant) // 2
+    return Result(Side(below, constant[:count]), Side(above, constant[count:]))
 
 
 def _contract(rows: Rows, value: Array) -> Array:
@@ -187,31 +194,33 @@ def _contract(rows: Rows, value: Array) -> Array:
 
 
 def _at_reference(rows: Rows, value: Array) -> Array:
-    """`_contract` with a reference; what is infinite counts where the row has a coefficient.
+    """`_contract` with a reference, whose infinite elements count only under a coefficient.
 
-    References are infinite where constants are: a mask of -inf.
+    References are infinite where constants are: in a mask of -inf.
     """
     finite = jnp.where(jnp.isinf(value), 0.0, value)
     return _contract(rows, finite) + _infinite_part(rows, value)
 
 
 def _infinite_part(rows: Rows, value: Array) -> Array:
-    """The terms of `<rows_k, value>` in which `value` is infinite, `[m]`; not 0 times it."""
-    values = windows.values_of(rows)
-    value = rows.crop(value) if isinstance(rows, Windowed) else value[None]
-    return _sum_per_row(values * jnp.where(jnp.isinf(value) & (values != 0), value, 0.0))
+    """The infinite terms of `<rows_k, value>`, `[m]`; a coefficient of 0 gives 0, not NaN."""
+    coefficients = windows.values_of(rows)
+    value = windows.crop(rows, value)
+    infinite = jnp.isinf(value) & (coefficients != 0)
+    return _sum_per_row(coefficients * jnp.where(infinite, value, 0.0))
 
 
 def _sum_per_row(terms: Array) -> Array:
-    """`[m, ...] -> [m]`, as a matrix product: XLA's CPU backend is far slower at sums."""
-    terms = terms.reshape(len(terms), math.prod(terms.shape[1:]))  # there may be none
+    """`[m, ...] -> [m]`, as a matrix product because XLA's CPU backend is far slower at sums."""
+    terms = terms.reshape(len(terms), math.prod(terms.shape[1:]))  # -1 fails for empty rows
     return matmul.rows_matmul(terms, jnp.ones((terms.shape[1], 1), terms.dtype))[:, 0]
 
 
 def around(node: Node, lines: Lines, sources: Sequence[Array], target: Array) -> Lines:
     """The same lines between deviations from the references of the node and its operands.
 
-    All arrays have a leading axis, 1 or one entry per row.
+    All arrays have a leading axis, 1 or one entry per row. Every intercept of the result is an
+    array.
     """
 
     def intercept(slope: Array | None, value: Array | None) -> Array:
@@ -219,8 +228,8 @@ def around(node: Node, lines: Lines, sources: Sequence[Array], target: Array) ->
         if slope is None:
             return constant
         if isinstance(node.op, Extremum):
-            chosen = node.op.windows(node, *(source[0] for source in sources))[None]
-            return constant + jnp.sum(_product(slope, chosen), axis=-1)
+            entries = node.op.windows(node, *(source[0] for source in sources))[None]
+            return constant + jnp.sum(_product(slope, entries), axis=-1)
         return constant + _product(slope, sources[0])
 
     return Lines(
@@ -232,82 +241,87 @@ def around(node: Node, lines: Lines, sources: Sequence[Array], target: Array) ->
 
 
 def _product(slope: Array, reference: Array) -> Array:
-    """`slope reference`, 0 for a slope of 0 on an infinite reference, which is a constant's."""
+    """`slope reference`; a slope of 0 gives 0 even if a constant made the reference infinite."""
     return slope * jnp.where((slope == 0) & jnp.isinf(reference), 0.0, reference)
 
 
 def _relax(node: Node, rows: Rows, lines: Lines | PerRow) -> tuple[tuple[Rows | None, ...], Array]:
     """Pulls lower-bounding rows back through a nonlinear op: new coefficients and the constants."""
-    values = windows.values_of(rows)
+    coefficients = windows.values_of(rows)
     if isinstance(lines, PerRow):
         (lines,) = lines
     elif isinstance(rows, Windowed):
         lines = Lines(*(None if a is None else rows.crop(a[0]) for a in lines))
-    positive = values > 0
+    positive = coefficients > 0
+    assert lines.lower_intercept is not None, "`around` makes every intercept an array"
+    assert lines.upper_intercept is not None, "`around` makes every intercept an array"
     intercepts = jnp.where(positive, lines.lower_intercept, lines.upper_intercept)
-    terms = values * intercepts
+    terms = coefficients * intercepts
     if getattr(node.op, "partial", False):
-        terms = jnp.where(values == 0, 0.0, terms)  # not 0 times an infinite intercept
+        # An intercept may be infinite; a coefficient of 0 must not make it NaN.
+        terms = jnp.where(coefficients == 0, 0.0, terms)
     constant = _sum_per_row(terms)
-    if lines.lower_slope is None and lines.upper_slope is None:
+    lower_slope, upper_slope = lines.lower_slope, lines.upper_slope
+    if lower_slope is None or upper_slope is None:
+        assert lower_slope is upper_slope, "a relaxation has two slopes or none"
         return (None,) * len(node.inputs), constant
-    if not isinstance(node.op, Extremum):
-        slopes = jnp.where(positive, lines.lower_slope, lines.upper_slope)
-        return (windows.with_values(rows, values * slopes),), constant
-    slopes = jnp.where(positive[..., None], lines.lower_slope, lines.upper_slope)
-    pooled = jax.linear_transpose(
-        lambda *values: node.op.windows(node, *values), *node.input_shapes
-    )
-    return tuple(jax.vmap(pooled)(values[..., None] * slopes)), constant
+    op = node.op
+    if not isinstance(op, Extremum):
+        slopes = jnp.where(positive, lower_slope, upper_slope)
+        return (windows.with_values(rows, coefficients * slopes),), constant
+    slopes = jnp.where(positive[..., None], lower_slope, upper_slope)
+    transposed = jax.linear_transpose(functools.partial(op.windows, node), *node.input_shapes)
+    return tuple(jax.vmap(transposed)(coefficients[..., None] * slopes)), constant
 
 
 def _relax_planes(
-    node: Node, rows: Array, planes: Planes, references: list[Array]
+    node: Node, rows: Array, planes: Planes, references: Sequence[Array]
 ) -> tuple[tuple[Array | None, ...], Array]:
-    """The same through a joint op, whose planes are linear in all its operands."""
+    """Like `_relax`, for a joint op, whose planes are linear in all its operands."""
     floating = [jnp.issubdtype(shape.dtype, jnp.floating) for shape in node.input_shapes]
     shapes = [s for s, f in zip(node.input_shapes, floating, strict=True) if f]
-    given = [references[i] for i, f in zip(node.inputs, floating, strict=True) if f]
-    sources = [jnp.where(jnp.isinf(source), 0.0, source) for source in given]
+    sources = [references[i] for i, f in zip(node.inputs, floating, strict=True) if f]
+    finite = [jnp.where(jnp.isinf(source), 0.0, source) for source in sources]
     target = references[node.index]
 
     def through(weights: PyTree, offset: Array, part: Array) -> tuple[tuple[Array, ...], Array]:
-        """Each weight and offset has a leading axis, 1 or one entry per row."""
+        """Pulls rows back through one plane, whose arrays have a leading axis, 1 or per row."""
 
         def one(weights: PyTree, offset: Array, row: Array) -> tuple[tuple[Array, ...], Array]:
             linear = functools.partial(planes.product, weights)
-            terms = row * (linear(*sources) + offset - target)
+            terms = row * (linear(*finite) + offset - target)
             constant = jnp.sum(jnp.where(row == 0, 0.0, terms))  # an offset may be infinite
             return tuple(jax.linear_transpose(linear, *shapes)(row)), constant
 
         leaves, tree = jax.tree.flatten((weights, offset))
         axes = jax.tree.unflatten(tree, [0 if len(leaf) > 1 else None for leaf in leaves])
         leaves = [leaf if len(leaf) > 1 else leaf[0] for leaf in leaves]
-        return jax.vmap(one, in_axes=(*axes, 0))(*jax.tree.unflatten(tree, leaves), part)
+        weights, offset = jax.tree.unflatten(tree, leaves)
+        return jax.vmap(one, in_axes=(*axes, 0))(weights, offset, part)
 
-    above, below = signed_parts(rows)
+    negative, positive = signed_parts(rows)
     if planes.lower_weights is planes.upper_weights:
-        none = jnp.zeros((1, *node.shape), rows.dtype)
-        operands, constant = through(planes.lower_weights, none, rows)
-        for part, offset in ((below, planes.lower_offset), (above, planes.upper_offset)):
+        zero = jnp.zeros((1, *node.shape), rows.dtype)
+        operands, constant = through(planes.lower_weights, zero, rows)
+        for part, offset in ((positive, planes.lower_offset), (negative, planes.upper_offset)):
             terms = jnp.where(part == 0, 0.0, part * offset)
             constant = constant + _sum_per_row(terms)
     else:
-        operands, constant = through(planes.lower_weights, planes.lower_offset, below)
-        others, offset = through(planes.upper_weights, planes.upper_offset, above)
-        operands = jax.tree.map(jnp.add, operands, others)
+        operands, constant = through(planes.lower_weights, planes.lower_offset, positive)
+        of_upper, offset = through(planes.upper_weights, planes.upper_offset, negative)
+        operands = jax.tree.map(jnp.add, operands, of_upper)
         constant = constant + offset
-    for operand, source in zip(operands, given, strict=True):
+    for operand, source in zip(operands, sources, strict=True):
         constant = constant + _infinite_part(operand, source)
-    found = iter(operands)
-    return tuple(next(found) if f else None for f in floating), constant
+    remaining = iter(operands)
+    return tuple(next(remaining) if f else None for f in floating), constant
 
 
 def intersect(first: Interval, second: Interval) -> Interval:
-    """The tighter end of two valid intervals each.
+    """The tighter of two valid bounds at each end.
 
-    Ends that cross by rounding are exchanged. Two intervals that contradict each other are a sign
-    of a wrong bound; both ends are NaN then, which never certifies.
+    Ends that cross by rounding are exchanged. Two intervals that contradict each other show that a
+    bound is wrong; both ends are then NaN, which never certifies.
     """
     lower = larger(first.lower, second.lower)
     upper = smaller(first.upper, second.upper)
@@ -318,31 +332,31 @@ def intersect(first: Interval, second: Interval) -> Interval:
 
 
 def poisoned(bounds: Interval) -> Interval:
-    """Both ends NaN where either is: an unknown end must pass neither for a bound nor a sign."""
+    """Sets both ends to NaN if one is, so that an unknown end passes for neither bound nor sign."""
     if not jnp.issubdtype(bounds.lower.dtype, jnp.floating):
         return bounds
-    bad = jnp.isnan(bounds.lower) | jnp.isnan(bounds.upper)
-    return Interval(jnp.where(bad, jnp.nan, bounds.lower), jnp.where(bad, jnp.nan, bounds.upper))
+    unknown = jnp.isnan(bounds.lower) | jnp.isnan(bounds.upper)
+    return Interval(*(jnp.where(unknown, jnp.nan, end) for end in bounds))
 
 
 def frames_of(graph: Graph, index: int) -> dict[int, windows.Frame]:
-    """Where the rows of a node's units have coefficients, for every node that they meet."""
+    """The windows of a node's unit rows on every node that they meet, by the node's index."""
     frames = {index: windows.unit_frame(graph.nodes[index].shape)}
     for node in reversed(graph.nodes[1 : index + 1]):
         frame = frames.get(node.index)
         if frame is None:
             continue
-        found = None
+        operand_frames = None
         if node.is_linear:
-            found = local.operand_frames(node, frame)
+            operand_frames = local.operand_frames(node, frame)
         elif isinstance(node.op, Scalar):
-            found = (frame,)
-        if found is None:
-            found = [windows.whole(shape.shape) for shape in node.input_shapes]
-        for operand, new in zip(node.inputs, found, strict=True):
-            known = frames.get(operand)
-            new = new if known is None else windows.united(known, new)
-            if new is None or not windows.smaller(new):
-                new = windows.whole(graph.nodes[operand].shape)
-            frames[operand] = new
+            operand_frames = (frame,)
+        if operand_frames is None:
+            operand_frames = tuple(windows.whole(shape.shape) for shape in node.input_shapes)
+        for operand, new in zip(node.inputs, operand_frames, strict=True):
+            old = frames.get(operand)
+            union = new if old is None else windows.united(old, new)
+            if union is None or not windows.smaller(union):
+                union = windows.whole(graph.nodes[operand].shape)
+            frames[operand] = union
     return frames

@@ -1,9 +1,10 @@
-"""Units of a layer in blocks: how many rows are walked at once, and which ones at all."""
+"""Blocks of a layer's units: how many rows a walk takes at once, and which rows it takes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +17,20 @@ from boundjax.sets.interval import Interval
 from boundjax.transforms import backward
 from boundjax.transforms.relaxations import Relaxations
 
-# Arrays of a block's rows that are alive at once in the backward walk: both sides of coefficients
-# before and after an op, and what their product with the lines needs.
+# Arrays the size of a block's rows that are alive at once in the backward walk: both sides of the
+# coefficients before and after an op, and the temporaries of their product with the lines.
 _LIVE_ARRAYS = 6
-# Arrays per free line of a row that is optimised: it, its gradient, the best, two moments.
+# Arrays per free line of an optimised row: its position, the gradient, the best, two moments.
 _LIVE_POSITIONS = 6
-# On CPU: larger blocks leave the caches, which costs twice the time.
+# Larger blocks do not fit the caches of a CPU, which costs twice the time.
 _CACHED_BYTES = 2**26
-# Units of a block where blocks without a unit that matters are skipped: neither so few that matrix
-# products become inefficient, nor so many that little is skipped.
+# Limits where blocks without a wanted unit are skipped: at least so many units per block, because
+# smaller matrix products are inefficient, and at most so many blocks.
 _SMALLEST_BLOCK = 256
-_MOST_SKIPPED = 64
+_MOST_BLOCKS = 64
 
-# Lower and upper bounds; None for a side that nobody asked for.
-Ends = tuple[Array | None, Array | None]
+# Lower and upper bounds; None for a side that was not asked for.
+Ends: TypeAlias = tuple[Array | None, Array | None]
 
 
 def size_of(
@@ -41,14 +42,14 @@ def size_of(
     complete_rows: bool,
     max_bytes: int,
 ) -> int:
-    """How many units of a node are walked at once.
+    """The largest number of a node's units in one block.
 
     Args:
-      graph, node: whose units.
-      relaxations: which free lines there are.
+      graph, node: the node and its graph.
+      relaxations: the relaxations, for the sizes of free lines.
       optimized: the nodes whose free lines are optimised for every row.
-      complete_rows: whether rows on the input cannot stay in windows.
-      max_bytes: what the rows of one block may take.
+      complete_rows: whether rows on the input must be complete.
+      max_bytes: the memory for the rows of one block.
     """
     frames = backward.frames_of(graph, node.index)
     largest = max(windows.elements(frame) for frame in frames.values())
@@ -78,23 +79,23 @@ def bounds_of(
 
     Args:
       bounds: flat indices `[k]` of units -> bounds `[k]`.
-      interval: the units' interval `[*shape]`, which units that are not bounded keep.
-      wanted: which units matter, `[*shape]`; None: all.
-      limit: units in a block, at most.
-      max_rows: how many units are bounded, those of the widest intervals; None: all.
+      interval: the units' interval `[*shape]`, which the units that are not bounded keep.
+      wanted: which units to bound, `[*shape]`; None for all.
+      limit: the largest number of units in a block.
+      max_rows: the largest number of units to bound, those of the widest intervals; None for all.
     """
     shape, size = interval.lower.shape, interval.lower.size
-    chosen = None  # all units, in order
+    selected = None  # all units, in order
     if max_rows is not None and max_rows < size:
-        chosen = _widest(interval, wanted, max_rows)
+        selected = _widest(interval, wanted, max_rows)
     elif wanted is not None and size > limit:
-        limit = min(limit, max(_SMALLEST_BLOCK, math.ceil(size / _MOST_SKIPPED)))
-        (chosen,) = jnp.nonzero(wanted.reshape(-1), size=size, fill_value=size)
-    ends = _mapped(bounds, jnp.arange(size) if chosen is None else chosen, limit, size)
+        limit = min(limit, max(_SMALLEST_BLOCK, math.ceil(size / _MOST_BLOCKS)))
+        (selected,) = jnp.nonzero(wanted.reshape(-1), size=size, fill_value=size)
+    ends = _mapped(bounds, jnp.arange(size) if selected is None else selected, limit, size)
 
     def placed(end: Array, old: Array) -> Array:
-        if chosen is not None:
-            return old.reshape(-1).at[chosen].set(end, mode="drop").reshape(shape)
+        if selected is not None:
+            return old.reshape(-1).at[selected].set(end, mode="drop").reshape(shape)
         end = end.reshape(shape)
         return end if wanted is None else jnp.where(wanted, end, old)
 
@@ -106,7 +107,7 @@ def bounds_of(
 
 
 def _widest(interval: Interval, wanted: Array | None, count: int) -> Array:
-    """The wanted units of the widest intervals, `[count]`; the size if too few."""
+    """The wanted units with the widest intervals, `[count]`, filled up with the number of units."""
     comparable = ~jnp.isnan(interval.width)
     wanted = comparable if wanted is None else wanted & comparable
     width = jnp.where(wanted, interval.width, -1.0).reshape(-1)
@@ -114,23 +115,23 @@ def _widest(interval: Interval, wanted: Array | None, count: int) -> Array:
     return jnp.where(widest >= 0, indices, width.size)
 
 
-def _mapped(bounds: Callable[[Array], Ends], indices: Array, limit: int, end: int) -> Ends:
-    """Bounds of the units `[k]`, in blocks of at most `limit`; `end` stands for none.
+def _mapped(bounds: Callable[[Array], Ends], indices: Array, limit: int, size: int) -> Ends:
+    """Bounds of the units `[k]`, in blocks of at most `limit`; the index `size` is no unit.
 
-    Blocks without a unit are skipped; under `vmap` they are computed.
+    Blocks without a unit are skipped, except under `vmap`, which computes them all.
     """
     count = len(indices)
     if count <= limit:
         return bounds(indices)
     blocks = math.ceil(count / limit)
     block = math.ceil(count / blocks)
-    indices = jnp.pad(indices, (0, blocks * block - count), constant_values=end)
+    indices = jnp.pad(indices, (0, blocks * block - count), constant_values=size)
     shapes = jax.eval_shape(bounds, indices[:block])
-    none = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
     def if_any(indices: Array) -> Ends:
-        some = (indices < end).any()
-        return jax.lax.cond(some, jax.checkpoint(bounds), lambda _: none, indices)
+        some = (indices < size).any()
+        return jax.lax.cond(some, jax.checkpoint(bounds), lambda _: zeros, indices)
 
     stacked = jax.lax.map(if_any, indices.reshape(blocks, block))
     return jax.tree.map(lambda array: array.reshape(-1)[:count], stacked)

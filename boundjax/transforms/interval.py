@@ -1,9 +1,9 @@
-"""Interval bound propagation (IBP; Gowal et al. 2018): one rule per family of ops."""
+"""Interval bound propagation (IBP; Gowal et al. 2018), with one rule per family of ops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,17 @@ from boundjax.sets.interval import Interval
 from boundjax.tracing.trace import trace, trace_body
 from boundjax.transforms import backward
 from boundjax.transforms.balls import FirstLayers
+from boundjax.transforms.signatures import ArrayFunction, BoundsFunction, TreeFunction
 from boundjax.windows import Rows
+
+# Bounds on the inputs of the nonlinear ops, by label.
+PreActivations: TypeAlias = dict[str, Interval]
 
 
 def propagate(node: Node, operands: tuple[Interval, ...], center: Array | None = None) -> Interval:
-    """The interval of one node from those of its perturbed operands (Gowal et al. 2018).
+    """The interval of a node from those of its perturbed operands (Gowal et al. 2018).
 
-    `center` is the image of the operand's middle under a weighted op, where that is known.
+    `center` is the image of the operand's middle under a weighted op, if the caller has it already.
     """
     lower, upper = zip(*operands, strict=True)
     match node.op:
@@ -35,7 +39,7 @@ def propagate(node: Node, operands: tuple[Interval, ...], center: Array | None =
             lower, upper = zip(*ends, strict=True)
             return Interval(node.apply(*lower), node.apply(*upper))
         case Weighted() if node.op.diagonal:
-            # The factor's sign, not min and max of the ends, whose derivative has to look at ties.
+            # Select by the factor's sign, because the derivatives of min and max look at ties.
             positive = affine.rises(node)
             ends = node.apply(*lower), node.apply(*upper)
             return Interval(jnp.where(positive, *ends), jnp.where(positive, *ends[::-1]))
@@ -55,17 +59,17 @@ def propagate(node: Node, operands: tuple[Interval, ...], center: Array | None =
 
 
 def _loop(node: Node, operands: tuple[Interval, ...]) -> Interval:
-    """Interval bounds of a scan: the interval step of its body, scanned.
+    """Scans the interval step of a loop's body.
 
-    These are the very bounds of the loop written out; an interval that holds for all steps at once
-    (an inductive invariant) could only be wider.
+    The bounds equal those of the unrolled loop. An interval that holds for all steps at once (an
+    inductive invariant) could only be wider.
     """
     loop = node.params["loop"]
-    values = iter(operands)
-    given = [next(values) if isinstance(o, Perturbed) else o for o in node.operands]
-    given = [_as_interval(a) if p else a for a, p in zip(given, loop.perturbed, strict=True)]
+    remaining = iter(operands)
+    values = [next(remaining) if isinstance(o, Perturbed) else o for o in node.operands]
+    values = [_as_interval(v) if p else v for v, p in zip(values, loop.perturbed, strict=True)]
     consts, carry, xs = (
-        [given[k] for k in role] for role in (loop.scan.consts, loop.scan.carry, loop.scan.xs)
+        [values[k] for k in role] for role in (loop.scan.consts, loop.scan.carry, loop.scan.xs)
     )
 
     def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -78,20 +82,20 @@ def _loop(node: Node, operands: tuple[Interval, ...]) -> Interval:
         nodes, outputs = trace_body(loop.scan.body, shapes)
         for inner in nodes[len(intervals) :]:
             intervals.append(propagate(inner, tuple(intervals[i] for i in inner.inputs)))
-        found = [intervals[o.index] if isinstance(o, Perturbed) else o for o in outputs]
-        ends = [
-            _as_interval(f) if isinstance(c, Interval) else f
-            for c, f in zip(carry, found[: len(carry)], strict=True)
+        results = [intervals[o.index] if isinstance(o, Perturbed) else o for o in outputs]
+        next_carry = [
+            _as_interval(new) if isinstance(old, Interval) else new
+            for old, new in zip(carry, results[: len(carry)], strict=True)
         ]
-        return _strong(ends), found[len(carry) :]
+        return _strong(next_carry), results[len(carry) :]
 
     final, stacked = jax.lax.scan(
         step, _strong(carry), xs, length=loop.scan.length, reverse=loop.scan.reverse
     )
     outputs = [*final, *stacked]
-    chosen = [_as_interval(outputs[k]) for k in loop.outputs]
+    bounds = [_as_interval(outputs[k]) for k in loop.outputs]
     lower, upper = (
-        jnp.concatenate([jnp.ravel(end) for end in ends]) for ends in zip(*chosen, strict=True)
+        jnp.concatenate([jnp.ravel(end) for end in ends]) for ends in zip(*bounds, strict=True)
     )
     if jnp.issubdtype(lower.dtype, jnp.floating):
         unbounded = ~(jnp.isfinite(lower) & jnp.isfinite(upper))
@@ -104,30 +108,30 @@ def _as_interval(value: Any) -> Interval:
 
 
 def _strong(carry: list[Any]) -> list[Any]:
-    """Without weak types, which a scan wants to stay the same from step to step."""
+    """Removes weak types, since a scan requires that they stay the same from step to step."""
     return jax.tree.map(lambda v: jax.lax.convert_element_type(v, jnp.result_type(v)), carry)
 
 
 def forward(graph: Graph, input_set: InputSet) -> list[Interval]:
-    """Intervals of all nodes of a graph, in order; the first layers' over an l2 ball exactly."""
+    """Intervals of all nodes, in order; over an l2 ball those of the first layers are exact."""
     intervals = [input_set.interval()]
     first = FirstLayers(input_set)
     for node in graph.nodes[1:]:
-        found = propagate(node, tuple(intervals[i] for i in node.inputs))
-        intervals.append(first.cut(node, found))
+        box = propagate(node, tuple(intervals[i] for i in node.inputs))
+        intervals.append(first.cut(node, box))
     return intervals
 
 
-def references_of(graph: Graph, intervals: list[Interval]) -> list[Array]:
-    """The backward walk's reference values, from the intervals of all nodes."""
+def references_of(graph: Graph, intervals: Sequence[Interval]) -> list[Array]:
+    """The references of the backward walk, from the intervals of all nodes."""
     references = [intervals[0].middle]
     for node in graph.nodes[1:]:
         backward.extend_references(references, node, intervals[node.index])
     return references
 
 
-def constant_lines(node: Node, intervals: list[Interval]) -> Lines:
-    """Interval bounds as a relaxation: both lines constant, the ends of the node's interval."""
+def constant_lines(node: Node, intervals: Sequence[Interval]) -> Lines:
+    """Interval bounds as a relaxation: two constant lines at the ends of the node's interval."""
     image = backward.poisoned(intervals[node.index])
     return Lines(None, image.lower[None], None, image.upper[None])
 
@@ -135,15 +139,15 @@ def constant_lines(node: Node, intervals: list[Interval]) -> Lines:
 def merged(
     graph: Graph,
     input_set: InputSet,
-    intervals: list[Interval],
-    references: list[Array],
-    starts: dict[int, Array],
+    intervals: Sequence[Interval],
+    references: Sequence[Array],
+    starts: Mapping[int, Array],
     constant: Array,
 ) -> Interval:
     """Interval bounds `[m]` of a specification, merged with the affine layers before it.
 
-    The elision of the last layer of Gowal et al. 2018: the walk goes back to the nearest nonlinear
-    ops, whose intervals are known.
+    This generalises the elision of the last layer of Gowal et al. 2018: the walk goes back to the
+    nearest nonlinear ops and takes their intervals.
     """
 
     def lines_of(node: Node, rows: Rows) -> Lines:
@@ -152,11 +156,13 @@ def merged(
 
     result = backward.pull_back(graph, references, starts, lines_of, "both")
     lower, upper = result.concretize(input_set)
+    assert lower is not None, "both sides were asked for"
+    assert upper is not None, "both sides were asked for"
     return Interval(lower + constant, upper + constant)
 
 
 def starts_of(graph: Graph, specification: Array) -> tuple[dict[int, Array], Array]:
-    """A specification `[m, *out]` as starting coefficients and a constant `[m]`.
+    """A specification `[m, *out]` as coefficients on nodes, by index, and a constant `[m]`.
 
     Raises:
       ValueError: if the function has several outputs or the shapes do not fit.
@@ -183,18 +189,40 @@ def starts_of(graph: Graph, specification: Array) -> tuple[dict[int, Array], Arr
 
 
 def example_of(input_set: InputSet) -> Array:
-    """A value of the input's shape and dtype, to trace a function with.
+    """A value with the input's shape and dtype, to trace a function with.
 
     Raises:
-      TypeError: for anything but one input set.
+      TypeError: for anything that is not an input set.
     """
     require_input_set(input_set)
     return input_set.interval().lower
 
 
+@overload
 def interval(
-    function: Callable[[Array], Any], *, has_aux: bool = False
-) -> Callable[..., Interval | Any]:
+    function: ArrayFunction, *, has_aux: Literal[False] = False
+) -> BoundsFunction[Interval, Interval]: ...
+
+
+@overload
+def interval(
+    function: TreeFunction, *, has_aux: Literal[False] = False
+) -> BoundsFunction[Any, Interval]: ...
+
+
+@overload
+def interval(
+    function: ArrayFunction, *, has_aux: Literal[True]
+) -> BoundsFunction[tuple[Interval, PreActivations], tuple[Interval, PreActivations]]: ...
+
+
+@overload
+def interval(
+    function: TreeFunction, *, has_aux: Literal[True]
+) -> BoundsFunction[tuple[Any, PreActivations], tuple[Interval, PreActivations]]: ...
+
+
+def interval(function: TreeFunction, *, has_aux: bool = False) -> BoundsFunction[Any, Any]:
     """Turns a function of one example into a function from an input set to interval bounds.
 
     Args:
@@ -235,13 +263,13 @@ def interval(
     return bounds
 
 
-def pre_activations(graph: Graph, intervals: list[Interval]) -> dict[str, Interval]:
+def pre_activations(graph: Graph, intervals: Sequence[Interval]) -> PreActivations:
     """Bounds on the inputs of the nonlinear ops, by label."""
     return {label: intervals[index] for label, index in pre_activation_nodes(graph).items()}
 
 
 def pre_activation_nodes(graph: Graph) -> dict[str, int]:
-    """The nodes that are inputs of nonlinear ops, by label (`label:k` where an op has several)."""
+    """The inputs of nonlinear ops by label (`label:k` for input `k` of an op with several)."""
     nodes: dict[str, int] = {}
     for node in graph.nodes[1:]:
         if node.is_nonlinear:
@@ -252,11 +280,11 @@ def pre_activation_nodes(graph: Graph) -> dict[str, int]:
 
 
 def exact_intervals(graph: Graph, input_set: InputSet) -> set[int]:
-    """Nodes whose interval bounds are already the exact range of every element.
+    """The nodes whose intervals are the exact range of every element, where a walk gains nothing.
 
-    Over a box the elements of the input vary independently. Moving, scaling and shifting them, or
-    applying a monotone function, keeps that; a linear map of independent values still has exact
-    intervals, but its elements are no longer independent. There a linear walk could gain nothing.
+    Over a box the elements of the input vary independently. They still do after moving, scaling or
+    shifting them, or after a monotone function. A linear map of independent values has exact
+    intervals, too, but its elements are no longer independent.
     """
     independent: set[int] = {0} if input_set.is_box else set()
     exact = set(independent)
@@ -265,15 +293,15 @@ def exact_intervals(graph: Graph, input_set: InputSet) -> set[int]:
             continue
         (source,) = node.inputs
         op = node.op
-        keeps = (
+        keeps_independence = (
             (isinstance(op, Structural) and op.moves)
             or (isinstance(op, Weighted) and op.diagonal)
             or (isinstance(op, Scalar) and op.monotone)
         ) and node.size <= graph.nodes[source].size
-        if source in independent and (op.is_linear or isinstance(op, (Scalar, Extremum))):
+        if source in independent and (node.is_linear or isinstance(op, (Scalar, Extremum))):
             exact.add(node.index)
-            if keeps:
+            if keeps_independence:
                 independent.add(node.index)
-        elif source in exact and keeps:
+        elif source in exact and keeps_independence:
             exact.add(node.index)
     return exact

@@ -1,4 +1,4 @@
-"""Backward linear bounds, the CROWN family: slope policy x source of the intermediate bounds.
+"""Backward linear bounds, the CROWN family: slope policy and source of the intermediate bounds.
 
 ======================  ===========  ============
 method                  slopes       intermediate
@@ -15,43 +15,69 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from boundjax import slopes as slope_policies
-from boundjax.ir.node import Perturbed
+from boundjax.ir.node import Node, Perturbed
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
-from boundjax.slopes import Optimized
+from boundjax.slopes import Optimized, Slopes
 from boundjax.tracing.trace import trace
 from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.backward import LinearBounds, Sides
 from boundjax.transforms.forward import Forward
 from boundjax.transforms.relaxations import Positions, RowEnds
+from boundjax.transforms.signatures import (
+    ArrayFunction,
+    BoundsFunction,
+    OutputBounds,
+    Specification,
+    TreeFunction,
+)
 from boundjax.transforms.walk import Companion, Walk
+
+Intermediate: TypeAlias = Literal["interval", "linear", "forward"]
+
+
+class LinearOptions(TypedDict, total=False):
+    """The options of `linear`, see there."""
+
+    slopes: Slopes | Optimized
+    intermediate: Intermediate
+    sides: Sides
+    intersect: bool
+    max_rows: int | None
+    max_bytes: int
+
+
+class RelaxOptions(LinearOptions, total=False):
+    """The options of `relax`, see there."""
+
+    known: Mapping[str, Interval] | None
 
 
 class Auxiliary(NamedTuple):
-    """What `linear(..., has_aux=True)` met on the way, for a specification of `m` rows.
+    """Intermediate results that `linear(..., has_aux=True)` returns, for `m` rows.
 
     Attributes:
       interval: interval bounds `[m]` of the specification.
-      linear: the linear bounds `[m]` before they are intersected with those; a side that was not
-        asked for holds the interval bound.
+      linear: the linear bounds `[m]` before the intersection with the interval bounds; a side that
+        was not asked for holds the interval bound.
       pre_activations: label -> bounds on the op's input.
       slopes: label -> the free slope's position in `[0, 1]`, as used at unstable units; an op
         with two free lines has a second entry, `label:below`.
       coefficients: the linear bounds in the input.
       rows: label -> `[m, *shape]`, the coefficients on the op's output of the linear functions
-        that the walk lower-bounds: a positive one takes the op's lower line, a negative one the
-        upper. For `sides="upper"` they belong to minus the specification; for `"both"` those
-        rows follow, `[2 m, *shape]`.
-      worst_input: `[m, *input]`, where in the input set the relaxation's lower bound is attained
-        (the upper bound, if `sides="upper"`).
+        that the walk bounds from below: a positive one takes the op's lower line, a negative one
+        the upper line. For `sides="upper"` they belong to minus the specification. For `"both"` the
+        rows of the specification come first and those of its negative second, `[2 m, *shape]`.
+      worst_input: `[m, *input]`, the point of the input set that attains the relaxation's lower
+        bound (its upper bound, if `sides="upper"`).
     """
 
     interval: Interval
@@ -63,43 +89,61 @@ class Auxiliary(NamedTuple):
     worst_input: Array
 
 
+@overload
 def linear(
-    function: Callable[[Array], Any],
+    function: ArrayFunction, *, has_aux: Literal[False] = False, **options: Unpack[LinearOptions]
+) -> BoundsFunction[Interval, Interval]: ...
+
+
+@overload
+def linear(
+    function: TreeFunction, *, has_aux: Literal[False] = False, **options: Unpack[LinearOptions]
+) -> BoundsFunction[Any, Interval]: ...
+
+
+@overload
+def linear(
+    function: TreeFunction, *, has_aux: Literal[True], **options: Unpack[LinearOptions]
+) -> BoundsFunction[tuple[Interval, Auxiliary], tuple[Interval, Auxiliary]]: ...
+
+
+def linear(
+    function: TreeFunction,
     *,
-    slopes: slope_policies.Slopes | Optimized = "adaptive",
-    intermediate: str = "interval",
+    slopes: Slopes | Optimized = "adaptive",
+    intermediate: Intermediate = "interval",
     sides: Sides = "both",
     intersect: bool = True,
     max_rows: int | None = None,
     max_bytes: int = 2**30,
     has_aux: bool = False,
-) -> Callable[..., Any]:
-    """Turns a function of one example into one from an input set to linear-relaxation bounds.
+) -> BoundsFunction[Any, Any]:
+    """Turns a function of one example into a function from an input set to linear bounds.
 
     Args:
       function: any JAX function of one array; it may close over weights.
       slopes: `"adaptive"` (CROWN), `"parallel"` (Fast-Lin / CAP), `"zero"`, `"one"`,
-        `"constant"` (interval bounds as a relaxation), a function of `(lower, upper)`, or a
-        dict of positions in `[0, 1]` by label.
-      intermediate: where pre-activation bounds come from: `"interval"`, `"linear"` (the same
+        `"constant"` (interval bounds as a relaxation), a number in `[0, 1]`, a function of
+        `(lower, upper)`, a dict of positions in `[0, 1]` by label, or `optimized(...)`.
+      intermediate: the source of the pre-activation bounds: `"interval"`, `"linear"` (the same
         walk, recursively) or `"forward"` (`forward_linear`, for functions of few inputs).
-      sides: `"lower"`, `"upper"` or `"both"`; the side not asked for holds the interval
-        bound, and a walk for one side costs half.
-      intersect: whether intermediate linear bounds are intersected with the interval bounds. That
-        never loosens an intermediate bound, and nearly always tightens the result; not always,
-        because slopes that are not optimised may get worse with it, parallel ones in particular.
-        `False` is Fast-Lin / CAP to the letter; before ops with a domain and products, and in the
-        result, they always are.
-      max_rows: at most so many units of a layer get linear bounds, those of the widest intervals;
-        the others keep their interval bounds. Under `vmap` and `grad` that is the way to spend
-        less: elsewhere the rows of units that matter to no relaxation (stable relus) are skipped.
-      max_bytes: budget for the rows of one block of intermediate linear bounds, of one example.
+      sides: `"lower"`, `"upper"` or `"both"`. The side that is not asked for holds the interval
+        bound; a walk for one side costs half.
+      intersect: whether to intersect intermediate linear bounds with the interval bounds. This
+        never loosens an intermediate bound and nearly always tightens the result, but slopes that
+        are not optimised, parallel ones in particular, may get worse. `False` is Fast-Lin / CAP to
+        the letter. Bounds before ops with a domain and before products, and the result, are
+        intersected in any case.
+      max_rows: the largest number of units of a layer that get linear bounds, those with the widest
+        intervals; the others keep their interval bounds. It saves work under `vmap` and `grad`.
+        Elsewhere the rows of units that affect no relaxation (stable ReLUs) are skipped anyway.
+      max_bytes: memory for the rows of one block of intermediate linear bounds, for one example.
       has_aux: also return `Auxiliary`; needs a single output array.
 
     Returns:
       `bounds(input_set, specification=None)`: an `Interval` per output leaf, or bounds `[m]`
       on `<specification_k, f(x)>` for a specification `[m, *out]`. They are intersected with
-      the interval bounds. With `has_aux` a pair.
+      the interval bounds. With `has_aux` a pair of bounds and `Auxiliary`.
 
     Raises:
       UnsupportedOpError: at an op that is not in `supported_ops()`.
@@ -124,8 +168,10 @@ def linear(
 
 
 @dataclasses.dataclass(frozen=True)
-class Relaxation:
-    """A function relaxed over one input set, for as many specifications as there are.
+class Relaxation(Generic[OutputBounds]):
+    """A function relaxed over one input set, for any number of specifications.
+
+    `OutputBounds` is the type of the bounds on its outputs, see `BoundsFunction`.
 
     Attributes:
       walk: the graph with the bounds on its pre-activations.
@@ -140,29 +186,56 @@ class Relaxation:
         """Bounds on the inputs of the nonlinear ops, by label."""
         return intervals_of.pre_activations(self.walk.graph, self.walk.intervals)
 
-    def interval(self, specification: Array) -> Interval:
-        """Interval bounds `[m]` of `<specification_k, f(x)>`, given the pre-activations."""
+    def interval(self, specification: Specification) -> Interval:
+        """Interval bounds `[m]` of `<specification_k, f(x)>`, from the pre-activation bounds."""
         return self.walk.merged(*intervals_of.starts_of(self.walk.graph, specification))
+
+    @overload
+    def bounds(
+        self,
+        specification: None = None,
+        *,
+        within: Mapping[str, Interval] | None = None,
+        has_aux: Literal[False] = False,
+    ) -> OutputBounds: ...
+
+    @overload
+    def bounds(
+        self,
+        specification: Specification,
+        *,
+        within: Mapping[str, Interval] | None = None,
+        has_aux: Literal[False] = False,
+    ) -> Interval: ...
+
+    @overload
+    def bounds(
+        self,
+        specification: Specification | None = None,
+        *,
+        within: Mapping[str, Interval] | None = None,
+        has_aux: Literal[True],
+    ) -> tuple[Interval, Auxiliary]: ...
 
     def bounds(
         self,
-        specification: Array | None = None,
+        specification: Specification | None = None,
         *,
         within: Mapping[str, Interval] | None = None,
         has_aux: bool = False,
     ) -> Any:
-        """What `linear` returns.
+        """The bounds that `linear` returns.
 
         Args:
           specification: `[m, *out]`, or None for every output.
-          within: for some labels of `pre_activations` an interval for each row of the
+          within: intervals of some `pre_activations` by label, one for each row of the
             specification, `[m, *shape]`. Row `k` then holds for the part of the input set on which
-            these values lie in their `k`-th intervals; where that part is empty it may be anything.
-            So one walk bounds the parts of a case distinction (the two halves of a split ReLU).
+            these values lie in their `k`-th intervals; if that part is empty, it may be anything.
+            One walk can so bound all parts of a case distinction (the two halves of a split ReLU).
           has_aux: also return `Auxiliary`.
 
         Raises:
-          KeyError: for an entry of `within` for no op.
+          KeyError: for an entry of `within` that is the label of no op.
           ValueError: for an entry of another shape, or `within` without a specification.
         """
         walk, graph, sides = self.walk, self.walk.graph, self.sides
@@ -176,11 +249,7 @@ class Relaxation:
         if has_aux:
             if len(graph.outputs) != 1 or not isinstance(graph.outputs[0], Perturbed):
                 raise ValueError("has_aux needs a function with one output array")
-            node = graph.nodes[graph.outputs[0].index]
-            rows = node.unit_rows()
-            zero = jnp.zeros((node.size,), node.dtype)
-            result, aux = _specification(walk, {node.index: rows}, zero, sides)
-            return Interval(*(end.reshape(node.shape) for end in result)), aux
+            return _units(walk, graph.nodes[graph.outputs[0].index], sides)
         leaves = [
             _output(walk, o.index, sides) if isinstance(o, Perturbed) else Interval(o, o)
             for o in graph.outputs
@@ -188,39 +257,50 @@ class Relaxation:
         return jax.tree.unflatten(graph.output_tree, leaves)
 
 
+@overload
 def relax(
-    function: Callable[[Array], Any],
+    function: ArrayFunction, **options: Unpack[RelaxOptions]
+) -> Callable[[InputSet], Relaxation[Interval]]: ...
+
+
+@overload
+def relax(
+    function: TreeFunction, **options: Unpack[RelaxOptions]
+) -> Callable[[InputSet], Relaxation[Any]]: ...
+
+
+def relax(
+    function: TreeFunction,
     *,
-    slopes: slope_policies.Slopes | Optimized = "adaptive",
-    intermediate: str = "interval",
+    slopes: Slopes | Optimized = "adaptive",
+    intermediate: Intermediate = "interval",
     sides: Sides = "both",
     intersect: bool = True,
     known: Mapping[str, Interval] | None = None,
     max_rows: int | None = None,
     max_bytes: int = 2**30,
-) -> Callable[[InputSet], Relaxation]:
-    """Like `linear`, with the bounds on pre-activations computed once for several specifications.
+) -> Callable[[InputSet], Relaxation[Any]]:
+    """Like `linear`, but bounds the pre-activations once for several specifications.
 
     Args:
-      function: as the options, those of `linear`.
-      slopes, intermediate, sides, intersect, max_rows, max_bytes: see there.
+      function, slopes, intermediate, sides, intersect, max_rows, max_bytes: as for `linear`.
       known: bounds on pre-activations from elsewhere, by the labels of `pre_activations`; the
-        result holds for the part of the input set where they do. They are intersected with the
-        bounds that are found. Where both cannot hold, that is an error, or, under `jit`, NaN.
-        Those on predicates are not used.
+        result holds for the part of the input set on which they do. They are intersected with the
+        computed bounds; a contradiction is an error, or NaN under `jit`. Bounds on predicates are
+        not used.
 
     Returns:
       `relaxed(input_set)`: a `Relaxation` with `interval(specification)`,
-      `bounds(specification)` and `pre_activations`. One that is made inside a differentiated
-      function is differentiated once, however many specifications it serves.
+      `bounds(specification)` and `pre_activations`. If it is made inside a differentiated function,
+      it is differentiated once for all its specifications.
 
     Raises:
-      UnsupportedOpError, ValueError: as `linear`; ValueError also for known bounds of another
-        shape, or that contradict the others.
-      KeyError: for known bounds of no op.
+      UnsupportedOpError, ValueError: as `linear`; ValueError also for known bounds that have
+        another shape or contradict the computed bounds.
+      KeyError: for known bounds whose label belongs to no op.
     """
     optimized = slopes if isinstance(slopes, Optimized) else None
-    start = slopes if optimized is None else optimized.start
+    start = slopes.start if isinstance(slopes, Optimized) else slopes
     policy_of = slope_policies.resolve(start)
     if intermediate not in _SOURCES:
         raise ValueError(f"intermediate must be one of {', '.join(_SOURCES)}, got {intermediate!r}")
@@ -236,7 +316,7 @@ def relax(
             f"intermediate={intermediate!r}: there are no slopes behind those bounds"
         )
 
-    def relaxed(input_set: InputSet) -> Relaxation:
+    def relaxed(input_set: InputSet) -> Relaxation[Any]:
         graph = trace(function, intervals_of.example_of(input_set))
         if isinstance(start, Mapping):
             slope_policies.require_known(start, graph.nonlinear_labels)
@@ -257,7 +337,7 @@ def relax(
     return relaxed
 
 
-# Where pre-activation bounds come from besides the interval walk.
+# What bounds pre-activations beside the interval walk; `"linear"` is an option of the walk.
 _SOURCES: Mapping[str, Callable[[], Companion | None]] = {
     "interval": lambda: None,
     "linear": lambda: None,
@@ -272,35 +352,40 @@ def _output(walk: Walk, index: int, sides: Sides) -> Interval:
         return walk.intervals[index]  # a predicate: true, false, or either
     if walk.optimized is None or walk.optimized.per_spec:
         return walk.node_bounds(node, sides, walk.optimized is not None)
-    rows = node.unit_rows()
+    return _units(walk, node, sides)[0]
+
+
+def _units(walk: Walk, node: Node, sides: Sides) -> tuple[Interval, Auxiliary]:
+    """Bounds `[*shape]` of a node by the specification that has one row per unit."""
     zero = jnp.zeros((node.size,), node.dtype)
-    result, _ = _specification(walk, {index: rows}, zero, sides)
-    return Interval(*(end.reshape(node.shape) for end in result))
+    bounds, aux = _specification(walk, {node.index: node.unit_rows()}, zero, sides)
+    return Interval(*(end.reshape(node.shape) for end in bounds)), aux
 
 
 def _specification(
     walk: Walk,
-    starts: dict[int, Array],
+    starts: Mapping[int, Array],
     constant: Array,
     sides: Sides,
     ends: RowEnds | None = None,
 ) -> tuple[Interval, Auxiliary]:
-    """Bounds of the specification whose coefficients start at the given nodes."""
+    """Bounds of a specification whose coefficients start at the nodes of `starts`."""
     merged = walk.merged(starts, constant)
     positions, seen = None, None
     if walk.optimized is not None:
-        positions, seen = _optimized(walk, starts, constant, sides, ends)
+        positions, seen = _optimized(walk, walk.optimized, starts, constant, sides, ends)
     rows: dict[str, Array] = {}
     walked = walk.pull_back(starts, sides, positions, rows, ends)
     lower, upper = walked.concretize(walk.input_set)
-    found = Interval(
+    bounds = Interval(
         merged.lower if lower is None else lower + constant,
         merged.upper if upper is None else upper + constant,
     )
     side = walked.above if sides == "upper" else walked.below
+    assert side is not None, "the walk returns the sides that were asked for"
     aux = Auxiliary(
         interval=merged,
-        linear=found,
+        linear=bounds,
         pre_activations=intervals_of.pre_activations(walk.graph, walk.intervals),
         slopes=walk.relaxations.slopes if positions is None else positions,
         coefficients=walked.in_input(walk.references[0]),
@@ -308,19 +393,24 @@ def _specification(
         worst_input=walk.worst_input(side),
     )
     if seen is not None:
-        # Another iterate may have been better for some rows; it is sound, and no gradient flows.
-        found = backward.intersect(found, seen)
-    return backward.intersect(merged, found), aux
+        # Another iterate may have been better for some rows. It is sound, and no gradient flows.
+        bounds = backward.intersect(bounds, seen)
+    return backward.intersect(merged, bounds), aux
 
 
 def _optimized(
-    walk: Walk, starts: dict[int, Array], constant: Array, sides: Sides, ends: RowEnds | None
+    walk: Walk,
+    options: Optimized,
+    starts: Mapping[int, Array],
+    constant: Array,
+    sides: Sides,
+    ends: RowEnds | None,
 ) -> tuple[Positions, Interval]:
-    """The positions to bound with, and the best bounds of all iterates."""
-    found = walk.best(starts, sides, walk.optimized.per_spec, constant, ends)
+    """The best positions, and the best bounds of all iterates."""
+    best = walk.best(starts, sides, options.per_spec, constant, ends)
     count = constant.shape[0]
     infinite = jnp.full_like(constant, jnp.inf)
-    values = jax.lax.stop_gradient(found.values)
+    values = jax.lax.stop_gradient(best.values)
     lower = -infinite if sides == "upper" else values[:count]
     upper = infinite if sides == "lower" else -values[-count:]
-    return found.parameters, Interval(lower, upper)
+    return best.parameters, Interval(lower, upper)

@@ -1,23 +1,25 @@
-"""Ball and box: a centre, an l2 radius and an interval, carried through the network together.
+"""Ball and box: a center, an l2 radius and an interval, carried through the network together.
 
-The ball grows by the spectral norm of every linear op and by the largest slope of every nonlinear
-one; the box is propagated as an interval and cut with the box around the ball, whose half-widths
-after a linear op are the radius times the l2 norms of its rows. At the end linear functions of the
-output are bounded over the intersection of the last ball and box, exactly (BCP; Lee, Lee and Park
-2020, "Lipschitz-Certifiable Training with a Tight Outer Bound"). Without the box that is
-Lipschitz-margin training's bound (LMT; Tsuzuku et al. 2018).
+Every linear op multiplies the radius by its spectral norm, every nonlinear op by its largest slope.
+The box is propagated as an interval and cut with the box around the ball, whose half-widths after a
+linear op are the radius times the l2 norms of its rows. Linear functions of the output are bounded
+exactly over the intersection of the last ball and box (BCP; Lee, Lee and Park 2020,
+"Lipschitz-Certifiable Training with a Tight Outer Bound"). Without the box, the bound is that of
+Lipschitz-margin training (LMT; Tsuzuku et al. 2018).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
+from jaxtyping import Float
 
 from boundjax.ir.families import Extremum, Lines, Scalar
 from boundjax.ir.node import Graph, Node, Perturbed
@@ -31,16 +33,17 @@ from boundjax.tracing.trace import trace
 from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.balls import cut, enclosing_ball
+from boundjax.transforms.signatures import ArrayFunction, BoundsFunction, TreeFunction
 from boundjax.windows import Rows, dense
 
 # Spectral norms by the label of their layer.
-Norms = Mapping[str, Array]
+Norms: TypeAlias = Mapping[str, Array]
 
 
-class Reached(NamedTuple):
-    """What is known of a value: within `radius` of the centre in l2, and within the box.
+class BallBoxBounds(NamedTuple):
+    """Bounds on a value: within `radius` of the center in l2, and in the box unless it is None.
 
-    A `BallBox` that is not checked, and may be of predicates. A box of `None` is all there is.
+    Unlike a `BallBox` it is not checked and may bound predicates.
     """
 
     center: Array
@@ -48,13 +51,13 @@ class Reached(NamedTuple):
     box: Interval | None
 
     def interval(self) -> Interval:
-        """The box, which lies in the box around the ball; or that."""
+        """The box, which lies in the box around the ball; without one, the box around the ball."""
         if self.box is None:
             return Interval(self.center - self.radius, self.center + self.radius)
         return self.box
 
     def as_set(self) -> BallBox:
-        """The same as a set.
+        """The same bounds as a set.
 
         Raises:
           ValueError: for a predicate.
@@ -63,7 +66,8 @@ class Reached(NamedTuple):
             raise ValueError(f"l2 bounds are of floating-point values, got {self.center.dtype}")
         ends = jnp.full(self.center.shape, jnp.inf, self.center.dtype)
         lower, upper = (-ends, ends) if self.box is None else self.box
-        # Rounding may have left the centre outside, and what does not meet is empty.
+        # Extend the box to the center, which rounding may have moved out of it: ball and box could
+        # be disjoint otherwise.
         return BallBox(
             self.center,
             self.radius,
@@ -79,11 +83,11 @@ class Reached(NamedTuple):
         return ball_box.spread(coefficients, self.radius, below, above)
 
 
-class Auxiliary(NamedTuple):
-    """What `lipschitz(..., has_aux=True)` met on the way.
+class LipschitzAuxiliary(NamedTuple):
+    """Intermediate results that `lipschitz(..., has_aux=True)` returns.
 
     Attributes:
-      output: bounds on the function's output; its `center` is the output itself.
+      output: bounds on the function's output; its `center` is the output at the input's center.
       pre_activations: label -> bounds on the input of the nonlinear op.
     """
 
@@ -91,66 +95,99 @@ class Auxiliary(NamedTuple):
     pre_activations: dict[str, BallBox]
 
 
+@overload
 def lipschitz(
-    function: Callable[[Array], Any],
+    function: ArrayFunction,
+    *,
+    box: bool = True,
+    norms: Norms | None = None,
+    has_aux: Literal[False] = False,
+) -> BoundsFunction[BallBox, Interval]: ...
+
+
+@overload
+def lipschitz(
+    function: TreeFunction,
+    *,
+    box: bool = True,
+    norms: Norms | None = None,
+    has_aux: Literal[False] = False,
+) -> BoundsFunction[Any, Interval]: ...
+
+
+@overload
+def lipschitz(
+    function: TreeFunction,
+    *,
+    box: bool = True,
+    norms: Norms | None = None,
+    has_aux: Literal[True],
+) -> BoundsFunction[tuple[BallBox, LipschitzAuxiliary], tuple[Interval, LipschitzAuxiliary]]: ...
+
+
+def lipschitz(
+    function: TreeFunction,
     *,
     box: bool = True,
     norms: Norms | None = None,
     has_aux: bool = False,
-) -> Callable[..., Any]:
-    """Turns a function of one example into one from an input set to l2 balls and boxes.
+) -> BoundsFunction[Any, Any]:
+    """Turns a function of one example into a function from an input set to l2 balls and boxes.
 
     Args:
       function: any JAX function of one array; it may close over weights.
-      box: whether a box is carried beside the ball (BCP); without it the bounds are those of
+      box: whether to carry a box beside the ball (BCP); without it the bounds are those of
         Lipschitz constants alone (LMT).
       norms: spectral norms of the linear layers by label, as `power_iteration` estimates them
-        in training. Bounds from anything but upper bounds prove nothing: by default they are
+        in training. Unless they are upper bounds, the result proves nothing. The default is
         `spectral_norms`, and `certify` uses no others.
-      has_aux: also return `Auxiliary`; needs a single output array.
+      has_aux: also return `LipschitzAuxiliary`; needs a single output array.
 
     Returns:
       `bounds(input_set, specification=None)`: a `BallBox` per output leaf, or an `Interval`
       `[m]` on `<specification_k, f(x)>` for a specification `[m, *out]`, which is exact for
-      the ball and the box of the last nonlinear ops. Every input set serves; one that is no l2
-      ball is first enclosed in one, and its box is its own. With `has_aux` a pair.
+      the ball and the box of the last nonlinear ops. Any input set is allowed: the ball encloses
+      it, the box is its interval. With `has_aux` a pair.
 
     Raises:
       UnsupportedOpError: at an op that is not in `supported_ops()`.
-      ValueError: for a specification that does not fit the output, a layer without units, norms
-        of other layers than the function has; without the box at an op that has no Lipschitz
+      ValueError: for a specification that does not fit the output, a layer without units, or norms
+        that do not match the function's layers; without the box also at an op that has no Lipschitz
         constant (a product of perturbed values).
     """
 
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
         graph = trace(function, intervals_of.example_of(input_set))
         sizes = _spectral_bounds(graph) if norms is None else _checked(graph, norms)
-        reached = _walk(graph, input_set, sizes, box)
+        nodes = _walk(graph, input_set, sizes, box)
         if specification is None:
             leaves = [
-                reached[o.index].as_set() if isinstance(o, Perturbed) else _fixed(o)
+                nodes[o.index].as_set() if isinstance(o, Perturbed) else _point(o)
                 for o in graph.outputs
             ]
             result = jax.tree.unflatten(graph.output_tree, leaves)
         else:
-            result = _specification(graph, input_set, reached, specification)
+            result = _specification(graph, input_set, nodes, specification)
         if not has_aux:
             return result
         if len(graph.outputs) != 1 or not isinstance(graph.outputs[0], Perturbed):
             raise ValueError("has_aux needs a function with one output array")
-        met = {
-            node.label: reached[node.inputs[0]].as_set()
+        pre_activations = {
+            node.label: nodes[node.inputs[0]].as_set()
             for node in graph.nodes
             if node.is_nonlinear
             and len(node.inputs) == 1
             and jnp.issubdtype(node.input_shapes[0].dtype, jnp.floating)
         }
-        return result, Auxiliary(reached[graph.outputs[0].index].as_set(), met)
+        output = nodes[graph.outputs[0].index].as_set()
+        return result, LipschitzAuxiliary(output, pre_activations)
 
     return bounds
 
 
-def spectral_norms(function: Callable[[Array], Any], example: Array) -> dict[str, Array]:
+def spectral_norms(
+    function: TreeFunction, example: Array | jax.ShapeDtypeStruct
+) -> dict[str, Float[Array, ""]]:
     """Provable upper bounds on the spectral norms of a function's linear layers, by label.
 
     Args:
@@ -163,7 +200,9 @@ def spectral_norms(function: Callable[[Array], Any], example: Array) -> dict[str
     return _spectral_bounds(trace(function, _zeros(example)))
 
 
-def power_vectors(function: Callable[[Array], Any], example: Array, key: Array) -> dict[str, Array]:
+def power_vectors(
+    function: TreeFunction, example: Array | jax.ShapeDtypeStruct, key: Array
+) -> dict[str, Array]:
     """Random unit vectors to start `power_iteration` with, one per linear layer.
 
     Args:
@@ -172,42 +211,46 @@ def power_vectors(function: Callable[[Array], Any], example: Array, key: Array) 
       key: PRNG key.
     """
     layers = _layers(trace(function, _zeros(example)))
-    found = {}
+    vectors = {}
     for node, part in zip(layers, jax.random.split(key, max(1, len(layers))), strict=False):
         (shape,) = node.input_shapes
         vector = jax.random.normal(part, shape.shape, shape.dtype)
-        found[node.label] = vector / length(vector)
-    return found
+        vectors[node.label] = vector / length(vector)
+    return vectors
 
 
 def power_iteration(
-    function: Callable[[Array], Any], example: Array, vectors: Mapping[str, Array]
-) -> tuple[dict[str, Array], dict[str, Array]]:
+    function: TreeFunction,
+    example: Array | jax.ShapeDtypeStruct,
+    vectors: Mapping[str, Array],
+) -> tuple[dict[str, Float[Array, ""]], dict[str, Array]]:
     """One power iteration on every linear layer and its transpose.
 
-    Estimates from *below*, for training: a certificate needs `spectral_norms`.
+    It approaches the norms from *below*, for training; a certificate needs `spectral_norms`.
 
     Args:
       function: any JAX function of one array.
       example: an input, or a `jax.ShapeDtypeStruct`.
-      vectors: of the last iteration, or `power_vectors`.
+      vectors: those of the previous iteration, or `power_vectors`.
 
     Returns:
       Norms and vectors by label. The norms are differentiable in the weights.
 
     Raises:
-      ValueError: for vectors of other layers than the function has.
+      ValueError: if the vectors do not match the function's layers.
     """
     graph = trace(function, _zeros(example))
     _checked(graph, vectors)
-    found = {n.label: norms_of.power_step(n, vectors[n.label]) for n in _layers(graph)}
-    return {k: v[0] for k, v in found.items()}, {k: v[1] for k, v in found.items()}
+    steps = {n.label: norms_of.power_step(n, vectors[n.label]) for n in _layers(graph)}
+    return {k: v[0] for k, v in steps.items()}, {k: v[1] for k, v in steps.items()}
 
 
 def global_lipschitz(
-    function: Callable[[Array], Any], example: Array, norms: Norms | None = None
-) -> Array:
-    """A Lipschitz constant of a function between l2 norms, everywhere.
+    function: ArrayFunction,
+    example: Array | jax.ShapeDtypeStruct,
+    norms: Norms | None = None,
+) -> Float[Array, ""]:
+    """A Lipschitz constant of a function between l2 norms, valid everywhere.
 
     Args:
       function: any JAX function of one array with one output array.
@@ -230,7 +273,7 @@ def global_lipschitz(
         if isinstance(node.op, Scalar):
             ends = jnp.full(node.shape, jnp.inf, node.dtype)
             slope = jnp.max(node.op.lipschitz(node, -ends, ends))
-            if _known_to_be_unbounded(slope):
+            if _is_unbounded(slope):
                 raise ValueError(_without_constant(node))
             radii.append(slope * operands[0])
         else:
@@ -239,76 +282,80 @@ def global_lipschitz(
     return radii[output.index] if isinstance(output, Perturbed) else jnp.zeros((), radii[0].dtype)
 
 
-def _walk(graph: Graph, input_set: InputSet, norms: Norms, box: bool) -> list[Reached]:
-    """Ball and box of every node."""
+def _walk(graph: Graph, input_set: InputSet, norms: Norms, box: bool) -> list[BallBoxBounds]:
+    """Ball and box of every node, in order."""
     center, radius = enclosing_ball(input_set)
     start = None
     if box:
         lower, upper = input_set.interval()
-        # A centre outside of the clip range: ball and box are both around it.
+        # The center may lie outside the clip range; extend the box to it.
         start = Interval(quick_smaller(lower, center), quick_larger(upper, center))
-    reached = [Reached(center, radius, start)]
+    nodes = [BallBoxBounds(center, radius, start)]
     for node in graph.nodes[1:]:
-        reached.append(_advance(node, tuple(reached[i] for i in node.inputs), norms, box))
-    return reached
+        nodes.append(_advance(node, tuple(nodes[i] for i in node.inputs), norms, box))
+    return nodes
 
 
-def _advance(node: Node, operands: tuple[Reached, ...], norms: Norms, box: bool) -> Reached:
-    """The ball and the box of one node's value, from those of its operands.
+def _advance(
+    node: Node, operands: tuple[BallBoxBounds, ...], norms: Norms, with_box: bool
+) -> BallBoxBounds:
+    """The ball and the box of a node's value, from those of its operands.
 
-    The box around the ball needs no look after it: a row of a matrix is no longer than its spectral
-    norm, and no element's slope larger than the largest one.
+    The box need not be cut with the box around the new ball: a row of a matrix is no longer than
+    its spectral norm, and no element's slope exceeds the largest one.
     """
     center = node.apply(*(o.center for o in operands))
     radii = [o.radius for o in operands]
     intervals = tuple(o.interval() for o in operands)
-    found = intervals_of.propagate(node, intervals) if box else None
+    box = intervals_of.propagate(node, intervals) if with_box else None
     if not jnp.issubdtype(node.dtype, jnp.floating):  # a predicate
-        if not box:
+        if box is None:
             raise ValueError(_without_constant(node))
-        return Reached(center, jnp.full_like(radii[0], jnp.inf), found)
+        return BallBoxBounds(center, jnp.full_like(radii[0], jnp.inf), box)
     if node.is_linear or isinstance(node.op, Extremum):
         radius = _radius(node, radii, norms)
-        if box and node.is_linear:
-            found = cut(node, found, center, radii)
-        return Reached(center, radius, found)
+        if box is not None and node.is_linear:
+            box = cut(node, box, center, radii)
+        return BallBoxBounds(center, radius, box)
     if isinstance(node.op, Scalar):
         slope = jnp.max(node.op.lipschitz(node, *intervals[0]))
-        # Nothing moves; or a predicate does, of which there is no radius, but on a flat step.
-        still = (radii[0] == 0) | (slope == 0)
-        radius = jnp.where(still, 0.0, slope * radii[0])
+        # If the operand or the op is constant, the radius is 0, even where the other factor is
+        # infinite (the radius of a predicate, the slope of a step).
+        constant = (radii[0] == 0) | (slope == 0)
+        radius = jnp.where(constant, 0.0, slope * radii[0])
         if node.op.pieces and not node.op.jumps:
-            return Reached(center, radius, found)
-    elif box:
-        radius = jnp.inf  # no slope is known of a function of several values, but its range is
+            return BallBoxBounds(center, radius, box)
+    elif box is not None:
+        # A function of several values has no known slope, but its range is known.
+        radius = jnp.asarray(jnp.inf, node.dtype)
     else:
         raise ValueError(_without_constant(node))
-    if box:
-        # Slopes may be large or unbounded; no value is further away than a corner of the box.
-        fixed = found.lower == found.upper  # perhaps a mask's -inf
-        ends = (jnp.where(fixed, 0.0, end - jnp.where(fixed, 0.0, center)) for end in found)
+    if box is not None:
+        # Slopes may be large or unbounded, but no value is further away than a corner of the box.
+        fixed = box.lower == box.upper  # perhaps a mask's -inf
+        ends = (jnp.where(fixed, 0.0, end - jnp.where(fixed, 0.0, center)) for end in box)
         corner = quick_larger(*(jnp.abs(end) for end in ends))
         radius = jnp.minimum(radius, length(corner))
-    return Reached(center, radius, found)
+    return BallBoxBounds(center, radius, box)
 
 
 def _radius(node: Node, radii: list[Array], norms: Norms) -> Array:
-    """The radius behind an op that is linear, or as good as linear."""
+    """The radius after a linear op or an extremum, from those of its operands."""
     if node.is_linear:
         return norms_of.radius(node, radii, norms.get(node.label))
     if isinstance(node.op, Extremum):
-        # |max x - max z| <= max |x - z|, and an element counts once per window that it is in.
+        # |max x - max z| <= max |x - z|, and an element counts once per window that contains it.
         windows = functools.partial(node.op.windows, node)
         shape = jax.eval_shape(windows, *node.input_shapes)
         transposed = jax.linear_transpose(windows, *node.input_shapes)
         counts = transposed(jnp.ones(shape.shape, shape.dtype))
         squares = [jnp.max(c) * jnp.square(r) for c, r in zip(counts, radii, strict=True)]
-        return root(sum(squares))
+        return root(sum(squares[1:], squares[0]))
     raise ValueError(_without_constant(node))
 
 
 def _specification(
-    graph: Graph, input_set: InputSet, reached: list[Reached], specification: Array
+    graph: Graph, input_set: InputSet, nodes: list[BallBoxBounds], specification: Array
 ) -> Interval:
     """Bounds `[m]`: rows pulled back to the last nonlinear ops, and their exact extrema there."""
     starts, constant = intervals_of.starts_of(graph, specification)
@@ -319,27 +366,28 @@ def _specification(
         zero = jnp.zeros((1, *node.shape), node.dtype)
         return Lines(None, zero, None, zero)
 
-    centers = [value.center for value in reached]
-    result = backward.pull_back(graph, centers, starts, stop, "lower")
-    value = result.below.constant + constant
+    centers = [node.center for node in nodes]
+    below = backward.pull_back(graph, centers, starts, stop, "lower").below
+    assert below is not None, "the lower side was asked for"
+    value = below.constant + constant
     ends = []
     for sign in (-1.0, 1.0):
         reach = jnp.zeros_like(value)
         for index, rows in stops.items():
-            reach = reach + jax.vmap(reached[index].spread)(sign * rows)
+            reach = reach + jax.vmap(nodes[index].spread)(sign * rows)
         if _meets_input(graph, starts):
-            rows = sign * result.below.coefficients
+            rows = sign * dense(below.coefficients)
             offset = (input_set.interval().middle - centers[0])[None]
             shift = jnp.sum(rows * offset, axis=tuple(range(1, rows.ndim)))
             reach = reach + jax.vmap(input_set.spread)(rows) + shift
         ends.append(value + sign * reach)
-    # What is NaN on one side is NaN on the other as well: `spread` looks at all that it is given.
-    # So nothing of the upper end is computed where only the lower one is used.
+    # A NaN on one side is one on the other as well, because `spread` reads all of its arguments. So
+    # the ends need no comparison, and the upper end costs nothing where only the lower one is used.
     return Interval(*ends)
 
 
 def _meets_input(graph: Graph, starts: Iterable[int]) -> bool:
-    """Whether rows that start there reach the input through linear ops alone."""
+    """Whether rows at these nodes reach the input through linear ops alone."""
     stack = list(starts)
     while stack:
         node = graph.nodes[stack.pop()]
@@ -350,8 +398,8 @@ def _meets_input(graph: Graph, starts: Iterable[int]) -> bool:
     return False
 
 
-def _fixed(output: Array) -> BallBox:
-    """What does not depend on the input."""
+def _point(output: Array) -> BallBox:
+    """The bounds of an output that does not depend on the input."""
     output = jnp.asarray(output)
     return BallBox(output, jnp.zeros(()), output, output)
 
@@ -361,7 +409,7 @@ def _zeros(example: Array | jax.ShapeDtypeStruct) -> Array:
 
 
 def _layers(graph: Graph) -> list[Node]:
-    """The linear layers, those whose spectral norm takes work."""
+    """The linear layers: ops whose spectral norm takes work to compute."""
     empty = next((node for node in graph.nodes if not node.size), None)
     if empty is not None:
         raise ValueError(
@@ -375,18 +423,19 @@ def _spectral_bounds(graph: Graph) -> dict[str, Array]:
     return {node.label: norms_of.spectral_bound(node) for node in _layers(graph)}
 
 
-def _checked(graph: Graph, given: Norms) -> Norms:
+def _checked(graph: Graph, by_label: Mapping[str, Array]) -> Mapping[str, Array]:
     labels = {node.label for node in _layers(graph)}
-    if labels != set(given):
+    if labels != set(by_label):
         raise ValueError(
             f"expected one entry per linear layer ({', '.join(sorted(labels))}), "
-            f"got {', '.join(sorted(given)) or 'none'}"
+            f"got {', '.join(sorted(by_label)) or 'none'}"
         )
-    return given
+    return by_label
 
 
-def _known_to_be_unbounded(slope: Array) -> bool:
-    return not isinstance(slope, jax.core.Tracer) and not np.isfinite(slope)
+def _is_unbounded(slope: Array) -> bool:
+    """Whether a slope is infinite or NaN; False while it is traced."""
+    return not isinstance(slope, Tracer) and not np.isfinite(slope)
 
 
 def _without_constant(node: Node) -> str:

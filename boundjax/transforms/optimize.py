@@ -1,4 +1,4 @@
-"""Moving the parameters of a bound towards tighter ones, by projected gradient steps.
+"""Projected gradient steps that move the parameters of a bound towards tighter bounds.
 
 One step of the signed gradient is the method of Lee et al. 2021 ("Loss Landscape Matters"); an
 optax optimizer with positions per row is alpha-CROWN (Xu et al. 2021).
@@ -18,18 +18,18 @@ from jax import Array
 from boundjax.slopes import Optimized
 from boundjax.typing import PyTree
 
-# Steps that are written out one after the other; more of them become a loop, which compiles once
-# but in which XLA's CPU backend runs convolutions several times slower.
+# Up to so many steps are unrolled; more become a loop, which compiles once but in which XLA's CPU
+# backend runs convolutions several times slower.
 _UNROLLED = 4
 
 
-class Best(NamedTuple):
+class BestPositions(NamedTuple):
     """The best of all iterates.
 
     Attributes:
       values: `[R]`, the largest lower bound of every row.
-      parameters: which to bound with again: of every row, if they are per row; else of the iterate
-        with the least objective.
+      parameters: the parameters to bound with afterwards: the best ones of every row if rows have
+        separate parameters, otherwise those of the iterate with the smallest objective.
     """
 
     values: Array
@@ -37,23 +37,23 @@ class Best(NamedTuple):
 
 
 class State(NamedTuple):
-    """Between two steps.
+    """The state between two steps.
 
     Attributes:
       parameters: the current iterate.
-      memory: the optimizer's.
-      best: of the iterates before it.
-      least: the objective of the best one.
+      memory: the state of the optimizer.
+      best: the best of the iterates before it.
+      least: the smallest objective of these.
     """
 
     parameters: PyTree
     memory: PyTree
-    best: Best
+    best: BestPositions
     least: Array
 
 
 def unit_interval(value: Array) -> Array:
-    """The projection of positions."""
+    """The projection for positions."""
     return jnp.clip(value, 0.0, 1.0)
 
 
@@ -62,12 +62,12 @@ class Ascent:
     """Maximises lower bounds over a pytree of parameters.
 
     Attributes:
-      bound: parameters -> lower bounds `[R]`; differentiable, and of nothing else than its
-        argument: no gradient may flow out of it.
-      per_row: whether every row has parameters of its own, `[R, ...]` in every leaf.
+      bound: parameters -> lower bounds `[R]`; differentiable in its argument, and closing over
+        nothing that is being differentiated.
+      per_row: whether rows have separate parameters, `[R, ...]` in every leaf.
       options: steps, rule and objective.
-      projection: what a leaf is mapped to after a step, one function for all leaves or a pytree of
-        functions, one per leaf.
+      projection: the map of a leaf after every step: one function for all leaves, or a pytree with
+        one function per leaf.
     """
 
     bound: Callable[[PyTree], Array]
@@ -80,15 +80,15 @@ class Ascent:
         shapes = jax.eval_shape(self.bound, start)
         worst = jnp.full(shapes.shape, -jnp.inf, shapes.dtype)
         memory = self.options.transformation().init(start)
-        return State(start, memory, Best(worst, start), jnp.asarray(jnp.inf, shapes.dtype))
+        return State(start, memory, BestPositions(worst, start), jnp.asarray(jnp.inf, shapes.dtype))
 
     def step(self, state: State) -> State:
         """One projected step of the optimizer."""
         (value, bounds), gradient = jax.value_and_grad(self._loss, has_aux=True)(state.parameters)
         state = self._keep(state, value, bounds)
-        # A bound that is not finite has no direction; its parameters stay.
+        # A bound that is not finite gives no direction, so its parameters stay.
         gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0.0), gradient)
-        # optax and the user's schedules count steps in integers, which strict promotion refuses.
+        # Strict promotion would refuse the integer step counts of optax and of users' schedules.
         with jax.numpy_dtype_promotion("standard"):
             updates, memory = self.options.transformation().update(
                 gradient, state.memory, state.parameters
@@ -96,13 +96,13 @@ class Ascent:
             moved = optax.apply_updates(state.parameters, updates)
         return state._replace(parameters=self._projected(moved), memory=memory)
 
-    def finish(self, state: State) -> Best:
+    def finish(self, state: State) -> BestPositions:
         """The best of all iterates, the last one among them."""
         value, bounds = self._loss(state.parameters)
         return self._keep(state, value, bounds).best
 
-    def run(self, start: PyTree) -> Best:
-        """All steps of the options from a start."""
+    def run(self, start: PyTree) -> BestPositions:
+        """Takes all steps of the options from a start."""
         state = self.init(start)
         if self.options.steps <= _UNROLLED:
             for _ in range(self.options.steps):
@@ -119,15 +119,15 @@ class Ascent:
         return -jnp.sum(values) if objective is None else objective(values), values
 
     def _keep(self, state: State, value: Array, bounds: Array) -> State:
-        better = ~(bounds <= state.best.values)  # NaN at the start is replaced
+        better = ~(bounds <= state.best.values)  # also where either is NaN
         values = jnp.fmax(state.best.values, bounds)
-        chosen = better if self.per_row else value < state.least
+        replace = better if self.per_row else value < state.least
 
         def pick(new: Array, old: Array) -> Array:
-            mask = chosen.reshape(chosen.shape + (1,) * (new.ndim - chosen.ndim))
+            mask = replace.reshape(replace.shape + (1,) * (new.ndim - replace.ndim))
             return jnp.where(mask, new, old)
 
-        best = Best(values, jax.tree.map(pick, state.parameters, state.best.parameters))
+        best = BestPositions(values, jax.tree.map(pick, state.parameters, state.best.parameters))
         return state._replace(best=best, least=jnp.fmin(state.least, value))
 
     def _projected(self, parameters: PyTree) -> PyTree:

@@ -1,46 +1,48 @@
-"""Lines and planes of nonlinear nodes, made when a backward walk first meets them."""
+"""Lines and planes of nonlinear nodes, computed when a backward walk first meets them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from boundjax import slopes as slope_policies
-from boundjax.ir.families import Extremum, Joint, Lines, Loop, Planes, Scalar
+from boundjax.ir.families import Extremum, Joint, Lines, Loop, Planes, Position, Scalar
 from boundjax.ir.node import Graph, Node
 from boundjax.numerics import materialized
 from boundjax.ops import extremum
 from boundjax.sets.interval import Interval
 from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
+from boundjax.typing import PyTree
 from boundjax.windows import Rows, Windowed
 
-Positions = dict[str, Array]
+# Label of a free line -> its positions in `[0, 1]`.
+Positions: TypeAlias = dict[str, Array]
 # Index of a node -> an interval for each row, `[m, *shape]`.
-RowEnds = Mapping[int, Interval]
+RowEnds: TypeAlias = Mapping[int, Interval]
 
 
 class Relaxations:
     """The relaxations of a graph's nonlinear nodes over the intervals of their operands.
 
     Attributes:
-      graph: whose nodes are relaxed.
-      intervals, references: per node, in order; whoever bounds the nodes appends to them.
-      slopes: the positions that the shared relaxations use, by label.
+      graph: the graph.
+      intervals, references: one per node, in order; the walk that bounds the nodes appends them.
+      slopes: the positions of the shared relaxations, by label.
       keys: the labels of a node's positions, by the node's index.
     """
 
     def __init__(self, graph: Graph, policy_of: Callable[[str], Any], *, reused: bool) -> None:
-        """Relaxations whose free lines a policy places.
+        """Creates relaxations whose free lines a policy places.
 
         Args:
-          graph: whose nodes are relaxed.
-          policy_of: the slope policy of a label.
-          reused: whether many walks will meet the same lines, which are then computed once.
+          graph: the graph whose nonlinear nodes are relaxed.
+          policy_of: label -> slope policy.
+          reused: whether many walks will meet the same lines, so that XLA should compute them once.
         """
         self.graph = graph
         self.intervals: list[Interval] = []
@@ -49,11 +51,11 @@ class Relaxations:
         self.keys: dict[int, list[str]] = {}
         self._policy_of = policy_of
         self._reused = reused
-        self._made: dict[int, Lines | Planes] = {}
-        self._lines: dict[int, Lines] = {}
+        self._relaxations: dict[int, Lines | Planes] = {}
+        self._lines: dict[int, Lines] = {}  # those of `_relaxations` around the references
 
     def detached(self) -> Relaxations:
-        """The same bounds as constants for differentiation: an outer gradient sees none of it."""
+        """A copy whose bounds are constants, so that no outer gradient flows through it."""
         twin = Relaxations(self.graph.detached(), self._policy_of, reused=self._reused)
         twin.intervals, twin.references, twin.slopes = jax.lax.stop_gradient(
             (self.intervals, self.references, self.slopes)
@@ -61,15 +63,15 @@ class Relaxations:
         twin.keys = dict(self.keys)
         return twin
 
-    def kept(self, tree: Any) -> Any:
-        """Arrays that are used once more for every later node, if pre-activations are walked."""
+    def kept(self, tree: PyTree) -> PyTree:
+        """Materializes arrays that every later node will use if pre-activations are walked."""
         return materialized(tree) if self._reused else tree
 
     def make(self, indices: Iterable[int]) -> None:
-        """Makes the shared relaxations of these nodes: inside a loop they would be its tracers."""
+        """Computes the shared relaxations of these nodes, outside a loop that would trace them."""
         for index in indices:
             node = self.graph.nodes[index]
-            # No coefficient ever reaches a predicate.
+            # No coefficient reaches a predicate.
             if node.is_nonlinear and jnp.issubdtype(node.dtype, jnp.floating):
                 self.lines_of(node, None, None)
 
@@ -85,122 +87,126 @@ class Relaxations:
         Args:
           node: a nonlinear node.
           rows: the rows that meet it.
-          positions: other positions than the shared ones, of the node's shape or with a leading
-            axis with one for each row; None for the shared ones.
-          ends: for some nodes an interval for each row, in place of the one that all rows share.
+          positions: positions to use instead of the shared ones, of the node's shape or with a
+            leading axis of one entry per row; None for the shared ones.
+          ends: for some nodes one interval per row, instead of the interval that all rows share.
         """
-        if ends and not ends.keys().isdisjoint(node.inputs):
-            made = self._of_rows(node, positions, ends)
-            if isinstance(made, Planes):
-                return made
-            sources = [self.references[i][None] for i in node.inputs]
-            return backward.around(node, made, sources, self.references[node.index][None])
-        keys = self.keys.get(node.index, ())
-        own = None if positions is None else {key: positions[key] for key in keys}
-        per_row = own and any(own[key].ndim > self.slopes[key].ndim for key in keys)
         sources, target = [self.references[i] for i in node.inputs], self.references[node.index]
+        if ends and not ends.keys().isdisjoint(node.inputs):
+            relaxation = self._of_rows(node, positions, ends)
+            if isinstance(relaxation, Planes):
+                return relaxation
+            return backward.around(node, relaxation, [s[None] for s in sources], target[None])
+        keys = self.keys.get(node.index, ())
+        node_positions = {} if positions is None else {key: positions[key] for key in keys}
+        per_row = any(p.ndim > self.slopes[key].ndim for key, p in node_positions.items())
         if per_row and isinstance(rows, Windowed):
+            assert isinstance(node.op, Scalar), "other ops take complete rows"
             (operand,) = (backward.poisoned(self.intervals[i]) for i in node.inputs)
-            # Over the border the coefficients are 0; the lines there must be numbers.
-            ends = (rows.crop(operand.lower, "nearest"), rows.crop(operand.upper, "nearest"))
-            lines = node.op.lines(node, *ends, _replay(own, node.label))
+            # Beyond the border the coefficients are 0, but the lines there must be finite.
+            lower, upper = (rows.crop(end, "nearest") for end in operand)
+            lines = node.op.lines(node, lower, upper, _replay(node_positions, node.label))
             sources = [rows.crop(source) for source in sources]
             return backward.PerRow(backward.around(node, lines, sources, rows.crop(target)))
-        if not own and node.index in self._lines:
+        if not node_positions and node.index in self._lines:
             return self._lines[node.index]
-        made = self.relaxation(node, positions)
-        if not isinstance(made, Planes):
-            made = backward.around(node, made, [s[None] for s in sources], target[None])
-            if not own:
-                made = self._lines[node.index] = Lines(*self.kept(tuple(made)))
-        return made
+        relaxation = self.relaxation(node, positions)
+        if isinstance(relaxation, Planes):
+            return relaxation
+        lines = backward.around(node, relaxation, [s[None] for s in sources], target[None])
+        if not node_positions:
+            lines = self._lines[node.index] = Lines(*self.kept(tuple(lines)))
+        return lines
 
     def is_shared(self, node: Node, made: Any) -> bool:
-        """Whether `lines_of` gave the relaxation that all rows share, the same object each time."""
-        return made is self._lines.get(node.index) or made is self._made.get(node.index)
+        """Whether `made` is the relaxation of `lines_of` that all rows share, the same object."""
+        return made is self._lines.get(node.index) or made is self._relaxations.get(node.index)
 
     def relaxation(self, node: Node, positions: Positions | None = None) -> Lines | Planes:
         """A nonlinear node's lines or planes; arrays have a leading axis, 1 or one per row."""
-        if self._policy_of(node.label) is slope_policies.CONSTANT or isinstance(node.op, Loop):
+        if self._is_constant(node):
             return intervals_of.constant_lines(node, self.intervals)
         if positions is None:
-            if node.index not in self._made:
-                record = _Recorder(self._policy_of, node.label)
-                made = self._relaxed(node, record, {})
-                self._made[node.index] = self._kept_relaxation(_with_axis(made))
-                self.keys[node.index] = list(record.used)
-                self.slopes.update(record.used)
-            return self._made[node.index]
-        own = {key: positions[key] for key in self.keys[node.index]}
-        if not any(value.ndim > self.slopes[key].ndim for key, value in own.items()):
-            return _with_axis(self._relaxed(node, _replay(own, node.label), {}))
-        return self._of_rows(node, own, {})
+            if node.index not in self._relaxations:
+                recorder = _Recorder(self._policy_of, node.label)
+                relaxation = _with_axis(self._relaxed(node, recorder, {}))
+                self._relaxations[node.index] = self._kept_relaxation(relaxation)
+                self.keys[node.index] = list(recorder.positions)
+                self.slopes.update(recorder.positions)
+            return self._relaxations[node.index]
+        node_positions = {key: positions[key] for key in self.keys[node.index]}
+        if not any(p.ndim > self.slopes[key].ndim for key, p in node_positions.items()):
+            return _with_axis(self._relaxed(node, _replay(node_positions, node.label), {}))
+        return self._of_rows(node, node_positions, {})
+
+    def _is_constant(self, node: Node) -> bool:
+        """Whether the node's interval is its relaxation."""
+        return self._policy_of(node.label) is slope_policies.CONSTANT or isinstance(node.op, Loop)
 
     def _of_rows(self, node: Node, positions: Positions | None, ends: RowEnds) -> Lines | Planes:
-        """A relaxation for each row, of its own positions and over its own ends.
+        """A separate relaxation for each row, at the row's positions and over the row's intervals.
 
-        Without positions the policy places the free lines for each row's ends.
+        Without positions the policy places the free lines for each row's interval.
         """
-        if self._policy_of(node.label) is slope_policies.CONSTANT or isinstance(node.op, Loop):
+        if self._is_constant(node):
             return intervals_of.constant_lines(node, self.intervals)
-        product, parallel = None, False
+        traced: list[Lines | Planes] = []
 
-        def one(placed: Positions | None, clamped: RowEnds) -> tuple[Array | None, ...]:
-            nonlocal product, parallel
-            if placed is None:
+        def one(row_positions: Positions | None, row_ends: RowEnds) -> tuple[Any, ...]:
+            if row_positions is None:
                 position = _Recorder(self._policy_of, node.label)
             else:
-                position = _replay(placed, node.label)
-            made = self._relaxed(node, position, clamped)
-            if isinstance(made, Planes):
-                product, parallel = made.product, made.lower_weights is made.upper_weights
-                return made[1:]
-            return tuple(made)
+                position = _replay(row_positions, node.label)
+            relaxation = self._relaxed(node, position, row_ends)
+            traced.append(relaxation)
+            return relaxation[1:] if isinstance(relaxation, Planes) else tuple(relaxation)
 
-        clamped = {i: ends[i] for i in node.inputs if i in ends}
-        placed, axes = None, None
+        row_ends = {i: ends[i] for i in node.inputs if i in ends}
+        row_positions, axes = None, None
         if positions is not None:
-            placed = {key: positions[key] for key in self.keys[node.index]}
-            axes = {k: 0 if v.ndim > self.slopes[k].ndim else None for k, v in placed.items()}
-        arrays = jax.vmap(one, in_axes=(axes, 0))(placed, clamped)
-        if product is None:
+            keys = self.keys[node.index]
+            row_positions = {key: positions[key] for key in keys}
+            axes = {k: 0 if positions[k].ndim > self.slopes[k].ndim else None for k in keys}
+        arrays = jax.vmap(one, in_axes=(axes, 0))(row_positions, row_ends)
+        (relaxation,) = traced
+        if isinstance(relaxation, Lines):
             return Lines(*arrays)
-        if parallel:
-            arrays = (arrays[0], arrays[1], arrays[0], arrays[3])
-        return Planes(product, *arrays)
+        lower_weights, lower_offset, upper_weights, upper_offset = arrays
+        if relaxation.lower_weights is relaxation.upper_weights:
+            upper_weights = lower_weights
+        return Planes(relaxation.product, lower_weights, lower_offset, upper_weights, upper_offset)
 
     def bent(self, consumers: Iterable[Node], index: int) -> Array | None:
-        """Which elements' bounds the relaxations of consumers depend on; None for all.
+        """The elements whose bounds affect the relaxations of their consumers; None for all.
 
-        Where the two lines of a piecewise linear function coincide it is one straight piece on the
-        whole interval (a stable relu), and a tighter interval would give the same lines.
+        If the two lines of a piecewise linear function coincide, it is one straight piece on the
+        whole interval (a stable ReLU), and a tighter interval would give the same lines.
         """
         bent = None
         for consumer in consumers:
             if not (isinstance(consumer.op, Scalar) and consumer.op.pieces):
                 return None
-            lines = consumer.op.lines(
-                consumer, *self.intervals[index], lambda lower, *_: jnp.zeros_like(lower)
+            lines = consumer.op.lines(consumer, *self.intervals[index], _at_zero)
+            lower_slope, lower_intercept, upper_slope, upper_intercept = (
+                jnp.zeros(()) if end is None else end for end in lines
             )
-            below, above = (
-                [jnp.zeros(()) if end is None else end for end in ends]
-                for ends in (lines[:2], lines[2:])
-            )
-            here = ~((below[0] == above[0]) & (below[1] == above[1]))
-            bent = here if bent is None else bent | here
+            differ = ~((lower_slope == upper_slope) & (lower_intercept == upper_intercept))
+            bent = differ if bent is None else bent | differ
         return bent
 
-    def _kept_relaxation(self, made: Lines | Planes) -> Lines | Planes:
-        if isinstance(made, Lines):
-            return made  # what is used again are lines around references, see `lines_of`
-        parallel = made.lower_weights is made.upper_weights
-        upper = None if parallel else made.upper_weights
-        below, lower, upper, above = self.kept(
-            (made.lower_weights, made.lower_offset, upper, made.upper_offset)
+    def _kept_relaxation(self, relaxation: Lines | Planes) -> Lines | Planes:
+        if isinstance(relaxation, Lines):
+            return relaxation  # walks use the lines around references, see `lines_of`
+        product, lower_weights, lower_offset, upper_weights, upper_offset = relaxation
+        parallel = lower_weights is upper_weights
+        lower_weights, lower_offset, upper_weights, upper_offset = self.kept(
+            (lower_weights, lower_offset, None if parallel else upper_weights, upper_offset)
         )
-        return Planes(made.product, below, lower, below if parallel else upper, above)
+        if parallel:
+            upper_weights = lower_weights
+        return Planes(product, lower_weights, lower_offset, upper_weights, upper_offset)
 
-    def _relaxed(self, node: Node, position: Callable[..., Array], ends: RowEnds) -> Lines | Planes:
+    def _relaxed(self, node: Node, position: Position, ends: RowEnds) -> Lines | Planes:
         operands = [backward.poisoned(ends.get(i, self.intervals[i])) for i in node.inputs]
         match node.op:
             case Extremum():
@@ -208,6 +214,7 @@ class Relaxations:
                 upper = node.op.windows(node, *(o.upper for o in operands))
                 return extremum.window_lines(node.op, lower, upper, node.op.valid(node))
             case Joint():
+                assert node.op.planes is not None, "only joint ops on predicates have no planes"
                 return node.op.planes(node, *operands, position=position)
             case Scalar():
                 (operand,) = operands
@@ -216,32 +223,38 @@ class Relaxations:
 
 
 class _Recorder:
-    """Answers an op's questions for positions, and keeps the answers by label."""
+    """A `Position` that asks the slope policies and records their answers by label."""
 
     def __init__(self, policy_of: Callable[[str], Callable[..., Array]], label: str) -> None:
         self.policy_of = policy_of
         self.label = label
-        self.used: Positions = {}
+        self.positions: Positions = {}
 
     def __call__(self, lower: Array, upper: Array, default: Array | None = None) -> Array:
         # An op with two free lines (clip: above, then below) asks twice.
-        key = f"{self.label}:below" if self.label in self.used else self.label
-        self.used[key] = self.policy_of(key)(lower, upper, default)
-        return self.used[key]
+        key = f"{self.label}:below" if self.label in self.positions else self.label
+        self.positions[key] = self.policy_of(key)(lower, upper, default)
+        return self.positions[key]
 
 
 def _replay(positions: Positions, label: str) -> _Recorder:
     return _Recorder(slope_policies.resolve(positions), label)
 
 
-def _with_axis(made: Lines | Planes) -> Lines | Planes:
-    """A leading axis of 1 for every array."""
+def _at_zero(lower: Array, upper: Array, default: Array | None = None) -> Array:
+    """A `Position`: all free lines at 0."""
+    return jnp.zeros_like(lower)
 
-    def lead(value: Any) -> Any:
+
+def _with_axis(relaxation: Lines | Planes) -> Lines | Planes:
+    """Gives every array a leading axis of 1."""
+
+    def lead(value: PyTree) -> PyTree:
         return jax.tree.map(lambda array: array[None], value)
 
-    if isinstance(made, Lines):
-        return Lines(*(lead(value) for value in made))
-    lower = lead(made.lower_weights)
-    upper = lower if made.upper_weights is made.lower_weights else lead(made.upper_weights)
-    return Planes(made.product, lower, lead(made.lower_offset), upper, lead(made.upper_offset))
+    if isinstance(relaxation, Lines):
+        return Lines(*(lead(value) for value in relaxation))
+    product, lower_weights, lower_offset, upper_weights, upper_offset = relaxation
+    lower = lead(lower_weights)
+    upper = lower if upper_weights is lower_weights else lead(upper_weights)
+    return Planes(product, lower, lead(lower_offset), upper, lead(upper_offset))

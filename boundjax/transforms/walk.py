@@ -27,22 +27,23 @@ from boundjax.windows import Rows, Windowed
 
 
 class Companion(Protocol):
-    """A walk beside the interval walk, which sees every node once, in order."""
+    """A walk beside the interval walk, which visits every node once, in order."""
 
     def advance(self, node: Node, walk: Walk) -> Interval:
-        """The node's bounds; its operands have been seen, `walk` has their relaxations."""
+        """The node's bounds, after those of its operands; `walk` has their relaxations."""
+        ...
 
 
 class Walk:
     """The bounds of one graph over one input set.
 
     Attributes:
-      graph, input_set: what is bounded.
-      relaxations: of the nonlinear nodes, with the intervals and references of all nodes.
-      radii: of every affine node its index -> half the width of its interval before anything was
-        intersected with it.
+      graph, input_set: the graph and the set.
+      relaxations: those of the nonlinear nodes, with the intervals and references of all nodes.
+      radii: index of an affine node -> half the width of its interval before any intersection.
       optimized: how positions are optimised, or None.
-      consumers: of a node's index the nonlinear nodes that it feeds.
+      max_rows, max_bytes: see `linear`.
+      consumers: index of a node -> the nonlinear nodes that it feeds.
     """
 
     def __init__(
@@ -72,12 +73,12 @@ class Walk:
 
     @property
     def intervals(self) -> list[Interval]:
-        """Of every node, in order."""
+        """The intervals of all nodes so far, in order."""
         return self.relaxations.intervals
 
     @property
     def references(self) -> list[Array]:
-        """Of every node, in order, see `backward`."""
+        """The references of all nodes so far, in order, see `backward`."""
         return self.relaxations.references
 
     def _sweep(
@@ -87,27 +88,27 @@ class Walk:
         intersect: bool,
         known: Mapping[int, Interval],
     ) -> None:
-        """Bounds all nodes in order: by intervals, and by what else is asked for."""
+        """Bounds all nodes in order, by intervals and as the options say."""
         graph, intervals, references = self.graph, self.intervals, self.references
         whole = self.input_set.interval()
         intervals.append(self._with_known(0, whole, known))
-        # `spread` measures from the middle of the whole set, even where less of it is left.
+        # `spread` measures from the middle of the whole set, even if known bounds cut it.
         references.append(whole.middle)
         if companion is not None:
             companion.advance(graph.nodes[0], self)
         consumers = self.consumers
-        # An op with a domain, or with ends that it multiplies, needs the best interval there is.
-        demanding = {
+        # An op with a limited domain, or one that multiplies ends, needs the tightest intervals.
+        needs_tightest = {
             i
             for n in graph.nodes
             if n.is_nonlinear and (not isinstance(n.op, Scalar) or n.op.partial)
             for i in n.inputs
         }
-        apart = set() if intersect else consumers.keys() - demanding
+        not_intersected = set() if intersect else consumers.keys() - needs_tightest
         exact = intervals_of.exact_intervals(graph, self.input_set) if refine else set()
         first = FirstLayers(self.input_set)
-        # Nodes whose reference is the middle of their interval: its image is the next reference and
-        # the next interval's center. Computed once it is differentiated once, too.
+        # Nodes whose reference is the middle of their interval. Its image is the next reference and
+        # the center of the next interval; computed once, it is also differentiated once.
         centered = set() if 0 in known else {0}
         for node in graph.nodes[1:]:
             operands = tuple(intervals[i] for i in node.inputs)
@@ -132,24 +133,24 @@ class Walk:
                 centered.discard(node.index)
             elif refine and node.index in consumers and node.index not in exact:
                 optimize_rows = self.optimized is not None and self.optimized.optimize_intermediate
-                together = node.index not in apart
+                intersected = node.index not in not_intersected
                 wanted = None
-                if together:
+                if intersected:
                     wanted = self.relaxations.bent(consumers[node.index], node.index)
-                intervals[-1] = self.node_bounds(node, "both", optimize_rows, together, wanted)
+                intervals[-1] = self.node_bounds(node, "both", optimize_rows, intersected, wanted)
                 centered.discard(node.index)
             if node.index in known:
-                # Linear bounds may have replaced them, see `intersect`.
+                # Linear bounds may have replaced the known ones, see `intersect`.
                 intervals[-1] = self._with_known(node.index, intervals[-1], known)
                 centered.discard(node.index)
 
     def _with_known(
         self, index: int, interval: Interval, known: Mapping[int, Interval]
     ) -> Interval:
-        """An interval cut with bounds from outside; NaN where both cannot hold under `jit`.
+        """An interval cut with known bounds; NaN under `jit` where they contradict each other.
 
         Raises:
-          ValueError: where both cannot hold and their values are concrete.
+          ValueError: for a contradiction, if the values are concrete.
         """
         if index not in known:
             return interval
@@ -177,18 +178,23 @@ class Walk:
     ) -> Interval:
         """Linear bounds on a node's value, in blocks of units, intersected with its interval.
 
-        Only for the elements that are `wanted`, `[*shape]`, if not for all.
+        Args:
+          node: the node.
+          sides: which bounds are wanted.
+          optimize_rows: whether to optimise positions for every row.
+          intersect: whether to intersect the bounds with the node's interval.
+          wanted: the elements to bound, `[*shape]`; None for all.
         """
-        known = self.intervals[node.index]
+        interval = self.intervals[node.index]
         if not node.size:
-            return known
+            return interval
         lower, upper = self._in_blocks(node, sides, optimize_rows, wanted)
-        found = Interval(
-            known.lower if lower is None else lower, known.upper if upper is None else upper
+        bounds = Interval(
+            interval.lower if lower is None else lower, interval.upper if upper is None else upper
         )
-        return backward.intersect(known if intersect else found, found)
+        return backward.intersect(interval if intersect else bounds, bounds)
 
-    def merged(self, starts: dict[int, Array], constant: Array) -> Interval:
+    def merged(self, starts: Mapping[int, Array], constant: Array) -> Interval:
         """Interval bounds `[m]` of a specification, merged with the last affine layers."""
         return intervals_of.merged(
             self.graph, self.input_set, self.intervals, self.references, starts, constant
@@ -196,10 +202,10 @@ class Walk:
 
     def pull_back(
         self,
-        starts: dict[int, Array],
+        starts: Mapping[int, Rows],
         sides: Sides,
         positions: Positions | None = None,
-        met: dict[str, Array] | None = None,
+        rows_by_label: dict[str, Array] | None = None,
         ends: RowEnds | None = None,
     ) -> backward.Result:
         """Linear bounds in the input.
@@ -207,22 +213,23 @@ class Walk:
         Args:
           starts: node index -> coefficients of the rows.
           sides: which bounds are wanted.
-          positions: other positions than the shared ones.
-          met: collects the rows on the output of every nonlinear op, see `linear.Auxiliary`.
-          ends: intervals of nodes for each row, which must be complete; see `Relaxations`.
+          positions: positions to use instead of the shared ones.
+          rows_by_label: collects the rows on the output of every nonlinear op, see
+            `linear.Auxiliary`.
+          ends: for some nodes one interval per row, see `Relaxations`; the rows must be complete.
         """
-        if ends and sides == "both":  # the walk appends the negated rows
+        if ends and sides == "both":  # the walk will append the negated rows
             ends = jax.tree.map(lambda end: jnp.concatenate([end, end]), ends)
 
         def lines_of(node: Node, rows: Rows) -> Lines | Planes | backward.PerRow:
-            if met is not None:
-                met[node.label] = windows.dense(rows)
+            if rows_by_label is not None:
+                rows_by_label[node.label] = windows.dense(rows)
             return self.relaxations.lines_of(node, rows, positions, ends)
 
         return backward.pull_back(self.graph, self.references, starts, lines_of, sides)
 
     def row_ends(self, labelled: Mapping[str, Interval], rows: int) -> RowEnds:
-        """Intervals of pre-activations for each row, cut to those that all rows share."""
+        """Intervals of pre-activations for each row, cut with the intervals that all rows share."""
         ends = by_node(self.graph, "within", labelled, rows)
         return {
             index: Interval(
@@ -233,22 +240,24 @@ class Walk:
         }
 
     def worst_input(self, side: backward.Side) -> Array:
-        """Where in the input set the bounds of one side are attained, `[m, *input]`."""
-        # The gradient of a support function is where its maximum is attained.
-        return jax.vmap(jax.grad(self.input_set.support))(-side.coefficients)
+        """The points `[m, *input]` of the input set that attain the bounds of one side."""
+        # The gradient of a support function is the point that attains the maximum.
+        return jax.vmap(jax.grad(self.input_set.support))(-windows.dense(side.coefficients))
 
     def best(
         self,
-        starts: dict[int, Array],
+        starts: Mapping[int, Rows],
         sides: Sides,
         per_row: bool,
         constant: Array | float = 0.0,
         ends: RowEnds | None = None,
-    ) -> optimize.Best:
-        """The best positions for these rows, and the bounds that were seen; no gradient flows."""
+    ) -> optimize.BestPositions:
+        """The best positions for these rows with their bounds, without a gradient."""
+        assert self.optimized is not None, "only a walk with options for it optimises positions"
         ancestors = self._relaxed_ancestors(starts)
         walk = self._detached()
-        walk._relaxed_ancestors(starts)  # what the gradient's trace makes would be its tracers
+        # Compute the shared relaxations now; inside the gradient they would be its tracers.
+        walk._relaxed_ancestors(starts)
         starts, constant, ends = jax.lax.stop_gradient((starts, constant, ends))
         if per_row:
             start = walk._positions_per_row(starts, sides)
@@ -265,22 +274,22 @@ class Walk:
         ascent = optimize.Ascent(bound, per_row, self.optimized)
         return jax.lax.stop_gradient(ascent.run(start))
 
-    def _positions_per_row(self, starts: dict[int, Rows], sides: Sides) -> Positions:
-        """The shared positions for every row, `[m, *shape]`, or of its windows only."""
+    def _positions_per_row(self, starts: Mapping[int, Rows], sides: Sides) -> Positions:
+        """The shared positions, repeated for every row: `[m, *shape]`, or `[m, *window]`."""
         positions: Positions = {}
 
-        def note(node: Node, rows: Rows) -> Lines | Planes:
+        def repeat(node: Node, rows: Rows) -> Lines | Planes | backward.PerRow:
             for key in self.relaxations.keys.get(node.index, ()):
                 cropped = windows.crop(rows, self.relaxations.slopes[key])
                 count = len(windows.values_of(rows))
                 positions[key] = jnp.broadcast_to(cropped, (count, *cropped.shape[1:]))
             return self.relaxations.lines_of(node, rows, None)
 
-        backward.pull_back(self.graph, self.references, starts, note, sides)
+        backward.pull_back(self.graph, self.references, starts, repeat, sides)
         return positions
 
     def _detached(self) -> Walk:
-        """The same bounds as constants for differentiation: an outer gradient sees none of it."""
+        """A copy whose bounds are constants, so that no outer gradient flows through it."""
         twin = copy.copy(self)
         twin.relaxations = self.relaxations.detached()
         twin.graph = twin.relaxations.graph
@@ -288,7 +297,7 @@ class Walk:
         return twin
 
     def _relaxed_ancestors(self, starts: Iterable[int]) -> list[int]:
-        """The nodes that rows starting there will meet, with their shared relaxations made."""
+        """The nodes that rows starting there will meet; computes their shared relaxations."""
         ancestors = sorted(_ancestors(self.graph, starts))
         self.relaxations.make(ancestors)
         return ancestors
@@ -296,8 +305,8 @@ class Walk:
     def _in_blocks(
         self, node: Node, sides: Sides, optimize_rows: bool, wanted: Array | None
     ) -> blocks.Ends:
-        """Lower and upper bounds `[*shape]`; what is not wanted keeps its interval."""
-        # Relaxations are made before the loop: inside it they would be tracers of its body.
+        """Lower and upper bounds `[*shape]`; elements that are not wanted keep their interval."""
+        # Compute relaxations before the loop over blocks; inside it they would be its tracers.
         ancestors = self._relaxed_ancestors([node.index])
 
         def bounds(indices: Array) -> blocks.Ends:
@@ -310,41 +319,42 @@ class Walk:
             node,
             self.relaxations,
             ancestors if optimize_rows else [],
-            complete_rows=not self.input_set.is_box,  # its spread takes complete rows
+            complete_rows=not self.input_set.is_box,  # `spread` takes complete rows
             max_bytes=self.max_bytes,
         )
         return blocks.bounds_of(bounds, self.intervals[node.index], wanted, limit, self.max_rows)
 
 
 def _ancestors(graph: Graph, starts: Iterable[int]) -> set[int]:
-    found, stack = set(), list(starts)
+    """The nodes at `starts` and all nodes that they depend on."""
+    ancestors, stack = set(), list(starts)
     while stack:
         index = stack.pop()
-        if index not in found:
-            found.add(index)
+        if index not in ancestors:
+            ancestors.add(index)
             stack.extend(graph.nodes[index].inputs)
-    return found
+    return ancestors
 
 
 def _nonlinear_consumers(graph: Graph) -> dict[int, list[Node]]:
-    found: dict[int, list[Node]] = {}
+    consumers: dict[int, list[Node]] = {}
     for node in graph.nodes:
         if node.is_nonlinear:
             for index in node.inputs:
-                found.setdefault(index, []).append(node)
-    return found
+                consumers.setdefault(index, []).append(node)
+    return consumers
 
 
 def by_node(
     graph: Graph, name: str, labelled: Mapping[str, Interval], *rows: int
 ) -> dict[int, Interval]:
-    """Bounds by label, as `pre_activations` names them -> by the index of the node they bound.
+    """Converts bounds by label, as in `pre_activations`, to bounds by the index of their node.
 
     Args:
-      graph: whose nodes are meant.
-      name: of the argument, for messages.
-      labelled: the bounds; several of one node are intersected.
-      rows: a leading axis of so many rows, if there is one.
+      graph: the graph of the nodes.
+      name: the argument's name, for messages.
+      labelled: the bounds; several bounds of one node are intersected.
+      rows: the length of the bounds' leading axis, if they have one.
 
     Raises:
       KeyError: for a label of no op.

@@ -264,7 +264,7 @@ class _RoundedWalk(Walk):
         walked = backward.pull_back(
             self.graph,
             self.references,
-            dict[int, Rows](starts),
+            starts,
             lambda node, rows: self.rounded.constant_lines(node),
             "lower",
         )
