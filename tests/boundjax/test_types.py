@@ -13,7 +13,7 @@ import pytest
 import boundjax as bj
 from boundjax.transforms.linear import LinearOptions, RelaxOptions
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 
 # Each line of `REVEALED` is an expression and its type.
 PREAMBLE = """
