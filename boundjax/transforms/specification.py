@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 
 def margin_specification(
-    labels: Int[ArrayLike, ...],
+    labels: Int[ArrayLike, " ..."],
     num_classes: int,
     *,
     rows: Literal["others", "all"] = "others",
