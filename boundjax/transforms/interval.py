@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, overload
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -188,14 +189,22 @@ def starts_of(graph: Graph, specification: Array) -> tuple[dict[int, Array], Arr
     return {0: zeros}, jnp.sum(specification * output[None], axis=axes)
 
 
+_INTERVAL_OF_A_SET = "the interval() of an input set must have two ends of one shape"
+
+
 def example_of(input_set: InputSet) -> Array:
     """A value with the input's shape and dtype, to trace a function with.
 
     Raises:
       TypeError: for anything that is not an input set.
+      AssertionError: for a custom input set whose interval has ends of different shapes, or of a
+        type that is not floating-point.
     """
     require_input_set(input_set)
-    return input_set.interval().lower
+    lower, upper = input_set.interval()
+    chex.assert_equal_shape([lower, upper], custom_message=_INTERVAL_OF_A_SET)
+    chex.assert_type([lower, upper], float)
+    return lower
 
 
 @overload

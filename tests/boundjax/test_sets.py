@@ -144,3 +144,27 @@ def test_a_list_of_arrays_of_one_shape_is_an_array():
     np.testing.assert_array_equal(upper, np.stack(rows) + 1.0)
     certificate = bj.certify(lambda x: x, [np.float32([0.1, 0.9]), np.float32([0.9, 0.1])], 0.1)
     assert certificate.verified.all()
+
+
+@pytest.mark.parametrize(
+    ("ends", "match"),
+    [
+        ((jnp.zeros(3), jnp.ones(2)), "must have two ends of one shape"),
+        ((jnp.zeros(3, jnp.int32), jnp.ones(3, jnp.int32)), "assert_type"),
+    ],
+)
+def test_the_interval_of_a_custom_set_is_checked(ends, match):
+    class Custom:
+        is_box = True
+
+        def interval(self):
+            return bj.Interval(*ends)
+
+        def support(self, coefficients):
+            return coefficients.sum()
+
+        spread = support
+
+    for transform in (bj.interval, bj.linear, bj.forward_linear):
+        with pytest.raises(AssertionError, match=match):
+            transform(jnp.tanh)(Custom())
