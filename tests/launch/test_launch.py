@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-LAUNCH = pathlib.Path(__file__).resolve().parent.parent / "launch"
+LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
 SCRIPTS = sorted(
     path.relative_to(LAUNCH).as_posix()
     for path in LAUNCH.rglob("*")

@@ -16,7 +16,7 @@ from boundjax.tracing.trace import trace
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.walk import Walk
 
-PUBLIC = Path(__file__).resolve().parent.parent.parent / "shared" / "suites" / "public"
+PUBLIC = Path(__file__).resolve().parents[3] / "shared" / "suites" / "public"
 
 # The reference's name of a method and ours.
 PRESETS = {"IBP": "interval", "CROWN-IBP": "crown-ibp", "CROWN": "crown"}

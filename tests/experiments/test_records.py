@@ -4,7 +4,7 @@ import ast
 
 import jax.numpy as jnp
 import pytest
-from test_experiments_run_files import ONE
+from summaries import ONE
 
 from experiments.cluster import distributed
 from experiments.records import files

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled import AS_USERS_HAVE_IT, on_host
-from test_relaxations import SCALARS, SMOOTH, scalar_intervals
+from scalar_functions import SCALARS, SMOOTH, scalar_intervals
 
 from boundjax.ir.families import Scalar
 from boundjax.tracing.trace import trace

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import yaml
 
-LAUNCH = pathlib.Path(__file__).resolve().parent.parent / "launch"
+LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
 
 
 def _manifests(name):

@@ -97,7 +97,7 @@ def test_every_op_of_the_table_occurs_in_a_network():
     # Expansions are gone from a graph; what they become is what is bounded.
     kept = (op for op in all_ops() if not isinstance(op, Expansion))
     missing = [f"{op.name} ({op.note})" for op in kept if id(op) not in used]
-    assert not missing, f"add these ops to a network in tests/networks.py: {missing}"
+    assert not missing, f"add these ops to a network in tests/support/networks.py: {missing}"
 
 
 def test_every_method_has_networks():
