@@ -371,7 +371,7 @@ def test_damaged_files_are_refused(evaluated, tmp_path):
     first = int(np.argmin(found.verified_by["interval"]))
     found.verified_by["interval"][first] = True
     certificates.write(path, found)
-    with pytest.raises(ExperimentError, match=rf"interval of example {first} \(1 in all\) contradicts"):
+    with pytest.raises(ExperimentError, match=rf"interval of example {first} .* contradicts"):
         certificates.read(path)
 
 
