@@ -234,7 +234,9 @@ def test_parts_of_another_evaluation_do_not_count(workdir, reference):
     part = certificates.read(left, part=True)
     part.metadata["settings"]["attack"]["seed"] = 7
     certificates.write(left, part)
-    with pytest.raises(ExperimentError, match=r"part-0-of-2.npz is no part .* in attack\.seed; de"):
+    with pytest.raises(
+        ExperimentError, match=r"part-0-of-2.npz is not a part .* in attack\.seed; de"
+    ):
         evaluate_run(workdir, OPTIONS)
     # Whoever deletes the file wants it anew, parts as well.
     path.unlink()
@@ -261,7 +263,9 @@ def test_parts_of_other_arrays_do_not_count(workdir, what):
         certificates.write(path, _with_interval(certificates.read(path), classes=10))
         part = _with_interval(part, classes=11)
     certificates.write(left, part)
-    with pytest.raises(ExperimentError, match=f"part-1-of-2.npz is no part .* in {what}; delete"):
+    with pytest.raises(
+        ExperimentError, match=f"part-1-of-2.npz is not a part .* in {what}; delete"
+    ):
         evaluate_run(workdir, OPTIONS)
     assert left.exists()
 
