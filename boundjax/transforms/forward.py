@@ -430,9 +430,8 @@ def forward_linear(
         result = jax.tree.unflatten(graph.output_tree, leaves)
         if not has_aux:
             return result
-        if len(graph.outputs) != 1 or not isinstance(graph.outputs[0], Perturbed):
-            raise ValueError("has_aux needs a function with one output array")
-        enclosure = LinearEnclosure(*map(_flat, forward.enclosures[graph.outputs[0].index]))
+        node = intervals_of.node_of_output(graph)
+        enclosure = LinearEnclosure(*map(_flat, forward.enclosures[node.index]))
         return result, _in_input(enclosure, walk.references[0])
 
     return bounds

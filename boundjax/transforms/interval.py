@@ -189,6 +189,21 @@ def starts_of(graph: Graph, specification: Array) -> tuple[dict[int, Array], Arr
     return {0: zeros}, jnp.sum(specification * output[None], axis=axes)
 
 
+def node_of_output(graph: Graph) -> Node:
+    """The node of the one output array that `has_aux` needs.
+
+    Raises:
+      ValueError: if the function has several outputs, or one that does not depend on the input.
+    """
+    perturbed = [o for o in graph.outputs if isinstance(o, Perturbed)]
+    if len(graph.outputs) != 1 or not perturbed:
+        raise ValueError(
+            "has_aux needs a function with one output array, which depends on the input; got "
+            f"{len(graph.outputs)}, of which {len(perturbed)} depend on it"
+        )
+    return graph.nodes[perturbed[0].index]
+
+
 _INTERVAL_OF_A_SET = "the interval() of an input set must have two ends of one shape"
 
 

@@ -132,7 +132,7 @@ def linear(
       intersect: whether to intersect intermediate linear bounds with the interval bounds. This
         never loosens an intermediate bound and nearly always tightens the result, but slopes that
         are not optimised, parallel ones in particular, may get worse. `False` is Fast-Lin / CAP to
-        the letter. Bounds before ops with a domain and before products, and the result, are
+        the letter. Bounds before ops with a limited domain and before products, and the result, are
         intersected in any case.
       max_rows: the largest number of units of a layer that get linear bounds, those with the widest
         intervals; the others keep their interval bounds. It saves work under `vmap` and `grad`.
@@ -231,7 +231,7 @@ class Relaxation(Generic[OutputBounds]):
           within: intervals of some `pre_activations` by label, one for each row of the
             specification, `[m, *shape]`. Row `k` then holds for the part of the input set on which
             these values lie in their `k`-th intervals; if that part is empty, it may be anything.
-            One walk can so bound all parts of a case distinction (the two halves of a split ReLU).
+            One walk thus bounds all parts of a case distinction (the two halves of a split ReLU).
           has_aux: also return `Auxiliary`.
 
         Raises:
@@ -247,9 +247,7 @@ class Relaxation(Generic[OutputBounds]):
         if within:
             raise ValueError("within needs a specification: it has an interval for each row")
         if has_aux:
-            if len(graph.outputs) != 1 or not isinstance(graph.outputs[0], Perturbed):
-                raise ValueError("has_aux needs a function with one output array")
-            return _units(walk, graph.nodes[graph.outputs[0].index], sides)
+            return _units(walk, intervals_of.node_of_output(graph), sides)
         leaves = [
             _output(walk, o.index, sides) if isinstance(o, Perturbed) else Interval(o, o)
             for o in graph.outputs

@@ -170,8 +170,7 @@ def lipschitz(
             result = _specification(graph, input_set, nodes, specification)
         if not has_aux:
             return result
-        if len(graph.outputs) != 1 or not isinstance(graph.outputs[0], Perturbed):
-            raise ValueError("has_aux needs a function with one output array")
+        output = nodes[intervals_of.node_of_output(graph).index].as_set()
         pre_activations = {
             node.label: nodes[node.inputs[0]].as_set()
             for node in graph.nodes
@@ -179,7 +178,6 @@ def lipschitz(
             and len(node.inputs) == 1
             and jnp.issubdtype(node.input_shapes[0].dtype, jnp.floating)
         }
-        output = nodes[graph.outputs[0].index].as_set()
         return result, LipschitzAuxiliary(output, pre_activations)
 
     return bounds

@@ -118,9 +118,10 @@ class Relaxations:
             lines = self._lines[node.index] = Lines(*self.kept(tuple(lines)))
         return lines
 
-    def is_shared(self, node: Node, made: Any) -> bool:
-        """Whether `made` is the relaxation of `lines_of` that all rows share, the same object."""
-        return made is self._lines.get(node.index) or made is self._relaxations.get(node.index)
+    def is_shared(self, node: Node, relaxation: object) -> bool:
+        """Whether this is the very relaxation of `lines_of` that all rows share."""
+        shared = (self._lines.get(node.index), self._relaxations.get(node.index))
+        return any(relaxation is candidate for candidate in shared)
 
     def relaxation(self, node: Node, positions: Positions | None = None) -> Lines | Planes:
         """A nonlinear node's lines or planes; arrays have a leading axis, 1 or one per row."""
