@@ -18,6 +18,8 @@ from experiments.settings.checks import from_config_dict
 from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError
 
+pytestmark = pytest.mark.quick
+
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [
     path.relative_to(PROJECT).as_posix()

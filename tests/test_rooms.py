@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 # Room -> the rooms that it may import, each of which stands above it. A room is a package or a
 # module with all that no longer name covers; an allowed name allows the rooms inside it as well.
 # `docs/design.md` shows the same table.

@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 
 import boundjax
 
+pytestmark = pytest.mark.quick
+
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 EVERY_WORKFLOW = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

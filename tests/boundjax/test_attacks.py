@@ -5,6 +5,8 @@ import pytest
 
 from boundjax.attacks import pgd
 
+pytestmark = pytest.mark.quick
+
 KEY = jax.random.key(0)
 NORMS = [2, jnp.inf]
 CASES = [(norm, loss) for norm in NORMS for loss in ("margin", "cross_entropy")]

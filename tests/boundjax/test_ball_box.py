@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 import boundjax as bj
 from boundjax.sets import BallBox, ball_box
 
+pytestmark = pytest.mark.quick
+
 SEEDS = st.integers(0, 2**32 - 1)
 BATCH, SIZE = 64, 9
 

@@ -19,7 +19,7 @@ CLASSES = 4
 EXAMPLES = 6
 NAMES = ("interval", "crown-ibp", "one-step", "crown", "fast-lin", "alpha-crown", "best")
 # One worker compiles the methods for all tests.
-pytestmark = pytest.mark.xdist_group("certify")
+pytestmark = [pytest.mark.xdist_group("certify"), pytest.mark.quick]
 
 
 class LinenNet(nn.Module):

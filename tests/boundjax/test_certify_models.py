@@ -9,6 +9,8 @@ from flax import nnx
 
 import boundjax as bj
 
+pytestmark = pytest.mark.quick
+
 CLASSES = 4
 EXAMPLES = 6
 

@@ -9,6 +9,8 @@ from jax import lax
 
 import boundjax as bj
 
+pytestmark = pytest.mark.quick
+
 TRANSFORMS = {
     "interval": bj.interval,
     **{

@@ -11,6 +11,8 @@ import pytest
 import boundjax as bj
 from boundjax.attacks import pgd
 
+pytestmark = pytest.mark.quick
+
 IMAGES = np.random.default_rng(0).uniform(size=(3, 4)).astype(np.float32)
 KERNEL = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
 

@@ -18,6 +18,8 @@ from boundjax.training import (
     small_box,
 )
 
+pytestmark = pytest.mark.quick
+
 # --- De Palma et al. 2024 -------------------------------------------------------------------------
 
 

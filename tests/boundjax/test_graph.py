@@ -13,6 +13,8 @@ from graphs import traced_aux
 import boundjax as bj
 from boundjax.tracing.trace import trace
 
+pytestmark = pytest.mark.quick
+
 
 def primitives(function, x=None):
     """The perturbed ops of a function, in order, without the input."""

@@ -5,6 +5,8 @@ import pytest
 
 from boundjax.training import ibp_normal
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("inputs", [64, 784, 4096])
 def test_absolute_weights_of_a_unit_add_up_to_two(inputs):

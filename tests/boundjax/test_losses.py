@@ -15,6 +15,8 @@ from boundjax.training import (
     robust_cross_entropy,
 )
 
+pytestmark = pytest.mark.quick
+
 
 def _logits(batch=7, classes=5):
     return 3.0 * jax.random.normal(jax.random.key(1), (batch, classes))

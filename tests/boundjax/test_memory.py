@@ -12,6 +12,8 @@ import pytest
 import boundjax as bj
 from boundjax.certification import memory
 
+pytestmark = pytest.mark.quick
+
 MEASURE = """
 import re, sys
 from pathlib import Path

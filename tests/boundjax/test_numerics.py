@@ -8,6 +8,8 @@ import pytest
 import boundjax as bj
 from boundjax import numerics
 
+pytestmark = pytest.mark.quick
+
 NAN, INF = np.nan, np.inf
 
 

@@ -15,6 +15,8 @@ import onnx_models as models  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx_models import f32, i64, network, node  # noqa: E402
 
+pytestmark = pytest.mark.quick
+
 
 def outside(name="w", values=None):
     """A tensor whose content is in another file."""

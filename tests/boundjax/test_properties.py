@@ -7,6 +7,8 @@ import pytest
 
 from boundjax.properties import Conjunction
 
+pytestmark = pytest.mark.quick
+
 
 def test_random_rows_as_fractions_decide():
     rng = np.random.default_rng(0)

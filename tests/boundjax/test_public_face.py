@@ -13,6 +13,8 @@ import pytest
 
 import boundjax
 
+pytestmark = pytest.mark.quick
+
 NAMES = [name for name in dir(boundjax) if not name.startswith("_")]
 
 

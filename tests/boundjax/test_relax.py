@@ -8,6 +8,8 @@ from networks import ball_points
 
 import boundjax as bj
 
+pytestmark = pytest.mark.quick
+
 
 def _network():
     keys = jax.random.split(jax.random.key(0), 3)

@@ -5,6 +5,8 @@ import pytest
 
 from boundjax.training import eps_dependent, linear_schedule, smoothed_schedule, stairs_schedule
 
+pytestmark = pytest.mark.quick
+
 SCHEDULES = [linear_schedule, smoothed_schedule]
 
 # Shi et al. 2021, start 0, end 100, eps_max 1: checked against the authors' code.

@@ -9,6 +9,8 @@ from networks import points
 
 import boundjax as bj
 
+pytestmark = pytest.mark.quick
+
 
 def test_predicates_are_decided_where_the_intervals_decide():
     lower, upper = jnp.array([-1.0, 0.0, 1.0, -2.0, 0.0]), jnp.array([1.0, 0.0, 2.0, -1.0, 1.0])

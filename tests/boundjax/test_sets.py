@@ -10,6 +10,8 @@ from networks import ball_points
 
 import boundjax as bj
 
+pytestmark = pytest.mark.quick
+
 NORMS = [1, 1.5, 2, 3, jnp.inf]
 SEEDS = st.integers(0, 2**32 - 1)
 

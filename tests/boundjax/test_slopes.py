@@ -13,6 +13,8 @@ from networks import points
 import boundjax as bj
 from boundjax.training import robust_cross_entropy
 
+pytestmark = pytest.mark.quick
+
 NARROW, LEANING_LEFT, LEANING_RIGHT = (-1e-3, 1e-3), (-2.0, 1.0), (-1.0, 2.0)
 
 

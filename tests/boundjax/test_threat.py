@@ -10,6 +10,8 @@ from networks import ball_points
 
 import boundjax as bj
 
+pytestmark = pytest.mark.quick
+
 SEEDS = st.integers(0, 2**32 - 1)
 NORMS = [1, 2, jnp.inf]
 

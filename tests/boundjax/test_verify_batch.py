@@ -14,6 +14,8 @@ import boundjax.verify.__main__ as command
 from boundjax import verify
 from boundjax.verify import batch, benchmark
 
+pytestmark = pytest.mark.quick
+
 PROPERTY = (
     "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (and (<= 0 X_0) (<= X_0 1)))"
     "(assert (<= Y_0 0))"

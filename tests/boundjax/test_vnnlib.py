@@ -10,6 +10,8 @@ import pytest
 from boundjax import vnnlib
 from boundjax.vnnlib import VnnlibError
 
+pytestmark = pytest.mark.quick
+
 DECLARED = """; two inputs, two outputs
 (declare-const X_0 Real)
 (declare-const X_1 Real)

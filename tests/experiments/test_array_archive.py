@@ -14,6 +14,8 @@ from evaluation_files import refusal, whole_file
 from experiments.evaluation import certificates
 from experiments.settings.errors import ExperimentError
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def path(tmp_path):

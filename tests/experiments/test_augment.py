@@ -6,6 +6,8 @@ import pytest
 from experiments.settings.errors import ExperimentError
 from experiments.train.augment import create_augmentation, random_crop
 
+pytestmark = pytest.mark.quick
+
 COUNT = 1800
 
 

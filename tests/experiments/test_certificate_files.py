@@ -9,6 +9,8 @@ from evaluation_files import BOUNDED, record, refusal, settings, store, stored, 
 
 from experiments.settings.errors import ContradictionError, ExperimentError
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def path(tmp_path):

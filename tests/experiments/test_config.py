@@ -13,6 +13,8 @@ from experiments.settings.differences import differing_keys, with_defaults
 from experiments.settings.errors import ExperimentError
 from experiments.train.step import create_learning_rate, create_schedule
 
+pytestmark = pytest.mark.quick
+
 
 def _get_config(name, variant):
     return importlib.import_module(f"experiments.configs.{name}").get_config(variant)

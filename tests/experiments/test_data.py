@@ -12,6 +12,8 @@ from experiments.data.idx import read_idx
 from experiments.settings.config import DataConfig
 from experiments.settings.errors import ExperimentError
 
+pytestmark = pytest.mark.quick
+
 FILES = {
     "train-images-idx3-ubyte": 3,
     "train-labels-idx1-ubyte": 1,

@@ -10,6 +10,8 @@ from experiments import data
 from experiments.settings.config import DataConfig
 from experiments.settings.errors import ExperimentError
 
+pytestmark = pytest.mark.quick
+
 # --------------------------------------------------------------------------- SVHN
 
 

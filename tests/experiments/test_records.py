@@ -12,6 +12,8 @@ from experiments.records.folder import Records
 from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError, fail, one_line
 
+pytestmark = pytest.mark.quick
+
 LINES = [
     {"step": 10, "epoch": 1, "eps": 0.1, "loss": 2.0},
     {"step": 20, "epoch": 2, "eps": 0.1, "loss": 1.0},

@@ -12,6 +12,8 @@ from experiments.run.summary import print_seeds, print_summary
 from experiments.settings.checks import from_config_dict
 from experiments.settings.errors import ExperimentError
 
+pytestmark = pytest.mark.quick
+
 RECORD = {"step": 10, "epoch": 1, "seconds": 0.5, "eps": 0.01, "lr": 1e-3, "loss": 2.5}
 
 

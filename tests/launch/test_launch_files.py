@@ -9,6 +9,8 @@ import subprocess
 import pytest
 import yaml
 
+pytestmark = pytest.mark.quick
+
 LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
 
 
