@@ -79,6 +79,7 @@ bj.margin_specification(jnp.int32(0), 3) -> Array
 """
 # Each line is an error.
 REFUSED = """
+bj.linear(layer, slopes="adaptve")
 bj.linear(layer, intermediate="intervals")
 bj.linear(layer, sides="left")
 bj.linear(layer, slope="zero")
