@@ -119,7 +119,7 @@ class Ascent:
         return -jnp.sum(values) if objective is None else objective(values), values
 
     def _keep(self, state: State, value: Array, bounds: Array) -> State:
-        better = ~(bounds <= state.best.values)  # also where either is NaN
+        better = bounds > state.best.values  # a NaN is never better
         values = jnp.fmax(state.best.values, bounds)
         replace = better if self.per_row else value < state.least
 
