@@ -50,3 +50,15 @@ def test_the_best_iterate_is_kept_and_nan_moves_nothing():
     np.testing.assert_array_equal(best.values, bound(start))
     broken = Ascent(lambda p: bound(p) * jnp.nan, True, options).run(start)
     np.testing.assert_array_equal(broken.parameters["position"], start["position"])
+
+
+def test_an_iterate_without_a_bound_never_replaces_one_with_a_bound():
+    # Each step adds 0.2; positions beyond 0.35 have no bound.
+    def until(parameters):
+        position = parameters["position"][:, 0]
+        return jnp.where(position > 0.35, jnp.nan, position)
+
+    options = bj.optimized(steps=3, rule=optax.sgd(0.2), per_spec=True)
+    best = Ascent(until, True, options).run({"position": jnp.array([[0.0], [0.1]])})
+    np.testing.assert_allclose(best.values, [0.2, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(best.parameters["position"], [[0.2], [0.3]], rtol=1e-6)
