@@ -31,13 +31,16 @@ from .transforms.linear import Auxiliary as Auxiliary
 from .transforms.linear import Relaxation as Relaxation
 from .transforms.linear import linear as linear
 from .transforms.linear import relax as relax
+from .transforms.lipschitz import LipschitzAuxiliary as LipschitzAuxiliary
 from .transforms.lipschitz import global_lipschitz as global_lipschitz
 from .transforms.lipschitz import lipschitz as lipschitz
 from .transforms.lipschitz import power_iteration as power_iteration
 from .transforms.lipschitz import power_vectors as power_vectors
 from .transforms.lipschitz import spectral_norms as spectral_norms
 from .transforms.projection import Estimate as Estimate
+from .transforms.projection import EstimateAuxiliary as EstimateAuxiliary
 from .transforms.projection import estimate as estimate
+from .transforms.signatures import BoundsFunction as BoundsFunction
 from .transforms.specification import margin_specification as margin_specification
 
 __version__: str

@@ -48,7 +48,7 @@ def test_every_class_that_a_public_function_returns_is_public():
     returned = set()
     for function in functions:
         result = typing.get_type_hints(function)["return"]
-        parts = [result, *typing.get_args(result)]
+        parts = [result, typing.get_origin(result), *typing.get_args(result)]
         classes = [part for part in parts if inspect.isclass(part)]
         returned |= {part for part in classes if part.__module__.startswith("boundjax")}
     assert returned
