@@ -9,7 +9,6 @@ from jax import lax
 
 import boundjax as bj
 
-pytestmark = pytest.mark.quick
 
 TRANSFORMS = {
     "interval": bj.interval,

@@ -12,7 +12,6 @@ import pytest
 import boundjax as bj
 from boundjax.certification import memory
 
-pytestmark = pytest.mark.quick
 
 MEASURE = """
 import re, sys
