@@ -9,7 +9,6 @@ from jax import lax
 
 import boundjax as bj
 
-
 TRANSFORMS = {
     "interval": bj.interval,
     **{

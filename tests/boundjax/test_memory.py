@@ -12,7 +12,6 @@ import pytest
 import boundjax as bj
 from boundjax.certification import memory
 
-
 MEASURE = """
 import re, sys
 from pathlib import Path

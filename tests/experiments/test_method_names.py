@@ -17,7 +17,6 @@ from experiments.settings import method_names
 from experiments.settings.checks import from_config_dict
 from experiments.settings.errors import ExperimentError
 
-
 # The finished run is made once.
 one_worker = pytest.mark.xdist_group("method_names")
 # How ml_collections loads a config file.
