@@ -99,5 +99,5 @@ def refusal(path, match, error=ExperimentError, **options):
     assert len(message) < 600
     # The path is the name of the test: what is looked for would be in it.
     assert message.startswith(f"{path}")
-    assert re.search(match, message.removeprefix(f"{path}"))
+    assert re.search(match, message.removeprefix(f"{path}")), message
     return message
