@@ -218,6 +218,8 @@ def test_commands_have_modules_configs_keys_flags_and_rows(page):
             flag, _, value = argument.partition("=")
             if flag.startswith("--config.") and value and flag.removeprefix("--config.").islower():
                 assert is_key(flag.removeprefix("--config.")), line
+            elif flag == "--help":
+                continue  # argparse defines it
             elif flag.startswith("--") and len(flag) > 2 and not flag.startswith("--config."):
                 name = flag.removeprefix("--")
                 assert f'"--{name}"' in defined or f'"{name}"' in defined, f"{flag} in {line}"
