@@ -29,7 +29,7 @@ DOCUMENTS = [*PAGES, "launch/README.md"]
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
 EVERY_DOCUMENT = pytest.mark.parametrize("page", DOCUMENTS)
 WIDTH = 100
-# What a document writes where the reader writes a name of their own.
+# Names in commands that stand for names of the reader.
 PLACEHOLDERS = {"FILE.py"}
 
 
@@ -62,8 +62,10 @@ def commands(text):
     lines += re.findall(r"^    (.*)$", joined, re.M)
     lines += [re.sub(r"\s+", " ", span) for span in re.findall(r"`([^`]+)`", prose(joined))]
     starts = r"(?:python -m (?:boundjax|experiments)|python launch/)"
-    found = [match for line in lines for match in re.findall(rf"{starts}.*?(?= && |$)", line)]
-    for line in found:
+    commands_of_page = [
+        match for line in lines for match in re.findall(rf"{starts}.*?(?= && |$)", line)
+    ]
+    for line in commands_of_page:
         # A command may hand another one to a launcher.
         for part in re.split(rf"(?<=\s)--\s+(?={starts})", line):
             yield shlex.split(part.partition(" # ")[0])

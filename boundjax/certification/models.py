@@ -90,11 +90,18 @@ class PureModel(NamedTuple):
         self, variables: PyTree, key: Array | None = None
     ) -> Callable[[Array], Array]:
         """The logits `[C]` as a function of one example: what is bounded."""
+        return one_example(self.apply, variables, key)
 
-        def logits(x: Array) -> Array:
-            return self.apply(variables, x[None], key)[0]
 
-        return logits
+def one_example(
+    apply: Apply, variables: PyTree, key: Array | None = None
+) -> Callable[[Array], Array]:
+    """The logits `[C]` of a model as a function of one example."""
+
+    def logits(x: Array) -> Array:
+        return apply(variables, x[None], key)[0]
+
+    return logits
 
 
 @dataclasses.dataclass(frozen=True)

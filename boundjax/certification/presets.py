@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from boundjax.certification import sharding
-from boundjax.certification.models import Apply
+from boundjax.certification.models import Apply, one_example
 from boundjax.precision import training_precision
 from boundjax.sets.ball import LpBall
 from boundjax.sets.interval import Interval
@@ -126,9 +126,7 @@ def compiled_margins(
 
     @training_precision("highest")  # certificates ignore the caller's matmul precision
     def margins(variables: PyTree, threat: Threat, xs: Array, eps: Array, labels: Array) -> Array:
-        def function(x: Array) -> Array:
-            return apply(variables, x[None])[0]
-
+        function = one_example(apply, variables)
         transformed = (
             METHODS[method](function, max_bytes) if isinstance(method, str) else method(function)
         )

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from boundjax.certification import independence, sharding
 from boundjax.certification.memory import available_bytes, peak_of, readable
-from boundjax.certification.models import Apply, PureModel
+from boundjax.certification.models import Apply, PureModel, one_example
 from boundjax.certification.presets import (
     BEST,
     IN_BEST,
@@ -293,8 +293,9 @@ def _checked_examples(x: ArrayLike) -> np.ndarray:
         raise TypeError(
             f"x must be float32 or float64, got {examples.dtype}; use x.astype('float32')"
         )
-    if examples.dtype == np.float64 and jnp.result_type(float) == jnp.float32:
-        examples = examples.astype(np.float32)  # x64 is not enabled
+    x64: bool = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+    if examples.dtype == np.float64 and not x64:
+        examples = examples.astype(np.float32)
     if examples.ndim < 1 or examples.shape[0] == 0:
         raise ValueError(
             f"x must be a batch [B, ...] of at least one example, got shape {examples.shape}"
@@ -335,7 +336,7 @@ def _rounded_outwards(threat: Threat, dtype: np.dtype[Any]) -> Threat:
     clip = threat.clip
     if clip is not None:
         clip = (-rounding.up(-np.asarray(clip[0]), dtype), rounding.up(clip[1], dtype))
-    return dataclasses.replace(threat, eps=0.0, clip=clip, outward=True)
+    return Threat(0.0, float(threat.norm), clip, outward=True)
 
 
 def _per_example(eps: ArrayLike, x: np.ndarray) -> np.ndarray:
@@ -363,10 +364,8 @@ def _compiled_logits(apply: Apply, mesh: Mesh | None) -> Jitted:
     """Compiles `(variables, xs) -> [B, 2, C]`: the logits of the batch, and one by one."""
 
     def logits(variables: PyTree, xs: Array) -> Array:
-        def alone(x: Array) -> Array:
-            return apply(variables, x[None])[0]
-
-        return jnp.stack([apply(variables, xs), jax.vmap(alone)(xs)], axis=1)
+        alone = jax.vmap(one_example(apply, variables))(xs)
+        return jnp.stack([apply(variables, xs), alone], axis=1)
 
     return sharding.compiled(logits, mesh, whole=1)
 

@@ -48,7 +48,8 @@ def hinge_lines(
     fraction = jnp.where(stable, 0.0, upper / width)  # NaN if a bound is NaN
     chord_slope = jnp.where(stable, stable_slope, left + (right - left) * fraction)
     chord_intercept = (left - right) * lower * fraction
-    at_ends = left * lower - chord_slope * lower, right * upper - chord_slope * upper
+    # Factored, so that large ends overflow to an infinity and not to the difference of two.
+    at_ends = (left - chord_slope) * lower, (right - chord_slope) * upper
     convex = right >= left
     chord_intercept = through_ends(chord_intercept, *at_ends, convex)
     chord_intercept = jnp.where(stable, 0.0, chord_intercept)

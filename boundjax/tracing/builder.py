@@ -72,7 +72,7 @@ def build(
     nodes, outputs = _pruned(builder.nodes, outputs, inputs)
     unsupported = [n for n in nodes[inputs:] if n.op is None or refusals.is_half_precision(n)]
     if unsupported:
-        # Where a value is cast to an index, the op that uses the index says more than the cast.
+        # Name the op that uses an index rather than the cast to it, which says less.
         node = next((n for n in unsupported if not refusals.is_index(n)), unsupported[0])
         raise UnsupportedOpError(refusals.unsupported(node))
     return nodes, outputs

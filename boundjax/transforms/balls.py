@@ -38,7 +38,7 @@ def cut(node: Node, box: Interval, center: Array, radii: Sequence[Array]) -> Int
         return box
     reach = jnp.zeros_like(center)
     for radius, rows in zip(radii, norms_of.row_norms(node), strict=True):
-        # As a matrix product, whose gradient sums over a batch are matrix products, too.
+        # A matrix product, so that sums of its gradients over a batch are matrix products, too.
         product = matmul.rows_matmul(radius.reshape(1, 1), rows.reshape(1, -1))
         reach = reach + product.reshape(node.shape)
     # After a concatenation or its like, box and ball are equal up to rounding, see `larger`.

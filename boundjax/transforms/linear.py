@@ -335,7 +335,7 @@ def relax(
     return relaxed
 
 
-# What bounds pre-activations beside the interval walk; `"linear"` is an option of the walk.
+# Companions of the interval walk by name; `"linear"` is an option of the walk itself.
 _SOURCES: Mapping[str, Callable[[], Companion | None]] = {
     "interval": lambda: None,
     "linear": lambda: None,

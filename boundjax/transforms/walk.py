@@ -346,7 +346,7 @@ def _nonlinear_consumers(graph: Graph) -> dict[int, list[Node]]:
 
 
 def by_node(
-    graph: Graph, name: str, labelled: Mapping[str, Interval], *rows: int
+    graph: Graph, name: str, labelled: Mapping[str, Interval], rows: int | None = None
 ) -> dict[int, Interval]:
     """Converts bounds by label, as in `pre_activations`, to bounds by the index of their node.
 
@@ -354,7 +354,7 @@ def by_node(
       graph: the graph of the nodes.
       name: the argument's name, for messages.
       labelled: the bounds; several bounds of one node are intersected.
-      rows: the length of the bounds' leading axis, if they have one.
+      rows: the length of the bounds' leading axis; None if they have none.
 
     Raises:
       KeyError: for a label of no op.
@@ -367,11 +367,10 @@ def by_node(
             raise KeyError(f"{name} has an entry {label!r} for no op; known: {', '.join(names)}")
         index = names[label]
         node = graph.nodes[index]
+        shape = node.shape if rows is None else (rows, *node.shape)
         shapes = {jnp.shape(end) for end in interval}
-        if shapes != {(*rows, *node.shape)}:
-            raise ValueError(
-                f"{name}[{label!r}] must have shape {(*rows, *node.shape)}, got {sorted(shapes)}"
-            )
+        if shapes != {shape}:
+            raise ValueError(f"{name}[{label!r}] must have shape {shape}, got {sorted(shapes)}")
         if index in bounds:
             interval = Interval(
                 jnp.maximum(interval.lower, bounds[index].lower),

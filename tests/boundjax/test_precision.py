@@ -33,12 +33,12 @@ def _precisions(function, *arguments):
     text = jax.jit(function).lower(*arguments).as_text()
     products = re.findall(r"stablehlo\.(?:convolution|dot_general).*", text)
     assert products
-    found = set()
+    precisions = set()
     for product in products:
         named = re.search(r"precision\w* = \[([^\]]*)\]", product)
         parts = named[1].replace("#stablehlo<precision ", "").replace(">", "") if named else ""
-        found |= {part.strip() for part in parts.split(",")} if parts else {"DEFAULT"}
-    return found
+        precisions |= {part.strip() for part in parts.split(",")} if parts else {"DEFAULT"}
+    return precisions
 
 
 BOUNDS = {
@@ -57,8 +57,8 @@ def test_bounds_and_their_gradients_run_at_the_precision_asked_for(net, name, pr
     def loss(variables):
         with bj.training_precision(precision):
             bounds = BOUNDS[name](lambda image: model.apply(variables, image[None])[0])
-            found = jax.vmap(lambda image: bounds(bj.LpBall(image, 0.1)).lower)(x)
-        return jnp.sum(found)
+            lower = jax.vmap(lambda image: bounds(bj.LpBall(image, 0.1)).lower)(x)
+        return jnp.sum(lower)
 
     def gradient(variables):
         with bj.training_precision(precision):
@@ -83,13 +83,14 @@ def test_without_being_asked_bounds_are_exact(net):
 @pytest.mark.parametrize("method", ["interval", "crown-ibp", "crown", "bcp"])
 def test_certificates_are_exact_whoever_asks(net, method):
     model, variables, x = net
+    apply = bj.PureModel.of((model, variables)).apply
     with bj.training_precision("default"):
         # First, so that nothing that was traced for a loss is taken for a certificate.
         bounds = presets.METHODS[method](
             lambda image: model.apply(variables, image[None])[0], 2**28
         )
         assert "DEFAULT" in _precisions(lambda image: bounds(bj.LpBall(image, 0.1)).lower, x[0])
-        compiled = presets.compiled_margins(model.apply, method, 3, 2**28, one_by_one=False)
+        compiled = presets.compiled_margins(apply, method, 3, 2**28, one_by_one=False)
         eps, labels = jnp.full(2, 0.1), jnp.zeros(2, jnp.int32)
         assert _precisions(compiled, variables, bj.Threat(0.0), x, eps, labels) == {"HIGHEST"}
 
@@ -101,9 +102,11 @@ def test_proofs_are_exact_whoever_asks(net):
     open_ones = (*many, jnp.zeros((2, 1), jnp.int32), jnp.ones((2, 1), bool))
 
     def programs():
-        found = Programs(lambda image: model.apply(variables, image[None])[0], x.shape[1:])
-        bounds = found.bounds("crown").lower(box, box, rows)
-        return bounds.as_text(), found.split("crown").lower(*open_ones).as_text()
+        programs_of_net = Programs(
+            lambda image: model.apply(variables, image[None])[0], x.shape[1:]
+        )
+        bounds = programs_of_net.bounds("crown").lower(box, box, rows)
+        return bounds.as_text(), programs_of_net.split("crown").lower(*open_ones).as_text()
 
     expected = programs()
     assert all("HIGHEST" in text for text in expected)

@@ -191,6 +191,25 @@ def test_specification_merges_with_the_last_layer(method, seed):
         assert (outputs <= given_bounds.upper + 1e-9).all()
 
 
+@pytest.mark.parametrize("slopes", ["adaptive", "one", "zero", "parallel"])
+def test_a_row_is_never_looser_than_the_logits_combined(slopes):
+    """Before bounds are intersected with intervals, which may be tighter for a single logit."""
+    network = BY_NAME["mlp"]
+    with jax.enable_x64(True):
+        weights, lower, upper = random_box(network, 0, 0.4)
+        rows = np.random.default_rng(0).normal(size=(20, 3))
+        relaxed = bj.relax(functools.partial(network.apply, weights), slopes=slopes)
+        relaxation = relaxed(bj.Box(lower, upper))
+        whole, logits = (
+            relaxation.bounds(jnp.asarray(specification), has_aux=True)[1].linear
+            for specification in (rows, np.eye(3))
+        )
+        apart = np.maximum(rows, 0) @ logits.lower + np.minimum(rows, 0) @ logits.upper
+        gain = np.asarray(whole.lower - apart)
+    assert (gain >= -1e-9).all()
+    assert (gain > 1e-6).any()
+
+
 @functools.cache
 def specified(method: str):
     network = BY_NAME["mlp"]

@@ -7,6 +7,7 @@ from ml_collections import config_dict
 
 from experiments import methods
 from experiments.evaluation.evaluate import Options
+from experiments.settings import radius
 from experiments.settings.checks import from_config_dict
 from experiments.settings.config import Config, to_config_dict
 from experiments.settings.differences import differing_keys, with_defaults
@@ -197,3 +198,9 @@ def test_options_change_of_a_configuration_what_they_name():
     assert changed.evaluation.methods == ("crown",)
     attack = (changed.evaluation.pgd_steps, changed.evaluation.pgd_restarts)
     assert (attack, changed.evaluation.batch_size) == ((0, 2), 9)
+
+
+def test_radii_are_numbers_or_fractions():
+    assert radius.parse("8/255") == 8 / 255
+    assert radius.parse("0.0314") == 0.0314
+    assert radius.parse("1e-2") == 0.01

@@ -21,7 +21,6 @@ from experiments.evaluation.evaluate import (
 )
 from experiments.evaluation.network import Problem
 from experiments.run import run as runs
-from experiments.settings import radius
 from experiments.settings.checks import from_config_dict
 from experiments.settings.errors import ContradictionError, ExperimentError
 
@@ -84,8 +83,8 @@ def _interrupt(monkeypatch, workdir, options, writes):
     write = certificates.write
     count = iter(range(writes))
 
-    def until(path, found):
-        write(path, found)
+    def until(path, record):
+        write(path, record)
         if next(count, None) is None:
             raise _Interrupted
 
@@ -152,24 +151,24 @@ def test_the_file_holds_everything(finished, evaluated):
 
 
 def test_errors_are_recomputed_from_the_file(finished, evaluated):
-    found = certificates.read(evaluated.path)
-    _assert_same(found, evaluated.certificates)
-    errors = found.errors()
+    record = certificates.read(evaluated.path)
+    _assert_same(record, evaluated.certificates)
+    errors = record.errors()
     assert errors == evaluated.certificates.errors()
-    certificates.check_consistency(found.evaluation)
+    certificates.check_consistency(record.evaluation)
     run = trained.load(finished)
     images, labels = run.test.take(slice(130))
     wrong = np.argmax(run.model.apply(run.variables, images), axis=-1) != labels
     assert errors["standard_error"] == pytest.approx(np.mean(wrong))
     margins = np.where(
-        np.arange(10)[None] == labels[:, None], np.inf, found.margins_by["crown-ibp"]
+        np.arange(10)[None] == labels[:, None], np.inf, record.margins_by["crown-ibp"]
     )
     by = errors["verified_error_by"]
     assert list(by) == ["interval", "crown-ibp"]  # the cheapest first
     assert by["crown-ibp"] == pytest.approx(np.mean(margins.min(axis=-1) <= 0))
     assert errors["verified_error"] <= min(by.values())
     assert 0 < errors["standard_error"] < errors["pgd_error"] <= errors["verified_error"] < 1
-    both = found.resisted_by["margin"] & found.resisted_by["cross_entropy"]
+    both = record.resisted_by["margin"] & record.resisted_by["cross_entropy"]
     assert errors["pgd_error"] == pytest.approx(np.mean(~both))
 
 
@@ -179,14 +178,14 @@ def test_the_parts_alone_find_the_same(finished, evaluated):
         run.config.evaluation, methods=OPTIONS.methods, batch_size=50, pgd_loss="cross_entropy"
     )
     problem = Problem(run.pure, run.test.take(slice(130)), bj.Threat(0.03, np.inf, (0.0, 1.0)))
-    found = certificates.empty(problem.data.labels, ("cross_entropy",), settings={})
-    measure.complete(found, problem, config)
-    np.testing.assert_array_equal(found.correct, evaluated.certificates.correct)
+    record = certificates.empty(problem.data.labels, ("cross_entropy",), settings={})
+    measure.complete(record, problem, config)
+    np.testing.assert_array_equal(record.correct, evaluated.certificates.correct)
     np.testing.assert_array_equal(
-        found.resisted_by["cross_entropy"], evaluated.certificates.resisted_by["cross_entropy"]
+        record.resisted_by["cross_entropy"], evaluated.certificates.resisted_by["cross_entropy"]
     )
-    assert set(found.verified_by) == set(OPTIONS.methods)
-    for name, flags in found.verified_by.items():
+    assert set(record.verified_by) == set(OPTIONS.methods)
+    for name, flags in record.verified_by.items():
         np.testing.assert_array_equal(flags, evaluated.certificates.verified_by[name])
 
 
@@ -201,9 +200,9 @@ def test_an_interrupted_evaluation_goes_on(workdir, evaluated, monkeypatch):
         certificates.read(path).errors()
     _interrupt(monkeypatch, workdir, OPTIONS, writes=batches)  # two of three batches by intervals
     calls = _calls(monkeypatch)
-    found = evaluate_run(workdir, OPTIONS).certificates
+    record = evaluate_run(workdir, OPTIONS).certificates
     assert calls == [("interval", 42)] + [("crown-ibp", 44)] * 3
-    _assert_same(found, evaluated.certificates)
+    _assert_same(record, evaluated.certificates)
     assert [file.name for file in path.parent.iterdir()] == [FILE]
     calls.clear()
     evaluate_run(workdir, OPTIONS)
@@ -214,17 +213,17 @@ def test_what_other_packages_began_is_done_again(workdir, evaluated, monkeypatch
     batches = -(-evaluated.certificates.correct.sum() // 50)
     _interrupt(monkeypatch, workdir, OPTIONS, writes=batches + 1)
     path = workdir / "evaluations" / FILE
-    found = certificates.read(path)
-    assert found.run_by["interval"].sum() == 88
-    for part in found.parts.values():
+    record = certificates.read(path)
+    assert record.run_by["interval"].sum() == 88
+    for part in record.parts.values():
         part["versions"]["jax"] = "0.0.1"
-    certificates.write(path, found)
+    certificates.write(path, record)
     calls = _calls(monkeypatch)
-    found = evaluate_run(workdir, OPTIONS).certificates
+    record = evaluate_run(workdir, OPTIONS).certificates
     assert calls == [("interval", 44)] * 3 + [("crown-ibp", 44)] * 3
-    assert found.parts["attack"]["versions"]["jax"] == "0.0.1"  # was done
-    assert found.parts["interval"]["versions"]["jax"] == jax.__version__
-    _assert_same(found, evaluated.certificates)
+    assert record.parts["attack"]["versions"]["jax"] == "0.0.1"  # was done
+    assert record.parts["interval"]["versions"]["jax"] == jax.__version__
+    _assert_same(record, evaluated.certificates)
 
 
 def test_a_further_method_is_the_only_one_run(workdir, evaluated, monkeypatch, capsys):
@@ -232,11 +231,11 @@ def test_a_further_method_is_the_only_one_run(workdir, evaluated, monkeypatch, c
     path.parent.mkdir()
     shutil.copy(evaluated.path, path)
     calls = _calls(monkeypatch)
-    found = evaluate_run(workdir, OPTIONS._replace(methods=("one-step",)))
+    record = evaluate_run(workdir, OPTIONS._replace(methods=("one-step",)))
     assert {name for name, _ in calls} == {"one-step"}
-    print_evaluated(found)
+    print_evaluated(record)
     printed = capsys.readouterr().out
-    errors = found.certificates.errors()
+    errors = record.certificates.errors()
     assert list(errors["verified_error_by"]) == ["interval", "crown-ibp", "one-step"]
     assert "by one-step" in printed
     assert f"{100 * errors['verified_error']:.2f} %" in printed
@@ -246,16 +245,16 @@ def test_a_further_method_is_the_only_one_run(workdir, evaluated, monkeypatch, c
 
 def test_a_cascade_runs_on_what_is_open(workdir, evaluated, monkeypatch):
     calls = _calls(monkeypatch)
-    found = evaluate_run(workdir, OPTIONS._replace(cascade=True)).certificates
+    record = evaluate_run(workdir, OPTIONS._replace(cascade=True)).certificates
     whole = evaluated.certificates
     resisted = whole.evaluation.resisted
     open_ = resisted & ~whole.verified_by["interval"]
     assert 0 < open_.sum() <= 50
-    np.testing.assert_array_equal(found.run_by["crown-ibp"], open_)
-    assert np.isnan(found.margins_by["crown-ibp"][~open_]).all()
+    np.testing.assert_array_equal(record.run_by["crown-ibp"], open_)
+    assert np.isnan(record.margins_by["crown-ibp"][~open_]).all()
     assert calls == [("interval", 44)] * 3 + [("crown-ibp", open_.sum())]
-    np.testing.assert_array_equal(found.evaluation.verified, whole.evaluation.verified)
-    by = found.errors()["verified_error_by"]
+    np.testing.assert_array_equal(record.evaluation.verified, whole.evaluation.verified)
+    by = record.errors()["verified_error_by"]
     assert by == {"crown-ibp": None, "interval": whole.errors()["verified_error_by"]["interval"]}
     # Without the cascade, the rest follows.
     _assert_same(evaluate_run(workdir, OPTIONS).certificates, whole)
@@ -265,9 +264,9 @@ def test_other_weights_and_settings_are_refused(workdir, evaluated):
     path = workdir / "evaluations" / FILE
     path.parent.mkdir()
     shutil.copy(evaluated.path, path)
-    found = certificates.read(path)
-    found.metadata["settings"]["parameters_sha256"] = "0" * 64
-    certificates.write(path, found)
+    record = certificates.read(path)
+    record.metadata["settings"]["parameters_sha256"] = "0" * 64
+    certificates.write(path, record)
     for options, keys in (
         (OPTIONS, "parameters_sha256"),
         (OPTIONS._replace(pgd_steps=4), r"attack\.steps, parameters_sha256"),
@@ -297,10 +296,10 @@ def test_other_settings_never_pass_as_the_same(workdir, evaluated):
         "attack.batch_size": 51,
         "attack.seed": 1,
     }.items():
-        found = certificates.read(evaluated.path)
-        group = found.metadata["settings"]
+        record = certificates.read(evaluated.path)
+        group = record.metadata["settings"]
         (group["attack"] if "." in key else group)[key.rpartition(".")[2]] = value
-        certificates.write(path, found)
+        certificates.write(path, record)
         with pytest.raises(ExperimentError, match=f"which differs in {key}; give"):
             evaluate_run(workdir, OPTIONS)
 
@@ -341,22 +340,22 @@ def test_an_evaluation_begun_by_the_first_version_goes_on(workdir, evaluated):
     begun.attacked[:50] = True
     begun.correct[:50] = evaluated.certificates.correct[:50]
     certificates.write(path, begun)
-    found = evaluate_run(workdir, OPTIONS).certificates
-    _assert_same(found, evaluated.certificates)
-    assert found.errors() == evaluated.certificates.errors()
+    record = evaluate_run(workdir, OPTIONS).certificates
+    _assert_same(record, evaluated.certificates)
+    assert record.errors() == evaluated.certificates.errors()
 
 
 def test_what_other_packages_attacked_is_forgotten(workdir, evaluated, monkeypatch):
     """An image that they found correct and resisting may be misclassified now."""
     _interrupt(monkeypatch, workdir, OPTIONS, writes=0)
     path = workdir / "evaluations" / FILE
-    found = certificates.read(path)
+    record = certificates.read(path)
     wrong = int(np.argmin(evaluated.certificates.correct))
-    found.parts["attack"]["versions"]["jax"] = "0.0.1"
-    found.correct[wrong] = True
-    for resisted in found.resisted_by.values():
+    record.parts["attack"]["versions"]["jax"] = "0.0.1"
+    record.correct[wrong] = True
+    for resisted in record.resisted_by.values():
         resisted[wrong] = True
-    certificates.write(path, found)
+    certificates.write(path, record)
     _assert_same(evaluate_run(workdir, OPTIONS).certificates, evaluated.certificates)
 
 
@@ -367,10 +366,10 @@ def test_damaged_files_are_refused(evaluated, tmp_path):
         ExperimentError, match=r"half\.npz is not an evaluation file: the archive is"
     ):
         certificates.read(path)
-    found = certificates.read(evaluated.path)
-    first = int(np.argmin(found.verified_by["interval"]))
-    found.verified_by["interval"][first] = True
-    certificates.write(path, found)
+    record = certificates.read(evaluated.path)
+    first = int(np.argmin(record.verified_by["interval"]))
+    record.verified_by["interval"][first] = True
+    certificates.write(path, record)
     with pytest.raises(
         ExperimentError, match=rf"interval of example {first} \(1 in all\) contradicts"
     ):
@@ -381,8 +380,8 @@ def test_damaged_files_end_the_command_with_one_line(workdir, evaluated, capsys)
     path = workdir / "evaluations" / FILE
     path.parent.mkdir()
     shutil.copy(evaluated.path, path)
-    found = certificates.read(path)
-    certificates.write(path, found._replace(attacked=found.attacked[:-1]))
+    record = certificates.read(path)
+    certificates.write(path, record._replace(attacked=record.attacked[:-1]))
     command = [f"--workdir={workdir}", "--methods=interval", "--count=130", "--pgd-steps=3"]
     with pytest.raises(SystemExit):
         main([*command, "--batch-size=50"])
@@ -397,8 +396,8 @@ def test_a_wrong_certificate_is_found(workdir, monkeypatch, capsys):
     certify = bj.certify
 
     def wrong(model, x, eps, **options):
-        found = certify(model, x, eps, **options)
-        return dataclasses.replace(found, verified=np.ones_like(found.verified))
+        record = certify(model, x, eps, **options)
+        return dataclasses.replace(record, verified=np.ones_like(record.verified))
 
     monkeypatch.setattr(bj, "certify", wrong)
     with pytest.raises(ContradictionError, match=r"example \d+ .* is verified by interval but"):
@@ -438,12 +437,6 @@ def test_batches_are_divided_between_devices(workdir, monkeypatch):
     evaluate_run(workdir, OPTIONS._replace(methods=("interval",), batch_size=65))
     assert seen
     assert set(seen) == {(2, 66)}  # filled up to a multiple of the devices
-
-
-def test_radii_are_numbers_or_fractions():
-    assert radius.parse("8/255") == 8 / 255
-    assert radius.parse("0.0314") == 0.0314
-    assert radius.parse("1e-2") == 0.01
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_arguments_of_config_files_have_old_spellings_too():
     ):
         new = old.replace("_", "-")
         assert config.get_config(old).to_dict() == config.get_config(new).to_dict()
-    # What does not go with an argument does not go with its old spelling either.
+    # An old spelling excludes the same arguments as the new one.
     with pytest.raises(ExperimentError, match="'fused' excludes 'method=one-step'"):
         mnist_families.get_config("fused,method=one_step")
     options = common.arguments("method=cc_ibp", method=("ibp", "cc-ibp"))
