@@ -1,12 +1,15 @@
-"""Outward rounding: the floating-point ends of a set must enclose every point that was asked for.
+"""Floating-point arithmetic: how much it may round, and ends that are rounded outwards.
 
-Rounded to nearest, `center - eps` and `center + eps` may both equal `center` (where `eps` is below
-half a spacing of `center`), and bounds on that set would say nothing about the requested radius.
+The ends of a set must enclose every point that was asked for. Rounded to nearest, `center - eps`
+and `center + eps` may both equal `center` (where `eps` is below half a spacing of `center`), and
+bounds on that set would say nothing about the requested radius.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import math
+from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +17,41 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from boundjax.numerics import float_info
+
+# What bounds hold for: `"nearest"`, the network in real arithmetic up to the rounding of the bounds
+# themselves; `"real"`, the network in real arithmetic; `"float32"`, also every execution of it in
+# the floating-point arithmetic of its inputs.
+Rounding: TypeAlias = Literal["nearest", "real", "float32"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """The facts of a floating-point format on which error bounds rest.
+
+    Attributes:
+      unit: half the spacing of the numbers from 1 to 2, the relative error of one operation.
+      underflow: the smallest normal number, which an operation that underflows may lose, since XLA
+        treats subnormal numbers as 0.
+    """
+
+    unit: float
+    underflow: float
+
+    @classmethod
+    def of(cls, dtype: Any) -> Arithmetic:
+        """That of a floating-point dtype."""
+        info = float_info(np.dtype(dtype))
+        return cls(float(info.eps) / 2, float(info.tiny))
+
+    def gamma(self, terms: float) -> float:
+        """The relative error of a sum of this many products, `[0, inf]`.
+
+        It is relative to the sum of the absolute values and holds for any order of summation, with
+        or without fused multiply-add. Four more terms pay for what XLA rewrites, such as `a / c` to
+        `a * (1 / c)`. Source: Higham 2002, "Accuracy and Stability of Numerical Algorithms", 3.1.
+        """
+        share = (terms + 4) * self.unit
+        return share / (1.0 - share) if share < 0.25 else math.inf
 
 
 def outward_ends(center: Array, radius: Array) -> tuple[Array, Array]:
