@@ -12,6 +12,7 @@ from .certification.memory import MemoryEstimate as MemoryEstimate
 from .certification.models import PureModel as PureModel
 from .onnx import from_onnx as from_onnx
 from .onnx.model import OnnxModel as OnnxModel
+from .ops import NoProofError as NoProofError
 from .ops import UnsupportedOpError as UnsupportedOpError
 from .ops import supported_ops as supported_ops
 from .precision import training_precision as training_precision

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from boundjax.sets.rounding import Rounding
 from boundjax.sets.threat import Threat
 
 
@@ -21,8 +22,9 @@ class Certificate:
       labels: int `[B]`; the classes `y` the certificate is about.
       threat: radius, norm and clip range that it holds for.
       method: which bounds were used.
-      arithmetic: which arithmetic it holds for: `"exact-real"`, the network with these weights in
-        real arithmetic, up to the rounding of the bound computation itself.
+      arithmetic: which arithmetic it holds for. `"nearest"`: the network with these weights in real
+        arithmetic, up to the rounding of the bound computation itself. `"real"`: that network,
+        without reservation. `"float32"`: also every execution of it in floating-point arithmetic.
     """
 
     verified: np.ndarray
@@ -30,7 +32,7 @@ class Certificate:
     labels: np.ndarray
     threat: Threat
     method: str
-    arithmetic: str = "exact-real"
+    arithmetic: Rounding = "nearest"
 
     def __str__(self) -> str:
         """One line that says what is certified."""

@@ -12,7 +12,9 @@ from jax.typing import ArrayLike
 from boundjax.certification.certificate import Certificate
 from boundjax.certification.memory import MemoryEstimate, available_bytes
 from boundjax.certification.presets import Method, Transform, name_of
+from boundjax.certification.proof import with_proof
 from boundjax.certification.request import Request
+from boundjax.sets.rounding import Rounding
 from boundjax.sets.threat import Threat
 from boundjax.typing import Device
 
@@ -26,6 +28,7 @@ def certify(
     norm: float = jnp.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     method: Method | Transform = "crown-ibp",
+    rounding: Rounding | None = None,
     batch_size: int | None = None,
     max_bytes: int | None = None,
     devices: Sequence[Device] | None = None,
@@ -51,6 +54,12 @@ def certify(
         `"lmt"` (Lipschitz constants alone), with provable bounds on spectral norms;
         or a transform such as `functools.partial(boundjax.linear, slopes="parallel")`, which turns
         a function of one example into a function `(input_set, specification) -> Interval`.
+      rounding: what the certificate is to hold for: `"real"`, the network in real arithmetic;
+        `"float32"`, also every execution of it in the floating-point arithmetic of `x`;
+        `"nearest"`, the network in real arithmetic up to the rounding of the bounds, which is what
+        bounds in training are. By default `"real"`, or with a warning `"nearest"` where an op or
+        the device has no proof. A transform states its own, as in
+        `functools.partial(boundjax.linear, rounding="real")`.
       batch_size: examples per compiled call, on all devices together; by default as many as fit.
         Results do not depend on it.
       max_bytes: the most memory that one call may take on a device (see `memory_estimate`); by
@@ -64,18 +73,27 @@ def certify(
 
     Raises:
       ValueError: for an empty batch, NaN inputs, a negative or NaN radius, labels out of range,
-        wrong shapes, fewer than two logits, a model that mixes examples, an unknown method,
-        weights without a spectral norm, or devices of another process.
+        wrong shapes, fewer than two logits, a model that mixes examples, an unknown method or
+        rounding, weights without a spectral norm, or devices of another process.
       TypeError: for a model that cannot be called, inputs that are neither float32 nor float64, or
         a transform that does not return an `Interval` (an `Estimate` is not a bound).
       MemoryError: before anything is computed, if a call does not fit; the message names a batch
         size that does.
       UnsupportedOpError: at an op that is not in `supported_ops()`.
+      NoProofError: if an op or the device has no proof for the `rounding` that was asked for.
     """
     threat = Threat(eps, norm, clip)
-    request = Request.check(model, x, threat, labels, method, batch_size, max_bytes, devices)
-    verified, margins = request.run(request.eps)
-    return Certificate(verified, margins, request.labels, threat, name_of(method))
+
+    def attempt(rounding: Rounding) -> Certificate:
+        request = Request.check(
+            model, x, threat, labels, method, rounding, batch_size, max_bytes, devices
+        )
+        verified, margins = request.run(request.eps)
+        return Certificate(
+            verified, margins, request.labels, threat, name_of(method), request.arithmetic
+        )
+
+    return with_proof(rounding, method, attempt)
 
 
 def memory_estimate(
@@ -85,6 +103,7 @@ def memory_estimate(
     *,
     norm: float = jnp.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
+    rounding: Rounding | None = None,
     batch_size: int | None = None,
     max_bytes: int | None = None,
     devices: Sequence[Device] | None = None,
@@ -95,19 +114,25 @@ def memory_estimate(
     largest peak of its methods.
 
     Args:
-      model, x, method, norm, clip, batch_size, max_bytes, devices: as for `certify`.
+      model, x, method, norm, clip, rounding, batch_size, max_bytes, devices: as for `certify`.
 
     Returns:
       A `MemoryEstimate`, for the batch size that `certify` would choose.
 
     Raises:
-      ValueError, TypeError, MemoryError, UnsupportedOpError: as `certify`.
+      ValueError, TypeError, MemoryError, UnsupportedOpError, NoProofError: as `certify`.
     """
     threat = Threat(0.0, norm, clip)
-    request = Request.check(model, x, threat, None, method, batch_size, max_bytes, devices)
-    plans = [request.plan(name) for name in request.methods]
-    largest = max(plans, key=lambda plan: plan.peak)
-    return MemoryEstimate(largest.peak, largest.batch_size, available_bytes(request.devices))
+
+    def attempt(rounding: Rounding) -> MemoryEstimate:
+        request = Request.check(
+            model, x, threat, None, method, rounding, batch_size, max_bytes, devices
+        )
+        plans = [request.plan(name) for name in request.methods]
+        largest = max(plans, key=lambda plan: plan.peak)
+        return MemoryEstimate(largest.peak, largest.batch_size, available_bytes(request.devices))
+
+    return with_proof(rounding, method, attempt)
 
 
 def certified_radius(
@@ -118,6 +143,7 @@ def certified_radius(
     norm: float = jnp.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     method: Method | Transform = "crown-ibp",
+    rounding: Rounding | None = None,
     eps_max: float = 1.0,
     steps: int = 12,
     batch_size: int | None = None,
@@ -127,7 +153,8 @@ def certified_radius(
     """The largest radius within which each example is certified, by bisection up to `eps_max`.
 
     Args:
-      model, x, labels, norm, clip, method, batch_size, max_bytes, devices: as for `certify`.
+      model, x, labels, norm, clip, method, rounding, batch_size, max_bytes, devices: as for
+        `certify`.
       eps_max: the largest radius to try, in the units of `x`.
       steps: number of halvings; the result is within `eps_max / 2 ** steps` of what the bounds can
         prove.
@@ -137,14 +164,26 @@ def certified_radius(
       misclassified examples.
 
     Raises:
-      ValueError, TypeError, UnsupportedOpError: as `certify`; ValueError for `steps < 1`.
+      ValueError, TypeError, UnsupportedOpError, NoProofError: as `certify`; ValueError also for
+        `steps < 1`.
     """
     if steps < 1:
         raise ValueError(f"steps must be >= 1, got {steps}")
     if np.ndim(eps_max) != 0:
         raise ValueError(f"eps_max must be a scalar, got shape {np.shape(eps_max)}")
     threat = Threat(eps_max, norm, clip)
-    request = Request.check(model, x, threat, labels, method, batch_size, max_bytes, devices)
+
+    def attempt(rounding: Rounding) -> np.ndarray:
+        request = Request.check(
+            model, x, threat, labels, method, rounding, batch_size, max_bytes, devices
+        )
+        return _largest_radii(request, steps)
+
+    return with_proof(rounding, method, attempt)
+
+
+def _largest_radii(request: Request, steps: int) -> np.ndarray:
+    """Bisects the radius of every example `[B]` between 0 and the radius of the request."""
     shape = (request.x.shape[0],) + (1,) * (request.x.ndim - 1)
     high = request.eps.reshape(shape[0], -1)[:, 0]
     certified, _ = request.run(high.reshape(shape))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from boundjax.certification.models import Apply, one_example
 from boundjax.precision import training_precision
 from boundjax.sets.ball import LpBall
 from boundjax.sets.interval import Interval
+from boundjax.sets.rounding import Rounding
 from boundjax.sets.threat import Threat
 from boundjax.slopes import optimized
 from boundjax.training.losses import robust_cross_entropy
@@ -29,12 +30,44 @@ from boundjax.transforms.specification import margin_specification
 from boundjax.typing import Jitted, PyTree
 
 
-def _preset(
-    options: LinearOptions,
-) -> Callable[[Callable[[Array], Array], int], Callable[..., Any]]:
-    def transform(function: Callable[[Array], Array], max_bytes: int) -> Callable[..., Any]:
-        preset: LinearOptions = {"sides": "lower", "max_bytes": max_bytes, **options}
+class Preset(Protocol):
+    """A sound method of `certify`."""
+
+    def __call__(
+        self, function: Callable[[Array], Array], max_bytes: int, rounding: Rounding = "nearest", /
+    ) -> Callable[..., Any]:
+        """Turns a function of one example into `(input_set, specification) -> Interval`.
+
+        Args:
+          function: the logits `[C]` of one example.
+          max_bytes: memory for the rows of intermediate bounds.
+          rounding: what the bounds hold for, see `boundjax.linear`.
+        """
+        ...
+
+
+def _preset(options: LinearOptions) -> Preset:
+    def transform(
+        function: Callable[[Array], Array], max_bytes: int, rounding: Rounding = "nearest", /
+    ) -> Callable[..., Any]:
+        common: LinearOptions = {"sides": "lower", "max_bytes": max_bytes, "rounding": rounding}
+        preset: LinearOptions = {**common, **options}
         return linear(function, **preset)
+
+    return transform
+
+
+def _interval(
+    function: Callable[[Array], Array], max_bytes: int, rounding: Rounding = "nearest", /
+) -> Callable[..., Any]:
+    return interval(function, rounding=rounding)
+
+
+def _lipschitz(box: bool) -> Preset:
+    def transform(
+        function: Callable[[Array], Array], max_bytes: int, rounding: Rounding = "nearest", /
+    ) -> Callable[..., Any]:
+        return lipschitz(function, box=box, rounding=rounding)
 
     return transform
 
@@ -60,12 +93,12 @@ LINEAR_OPTIONS: Mapping[str, LinearOptions] = {
     },
 }
 
-# Every sound method: name -> (function of one example, byte budget) -> bounds function.
-METHODS: Mapping[str, Callable[[Callable[[Array], Array], int], Callable[..., Any]]] = {
-    "interval": lambda f, max_bytes: interval(f),
+# Every sound method by name.
+METHODS: Mapping[str, Preset] = {
+    "interval": _interval,
     **{name: _preset(options) for name, options in LINEAR_OPTIONS.items()},
-    "lmt": lambda f, max_bytes: lipschitz(f, box=False),
-    "bcp": lambda f, max_bytes: lipschitz(f),
+    "lmt": _lipschitz(box=False),
+    "bcp": _lipschitz(box=True),
 }
 
 # Methods that use spectral norms.
@@ -118,17 +151,21 @@ def compiled_margins(
     max_bytes: int,
     one_by_one: bool,
     mesh: Mesh | None = None,
+    rounding: Rounding = "nearest",
 ) -> Jitted:
     """Compiles `(variables, threat, xs, eps, labels) -> margins [B, C]` for one method.
 
-    The devices of `mesh` divide the batch. `eps` replaces the radius of `threat`.
+    The devices of `mesh` divide the batch. `eps` replaces the radius of `threat`. A transform
+    rounds as it says itself.
     """
 
     @training_precision("highest")  # certificates ignore the caller's matmul precision
     def margins(variables: PyTree, threat: Threat, xs: Array, eps: Array, labels: Array) -> Array:
         function = one_example(apply, variables)
         transformed = (
-            METHODS[method](function, max_bytes) if isinstance(method, str) else method(function)
+            METHODS[method](function, max_bytes, rounding)
+            if isinstance(method, str)
+            else method(function)
         )
 
         def bounds(ball: LpBall, specification: Array) -> Interval:

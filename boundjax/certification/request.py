@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from boundjax.certification import independence, sharding
+from boundjax.certification import independence, proof, sharding
 from boundjax.certification.memory import available_bytes, peak_of, readable
 from boundjax.certification.models import Apply, PureModel, one_example
 from boundjax.certification.presets import (
@@ -32,8 +32,9 @@ from boundjax.certification.presets import (
     default_batch,
     name_of,
 )
-from boundjax.sets import rounding
+from boundjax.sets import rounding as rounding_of_sets
 from boundjax.sets.checks import require_array, require_finite
+from boundjax.sets.rounding import Rounding
 from boundjax.sets.threat import Threat
 from boundjax.tracing.jaxprs import program
 from boundjax.typing import Device, Jitted, PyTree
@@ -73,6 +74,7 @@ class Request:
       num_classes: how many logits there are.
       program: identifies what the model computes, see `boundjax.tracing.jaxprs.program`.
       method, batch_size, max_bytes: arguments of `certify`.
+      rounding: what bounds are to hold for, unless the method is a transform.
       plans: by method; a bisection runs each of them many times.
     """
 
@@ -86,6 +88,7 @@ class Request:
     num_classes: int
     program: Hashable
     method: Method | Transform
+    rounding: Rounding
     batch_size: int | None
     max_bytes: int | None
     plans: dict[Method | Transform, Plan] = dataclasses.field(
@@ -100,6 +103,7 @@ class Request:
         threat: Threat,
         labels: ArrayLike | None,
         method: Method | Transform,
+        rounding: Rounding,
         batch_size: int | None,
         max_bytes: int | None,
         devices: Sequence[Device] | None,
@@ -108,6 +112,7 @@ class Request:
 
         Raises:
           ValueError, TypeError: as `certify`.
+          NoProofError: if the device has no proof for this rounding.
         """
         if not callable(method) and method not in (*METHODS, BEST):
             raise ValueError(
@@ -129,6 +134,10 @@ class Request:
                 f"{examples.max()}"
             )
         mesh = sharding.mesh_of(devices, len(examples))
+        if rounding != "nearest":
+            proof.require_plain_sums(
+                jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+            )
         num_classes, key = _traced(pure, examples)
         request = cls(
             model=pure,
@@ -141,6 +150,7 @@ class Request:
             num_classes=num_classes,
             program=key,
             method=method,
+            rounding=rounding,
             batch_size=batch_size,
             max_bytes=max_bytes,
         )
@@ -192,6 +202,11 @@ class Request:
         if self.method != BEST:
             return (self.method,)
         return IN_BEST if self.threat.norm == np.inf else IN_BEST_OF_BALLS
+
+    @property
+    def arithmetic(self) -> Rounding:
+        """What the answers hold for."""
+        return proof.rounding_of(self.method) if callable(self.method) else self.rounding
 
     @property
     def devices(self) -> Sequence[Device] | None:
@@ -249,12 +264,12 @@ class Request:
         block = _BLOCK_BYTES if self.max_bytes is None else min(_BLOCK_BYTES, self.max_bytes)
         if not one_by_one:
             block = max(1, block // size)
-        key = (self.model.apply, method, self.num_classes, block, one_by_one, self.mesh)
+        options = (method, self.num_classes, block, one_by_one, self.mesh, self.rounding)
         # Compiled code of a custom transform is not cached: its options may change unseen.
         if isinstance(method, str):
-            margins = self._compile(compiled_margins, *key)
+            margins = self._compile(compiled_margins, self.model.apply, *options)
         else:
-            margins = compiled_margins(*key)
+            margins = compiled_margins(self.model.apply, *options)
         total = size * sharding.count(self.mesh)
         shapes = [((total, *a.shape[1:]), a.dtype) for a in (self.x, self.eps, self.labels)]
         batch = [sharding.parts(np.zeros(*shape), self.mesh) for shape in shapes]
@@ -335,7 +350,10 @@ def _rounded_outwards(threat: Threat, dtype: np.dtype[Any]) -> Threat:
     """
     clip = threat.clip
     if clip is not None:
-        clip = (-rounding.up(-np.asarray(clip[0]), dtype), rounding.up(clip[1], dtype))
+        clip = (
+            -rounding_of_sets.up(-np.asarray(clip[0]), dtype),
+            rounding_of_sets.up(clip[1], dtype),
+        )
     return Threat(0.0, float(threat.norm), clip, outward=True)
 
 
@@ -344,7 +362,7 @@ def _per_example(eps: ArrayLike, x: np.ndarray) -> np.ndarray:
 
     It is rounded up: 0.01 is no float32, and the nearest one is smaller.
     """
-    radius = rounding.up(eps, x.dtype)
+    radius = rounding_of_sets.up(eps, x.dtype)
     if radius.ndim == 0:
         return np.full((x.shape[0],) + (1,) * (x.ndim - 1), radius)
     if radius.shape == x.shape[:1]:

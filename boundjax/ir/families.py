@@ -14,7 +14,8 @@ An op belongs to a family; a transform has one rule per family and never asks fo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from jax import Array
 
 from boundjax.ir.node import Node, Op
 from boundjax.sets.interval import Interval
+from boundjax.sets.rounding import Arithmetic
 from boundjax.typing import PyTree
 from boundjax.windows import Frame, Windowed
 
@@ -53,6 +55,13 @@ class Planes(NamedTuple):
     lower_offset: Array
     upper_weights: PyTree
     upper_offset: Array
+
+
+class Error(NamedTuple):
+    """How far a computed value may be from the exact one: `absolute + relative |value|`."""
+
+    absolute: Array | float
+    relative: float
 
 
 class Position(Protocol):
@@ -106,6 +115,21 @@ class Structural(Op):
     local: Local | None = None
 
 
+def one(node: Node) -> int:
+    """The number of terms, or the reach, of an op that moves numbers one to one."""
+    return 1
+
+
+def copies(node: Node) -> int:
+    """The reach of an op that repeats its smallest operand evenly."""
+    smallest = min(math.prod(shape.shape) for shape in node.input_shapes)
+    return node.size // max(1, smallest)
+
+
+def _of_planes(node: Node) -> int:
+    return 8 + sum(math.prod(shape.shape) for shape in node.input_shapes)
+
+
 def _with_absolute_weights(node: Node, radius: Array) -> Array:
     return node.apply(radius, constants=jnp.abs)
 
@@ -152,6 +176,8 @@ class Scalar(Op):
     partial: bool = False
     pieces: bool = False
     jumps: bool = False
+    terms: Callable[[Node], int] = one
+    reach: Callable[[Node], int] = one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,6 +199,8 @@ class Extremum(Op):
     sign: int
     windows: Callable[..., Array]
     valid: Callable[[Node], Array | None] = lambda node: None
+    terms: Callable[[Node], int] = one
+    reach: Callable[[Node], int] = one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,12 +212,16 @@ class Joint(Op):
         operand (with boolean ends if the operand is boolean).
       planes: `(node, *intervals, position=) -> Planes`, from the same intervals; None if the value
         is boolean.
+      error: `(node, sizes, arithmetic) -> Error` of one evaluation, from the largest magnitudes of
+        its floating-point operands; None if nobody states it.
     """
 
     is_nonlinear: ClassVar[bool] = True
 
     image: Callable[..., Interval]
     planes: Callable[..., Planes] | None = None
+    error: Callable[[Node, Sequence[Array], Arithmetic], Error] | None = None
+    terms: Callable[[Node], int] = _of_planes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ appears as constant operands, so gradients with respect to weights simply flow.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -18,11 +19,23 @@ from jax import Array
 from jax.core import Tracer
 
 
+class NoProofError(NotImplementedError):
+    """Bounds were to hold in floating point, but nobody states how much something rounds."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Perturbed:
     """An operand that depends on the input: the index of the node that makes it."""
 
     index: int
+
+
+def _every_operand(node: Node) -> int:
+    return 1 + sum(math.prod(shape.shape) for shape in node.input_shapes)
+
+
+def _every_element(node: Node) -> int:
+    return node.size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +52,10 @@ class Op:
         operands' elements at the same place, and on no parameter but `y`.
       commutative: whether its two operands may be exchanged.
       moves_only: whether it only moves the elements of its one operand, perhaps to several places.
+      terms: for error bounds, the largest number of products or terms that an element of the value
+        sums; 1 if numbers are only moved or negated. Of a joint op: that an element of its planes
+        sums.
+      reach: the largest number of elements of the value that an element of an operand reaches.
     """
 
     name: str
@@ -48,6 +65,8 @@ class Op:
     elementwise: bool = False
     commutative: bool = False
     moves_only: bool = False
+    terms: Callable[[Node], int] = _every_operand
+    reach: Callable[[Node], int] = _every_element
 
     is_linear: ClassVar[bool] = False
     is_nonlinear: ClassVar[bool] = False

@@ -8,6 +8,7 @@ from boundjax.ir.families import Planes as Planes
 from boundjax.ir.families import Scalar as Scalar
 from boundjax.ir.families import Structural as Structural
 from boundjax.ir.families import Weighted as Weighted
+from boundjax.ir.node import NoProofError as NoProofError
 from boundjax.ir.node import Op as Op
 from boundjax.ir.table import UnsupportedOpError as UnsupportedOpError
 from boundjax.ir.table import all_ops as all_ops

@@ -7,13 +7,13 @@ integers and affine maps, so it is applied only to equations whose op is on the 
 from __future__ import annotations
 
 import math
-from typing import overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from boundjax.ir.families import Structural, Weighted, linear_op
+from boundjax.ir.families import Structural, Weighted, copies, linear_op, one
 from boundjax.ir.node import Node, Op
 from boundjax.ir.table import register
 from boundjax.ops import convolution, local, matmul
@@ -115,43 +115,65 @@ def _difference_signs(node: Node) -> tuple[int, ...]:
     return tuple(sign for sign, perturbed in signs if perturbed)
 
 
+def _two(node: Node) -> int:
+    return 2
+
+
+def _reduced(node: Node) -> int:
+    return math.prod(node.input_shapes[0].shape) // max(1, node.size)
+
+
+def _along_axis(node: Node) -> int:
+    return node.shape[node.params["axis"]]
+
+
 def _table() -> tuple[Op, ...]:
     any_constant = "any operands may be constant"
-    mixing = (
-        ("stack", any_constant),
-        ("tile", ""),
-        ("reduce_sum", "also mean, with a division"),
-        ("cumsum", ""),
-    )
-    same = {"moves": True, "local": local.ELEMENTWISE}
-    units = {"moves": True, "local": local.UNIT_AXES}
+    one_to_one: dict[str, Any] = {"terms": one, "reach": one}
+    same: dict[str, Any] = {"moves": True, "local": local.ELEMENTWISE, "reach": one}
+    units: dict[str, Any] = {"moves": True, "local": local.UNIT_AXES, "terms": one}
     return (
-        *(Structural(name=name, note=note) for name, note in mixing),
-        *(Structural(name=name, moves=True) for name in ("slice", "rev", "split", "unstack")),
-        Structural(name="concatenate", note=any_constant, local=local.CONCATENATED),
-        Structural(name="pad", note="interior and negative padding too", local=local.PADDED),
-        Structural(
-            name="reduce_window_sum", note="average pooling, with a division", local=local.POOLED
-        ),
-        Structural(name="transpose", moves=True, moves_only=True, local=local.PERMUTED),
-        Structural(name="broadcast_in_dim", moves_only=True, **units),
+        Structural(name="stack", note=any_constant, **one_to_one),
+        Structural(name="tile", terms=one, reach=copies),
+        Structural(name="reduce_sum", note="also mean, with a division", terms=_reduced, reach=one),
+        Structural(name="cumsum", terms=_along_axis, reach=_along_axis),
         *(
-            Structural(name=n, transpose=_reshape, moves_only=True, **units)
+            Structural(name=name, moves=True, **one_to_one)
+            for name in ("slice", "rev", "split", "unstack")
+        ),
+        Structural(name="concatenate", note=any_constant, local=local.CONCATENATED, **one_to_one),
+        Structural(
+            name="pad", note="interior and negative padding too", local=local.PADDED, **one_to_one
+        ),
+        Structural(
+            name="reduce_window_sum",
+            note="average pooling, with a division",
+            local=local.POOLED,
+            terms=local.window_size,
+            reach=local.window_size,
+        ),
+        Structural(
+            name="transpose", moves=True, moves_only=True, local=local.PERMUTED, **one_to_one
+        ),
+        Structural(name="broadcast_in_dim", moves_only=True, reach=copies, **units),
+        *(
+            Structural(name=n, transpose=_reshape, moves_only=True, reach=one, **units)
             for n in ("reshape", "squeeze")
         ),
         *(
-            Structural(name=n, transpose=_identity, moves_only=True, **same)
+            Structural(name=n, transpose=_identity, moves_only=True, terms=one, **same)
             for n in ("copy", "stop_gradient")
         ),
-        Structural(name="add_any", local=local.ELEMENTWISE),
-        Structural(name="add", elementwise=True, commutative=True, **same),
-        Structural(name="sub", elementwise=True, sign=_difference_signs, **same),
-        Structural(name="neg", elementwise=True, sign=lambda node: (-1,), **same),
+        Structural(name="add_any", local=local.ELEMENTWISE, terms=_two, reach=one),
+        Structural(name="add", elementwise=True, commutative=True, terms=_two, **same),
+        Structural(name="sub", elementwise=True, sign=_difference_signs, terms=_two, **same),
+        Structural(name="neg", elementwise=True, sign=lambda node: (-1,), terms=one, **same),
         Structural(
             name="convert_element_type",
             note="to the same dtype",
             accepts=_same_dtype,
             transpose=_identity,
+            terms=one,
             **same,
         ),
         Structural(
@@ -159,13 +181,17 @@ def _table() -> tuple[Op, ...]:
             note="with a constant predicate",
             elementwise=True,
             accepts=lambda node: not node.perturbed[0],
+            **one_to_one,
         ),
-        Structural(name="gather", note="with constant indices", accepts=_only_first),
-        Structural(name="dynamic_slice", note="with constant indices", accepts=_only_first),
+        Structural(name="gather", note="with constant indices", accepts=_only_first, terms=one),
+        Structural(
+            name="dynamic_slice", note="with constant indices", accepts=_only_first, **one_to_one
+        ),
         Structural(
             name="dynamic_update_slice",
             note="with constant indices",
             accepts=lambda node: not any(node.perturbed[2:]),
+            **one_to_one,
         ),
         Weighted(
             name="mul",
@@ -175,6 +201,8 @@ def _table() -> tuple[Op, ...]:
             commutative=True,
             diagonal=True,
             local=local.SCALED,
+            terms=one,
+            reach=copies,
         ),
         Weighted(
             name="div",
@@ -183,6 +211,8 @@ def _table() -> tuple[Op, ...]:
             accepts=_only_first,
             diagonal=True,
             local=local.SCALED,
+            terms=one,
+            reach=copies,
         ),
         Weighted(
             name="dot_general",
@@ -190,6 +220,8 @@ def _table() -> tuple[Op, ...]:
             accepts=lambda node: _exactly_one(node) and _is_number(node),
             transpose=_dense,
             magnitude=_dense_magnitude,
+            terms=matmul.contracted,
+            reach=matmul.reach_of_weights,
         ),
         Weighted(
             name="conv_general_dilated",
@@ -197,6 +229,8 @@ def _table() -> tuple[Op, ...]:
             accepts=lambda node: _only_first(node) and _is_number(node),
             transpose=convolution.pull_back,
             local=convolution.LOCAL,
+            terms=convolution.terms,
+            reach=convolution.reach,
         ),
     )
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from boundjax.ir.families import Loop, Structural, Weighted
+from boundjax.ir.families import Loop, Structural, Weighted, one
 from boundjax.ir.node import Node, Perturbed
 from boundjax.ir.table import register
 
@@ -60,6 +60,8 @@ register(
         note="x.at[...].set with constant indices",
         accepts=_constant_indices,
         transpose=_set_transpose,
+        terms=one,
+        reach=one,
     )
 )
 register(

@@ -55,6 +55,18 @@ def transposed_convolution(lowering: Literal["auto", "native", "subpixel"]) -> I
         _LOWERING.reset(token)
 
 
+def terms(node: Node) -> int:
+    """The number of products that an element of a convolution sums, away from the border."""
+    outputs = node.constants[0].shape[node.params["dimension_numbers"].rhs_spec[0]]
+    return node.constants[0].size // max(1, outputs)
+
+
+def reach(node: Node) -> int:
+    """The largest number of products in which an element of the operand may occur."""
+    inputs = node.constants[0].shape[node.params["dimension_numbers"].rhs_spec[1]]
+    return node.constants[0].size // max(1, inputs)
+
+
 def pull_back(node: Node, rows: Array) -> tuple[Array, ...]:
     """Pulls coefficients `[m, *node.shape]` back through a convolution, to `[m, *input.shape]`.
 

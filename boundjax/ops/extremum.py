@@ -15,10 +15,11 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from boundjax.ir.composite import composite
-from boundjax.ir.families import Expansion, Extremum, Lines
+from boundjax.ir.families import Expansion, Extremum, Lines, copies
 from boundjax.ir.node import Node
 from boundjax.ir.table import register
 from boundjax.ops import piecewise
+from boundjax.ops.local import window_size
 
 
 def window_lines(
@@ -215,6 +216,7 @@ for _name, _sign in (("max", 1), ("min", -1)):
             sign=_sign,
             windows=_pool_windows,
             valid=_pool_valid,
+            reach=window_size,
         )
     )
     register(Extremum(name=f"reduce_{_name}", sign=_sign, windows=_reduce_windows))
@@ -225,5 +227,6 @@ for _name, _sign in (("max", 1), ("min", -1)):
             sign=_sign,
             windows=_pair_windows,
             accepts=_both_perturbed,
+            reach=copies,
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,11 @@ from boundjax import windows
 from boundjax.ir.families import Local, Structural, linear_op
 from boundjax.ir.node import Node
 from boundjax.windows import Axis, Frame, Windowed
+
+
+def window_size(node: Node) -> int:
+    """The number of elements of a pooling window."""
+    return math.prod(node.params["window_dimensions"])
 
 
 def window_before(axis: Axis, full: int, stride: int, dilation: int, pad: int, taps: int) -> Axis:

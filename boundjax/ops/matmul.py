@@ -8,6 +8,7 @@ JAX itself does for convolutions, makes the product and its gradients plain matr
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Float
 
 from boundjax import precision
+from boundjax.ir.node import Node
 
 _primitive = Primitive("boundjax_rows_matmul")
 
@@ -26,6 +28,19 @@ _primitive = Primitive("boundjax_rows_matmul")
 # of parts for which this pays.
 _CACHED_BYTES = 2**21
 _WORTHWHILE_PARTS = 16
+
+
+def contracted(node: Node) -> int:
+    """The number of products that each element of a `dot_general` sums."""
+    contract, _ = node.params["dimension_numbers"]
+    first_perturbed = node.perturbed.index(True)
+    shape = node.input_shapes[0].shape
+    return math.prod(shape[axis] for axis in contract[first_perturbed])
+
+
+def reach_of_weights(node: Node) -> int:
+    """The number of products with constant weights in which an element of the operand occurs."""
+    return node.constants[0].size // max(1, contracted(node))
 
 
 def rows_matmul(rows: Float[Array, "m K"], weights: Float[Array, "K N"]) -> Float[Array, "m N"]:

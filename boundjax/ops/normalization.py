@@ -7,14 +7,14 @@ They occur as named composites: rewrites replace patterns in a traced function b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from boundjax.ir.families import Joint, Planes, Position
+from boundjax.ir.families import Error, Joint, Planes, Position
 from boundjax.ir.node import Node
 from boundjax.ir.table import register
 from boundjax.numerics import larger, signed_parts, smaller
@@ -28,6 +28,7 @@ from boundjax.ops.product import (
     unbounded,
 )
 from boundjax.sets.interval import Interval
+from boundjax.sets.rounding import Arithmetic
 
 
 def logsumexp(x: Array, axes: tuple[int, ...]) -> Array:
@@ -398,6 +399,27 @@ def _normalize_planes(node: Node, d: Interval, r: Interval, *, position: Positio
     )
 
 
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def _relative_error(node: Node, arithmetic: Arithmetic) -> float:
+    """Of a sum over the axes, and of the few functions around it, at 4 ulp each."""
+    shape = node.input_shapes[0].shape
+    count = math.prod(shape[axis] for axis in _axes(node, len(shape)))
+    return arithmetic.gamma(count + 32)
+
+
+def _logarithmic_error(node: Node, sizes: Sequence[Array], arithmetic: Arithmetic) -> Error:
+    """Differences from the largest element, whose error is relative to the elements' size."""
+    relative = _relative_error(node, arithmetic)
+    return Error(relative * jnp.max(sizes[0], initial=0.0), relative)
+
+
+def _normalize_error(node: Node, sizes: Sequence[Array], arithmetic: Arithmetic) -> Error:
+    """The planes rely on the exact relation of the operands, of which one is rounded."""
+    return Error(0.0, _relative_error(node, arithmetic))
+
+
 # --- the table ------------------------------------------------------------------------------------
 
 register(
@@ -406,6 +428,7 @@ register(
         note="of a perturbed array, over axes",
         image=_logsumexp_image,
         planes=_logsumexp_planes,
+        error=_logarithmic_error,
     )
 )
 register(
@@ -414,6 +437,7 @@ register(
         note="softmax is its exp",
         image=_log_softmax_image,
         planes=_log_softmax_planes,
+        error=_logarithmic_error,
     )
 )
 register(
@@ -423,5 +447,6 @@ register(
         accepts=lambda node: all(node.perturbed),
         image=_normalize_image,
         planes=_normalize_planes,
+        error=_normalize_error,
     )
 )

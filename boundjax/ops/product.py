@@ -21,17 +21,20 @@ parallel, so that a walk passes them once.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from boundjax import precision
-from boundjax.ir.families import Expansion, Joint, Planes, Position
+from boundjax.ir.families import Error, Expansion, Joint, Planes, Position, copies
 from boundjax.ir.node import Node
 from boundjax.ir.table import register
 from boundjax.numerics import larger
+from boundjax.ops import matmul
 from boundjax.sets.interval import Interval
+from boundjax.sets.rounding import Arithmetic
 
 # Offsets are moved outward by this many roundings of the largest term.
 _ULPS = 8.0
@@ -237,6 +240,12 @@ def _dot_planes(node: Node, x: Interval, y: Interval, *, position: Position) -> 
 # --- the table ------------------------------------------------------------------------------------
 
 
+def _dot_error(node: Node, sizes: Sequence[Array], arithmetic: Arithmetic) -> Error:
+    terms = matmul.contracted(node)
+    products = node.apply(*sizes) * (1.0 + 2.0 * arithmetic.gamma(terms))
+    return Error(arithmetic.gamma(terms + 4) * products, 0.0)
+
+
 def _both(node: Node) -> bool:
     return all(node.perturbed) and jnp.issubdtype(node.dtype, jnp.floating)
 
@@ -260,6 +269,9 @@ register(
         accepts=_both,
         image=_mul_image,
         planes=_mul_planes,
+        error=lambda node, sizes, arithmetic: Error(0.0, 4.0 * arithmetic.unit),
+        terms=lambda node: 8,
+        reach=copies,
     )
 )
 register(
@@ -269,5 +281,7 @@ register(
         accepts=_both,
         image=_dot_image,
         planes=_dot_planes,
+        error=_dot_error,
+        terms=lambda node: 3 * matmul.contracted(node) + 8,
     )
 )

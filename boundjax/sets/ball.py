@@ -69,6 +69,10 @@ class LpBall:
         """True for `p = inf`, with or without clip."""
         return self.p == jnp.inf
 
+    def outwards(self) -> LpBall:
+        """The same set, whose answers are rounded outwards."""
+        return dataclasses.replace(self, outward=True)
+
     def _radius(self) -> Array:
         center, eps = as_float(self.center), jnp.asarray(self.eps)
         # `__post_init__` cannot check this: a batch of balls that `vmap` returns has a scalar eps

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from boundjax.numerics import length
+from boundjax.sets import rounding
 from boundjax.sets.checks import as_float, concrete, first_index, require_array, require_finite
 from boundjax.sets.interval import Interval
 
@@ -49,6 +50,11 @@ class Box:
     def is_box(self) -> bool:
         """True: a box equals its interval."""
         return True
+
+    def outwards(self) -> Box:
+        """A box that contains this one, and whose middle and half-width are exact."""
+        lower = as_float(self.lower)
+        return Box(*rounding.with_exact_middle(lower, as_float(self.upper, lower)))
 
     def interval(self) -> Interval:
         """The box itself; NaN where an end is NaN or, under `jit`, `lower > upper`."""

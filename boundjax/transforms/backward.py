@@ -31,6 +31,7 @@ from boundjax.numerics import larger, signed_parts, smaller
 from boundjax.ops import affine, local, matmul
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
+from boundjax.transforms.errors import ErrorAnalysis
 from boundjax.typing import PyTree
 from boundjax.windows import Rows, Windowed
 
@@ -57,18 +58,43 @@ class PerRow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """Linear lower bounds, one function per row: `coefficients (x - x_ref) + constant`."""
+    """Linear lower bounds, one function per row: `coefficients (x - x_ref) + constant`.
+
+    Attributes:
+      coefficients: of the rows.
+      constant: `[m]`, already reduced by what rounding may have changed on the way.
+      errors: what rounding may do; None if bounds are not rounded.
+    """
 
     coefficients: Rows
     constant: Array
+    errors: ErrorAnalysis | None = None
 
     def least(self, input_set: InputSet) -> Array:
         """The smallest values `[m]` over the input set."""
-        rows = self.coefficients
+        rows, errors = self.coefficients, self.errors
         if not input_set.is_box:
-            return self.constant - jax.vmap(input_set.spread)(-windows.dense(rows))
-        sizes = windows.with_values(rows, jnp.abs(windows.values_of(rows)))
-        return self.constant - _contract(sizes, input_set.interval().radius)
+            spread = jax.vmap(input_set.spread)(-windows.dense(rows))
+        elif errors is None:
+            spread = _contract(_absolute(rows), input_set.interval().radius)
+        else:
+            deviation = errors.errors[0].deviation
+            gamma = errors.arithmetic.gamma(_count(rows))
+            spread = _contract(_absolute(rows), deviation) * (1.0 + 2.0 * gamma)
+        least = self.constant - spread
+        return least if errors is None else errors.outward(Interval(least, least)).lower
+
+    def in_input(self, reference: Array) -> tuple[Array, Array]:
+        """Coefficients `[m, *input]` and biases `[m]` of these functions of the input itself."""
+        coefficients = windows.dense(self.coefficients)
+        axes = tuple(range(1, coefficients.ndim))
+        bias = self.constant - jnp.sum(coefficients * reference[None], axis=axes)
+        if self.errors is not None:
+            gamma = self.errors.arithmetic.gamma(_count(coefficients) + 2)
+            terms = jnp.sum(jnp.abs(coefficients * reference[None]), axis=axes)
+            by = gamma * (terms + jnp.abs(self.constant)) * (1.0 + 2.0 * gamma)
+            bias = self.errors.outward(Interval(bias, bias), by).lower
+        return coefficients, bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +115,11 @@ class Result:
 
     def in_input(self, reference: Array) -> LinearBounds:
         """The bounds as linear functions of the input itself; `reference` is the input's."""
-
-        def function(side: Side) -> tuple[Array, Array]:
-            coefficients = windows.dense(side.coefficients)
-            axes = tuple(range(1, coefficients.ndim))
-            return coefficients, side.constant - jnp.sum(coefficients * reference[None], axis=axes)
-
         lower = upper = (None, None)
         if self.below is not None:
-            lower = function(self.below)
+            lower = self.below.in_input(reference)
         if self.above is not None:
-            coefficients, bias = function(self.above)
+            coefficients, bias = self.above.in_input(reference)
             upper = (-coefficients, -bias)
         return LinearBounds(*lower, *upper)
 
@@ -127,6 +147,7 @@ def pull_back(
     starts: Mapping[int, Rows],
     lines_of: Callable[[Node, Rows], Lines | Planes | PerRow],
     sides: Sides,
+    errors: ErrorAnalysis | None = None,
 ) -> Result:
     """Linear bounds in the input of `sum_i <starts[i]_k, value of node i>`.
 
@@ -139,6 +160,8 @@ def pull_back(
         a leading axis, 1 or one entry per row (after doubling, for both sides). Lines on the rows'
         windows only are given as `PerRow`.
       sides: which bounds are wanted.
+      errors: what rounding may do, which has moved the relaxations; the rest of it is subtracted
+        from the bounds. None leaves the bounds as they are.
     """
     sign = -1.0 if sides == "upper" else 1.0
     pending = {
@@ -147,6 +170,10 @@ def pull_back(
     }
     constants = [_at_reference(rows, references[index]) for index, rows in pending.items()]
     constant = sum(constants[1:], constants[0])
+    loss: Array | float = 0.0
+    if errors is not None:
+        losses = [_loss_at_start(rows, index, errors) for index, rows in pending.items()]
+        loss = sum(losses[1:], losses[0])
     doubled = False
     for node in reversed(graph.nodes[1:]):
         rows = pending.pop(node.index, None)
@@ -175,15 +202,37 @@ def pull_back(
     coefficients = pending.get(0)
     if coefficients is None:
         coefficients = jnp.zeros((constant.shape[0], *graph.nodes[0].shape), constant.dtype)
+
+    def side(coefficients: Rows, constant: Array) -> Side:
+        return Side(coefficients, constant if errors is None else constant - loss, errors)
+
     if sides == "lower":
-        return Result(Side(coefficients, constant), None)
+        return Result(side(coefficients, constant), None)
     if sides == "upper":
-        return Result(None, Side(coefficients, constant))
+        return Result(None, side(coefficients, constant))
     if not doubled:
-        return Result(Side(coefficients, constant), Side(windows.negative(coefficients), -constant))
+        return Result(side(coefficients, constant), side(windows.negative(coefficients), -constant))
     below, above = windows.halves(coefficients)
     count = len(constant) // 2
-    return Result(Side(below, constant[:count]), Side(above, constant[count:]))
+    return Result(side(below, constant[:count]), side(above, constant[count:]))
+
+
+def _loss_at_start(rows: Rows, index: int, errors: ErrorAnalysis) -> Array:
+    """What rounding may take from rows `[m]` before they meet a nonlinear node."""
+    count = _count(rows)
+    factor = errors.more + 2.0 * errors.arithmetic.gamma(count)
+    # Twice the rounding of the constant from which it is subtracted.
+    loss = _contract(_absolute(rows), errors.of_rows(index, count + 4)) * factor
+    return loss + errors.of_underflow(index)
+
+
+def _absolute(rows: Rows) -> Rows:
+    return windows.with_values(rows, jnp.abs(windows.values_of(rows)))
+
+
+def _count(rows: Rows) -> int:
+    """The number of coefficients of a row."""
+    return math.prod(windows.values_of(rows).shape[1:])
 
 
 def _contract(rows: Rows, value: Array) -> Array:
@@ -317,14 +366,20 @@ def _relax_planes(
     return tuple(next(remaining) if f else None for f in floating), constant
 
 
-def intersect(first: Interval, second: Interval) -> Interval:
+def intersect(first: Interval, second: Interval, crossing: bool = True) -> Interval:
     """The tighter of two valid bounds at each end.
 
-    Ends that cross by rounding are exchanged. Two intervals that contradict each other show that a
-    bound is wrong; both ends are then NaN, which never certifies.
+    Two intervals that contradict each other show that a bound is wrong or that the set is empty;
+    both ends are then NaN, which never certifies.
+
+    Args:
+      first, second: the bounds.
+      crossing: whether ends may cross by rounding; they are then exchanged.
     """
     lower = larger(first.lower, second.lower)
     upper = smaller(first.upper, second.upper)
+    if not crossing:
+        return poisoned(Interval(jnp.where(lower > upper, jnp.nan, lower), upper))
     size = functools.reduce(jnp.maximum, [jnp.abs(end) for end in (*first, *second)])
     contradiction = lower - upper > 1e-3 * (1.0 + size)
     lower, upper = smaller(lower, upper), larger(lower, upper)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import Array
 
-from boundjax.ir.families import Weighted
+from boundjax.ir.families import Weighted, linear_op
 from boundjax.ir.node import Node
 from boundjax.numerics import larger, length, quick_larger, quick_smaller, smaller
 from boundjax.ops import matmul
 from boundjax.ops import norms as norms_of
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
+from boundjax.sets.rounding import Arithmetic
 
 
 def enclosing_ball(input_set: InputSet) -> tuple[Array, Array]:
@@ -29,10 +31,24 @@ def enclosing_ball(input_set: InputSet) -> tuple[Array, Array]:
     return interval.middle, length(interval.radius)
 
 
-def cut(node: Node, box: Interval, center: Array, radii: Sequence[Array]) -> Interval:
+def cut(
+    node: Node,
+    box: Interval,
+    center: Array,
+    radii: Sequence[Array],
+    arithmetic: Arithmetic | None = None,
+) -> Interval:
     """The box of a linear op, cut with the box around the image of the balls (BCP, eq. 5).
 
     For an op that does not mix elements the cut would change nothing.
+
+    Args:
+      node: the linear op.
+      box: its box.
+      center: the image of the balls' centers.
+      radii: of the balls, scalars, one per perturbed operand.
+      arithmetic: charges the rounding of the rows' norms, but not that of `center`; None charges
+        nothing.
     """
     if not norms_of.mixes(node):
         return box
@@ -41,6 +57,11 @@ def cut(node: Node, box: Interval, center: Array, radii: Sequence[Array]) -> Int
         # A matrix product, so that sums of its gradients over a batch are matrix products, too.
         product = matmul.rows_matmul(radius.reshape(1, 1), rows.reshape(1, -1))
         reach = reach + product.reshape(node.shape)
+    if arithmetic is not None:
+        terms = linear_op(node).terms(node)
+        # Squares of tiny weights underflow.
+        underflow = math.sqrt(2.0 * arithmetic.underflow * terms) * sum(radii[1:], radii[0])
+        reach = (reach + underflow) * (1.0 + 2.0 * arithmetic.gamma(terms + 16))
     # After a concatenation or its like, box and ball are equal up to rounding, see `larger`.
     ties = not isinstance(node.op, Weighted)
     most, least = (larger, smaller) if ties else (quick_larger, quick_smaller)
@@ -56,9 +77,16 @@ class FirstLayers:
     exact for a ball of p = 2. A box around the ball would give l1 norms.
     """
 
-    def __init__(self, input_set: InputSet) -> None:
+    def __init__(self, input_set: InputSet, arithmetic: Arithmetic | None = None) -> None:
+        """Begins at the input; `arithmetic` as of `cut`."""
+        self._arithmetic = arithmetic
         # For a box the intervals say everything.
         self._balls = {} if input_set.is_box else {0: enclosing_ball(input_set)}
+        self._inside = jnp.asarray(True)
+        if self._balls and arithmetic is not None:
+            # The walk charges rounding by the size of values, which need not cover this center.
+            center, interval = self._balls[0][0], input_set.interval()
+            self._inside = jnp.all((interval.lower <= center) & (center <= interval.upper))
 
     def cut(self, node: Node, box: Interval) -> Interval:
         """Cuts the box of a node's value if the node is a first layer; call it in graph order."""
@@ -67,5 +95,12 @@ class FirstLayers:
         centers, radii = zip(*(self._balls[i] for i in node.inputs), strict=True)
         center = node.apply(*centers)
         if not norms_of.has_spectrum(node.op):
-            self._balls[node.index] = center, norms_of.radius(node, radii, None)
-        return cut(node, box, center, radii)
+            radius = norms_of.radius(node, radii, None)
+            if self._arithmetic is not None:
+                terms = max(linear_op(node).terms(node), linear_op(node).reach(node))
+                radius = radius * (1.0 + 2.0 * self._arithmetic.gamma(terms + 16))
+            self._balls[node.index] = center, radius
+        around = cut(node, box, center, radii, self._arithmetic)
+        if self._arithmetic is None:
+            return around
+        return Interval(*(jnp.where(self._inside, *ends) for ends in zip(around, box, strict=True)))

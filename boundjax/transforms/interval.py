@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, get_args, overload
 
 import chex
 import jax
@@ -11,14 +11,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from boundjax.ir.families import Extremum, Joint, Lines, Loop, Scalar, Structural, Weighted
-from boundjax.ir.node import Graph, Node, Perturbed
+from boundjax.ir.node import Graph, Node, NoProofError, Perturbed
+from boundjax.numerics import materialized
 from boundjax.ops import affine, domain
 from boundjax.sets.checks import require_input_set
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
+from boundjax.sets.rounding import Rounding
 from boundjax.tracing.trace import trace, trace_body
-from boundjax.transforms import backward
+from boundjax.transforms import backward, outward
 from boundjax.transforms.balls import FirstLayers
+from boundjax.transforms.errors import ErrorAnalysis, require_stated
 from boundjax.transforms.signatures import ArrayFunction, BoundsFunction, TreeFunction
 from boundjax.windows import Rows
 
@@ -26,10 +29,19 @@ from boundjax.windows import Rows
 PreActivations: TypeAlias = dict[str, Interval]
 
 
-def propagate(node: Node, operands: tuple[Interval, ...], center: Array | None = None) -> Interval:
+def propagate(
+    node: Node,
+    operands: tuple[Interval, ...],
+    center: Array | None = None,
+    rounding: Rounding = "nearest",
+) -> Interval:
     """The interval of a node from those of its perturbed operands (Gowal et al. 2018).
 
-    `center` is the image of the operand's middle under a weighted op, if the caller has it already.
+    Args:
+      node: the node.
+      operands: the intervals of its perturbed operands.
+      center: the image of the operand's middle under a weighted op, if the caller has it already.
+      rounding: what the steps of a loop are enclosed for; the other ops leave it to the caller.
     """
     lower, upper = zip(*operands, strict=True)
     match node.op:
@@ -55,11 +67,11 @@ def propagate(node: Node, operands: tuple[Interval, ...], center: Array | None =
         case Joint():
             return node.op.image(node, *operands)
         case Loop():
-            return _loop(node, operands)
+            return _loop(node, operands, rounding)
     raise AssertionError(f"no interval rule for {type(node.op).__name__}")
 
 
-def _loop(node: Node, operands: tuple[Interval, ...]) -> Interval:
+def _loop(node: Node, operands: tuple[Interval, ...], rounding: Rounding) -> Interval:
     """Scans the interval step of a loop's body.
 
     The bounds equal those of the unrolled loop. An interval that holds for all steps at once (an
@@ -81,8 +93,14 @@ def _loop(node: Node, operands: tuple[Interval, ...]) -> Interval:
             for a in arguments
         ]
         nodes, outputs = trace_body(loop.scan.body, shapes)
-        for inner in nodes[len(intervals) :]:
-            intervals.append(propagate(inner, tuple(intervals[i] for i in inner.inputs)))
+        if rounding == "nearest":
+            for inner in nodes[len(intervals) :]:
+                intervals.append(propagate(inner, tuple(intervals[i] for i in inner.inputs)))
+        else:
+            sweep = Sweep(nodes, intervals, ErrorAnalysis(nodes, rounding))
+            for inner in nodes[len(intervals) :]:
+                sweep.advance(inner)
+            intervals = sweep.intervals
         results = [intervals[o.index] if isinstance(o, Perturbed) else o for o in outputs]
         next_carry = [
             _as_interval(new) if isinstance(old, Interval) else new
@@ -111,6 +129,114 @@ def _as_interval(value: Any) -> Interval:
 def _strong(carry: list[Any]) -> list[Any]:
     """Removes weak types, since a scan requires that they stay the same from step to step."""
     return jax.tree.map(lambda v: jax.lax.convert_element_type(v, jnp.result_type(v)), carry)
+
+
+def _middle(interval: Interval) -> Array:
+    """The middle; any value of a predicate, which no coefficient reaches."""
+    floating = jnp.issubdtype(interval.lower.dtype, jnp.floating)
+    return interval.middle if floating else interval.lower
+
+
+def _rounding_of(errors: ErrorAnalysis | None) -> Rounding:
+    return "nearest" if errors is None else errors.rounding
+
+
+class Sweep:
+    """Intervals and references of the nodes of a graph, which it visits once, in order.
+
+    Attributes:
+      intervals: of the nodes so far.
+      references: of the nodes so far, see `backward`.
+      radii: index of an affine node -> half the width of its interval before any intersection.
+      errors: what rounding may do to the values; None under `"nearest"`.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        inputs: Sequence[Interval],
+        errors: ErrorAnalysis | None,
+        *,
+        first: FirstLayers | None = None,
+        keep: Callable[[Interval], Interval] = lambda interval: interval,
+    ) -> None:
+        """Begins with the intervals of the inputs, the first nodes.
+
+        Args:
+          nodes: those of the graph.
+          inputs: the intervals of the first nodes.
+          errors: an analysis of these nodes; the sweep records all nodes in it.
+          first: cuts the intervals of first layers.
+          keep: applied to the interval of every nonlinear node.
+        """
+        self.intervals = list(inputs)
+        self.references = [_middle(interval) for interval in inputs]
+        self.radii: dict[int, Array] = {}
+        self.errors = errors
+        self._rounding: Rounding = _rounding_of(errors)
+        self._first, self._keep = first, keep
+        # Nodes whose reference is the middle of their interval. Its image is the next reference and
+        # the center of the next interval; computed once, it is also differentiated once.
+        self._centered = set(range(len(inputs)))
+        for node, interval, reference in zip(nodes, inputs, self.references, strict=False):
+            if errors is not None and jnp.issubdtype(node.dtype, jnp.floating):
+                errors.record(node, interval, reference)
+
+    def advance(self, node: Node) -> None:
+        """Appends the interval and the reference of the next node."""
+        operands = tuple(self.intervals[i] for i in node.inputs)
+        floating = jnp.issubdtype(node.dtype, jnp.floating)
+        errors = self.errors if floating else None
+        center = None
+        if node.is_linear:
+            backward.extend_references(self.references, node, None)
+            if self._centered.issuperset(node.inputs):
+                center = self.references[-1]
+        if (
+            errors is not None
+            and self._first is None
+            and isinstance(node.op, Weighted)
+            and not node.op.diagonal
+        ):
+            image = node.apply(operands[0].middle) if center is None else center
+            interval = errors.enclose_product(node, operands[0], image)
+        else:
+            interval = propagate(node, operands, center, self._rounding)
+            interval = interval if self._first is None else self._first.cut(node, interval)
+            interval = interval if errors is None else errors.enclose(node, interval)
+        if not node.is_linear:
+            interval = self._keep(interval)
+            backward.extend_references(self.references, node, interval)
+        self.intervals.append(interval)
+        if errors is not None:
+            errors.record(node, interval, self.references[-1])
+        if node.is_linear and floating:
+            self.radii[node.index] = interval.radius
+        # Over other sets than boxes the intervals of first layers are cut around another center.
+        if floating and (not node.is_linear or (center is not None and self._first is None)):
+            self._centered.add(node.index)
+
+    def replace(self, node: Node, interval: Interval) -> None:
+        """Replaces a node's interval by a tighter one."""
+        if interval is self.intervals[node.index]:
+            return
+        self.intervals[node.index] = interval
+        self._centered.discard(node.index)
+        if self.errors is not None:
+            self.errors.record(node, interval, self.references[node.index])
+
+
+def sweep_of(
+    graph: Graph, input_set: InputSet, errors: ErrorAnalysis | None, reused: bool = False
+) -> Sweep:
+    """A sweep at the beginning of a graph; `reused` if many walks will use its intervals."""
+    arithmetic = None if errors is None else errors.arithmetic
+    first = None if input_set.is_box else FirstLayers(input_set, arithmetic)
+    keep = materialized if reused else lambda interval: interval
+    whole = input_set.interval()
+    # Rounding the ends of a set takes long formulas, which every use would repeat.
+    whole = whole if errors is None else materialized(whole)
+    return Sweep(graph.nodes, [whole], errors, first=first, keep=keep)
 
 
 def forward(graph: Graph, input_set: InputSet) -> list[Interval]:
@@ -144,6 +270,7 @@ def merged(
     references: Sequence[Array],
     starts: Mapping[int, Array],
     constant: Array,
+    errors: ErrorAnalysis | None = None,
 ) -> Interval:
     """Interval bounds `[m]` of a specification, merged with the affine layers before it.
 
@@ -153,9 +280,10 @@ def merged(
 
     def lines_of(node: Node, rows: Rows) -> Lines:
         sources, target = [references[i][None] for i in node.inputs], references[node.index][None]
-        return backward.around(node, constant_lines(node, intervals), sources, target)
+        lines = backward.around(node, constant_lines(node, intervals), sources, target)
+        return lines if errors is None else outward.lines(errors, node, lines)
 
-    result = backward.pull_back(graph, references, starts, lines_of, "both")
+    result = backward.pull_back(graph, references, starts, lines_of, "both", errors)
     lower, upper = result.concretize(input_set)
     assert lower is not None, "both sides were asked for"
     assert upper is not None, "both sides were asked for"
@@ -204,6 +332,46 @@ def node_of_output(graph: Graph) -> Node:
     return graph.nodes[perturbed[0].index]
 
 
+def require_rounding(rounding: str) -> None:
+    """Checks the name of a rounding mode.
+
+    Raises:
+      ValueError: for another name.
+    """
+    if rounding not in get_args(Rounding):
+        raise ValueError(
+            f"rounding must be one of {', '.join(get_args(Rounding))}, got {rounding!r}"
+        )
+
+
+def problem(
+    function: Callable[[Array], Any], input_set: InputSet, rounding: Rounding
+) -> tuple[Graph, InputSet]:
+    """The graph and the set to bound; the set rounds outwards unless `rounding` is `"nearest"`.
+
+    Raises:
+      TypeError: for anything that is not an input set, or a custom one that does not round.
+      UnsupportedOpError, NoProofError: as `trace`.
+    """
+    example = example_of(input_set)
+    if rounding == "nearest":
+        return trace(function, example), input_set
+    graph = trace(function, example)
+    require_stated(graph.nodes)
+    if not all(isinstance(output, Perturbed) for output in graph.outputs):
+        raise NoProofError(
+            "nobody bounds the rounding of an output that does not depend on the input; leave it "
+            "out, or take rounding='nearest'"
+        )
+    outwards = getattr(input_set, "outwards", None)
+    if outwards is None:
+        raise TypeError(
+            f"a rounded bound needs a set with a method outwards(), whose answers are rounded "
+            f"outwards, got {type(input_set).__name__}; take rounding='nearest'"
+        )
+    return graph, outwards()
+
+
 _INTERVAL_OF_A_SET = "the interval() of an input set must have two ends of one shape"
 
 
@@ -224,34 +392,37 @@ def example_of(input_set: InputSet) -> Array:
 
 @overload
 def interval(
-    function: ArrayFunction, *, has_aux: Literal[False] = False
+    function: ArrayFunction, *, rounding: Rounding = "nearest", has_aux: Literal[False] = False
 ) -> BoundsFunction[Interval, Interval]: ...
 
 
 @overload
 def interval(
-    function: TreeFunction, *, has_aux: Literal[False] = False
+    function: TreeFunction, *, rounding: Rounding = "nearest", has_aux: Literal[False] = False
 ) -> BoundsFunction[Any, Interval]: ...
 
 
 @overload
 def interval(
-    function: ArrayFunction, *, has_aux: Literal[True]
+    function: ArrayFunction, *, rounding: Rounding = "nearest", has_aux: Literal[True]
 ) -> BoundsFunction[tuple[Interval, PreActivations], tuple[Interval, PreActivations]]: ...
 
 
 @overload
 def interval(
-    function: TreeFunction, *, has_aux: Literal[True]
+    function: TreeFunction, *, rounding: Rounding = "nearest", has_aux: Literal[True]
 ) -> BoundsFunction[tuple[Any, PreActivations], tuple[Interval, PreActivations]]: ...
 
 
-def interval(function: TreeFunction, *, has_aux: bool = False) -> BoundsFunction[Any, Any]:
+def interval(
+    function: TreeFunction, *, rounding: Rounding = "nearest", has_aux: bool = False
+) -> BoundsFunction[Any, Any]:
     """Turns a function of one example into a function from an input set to interval bounds.
 
     Args:
       function: any JAX function of one array, `f(x) -> pytree of arrays`; it may close over
         weights.
+      rounding: what the bounds hold for, see `linear`.
       has_aux: also return the pre-activation bounds, `{label: Interval}`.
 
     Returns:
@@ -262,14 +433,24 @@ def interval(function: TreeFunction, *, has_aux: bool = False) -> BoundsFunction
 
     Raises:
       UnsupportedOpError: at an op that is not in `supported_ops()`.
-      ValueError: for a specification that does not fit the output.
+      NoProofError: at an op whose rounding nobody states, unless `rounding` is `"nearest"`.
+      ValueError: for a specification that does not fit the output, or an unknown `rounding`.
 
     Source: Gowal et al. 2018, "On the Effectiveness of Interval Bound Propagation".
     """
+    require_rounding(rounding)
 
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
-        graph = trace(function, example_of(input_set))
-        intervals = forward(graph, input_set)
+        graph, input_set = problem(function, input_set, rounding)
+        errors, references = None, None
+        if rounding == "nearest":
+            intervals = forward(graph, input_set)
+        else:
+            errors = ErrorAnalysis(graph.nodes, rounding)
+            sweep = sweep_of(graph, input_set, errors)
+            for node in graph.nodes[1:]:
+                sweep.advance(node)
+            intervals, references = sweep.intervals, sweep.references
         if specification is None:
             leaves = [
                 backward.poisoned(intervals[o.index])
@@ -280,8 +461,9 @@ def interval(function: TreeFunction, *, has_aux: bool = False) -> BoundsFunction
             result = jax.tree.unflatten(graph.output_tree, leaves)
         else:
             starts, constant = starts_of(graph, specification)
-            references = references_of(graph, intervals)
-            result = merged(graph, input_set, intervals, references, starts, constant)
+            if references is None:
+                references = references_of(graph, intervals)
+            result = merged(graph, input_set, intervals, references, starts, constant, errors)
         return (result, pre_activations(graph, intervals)) if has_aux else result
 
     return bounds

@@ -25,9 +25,8 @@ from boundjax import slopes as slope_policies
 from boundjax.ir.node import Node, Perturbed
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
+from boundjax.sets.rounding import Rounding
 from boundjax.slopes import Optimized, Slopes
-from boundjax.tracing.trace import trace
-from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.backward import LinearBounds, Sides
 from boundjax.transforms.forward import Forward
@@ -53,6 +52,7 @@ class LinearOptions(TypedDict, total=False):
     intersect: bool
     max_rows: int | None
     max_bytes: int
+    rounding: Rounding
 
 
 class RelaxOptions(LinearOptions, total=False):
@@ -116,6 +116,7 @@ def linear(
     intersect: bool = True,
     max_rows: int | None = None,
     max_bytes: int = 2**30,
+    rounding: Rounding = "nearest",
     has_aux: bool = False,
 ) -> BoundsFunction[Any, Any]:
     """Turns a function of one example into a function from an input set to linear bounds.
@@ -138,6 +139,9 @@ def linear(
         intervals; the others keep their interval bounds. It saves work under `vmap` and `grad`.
         Elsewhere the rows of units that affect no relaxation (stable ReLUs) are skipped anyway.
       max_bytes: memory for the rows of one block of intermediate linear bounds, for one example.
+      rounding: what the bounds hold for: `"nearest"`, the function in real arithmetic up to the
+        rounding of the bounds themselves; `"real"`, the function in real arithmetic;
+        `"float32"`, also every execution of it in floating-point arithmetic (docs/soundness.md).
       has_aux: also return `Auxiliary`; needs a single output array.
 
     Returns:
@@ -147,6 +151,7 @@ def linear(
 
     Raises:
       UnsupportedOpError: at an op that is not in `supported_ops()`.
+      NoProofError: at an op whose rounding nobody states, unless `rounding` is `"nearest"`.
       ValueError: for an unknown option, or a specification that does not fit the output.
 
     Source: Zhang et al. 2018 (CROWN), Zhang et al. 2020 (CROWN-IBP), Wong & Kolter 2018 (CAP).
@@ -159,6 +164,7 @@ def linear(
         intersect=intersect,
         max_rows=max_rows,
         max_bytes=max_bytes,
+        rounding=rounding,
     )
 
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
@@ -185,6 +191,14 @@ class Relaxation(Generic[OutputBounds]):
     def pre_activations(self) -> dict[str, Interval]:
         """Bounds on the inputs of the nonlinear ops, by label."""
         return intervals_of.pre_activations(self.walk.graph, self.walk.intervals)
+
+    def largest_output(self) -> Array:
+        """The largest magnitude of each element of the one output array, by intervals."""
+        (output,) = self.walk.graph.outputs
+        if not isinstance(output, Perturbed):
+            return jnp.abs(output)
+        lower, upper = self.walk.intervals[output.index]
+        return jnp.maximum(jnp.abs(lower), jnp.abs(upper))
 
     def interval(self, specification: Specification) -> Interval:
         """Interval bounds `[m]` of `<specification_k, f(x)>`, from the pre-activation bounds."""
@@ -277,11 +291,13 @@ def relax(
     known: Mapping[str, Interval] | None = None,
     max_rows: int | None = None,
     max_bytes: int = 2**30,
+    rounding: Rounding = "nearest",
 ) -> Callable[[InputSet], Relaxation[Any]]:
     """Like `linear`, but bounds the pre-activations once for several specifications.
 
     Args:
-      function, slopes, intermediate, sides, intersect, max_rows, max_bytes: as for `linear`.
+      function, slopes, intermediate, sides, intersect, max_rows, max_bytes, rounding: as for
+        `linear`.
       known: bounds on pre-activations from elsewhere, by the labels of `pre_activations`; the
         result holds for the part of the input set on which they do. They are intersected with the
         computed bounds; a contradiction is an error, or NaN under `jit`. Bounds on predicates are
@@ -293,8 +309,8 @@ def relax(
       it is differentiated once for all its specifications.
 
     Raises:
-      UnsupportedOpError, ValueError: as `linear`; ValueError also for known bounds that have
-        another shape or contradict the computed bounds.
+      UnsupportedOpError, NoProofError, ValueError: as `linear`; ValueError also for known bounds
+        that have another shape or contradict the computed bounds.
       KeyError: for known bounds whose label belongs to no op.
     """
     optimized = slopes if isinstance(slopes, Optimized) else None
@@ -308,6 +324,7 @@ def relax(
         raise ValueError(f"max_rows must be at least 1 or None, got {max_rows}")
     if max_bytes <= 0:
         raise ValueError(f"max_bytes must be positive, got {max_bytes}")
+    intervals_of.require_rounding(rounding)
     if optimized is not None and optimized.optimize_intermediate and intermediate != "linear":
         raise ValueError(
             "optimize_intermediate needs intermediate='linear', got "
@@ -315,7 +332,7 @@ def relax(
         )
 
     def relaxed(input_set: InputSet) -> Relaxation[Any]:
-        graph = trace(function, intervals_of.example_of(input_set))
+        graph, input_set = intervals_of.problem(function, input_set, rounding)
         if isinstance(start, Mapping):
             slope_policies.require_known(start, graph.nonlinear_labels)
         walk = Walk(
@@ -329,6 +346,7 @@ def relax(
             known=known,
             max_rows=max_rows,
             max_bytes=max_bytes,
+            rounding=rounding,
         )
         return Relaxation(walk, sides)
 
@@ -392,8 +410,8 @@ def _specification(
     )
     if seen is not None:
         # Another iterate may have been better for some rows. It is sound, and no gradient flows.
-        bounds = backward.intersect(bounds, seen)
-    return backward.intersect(merged, bounds), aux
+        bounds = walk.intersect(bounds, seen)
+    return walk.intersect(merged, bounds), aux
 
 
 def _optimized(

@@ -22,13 +22,14 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 from boundjax.ir.families import Extremum, Lines, Scalar
-from boundjax.ir.node import Graph, Node, Perturbed
+from boundjax.ir.node import Graph, Node, NoProofError, Perturbed
 from boundjax.numerics import length, quick_larger, quick_smaller, root
 from boundjax.ops import norms as norms_of
 from boundjax.sets import ball_box
 from boundjax.sets.ball_box import BallBox
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
+from boundjax.sets.rounding import Rounding
 from boundjax.tracing.trace import trace
 from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
@@ -101,6 +102,7 @@ def lipschitz(
     *,
     box: bool = True,
     norms: Norms | None = None,
+    rounding: Rounding = "nearest",
     has_aux: Literal[False] = False,
 ) -> BoundsFunction[BallBox, Interval]: ...
 
@@ -111,6 +113,7 @@ def lipschitz(
     *,
     box: bool = True,
     norms: Norms | None = None,
+    rounding: Rounding = "nearest",
     has_aux: Literal[False] = False,
 ) -> BoundsFunction[Any, Interval]: ...
 
@@ -121,6 +124,7 @@ def lipschitz(
     *,
     box: bool = True,
     norms: Norms | None = None,
+    rounding: Rounding = "nearest",
     has_aux: Literal[True],
 ) -> BoundsFunction[tuple[BallBox, LipschitzAuxiliary], tuple[Interval, LipschitzAuxiliary]]: ...
 
@@ -130,6 +134,7 @@ def lipschitz(
     *,
     box: bool = True,
     norms: Norms | None = None,
+    rounding: Rounding = "nearest",
     has_aux: bool = False,
 ) -> BoundsFunction[Any, Any]:
     """Turns a function of one example into a function from an input set to l2 balls and boxes.
@@ -141,6 +146,7 @@ def lipschitz(
       norms: spectral norms of the linear layers by label, as `power_iteration` estimates them
         in training. Unless they are upper bounds, the result proves nothing. The default is
         `spectral_norms`, and `certify` uses no others.
+      rounding: what the bounds hold for, see `linear`.
       has_aux: also return `LipschitzAuxiliary`; needs a single output array.
 
     Returns:
@@ -157,6 +163,8 @@ def lipschitz(
     """
 
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
+        if rounding != "nearest":
+            raise NoProofError("TODO lipschitz")
         graph = trace(function, intervals_of.example_of(input_set))
         sizes = _spectral_bounds(graph) if norms is None else _checked(graph, norms)
         nodes = _walk(graph, input_set, sizes, box)

@@ -15,8 +15,9 @@ from boundjax.ir.node import Graph, Node
 from boundjax.numerics import materialized
 from boundjax.ops import extremum
 from boundjax.sets.interval import Interval
-from boundjax.transforms import backward
+from boundjax.transforms import backward, outward
 from boundjax.transforms import interval as intervals_of
+from boundjax.transforms.errors import ErrorAnalysis
 from boundjax.typing import PyTree
 from boundjax.windows import Rows, Windowed
 
@@ -36,30 +37,51 @@ class Relaxations:
       keys: the labels of a node's positions, by the node's index.
     """
 
-    def __init__(self, graph: Graph, policy_of: Callable[[str], Any], *, reused: bool) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        intervals: list[Interval],
+        references: list[Array],
+        policy_of: Callable[[str], Any],
+        *,
+        reused: bool,
+        errors: ErrorAnalysis | None,
+    ) -> None:
         """Creates relaxations whose free lines a policy places.
 
         Args:
           graph: the graph whose nonlinear nodes are relaxed.
+          intervals, references: of its nodes.
           policy_of: label -> slope policy.
           reused: whether many walks will meet the same lines, so that XLA should compute them once.
+          errors: what rounding may do; moves the relaxations outward.
         """
         self.graph = graph
-        self.intervals: list[Interval] = []
-        self.references: list[Array] = []
+        self.intervals = intervals
+        self.references = references
+        self.errors = errors
         self.slopes: Positions = {}
         self.keys: dict[int, list[str]] = {}
         self._policy_of = policy_of
         self._reused = reused
         self._relaxations: dict[int, Lines | Planes] = {}
-        self._lines: dict[int, Lines] = {}  # those of `_relaxations` around the references
+        # Those of `_relaxations` as walks meet them: around the references, moved outward.
+        self._shared: dict[int, Lines | Planes] = {}
 
     def detached(self) -> Relaxations:
         """A copy whose bounds are constants, so that no outer gradient flows through it."""
-        twin = Relaxations(self.graph.detached(), self._policy_of, reused=self._reused)
-        twin.intervals, twin.references, twin.slopes = jax.lax.stop_gradient(
+        intervals, references, slopes = jax.lax.stop_gradient(
             (self.intervals, self.references, self.slopes)
         )
+        twin = Relaxations(
+            self.graph.detached(),
+            intervals,
+            references,
+            self._policy_of,
+            reused=self._reused,
+            errors=self.errors,
+        )
+        twin.slopes = slopes
         twin.keys = dict(self.keys)
         return twin
 
@@ -93,10 +115,7 @@ class Relaxations:
         """
         sources, target = [self.references[i] for i in node.inputs], self.references[node.index]
         if ends and not ends.keys().isdisjoint(node.inputs):
-            relaxation = self._of_rows(node, positions, ends)
-            if isinstance(relaxation, Planes):
-                return relaxation
-            return backward.around(node, relaxation, [s[None] for s in sources], target[None])
+            return self._outward(node, self._of_rows(node, positions, ends))
         keys = self.keys.get(node.index, ())
         node_positions = {} if positions is None else {key: positions[key] for key in keys}
         per_row = any(p.ndim > self.slopes[key].ndim for key, p in node_positions.items())
@@ -106,22 +125,28 @@ class Relaxations:
             # Beyond the border the coefficients are 0, but the lines there must be finite.
             lower, upper = (rows.crop(end, "nearest") for end in operand)
             lines = node.op.lines(node, lower, upper, _replay(node_positions, node.label))
-            sources = [rows.crop(source) for source in sources]
-            return backward.PerRow(backward.around(node, lines, sources, rows.crop(target)))
-        if not node_positions and node.index in self._lines:
-            return self._lines[node.index]
-        relaxation = self.relaxation(node, positions)
-        if isinstance(relaxation, Planes):
-            return relaxation
-        lines = backward.around(node, relaxation, [s[None] for s in sources], target[None])
-        if not node_positions:
-            lines = self._lines[node.index] = Lines(*self.kept(tuple(lines)))
-        return lines
+            lines = backward.around(node, lines, [rows.crop(s) for s in sources], rows.crop(target))
+            if self.errors is not None:
+                lines = outward.lines(self.errors, node, lines, rows.crop)
+            return backward.PerRow(lines)
+        if node_positions:
+            return self._outward(node, self.relaxation(node, positions))
+        if node.index not in self._shared:
+            relaxation = self._outward(node, self.relaxation(node))
+            if isinstance(relaxation, Lines):
+                relaxation = Lines(*materialized(tuple(relaxation)))  # every row would repeat them
+            self._shared[node.index] = relaxation
+        return self._shared[node.index]
 
-    def is_shared(self, node: Node, relaxation: object) -> bool:
-        """Whether this is the very relaxation of `lines_of` that all rows share."""
-        shared = (self._lines.get(node.index), self._relaxations.get(node.index))
-        return any(relaxation is candidate for candidate in shared)
+    def _outward(self, node: Node, relaxation: Lines | Planes) -> Lines | Planes:
+        """A relaxation as walks meet it; its arrays have a leading axis."""
+        sources, target = [self.references[i] for i in node.inputs], self.references[node.index]
+        if isinstance(relaxation, Planes):
+            if self.errors is None:
+                return relaxation
+            return outward.planes(self.errors, node, relaxation, sources, target)
+        lines = backward.around(node, relaxation, [s[None] for s in sources], target[None])
+        return lines if self.errors is None else outward.lines(self.errors, node, lines)
 
     def relaxation(self, node: Node, positions: Positions | None = None) -> Lines | Planes:
         """A nonlinear node's lines or planes; arrays have a leading axis, 1 or one per row."""

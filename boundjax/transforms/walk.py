@@ -17,11 +17,12 @@ from boundjax.ir.node import Graph, Node
 from boundjax.sets.checks import concrete, first_index
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
+from boundjax.sets.rounding import Rounding
 from boundjax.slopes import Optimized
 from boundjax.transforms import backward, blocks, optimize
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.backward import Sides
-from boundjax.transforms.balls import FirstLayers
+from boundjax.transforms.errors import ErrorAnalysis
 from boundjax.transforms.relaxations import Positions, Relaxations, RowEnds
 from boundjax.windows import Rows, Windowed
 
@@ -41,6 +42,7 @@ class Walk:
       graph, input_set: the graph and the set.
       relaxations: those of the nonlinear nodes, with the intervals and references of all nodes.
       radii: index of an affine node -> half the width of its interval before any intersection.
+      errors: what rounding may do to the values; None if bounds are not rounded.
       optimized: how positions are optimised, or None.
       max_rows, max_bytes: see `linear`.
       consumers: index of a node -> the nonlinear nodes that it feeds.
@@ -59,17 +61,22 @@ class Walk:
         known: Mapping[str, Interval] | None = None,
         max_rows: int | None = None,
         max_bytes: int = 2**30,
-        relaxations: Relaxations | None = None,
+        rounding: Rounding = "nearest",
     ) -> None:
         self.graph = graph
         self.input_set = input_set
         self.optimized = optimized
         self.max_rows = max_rows
         self.max_bytes = max_bytes
-        self.relaxations = relaxations or Relaxations(graph, policy_of, reused=refine)
+        self.errors = None if rounding == "nearest" else ErrorAnalysis(graph.nodes, rounding)
         self.consumers = _nonlinear_consumers(graph)
-        self.radii: dict[int, Array] = {}
-        self._sweep(refine, companion, intersect, by_node(graph, "known", known or {}))
+        # `spread` measures from the middle of the whole set, even if known bounds cut it.
+        sweep = intervals_of.sweep_of(graph, input_set, self.errors, refine)
+        self.relaxations = Relaxations(
+            graph, sweep.intervals, sweep.references, policy_of, reused=refine, errors=self.errors
+        )
+        self.radii = sweep.radii
+        self._bound(sweep, refine, companion, intersect, by_node(graph, "known", known or {}))
 
     @property
     def intervals(self) -> list[Interval]:
@@ -81,22 +88,19 @@ class Walk:
         """The references of all nodes so far, in order, see `backward`."""
         return self.relaxations.references
 
-    def _sweep(
+    def _bound(
         self,
+        sweep: intervals_of.Sweep,
         refine: bool,
         companion: Companion | None,
         intersect: bool,
         known: Mapping[int, Interval],
     ) -> None:
         """Bounds all nodes in order, by intervals and as the options say."""
-        graph, intervals, references = self.graph, self.intervals, self.references
-        whole = self.input_set.interval()
-        intervals.append(self._with_known(0, whole, known))
-        # `spread` measures from the middle of the whole set, even if known bounds cut it.
-        references.append(whole.middle)
+        graph, consumers = self.graph, self.consumers
+        sweep.replace(graph.nodes[0], self._with_known(0, self.intervals[0], known))
         if companion is not None:
             companion.advance(graph.nodes[0], self)
-        consumers = self.consumers
         # An op with a limited domain, or one that multiplies ends, needs the tightest intervals.
         needs_tightest = {
             i
@@ -106,43 +110,23 @@ class Walk:
         }
         not_intersected = set() if intersect else consumers.keys() - needs_tightest
         exact = intervals_of.exact_intervals(graph, self.input_set) if refine else set()
-        first = FirstLayers(self.input_set)
-        # Nodes whose reference is the middle of their interval. Its image is the next reference and
-        # the center of the next interval; computed once, it is also differentiated once.
-        centered = set() if 0 in known else {0}
         for node in graph.nodes[1:]:
-            operands = tuple(intervals[i] for i in node.inputs)
-            linear, center = node.is_linear, None
-            if linear:
-                backward.extend_references(references, node, None)
-                if centered.issuperset(node.inputs):
-                    center = references[-1]
-            interval = first.cut(node, intervals_of.propagate(node, operands, center))
-            intervals.append(interval if linear else self.relaxations.kept(interval))
-            if not linear:
-                backward.extend_references(references, node, intervals[-1])
+            sweep.advance(node)
             if not jnp.issubdtype(node.dtype, jnp.floating):
                 continue
-            if linear:
-                self.radii[node.index] = interval.radius
-            if not linear or (center is not None and self.input_set.is_box):
-                centered.add(node.index)
-            intervals[-1] = self._with_known(node.index, intervals[-1], known)
+            sweep.replace(node, self._with_known(node.index, self.intervals[-1], known))
             if companion is not None:
-                intervals[-1] = companion.advance(node, self)
-                centered.discard(node.index)
+                sweep.replace(node, companion.advance(node, self))
             elif refine and node.index in consumers and node.index not in exact:
                 optimize_rows = self.optimized is not None and self.optimized.optimize_intermediate
                 intersected = node.index not in not_intersected
                 wanted = None
                 if intersected:
                     wanted = self.relaxations.bent(consumers[node.index], node.index)
-                intervals[-1] = self.node_bounds(node, "both", optimize_rows, intersected, wanted)
-                centered.discard(node.index)
-            if node.index in known:
-                # Linear bounds may have replaced the known ones, see `intersect`.
-                intervals[-1] = self._with_known(node.index, intervals[-1], known)
-                centered.discard(node.index)
+                bounds = self.node_bounds(node, "both", optimize_rows, intersected, wanted)
+                sweep.replace(node, bounds)
+            # Linear bounds may have replaced the known ones, see `intersect`.
+            sweep.replace(node, self._with_known(node.index, self.intervals[-1], known))
 
     def _with_known(
         self, index: int, interval: Interval, known: Mapping[int, Interval]
@@ -192,12 +176,22 @@ class Walk:
         bounds = Interval(
             interval.lower if lower is None else lower, interval.upper if upper is None else upper
         )
-        return backward.intersect(interval if intersect else bounds, bounds)
+        return self.intersect(interval if intersect else bounds, bounds)
+
+    def intersect(self, first: Interval, second: Interval) -> Interval:
+        """The tighter of two valid bounds at each end, see `backward.intersect`."""
+        return backward.intersect(first, second, crossing=self.errors is None)
 
     def merged(self, starts: Mapping[int, Array], constant: Array) -> Interval:
         """Interval bounds `[m]` of a specification, merged with the last affine layers."""
         return intervals_of.merged(
-            self.graph, self.input_set, self.intervals, self.references, starts, constant
+            self.graph,
+            self.input_set,
+            self.intervals,
+            self.references,
+            starts,
+            constant,
+            self.errors,
         )
 
     def pull_back(
@@ -226,7 +220,7 @@ class Walk:
                 rows_by_label[node.label] = windows.dense(rows)
             return self.relaxations.lines_of(node, rows, positions, ends)
 
-        return backward.pull_back(self.graph, self.references, starts, lines_of, sides)
+        return backward.pull_back(self.graph, self.references, starts, lines_of, sides, self.errors)
 
     def row_ends(self, labelled: Mapping[str, Interval], rows: int) -> RowEnds:
         """Intervals of pre-activations for each row, cut with the intervals that all rows share."""

@@ -54,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
         "--method", default="alpha-crown", choices=LADDER, help="the tightest bounds to try"
     )
     parser.add_argument(
+        "--rounding",
+        default="float32",
+        choices=("float32", "real", "nearest"),
+        help="what unsat holds for: every float32 execution, or real arithmetic; with 'nearest' "
+        "bounds are not rounded (default: float32)",
+    )
+    parser.add_argument(
         "--timeout",
         help="seconds for one property, not counting the reading of the network "
         "(default: the csv's, or 60)",
@@ -92,10 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise VerifyError(f"--results: expected a folder, got {options.results.parent}")
         if "instances" in sources:
             instances = benchmark.read_instances(options.instances, timeout)
-            return benchmark.run_benchmark(instances, options.method, options.results)
+            return benchmark.run_benchmark(
+                instances, options.method, options.results, options.rounding
+            )
         property = vnnlib.load(options.vnnlib)
         limit = timeout or benchmark.DEFAULT_TIMEOUT
-        result = Network(options.onnx).verify(property, options.method, limit)
+        result = Network(options.onnx, options.rounding).verify(property, options.method, limit)
         if result.note:
             print(f"note: {result.note}", file=sys.stderr)
         text = benchmark.result_text(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import csv
 import dataclasses
+import functools
 import os
 import signal
 import threading
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from boundjax import vnnlib
+from boundjax.ir.node import NoProofError
+from boundjax.ir.table import UnsupportedOpError
 from boundjax.onnx import OnnxError
-from boundjax.ops import UnsupportedOpError
+from boundjax.sets.rounding import Rounding
 from boundjax.verify.batch import Results, interruptible
 from boundjax.verify.errors import VerifyError, one_line
 from boundjax.verify.method import Method
@@ -163,10 +166,15 @@ def run_instances(
 
 
 def _is_unsupported(error: Exception) -> bool:
-    return isinstance(error, (UnsupportedOpError, OnnxError))
+    return isinstance(error, (UnsupportedOpError, NoProofError, OnnxError))
 
 
-def run_benchmark(instances: Sequence[Instance], method: Method, results: Path | None) -> int:
+def run_benchmark(
+    instances: Sequence[Instance],
+    method: Method,
+    results: Path | None,
+    rounding: Rounding = "float32",
+) -> int:
     """Prints a line per instance and a summary; returns the exit status, 1 for a wrong verdict."""
     records = None if results is None else Results(results)
     answers: list[Answer] = []
@@ -185,7 +193,8 @@ def run_benchmark(instances: Sequence[Instance], method: Method, results: Path |
 
     try:
         with interruptible(end):
-            for answer in run_instances(instances, method):
+            network = functools.partial(Network, rounding=rounding)
+            for answer in run_instances(instances, method, network):
                 with recording:
                     _record(len(answers), answer, records)
                     answers.append(answer)

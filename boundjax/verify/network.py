@@ -9,6 +9,7 @@ import numpy as np
 
 from boundjax import vnnlib
 from boundjax.onnx import from_onnx
+from boundjax.sets.rounding import Rounding
 from boundjax.verify.errors import VerifyError, one_line
 from boundjax.verify.method import Method
 from boundjax.verify.programs import Programs
@@ -28,8 +29,12 @@ class Verifier(Protocol):
 class Network:
     """An ONNX network, both as JAX functions with bounds and in onnxruntime."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, rounding: Rounding = "float32"):
         """Imports the file.
+
+        Args:
+          path: of the network.
+          rounding: what proofs hold for, see `boundjax.linear`.
 
         Raises:
           OSError: if the file cannot be opened.
@@ -38,7 +43,7 @@ class Network:
         """
         self.path = path
         self.model = from_onnx(path)
-        self.programs = Programs(self.model.single, self.model.input_shape)
+        self.programs = Programs(self.model.single, self.model.input_shape, rounding=rounding)
         self._session = _session(path)
         self._input = self._session.get_inputs()[0]
 
@@ -64,6 +69,7 @@ class Network:
             method=method,
             timeout=timeout,
             evaluate=self.evaluate,
+            rounding=self.programs.rounding,
             programs=self.programs,
         )
         if result.verdict == "unsat":

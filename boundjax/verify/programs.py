@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +18,37 @@ from jax import Array
 from boundjax.certification.presets import LINEAR_OPTIONS
 from boundjax.precision import training_precision
 from boundjax.sets.box import Box
+from boundjax.sets.rounding import Rounding
+from boundjax.transforms.linear import LinearOptions, RelaxOptions, relax
 from boundjax.verify.method import Method
-from boundjax.verify.rounded_walk import lower_bounds
 
-_OPTIONS: Mapping[Method, Mapping[str, Any]] = {
+_OPTIONS: Mapping[Method, LinearOptions] = {
     "interval": {"slopes": "constant"},
     "crown-ibp": LINEAR_OPTIONS["crown-ibp"],
     "crown": LINEAR_OPTIONS["crown"],
     "alpha-crown": LINEAR_OPTIONS["alpha-crown"],
 }
 # Optimised slopes are too slow for thousands of sub-boxes.
-_SPLIT_OPTIONS: Mapping[Method, Mapping[str, Any]] = {
+_SPLIT_OPTIONS: Mapping[Method, LinearOptions] = {
     **_OPTIONS,
     "alpha-crown": _OPTIONS["crown"],
 }
 
 _STEPS = 25  # of an attack
+
+
+class _LowerBounds(NamedTuple):
+    """Lower bounds of `R` rows over a box.
+
+    Attributes:
+      lower: `[R]`; infinite or NaN if there is no bound.
+      coefficients: `[R, *input]`, of the linear functions in the input.
+      largest: `[m]`, the largest magnitude of each output on the box.
+    """
+
+    lower: Array
+    coefficients: Array
+    largest: Array
 
 
 class Programs:
@@ -42,6 +57,7 @@ class Programs:
     Attributes:
       flat: the network as a function from `[n]` to `[m]`.
       input_size, output_size: `n` and `m`.
+      rounding: what bounds hold for.
       forward: `flat`, jitted.
       particles: number of points that one call of `attack` moves.
       boxes: largest number of sub-boxes that one call of `split` bounds.
@@ -54,6 +70,7 @@ class Programs:
         single: Callable[[Array], Array],
         input_shape: Sequence[int],
         *,
+        rounding: Rounding = "float32",
         max_bytes: int = 2**30,
     ):
         """Traces the network.
@@ -62,6 +79,7 @@ class Programs:
           single: the network as a function of one example `[*input_shape]`, float32; its output may
             have any shape.
           input_shape: the shape of one example, without the batch.
+          rounding: what bounds hold for, see `boundjax.linear`.
           max_bytes: memory budget for the intermediate linear bounds of one call.
 
         Raises:
@@ -72,6 +90,7 @@ class Programs:
         self.input_size = math.prod(shape)
         self.first_call: dict[str, float] = {}
         self.failures: dict[str, str] = {}
+        self.rounding: Rounding = rounding
         self._max_bytes = max_bytes
         self._compiled: dict[tuple[str, str], Callable[..., tuple[Array, ...]]] = {}
         example = jax.ShapeDtypeStruct((self.input_size,), jnp.float32)
@@ -134,12 +153,12 @@ class Programs:
     def bounds(self, method: Method) -> Callable[[Array, Array, Array], tuple[Array, ...]]:
         """`(lower [n], upper [n], rows [R, m])` -> lower bounds `[R]` of `rows @ y`.
 
-        The bounds hold in any arithmetic, see `rounded_walk`. The function also returns the outputs
+        The bounds hold for what `rounding` says. The function also returns the outputs
         `[m]` at the centre of the box, and the largest magnitude `[m]` of each output on the box.
         """
         if ("bounds", method) in self._compiled:
             return self._compiled["bounds", method]
-        bounded = lower_bounds(self.flat, max_bytes=self._max_bytes, **_OPTIONS[method])
+        bounded = self._bounded(_OPTIONS[method], self._max_bytes)
 
         @training_precision("highest")  # a proof, whatever the caller's precision
         def bounds(lower: Array, upper: Array, rows: Array) -> tuple[Array, ...]:
@@ -148,20 +167,41 @@ class Programs:
 
         return self._compiled.setdefault(("bounds", method), jax.jit(bounds))
 
+    def _bounded(
+        self, options: LinearOptions, max_bytes: int
+    ) -> Callable[[Box, Array], _LowerBounds]:
+        """Turns the network into a function from a box and rows `[R, m]` to lower bounds."""
+        common: LinearOptions = {
+            "sides": "lower",
+            "max_bytes": max_bytes,
+            "rounding": self.rounding,
+        }
+        merged: RelaxOptions = {**common, **options}
+        relaxed = relax(self.flat, **merged)
+
+        def bounds(box: Box, rows: Array) -> _LowerBounds:
+            relaxation = relaxed(box)
+            interval, aux = relaxation.bounds(rows, has_aux=True)
+            coefficients = aux.coefficients.lower_coefficients
+            assert coefficients is not None, "the lower side was asked for"
+            return _LowerBounds(interval.lower, coefficients, relaxation.largest_output())
+
+        return bounds
+
     def split(self, method: Method) -> Callable[..., tuple[Array, ...]]:
         """Bounds many sub-boxes, and says where to cut them and where to look for counterexamples.
 
         `(lower [N, n], upper [N, n], rows [N, R, m], offset [N, R], member [N, R], open [N, R])`
-        -> lower bounds `[N, R]` of `rows @ y`, which hold in any arithmetic (see `rounded_walk`);
-        the largest magnitude `[N, m]` of each output on the sub-box; the influence `[N, n]` of each
-        input on the best row of each open conjunction; two points `[N, 2, n]`, the centre and the
-        corner where the relaxation is least; and their outputs `[N, 2, m]`. `member` is the index
-        of the conjunction that a row belongs to, `open` says whether it is still unrefuted.
+        -> lower bounds `[N, R]` of `rows @ y`, which hold for what `rounding` says; the largest
+        magnitude `[N, m]` of each output on the sub-box; the influence `[N, n]` of each input on
+        the best row of each open conjunction; two points `[N, 2, n]`, the centre and the corner
+        where the relaxation is least; and their outputs `[N, 2, m]`. `member` is the index of the
+        conjunction that a row belongs to, `open` says whether it is still unrefuted.
         """
         if ("split", method) in self._compiled:
             return self._compiled["split", method]
         max_bytes = max(2**20, self._max_bytes // self.boxes)
-        bounded = lower_bounds(self.flat, max_bytes=max_bytes, **_SPLIT_OPTIONS[method])
+        bounded = self._bounded(_SPLIT_OPTIONS[method], max_bytes)
 
         @training_precision("highest")
         def one(

@@ -13,15 +13,14 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float32, Num
 
+from boundjax.sets.rounding import Rounding
 from boundjax.verify.boxes import halve
 from boundjax.verify.method import LADDER, Method
 from boundjax.verify.programs import Programs, power_above
 from boundjax.vnnlib import Case, Conjunction, Property
 
-# Bounds hold in any arithmetic, but their error analysis assumes the accuracy of functions such as
-# exp. To allow for that, a row must exceed 0 by this much, absolute and relative to its terms.
-ABSOLUTE_SLACK = 1e-6
-RELATIVE_SLACK = 1e-5
+# Points with a row at most this far above 0 are shown to the runtime that decides.
+_NEARLY_UNSAFE = 1e-6
 _FLOAT64 = 2.0**-50  # relative error of weights rounded to float64, and of sums in float64
 
 _FEW_BOXES = 16  # batch size while at most twice as many sub-boxes are left
@@ -77,6 +76,7 @@ def verify(
     *,
     method: Method = "alpha-crown",
     timeout: float = 60.0,
+    rounding: Rounding = "float32",
     input_shape: Sequence[int] | None = None,
     evaluate: Evaluate | None = None,
     programs: Programs | None = None,
@@ -85,15 +85,12 @@ def verify(
 ) -> Result:
     """Decides whether a network can be unsafe: attack, bounds, and splitting of the input box.
 
-    A proof holds for the network in real arithmetic, and for any float32 program that computes the
-    same ops, whatever the order of its additions. Bounds are computed in float32 and lowered by all
-    that rounding may change: for each op `gamma(n)` times the sum of the absolute values of its `n`
-    terms over the box, weighed by the coefficients of the rows behind it, and the rounding of the
-    weights of the rows (`boundjax.verify.rounding` states the rules and their limits). In addition,
-    a lower bound must exceed `1e-6 + 1e-5 * (|offset| + |weights| |y|)`, where `y` are the outputs
-    at the centre, and must not be larger than the row's value there. Bounds that are NaN or
-    infinite prove nothing. An input is a counterexample only if the outputs that `evaluate`
-    computes for it satisfy the rows in exact arithmetic.
+    By default a proof holds for the network in real arithmetic, and for any float32 program that
+    computes the same ops, whatever the order of its additions: `rounding="float32"` of
+    `boundjax.linear`. The rounding of the weights of the rows is charged in addition. A lower bound
+    that is larger than the row's value at the centre is wrong and proves nothing, nor does one that
+    is NaN or infinite. An input is a counterexample only if the outputs that `evaluate` computes
+    for it satisfy the rows in exact arithmetic.
 
     If an attack fails, for example because the model has no gradient, points are evaluated without
     moving them, and the result's `note` says so.
@@ -106,10 +103,11 @@ def verify(
         `"crown"` or `"alpha-crown"`.
       timeout: seconds of wall-clock time. It is checked between compiled calls, which take seconds,
         and longer with alpha-CROWN on a large network.
+      rounding: what a proof holds for, see `boundjax.linear`.
       input_shape: the shape of one example; `[input_size]` by default.
       evaluate: decides counterexamples, `[n] -> [m]` in numpy, for example with another runtime; by
         default the model itself.
-      programs: the compiled functions of an earlier call with the same model.
+      programs: the compiled functions of an earlier call with the same model and rounding.
       max_split_inputs: boxes with at most this many inputs of positive width are split.
       seed: seed of the random points.
 
@@ -117,9 +115,10 @@ def verify(
       The verdict, with a counterexample if there is one.
 
     Raises:
-      ValueError: for an unknown method, a timeout that is not positive, or a property whose number
-        of inputs or outputs is not the model's.
+      ValueError: for an unknown method or rounding, a timeout that is not positive, or a property
+        whose number of inputs or outputs is not the model's.
       UnsupportedOpError: at an op that is not in `supported_ops()`.
+      NoProofError: at an op whose rounding nobody states, unless `rounding` is `"nearest"`.
     """
     start = time.monotonic()
     if method not in LADDER:
@@ -127,7 +126,12 @@ def verify(
     if not timeout > 0:
         raise ValueError(f"timeout must be positive, in seconds, got {timeout}")
     if programs is None:
-        programs = Programs(model_single, input_shape or (property.input_size,))
+        shape = input_shape or (property.input_size,)
+        programs = Programs(model_single, shape, rounding=rounding)
+    elif programs.rounding != rounding:
+        raise ValueError(
+            f"the programs were made with rounding={programs.rounding!r}, got {rounding!r}"
+        )
     for kind in ("input_size", "output_size"):
         expected, got = getattr(programs, kind), getattr(property, kind)
         if expected != got:
@@ -209,11 +213,9 @@ def _positive(
     lower, outputs = lower.astype(np.float64), outputs.astype(np.float64)
     value = lower + offset
     attained = (weights @ outputs[..., None])[..., 0] + offset
-    terms = np.abs(offset) + (np.abs(weights) @ np.abs(outputs)[..., None])[..., 0]
-    slack = ABSOLUTE_SLACK + RELATIVE_SLACK * terms + lost
-    # A lower bound above an attained value is wrong by rounding. NaN compares as False.
+    # A lower bound above an attained value is wrong. NaN compares as False.
     with np.errstate(invalid="ignore"):
-        return np.isfinite(lower) & (value > slack) & (value <= attained + slack)
+        return np.isfinite(lower) & (value > lost) & (value <= attained + lost)
 
 
 class _Search:
@@ -349,7 +351,7 @@ class _Search:
         values = np.where(np.isnan(values), np.inf, values)
         for i in np.argsort(values)[:4]:
             # Another runtime rounds differently and may call a value slightly above 0 unsafe.
-            if values[i] <= ABSOLUTE_SLACK:
+            if values[i] <= _NEARLY_UNSAFE:
                 self.confirm(self.property.cases[pairs[i][0]], points[i])
         return values
 
@@ -460,7 +462,7 @@ class _Search:
         nearest = flat[np.arange(len(source)), best]
         point, conjunction = np.divmod(best, flags.shape[1])
         for i in np.argsort(nearest)[:4]:
-            if nearest[i] <= ABSOLUTE_SLACK:
+            if nearest[i] <= _NEARLY_UNSAFE:
                 self.confirm(self.property.cases[source[i]], points[i, point[i]])
         return nearest, point, conjunction
 

@@ -11,6 +11,10 @@ test images.
     python -m experiments.benchmarks.bounds --peer auto_LiRPA
 
 compares the methods that auto_LiRPA also has (`experiments.benchmarks.side_by_side`).
+
+    python -m experiments.benchmarks.bounds --rounding nearest real float32
+
+times every method in each of these arithmetics, and says how much of its margin each one costs.
 """
 
 from __future__ import annotations
@@ -19,9 +23,11 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import jax.numpy as jnp
 
+from boundjax.sets.rounding import Rounding
 from experiments.benchmarks import process, side_by_side, timing
 from experiments.benchmarks.cases import METHODS, NETS, Bounded, bound, specifications, untrained
 from experiments.evaluation import trained
@@ -36,19 +42,27 @@ def of_run(run: trained.Trained, examples: int) -> Bounded:
 
 
 def measure(
-    net: Bounded, methods: tuple[str, ...], eps: float
+    net: Bounded, methods: tuple[str, ...], eps: float, roundings: tuple[Rounding, ...]
 ) -> tuple[list[timing.Measured], dict[str, str]]:
-    """Compiles the forward pass and every method on one net; computes the mean margins."""
+    """Compiles the forward pass and every method on one net; computes the mean margins.
+
+    With several arithmetics a margin's loss is relative to the first one.
+    """
     _, rows = specifications(net)
     candidates = [timing.compiled("forward", net.apply, net.variables, net.images)]
     margins = {}
     for method in methods:
-        candidate = timing.compiled(
-            method, partial(bound, net.apply, method, eps), net.variables, net.images, rows
-        )
-        bounds = candidate.run()
-        margins[method] = f"mean margin {jnp.mean(bounds.lower):9.4f}"
-        candidates.append(candidate)
+        first = None
+        for rounding in roundings:
+            name = method if len(roundings) == 1 else f"{method}, {rounding}"
+            function = partial(bound, net.apply, method, eps, rounding=rounding)
+            candidate = timing.compiled(name, function, net.variables, net.images, rows)
+            lower = candidate.run().lower
+            first = lower if first is None else first
+            margins[name] = f"mean margin {jnp.mean(lower):9.4f}"
+            if len(roundings) > 1:
+                margins[name] += f", at most {jnp.max(first - lower):.1e} lost"
+            candidates.append(candidate)
     return candidates, margins
 
 
@@ -65,6 +79,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all that fit")
     timing.add_repeats(parser, 20)
     parser.add_argument("--eps", type=float, default=0.02, help="pixel radius (default: 0.02)")
+    parser.add_argument(
+        "--rounding",
+        nargs="+",
+        choices=get_args(Rounding),
+        default=["nearest"],
+        help="what the bounds hold for (default: nearest)",
+    )
     side_by_side.add_flags(parser)
     flags = parser.parse_args()
     if not flags.eps >= 0:
@@ -95,7 +116,7 @@ def main() -> None:
             f"{name}, {len(net.images)} examples, eps {flags.eps}: median of {flags.repeats} runs",
             flush=True,
         )
-        candidates, margins = measure(net, tuple(methods), flags.eps)
+        candidates, margins = measure(net, tuple(methods), flags.eps, tuple(flags.rounding))
         timing.interleave(candidates, flags.repeats)
         timing.report(candidates, candidates[0], margins)
     print(f"peak memory {process.peak_memory_mib():.0f} MiB")

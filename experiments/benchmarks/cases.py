@@ -13,6 +13,7 @@ import optax
 from flax import traverse_util
 
 import boundjax as bj
+from boundjax.sets.rounding import Rounding
 from boundjax.training import robust_cross_entropy
 from experiments import models
 from experiments.benchmarks import timing
@@ -33,7 +34,7 @@ STEPS = 20
 _ADAM = optax.adam(optax.exponential_decay(0.5, transition_steps=1, decay_rate=0.9))
 _ALPHA = partial(bj.optimized, STEPS, _ADAM, per_spec=True)
 _LINEAR = partial(bj.linear, sides="lower", intermediate="linear")
-METHODS: dict[str, Callable[[Callable[[jax.Array], jax.Array]], Callable[..., Any]]] = {
+METHODS: dict[str, Callable[..., Callable[..., Any]]] = {
     "interval": bj.interval,
     "random": partial(bj.linear, sides="lower", slopes=bj.slopes.uniform(jax.random.key(0))),
     "parallel": partial(bj.linear, sides="lower", slopes="parallel"),
@@ -90,9 +91,10 @@ def bound(
     variables: Any,
     images: jax.Array,
     rows: jax.Array,
+    rounding: Rounding = "nearest",
 ) -> bj.Interval:
     """Bounds a specification on the clipped l-infinity balls around the images: `[B, m]`."""
-    transform = METHODS[method](lambda x: apply(variables, x[None])[0])
+    transform = partial(METHODS[method], rounding=rounding)(lambda x: apply(variables, x[None])[0])
     ball = partial(bj.LpBall, eps=eps, clip=(0.0, 1.0))
     if method in _ONE_BY_ONE and jax.default_backend() == "cpu":
         return jax.lax.map(lambda pair: transform(ball(pair[0]), pair[1]), (images, rows))

@@ -386,9 +386,14 @@ def test_certified_radius_of_a_nan_model_is_zero(images):
 def test_a_transform_may_be_the_method(model, images, reference):
     transform = functools.partial(bj.linear, intermediate="interval")
     certificate = bj.certify(model, images, 0.05, method=transform)
-    expected = bj.certify(model, images, 0.05, method="crown-ibp")
+    expected = bj.certify(model, images, 0.05, method="crown-ibp", rounding="nearest")
     np.testing.assert_allclose(certificate.margins, expected.margins, rtol=1e-5, atol=1e-6)
     assert certificate.method == "linear(intermediate='interval')"
+    assert certificate.arithmetic == "nearest"
+    rounded = functools.partial(transform, rounding="float32")
+    assert bj.certify(model, images, 0.05, method=rounded).arithmetic == "float32"
+    with pytest.raises(ValueError, match=r"rounding belongs to the transform; pass"):
+        bj.certify(model, images, 0.05, method=transform, rounding="real")
     radius = bj.certified_radius(model, images, method=transform, steps=3)
     assert bj.certify(model, images, radius, method=transform).verified[radius > 0].all()
 
@@ -422,7 +427,7 @@ def test_a_transform_that_gives_no_bounds_certifies_nothing(returned, model, ima
 def test_a_certificate_prints_what_it_certifies():
     x = jnp.asarray([[1.0, 0.0], [0.5, 0.5]])
     certificate = bj.certify(lambda x: x, x, 0.1, labels=jnp.array([0, 1]))
-    line = "1 of 2 examples verified within eps 0.1 (linf, not clipped) by crown-ibp, exact-real"
+    line = "1 of 2 examples verified within eps 0.1 (linf, not clipped) by crown-ibp, real"
     assert str(certificate) == line
     assert repr(certificate) == f"<Certificate: {line}>"
     assert (certificate.threat.eps, certificate.threat.norm) == (0.1, jnp.inf)

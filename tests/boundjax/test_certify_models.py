@@ -139,7 +139,7 @@ def test_what_a_callback_reads_is_never_stale(kind, images):
         state["scale"] = np.float32(scale)
         certificate = bj.certify((module, weights), x, 0.0, labels=labels, method="interval")
         logits = np.asarray(module.apply(weights, x))
-        np.testing.assert_allclose(certificate.margins, logits[:, :1] - logits, atol=1e-5)
+        np.testing.assert_allclose(certificate.margins, logits[:, :1] - logits, atol=1e-4)
 
 
 class Recurrent(nnx.Module):
@@ -190,7 +190,7 @@ def test_what_a_module_reads_from_elsewhere_is_never_stale(images):
     def check():
         certificate = bj.certify((module, weights), x, 0.0, labels=labels)
         logits = np.asarray(module.apply(weights, x))
-        np.testing.assert_allclose(certificate.margins, logits[:, :1] - logits, atol=1e-5)
+        np.testing.assert_allclose(certificate.margins, logits[:, :1] - logits, atol=1e-4)
 
     check()
     settings.scale = -1.0
