@@ -172,7 +172,7 @@ def pull_back(
     constant = sum(constants[1:], constants[0])
     loss: Array | float = 0.0
     if errors is not None:
-        losses = [_loss_at_start(rows, index, errors) for index, rows in pending.items()]
+        losses = [loss_at_start(rows, index, errors) for index, rows in pending.items()]
         loss = sum(losses[1:], losses[0])
     doubled = False
     for node in reversed(graph.nodes[1:]):
@@ -217,7 +217,7 @@ def pull_back(
     return Result(side(below, constant[:count]), side(above, constant[count:]))
 
 
-def _loss_at_start(rows: Rows, index: int, errors: ErrorAnalysis) -> Array:
+def loss_at_start(rows: Rows, index: int, errors: ErrorAnalysis) -> Array:
     """What rounding may take from rows `[m]` before they meet a nonlinear node."""
     count = _count(rows)
     factor = errors.more + 2.0 * errors.arithmetic.gamma(count)

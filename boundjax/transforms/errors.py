@@ -59,6 +59,7 @@ class NodeErrors(NamedTuple):
         until the row reaches nonlinear nodes or the input. None for nothing.
       terms: how many terms the mass has, at most.
       charged: for how many terms of the mass losses have been charged, at least.
+      own: of a linear node, the rounding of its op alone.
     """
 
     deviation: Array
@@ -67,6 +68,7 @@ class NodeErrors(NamedTuple):
     loss: Array | None = None
     terms: int = 0
     charged: int = 0
+    own: Array | float = 0.0
 
 
 def require_stated(nodes: Sequence[Node]) -> None:
@@ -91,6 +93,7 @@ class _Sum(NamedTuple):
     mass: Array
     terms: int
     charged: int
+    own: Array | float
 
 
 class ErrorAnalysis:
@@ -220,8 +223,9 @@ class ErrorAnalysis:
             return
         loss = summed.loss
         loss = None if loss is None else loss * self.more + 4.0 * unit * size
+        own = summed.own * self.more + 4.0 * unit * size
         self.errors[node.index] = NodeErrors(
-            deviation, size, summed.mass, loss, summed.terms, summed.charged
+            deviation, size, summed.mass, loss, summed.terms, summed.charged, own
         )
 
     def of_rows(self, index: int, outputs: int) -> Array:
@@ -281,7 +285,7 @@ class ErrorAnalysis:
         loss = op.magnitude(node, lost + self._times * gamma(charged) * operand.size) * exact
         flushed = self._flushed(terms)
         error = self._times * gamma(charged) * mass + flushed
-        return error, _Sum(loss + flushed, mass, terms, charged)
+        return error, _Sum(loss + flushed, mass, terms, charged, error)
 
     def _sum(self, node: Node, interval: Interval) -> tuple[Interval, _Sum]:
         """The same of a linear op that moves numbers, adds them or scales each by a constant."""
@@ -296,17 +300,17 @@ class ErrorAnalysis:
             zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in node.input_shapes]
             constant = jnp.abs(node.apply(*zeros))
             constant = jnp.where(jnp.isinf(constant), 0.0, constant)
-        mass = _absolute(node, [o.mass for o in operands]) * exact + constant
+        mass = absolute(node, [o.mass for o in operands]) * exact + constant
         loss: Array | float | None = None
         if any(o.loss is not None for o in operands):
             losses = [jnp.zeros_like(o.size) if o.loss is None else o.loss for o in operands]
-            loss = _absolute(node, losses) * exact
+            loss = absolute(node, losses) * exact
         if scales or reach > 1 or several > 1:
-            rounded = gamma(reach + several) * _absolute(node, [o.deviation for o in operands])
+            rounded = gamma(reach + several) * absolute(node, [o.deviation for o in operands])
             loss = rounded * exact if loss is None else loss + rounded * exact
         charged = min(o.charged for o in operands)
         if not scales and local == 1:
-            return interval, _Sum(loss, mass, max(o.terms for o in operands), charged)
+            return interval, _Sum(loss, mass, max(o.terms for o in operands), charged, 0.0)
         # A program that adds two results may sum the terms of both at once.
         fused = sum(max(1, o.terms) for o in operands) + 1
         terms = fused if local == 2 else local + max(o.terms for o in operands) + 1
@@ -316,10 +320,10 @@ class ErrorAnalysis:
             if share <= 0.0:
                 continue
             alone = [o.mass if k == position else 0.0 * o.size for k, o in enumerate(operands)]
-            error = error + share * _absolute(node, alone) * exact
+            error = error + share * absolute(node, alone) * exact
         error = self._times * error
         loss = error if loss is None else loss + error
-        return self.outward(interval, error), _Sum(loss, mass, terms, terms)
+        return self.outward(interval, error), _Sum(loss, mass, terms, terms, error)
 
     def _op_error(self, node: Node) -> Error:
         """The error of a nonlinear op's value, of the walk and of a program together."""
@@ -352,8 +356,8 @@ def _function_error(node: Node, operands: Sequence[Array], arithmetic: Arithmeti
     return Error(8.0 * arithmetic.unit * operands[0], 16.0 * arithmetic.unit)
 
 
-def _absolute(node: Node, values: list[Array]) -> Array:
-    """The linear part of a node with the absolute values of its weights."""
+def absolute(node: Node, values: list[Array]) -> Array:
+    """The linear part of a node with the absolute values of its weights, of one value each."""
     if isinstance(node.op, Weighted):
         return node.op.magnitude(node, *values)
     assert isinstance(node.op, Structural)

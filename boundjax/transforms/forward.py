@@ -13,7 +13,7 @@ Analysis", section 3).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -21,57 +21,31 @@ from jax import Array
 
 from boundjax import precision
 from boundjax import slopes as slope_policies
-from boundjax.ir.families import Extremum, Lines, Planes, Structural, Weighted
+from boundjax.ir.families import Planes, Structural, Weighted
 from boundjax.ir.node import Graph, Node, Perturbed
 from boundjax.numerics import signed_parts
 from boundjax.ops import affine
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
+from boundjax.sets.rounding import Rounding
 from boundjax.slopes import Optimized, Slopes
-from boundjax.tracing.trace import trace
 from boundjax.transforms import backward
-from boundjax.transforms import interval as intervals_of
+from boundjax.transforms import problem as problems
 from boundjax.transforms.backward import LinearBounds
+from boundjax.transforms.enclosures import (
+    LinearEnclosure,
+    LinearFunction,
+    apply_planes,
+    largest,
+    planes_of,
+    slack_of_linear,
+    slack_of_planes,
+)
+from boundjax.transforms.errors import ErrorAnalysis
 from boundjax.transforms.signatures import ArrayFunction, BoundsFunction, TreeFunction
 from boundjax.transforms.walk import Walk
 from boundjax.typing import PyTree
 from boundjax.windows import dense
-
-
-class LinearFunction(NamedTuple):
-    """`value + sum_i coefficients_i (x - m)_i`, a linear function of the flattened input.
-
-    For an input of `d` elements `coefficients` is `[d, *shape]` and `value` is `[*shape]`.
-    """
-
-    coefficients: Array
-    value: Array
-
-    def spread(self, input_set: InputSet, sign: float) -> Array:
-        """`max sign <coefficients, x - m>` over the input set, `[*shape]`."""
-        shape = input_set.interval().lower.shape
-        columns = sign * self.coefficients.reshape(self.coefficients.shape[0], -1)
-        spreads = jax.vmap(lambda c: input_set.spread(c.reshape(shape)), in_axes=1)(columns)
-        return spreads.reshape(self.value.shape)
-
-
-class LinearEnclosure(NamedTuple):
-    """A linear function below a value and one above; the same object before any relaxation."""
-
-    lower: LinearFunction
-    upper: LinearFunction
-
-    @property
-    def exact(self) -> bool:
-        """Whether both functions are the value itself; decided while tracing."""
-        return self.lower is self.upper
-
-    def concretize(self, input_set: InputSet) -> Interval:
-        """The smallest value of the lower and the largest value of the upper function."""
-        return Interval(
-            self.lower.value - self.lower.spread(input_set, -1.0),
-            self.upper.value + self.upper.spread(input_set, 1.0),
-        )
 
 
 class Forward:
@@ -91,7 +65,8 @@ class Forward:
         if not node.inputs:
             self._concretized = concretized(walk.graph)
             identity = LinearFunction(node.unit_rows(), walk.references[0])
-            self.enclosures[node.index] = LinearEnclosure(identity, identity)
+            slack = None if walk.errors is None else jnp.zeros(node.shape, node.dtype)
+            self.enclosures[node.index] = LinearEnclosure(identity, identity, slack)
             return interval
         operands = tuple(self.enclosures[i] for i in node.inputs if i in self.enclosures)
         if node.is_linear:
@@ -100,11 +75,16 @@ class Forward:
             planes = planes_of(node, walk.relaxations.relaxation(node))
             inputs = self.enclosures[0].lower.coefficients.shape[0]
             enclosure = _relaxed(node, planes, operands, inputs, interval)
+            if walk.errors is not None:
+                slack = slack_of_planes(node, planes, operands, walk.errors)
+                enclosure = enclosure._replace(slack=slack)
+        if walk.errors is not None and node.is_linear:
+            enclosure = enclosure._replace(slack=slack_of_linear(node, operands, walk.errors))
         self.enclosures[node.index] = enclosure
         if node.index not in self._concretized:
             return interval
-        bounds = enclosure.concretize(walk.input_set)
-        return backward.intersect(interval, _finite_or(bounds, interval))
+        bounds = enclosure.concretize(walk.input_set, walk.errors)
+        return walk.intersect(interval, _finite_or(bounds, interval))
 
 
 def concretized(graph: Graph) -> frozenset[int]:
@@ -156,13 +136,16 @@ def _through_linear(node: Node, operands: tuple[LinearEnclosure, ...]) -> Linear
     if isinstance(node.op, Structural):
         # A 0/1 matrix is monotone; a minus sign swaps the sides of that operand.
         signs = node.op.sign(node)
-        sides = [enclosure[::sign] for enclosure, sign in zip(operands, signs, strict=True)]
-        return LinearEnclosure(*(_mapped(node, side) for side in zip(*sides, strict=True)))
+        sides = [
+            enclosure.functions[::sign] for enclosure, sign in zip(operands, signs, strict=True)
+        ]
+        lowers, uppers = zip(*sides, strict=True)
+        return LinearEnclosure(_mapped(node, lowers), _mapped(node, uppers))
     assert isinstance(node.op, Weighted), "linear ops are structural or weighted"
     (enclosure,) = operands
     if node.op.diagonal:
         positive = affine.rises(node)
-        lower, upper = (_mapped(node, [function]) for function in enclosure)
+        lower, upper = (_mapped(node, [function]) for function in enclosure.functions)
         return LinearEnclosure(_where(positive, lower, upper), _where(positive, upper, lower))
     center = _mapped(node, [_blend(enclosure, 0.5)])
     half = _blend(enclosure, -0.5)
@@ -189,7 +172,7 @@ def _absolute(node: Node, value: Array, rows: bool = False) -> Array:
 
 def _blend(enclosure: LinearEnclosure, weight: float) -> LinearFunction:
     """`upper / 2 + weight lower`: half the sum (weight 0.5) or half the difference (-0.5)."""
-    parts = zip(*enclosure, strict=True)
+    parts = zip(*enclosure.functions, strict=True)
     return LinearFunction(*(0.5 * high + weight * low for low, high in parts))
 
 
@@ -202,53 +185,6 @@ def _where(mask: Array, first: LinearFunction, second: LinearFunction) -> Linear
         jnp.where(mask[None], first.coefficients, second.coefficients),
         jnp.where(mask, first.value, second.value),
     )
-
-
-def planes_of(node: Node, relaxation: Lines | Planes) -> Planes:
-    """A relaxation that all rows share as planes, without the leading axis.
-
-    Lines become planes of one operand, or of the entries of a window. `product` increases with
-    every operand whose weight is positive, and takes no boolean operands.
-    """
-    if isinstance(relaxation, Planes):
-        parts = [jax.tree.map(lambda array: array[0], part) for part in relaxation[1:]]
-        if relaxation.lower_weights is relaxation.upper_weights:
-            parts[2] = parts[0]
-        return Planes(relaxation.product, *parts)
-    lower_slope, lower_intercept, upper_slope, upper_intercept = relaxation
-    zero = jnp.zeros(node.shape, node.dtype)
-
-    def constant_product(weights: tuple[()], *operands: Array) -> Array:
-        return zero
-
-    def product(weights: Array, *operands: Array) -> Array:
-        if isinstance(node.op, Extremum):
-            return jnp.sum(weights * node.op.windows(node, *operands), axis=-1)
-        (value,) = operands
-        return weights * value
-
-    below = zero if lower_intercept is None else lower_intercept[0]
-    above = zero if upper_intercept is None else upper_intercept[0]
-    slope = upper_slope if lower_slope is None else lower_slope
-    if slope is None:
-        return Planes(constant_product, (), below, (), above)
-    level = jnp.zeros_like(slope[0])
-    return Planes(
-        product,
-        level if lower_slope is None else lower_slope[0],
-        below,
-        level if upper_slope is None else upper_slope[0],
-        above,
-    )
-
-
-def apply_planes(
-    planes: Planes, weights: PyTree, operands: Sequence[Array], rows: bool = False
-) -> Array:
-    """`product(weights, *operands)`; with `rows`, for every row of the operands."""
-    if rows and operands:
-        return jax.vmap(lambda *values: planes.product(weights, *values))(*operands)
-    return planes.product(weights, *operands)
 
 
 def _relaxed(
@@ -277,7 +213,7 @@ def _relaxed(
             parts.append(part + apply_planes(planes, negative, [f[k] for f in opposite], k == 0))
         return LinearFunction(parts[0], parts[1] + offset)
 
-    lowers, uppers = ([enclosure[k] for enclosure in operands] for k in range(2))
+    lowers, uppers = ([o.functions[k] for o in operands] for k in range(2))
     lower = side(planes.lower_weights, planes.lower_offset, lowers, uppers)
     upper = side(planes.upper_weights, planes.upper_offset, uppers, lowers)
     return LinearEnclosure(_or_constant(lower, interval.lower), _or_constant(upper, interval.upper))
@@ -339,18 +275,46 @@ def _specified(
             half = _blend(enclosure, -0.5)
             radius = LinearFunction(*(_contract(jnp.abs(rows), part) for part in half))
             lower, upper = _add(lower, radius, -1.0), _add(upper, radius, 1.0)
-    return LinearEnclosure(lower, upper)
+    if walk.errors is None:
+        return LinearEnclosure(lower, upper)
+    return LinearEnclosure(lower, upper, _slack_of_rows(walk, walk.errors, forward, starts))
 
 
-def _in_input(enclosure: LinearEnclosure, reference: Array) -> LinearBounds:
+def _slack_of_rows(
+    walk: Walk, errors: ErrorAnalysis, forward: Forward, starts: Mapping[int, Array]
+) -> Array:
+    """What rounding may do to the functions `[m]` around a specification."""
+    losses = [backward.loss_at_start(rows, index, errors) for index, rows in starts.items()]
+    slack = sum(losses[1:], losses[0])
+    for index, rows in _frontier(walk.graph, starts).items():
+        enclosure = forward.enclosures[index]
+        assert enclosure.slack is not None, "a rounded enclosure has a slack"
+        gamma = 3.0 * errors.arithmetic.gamma(enclosure.slack.size + errors.additions + 8)
+        reference = walk.references[index]
+        terms = largest(enclosure, errors) + jnp.where(jnp.isinf(reference), 0.0, abs(reference))
+        # A coefficient of 0 meets no slack, even an infinite one.
+        moved = jnp.minimum(enclosure.slack + gamma * terms, jnp.finfo(terms.dtype).max)
+        slack = slack + _contract(jnp.abs(rows), moved) * (1.0 + 2.0 * gamma)
+    return slack * errors.more
+
+
+def _in_input(
+    enclosure: LinearEnclosure, reference: Array, errors: ErrorAnalysis | None
+) -> LinearBounds:
     """The functions `[m]` of the input itself instead of its deviation from the reference."""
 
-    def side(function: LinearFunction) -> tuple[Array, Array]:
+    def side(function: LinearFunction, sign: float) -> tuple[Array, Array]:
         rows = function.coefficients.T
         bias = function.value - jnp.sum(rows * reference.reshape(1, -1), axis=1)
+        if errors is not None:
+            assert enclosure.slack is not None, "a rounded enclosure has a slack"
+            gamma = 2.0 * errors.arithmetic.gamma(rows.shape[1] + 4)
+            terms = jnp.sum(jnp.abs(rows * reference.reshape(1, -1)), axis=1)
+            by = enclosure.slack + gamma * (terms + jnp.abs(function.value))
+            bias = errors.outward(Interval(bias, bias), by)[sign > 0]
         return rows.reshape(rows.shape[0], *reference.shape), bias
 
-    return LinearBounds(*side(enclosure.lower), *side(enclosure.upper))
+    return LinearBounds(*side(enclosure.lower, -1.0), *side(enclosure.upper, 1.0))
 
 
 def _flat(function: LinearFunction) -> LinearFunction:
@@ -361,24 +325,40 @@ def _flat(function: LinearFunction) -> LinearFunction:
 
 @overload
 def forward_linear(
-    function: ArrayFunction, *, slopes: Slopes = "adaptive", has_aux: Literal[False] = False
+    function: ArrayFunction,
+    *,
+    slopes: Slopes = "adaptive",
+    rounding: Rounding = "nearest",
+    has_aux: Literal[False] = False,
 ) -> BoundsFunction[Interval, Interval]: ...
 
 
 @overload
 def forward_linear(
-    function: TreeFunction, *, slopes: Slopes = "adaptive", has_aux: Literal[False] = False
+    function: TreeFunction,
+    *,
+    slopes: Slopes = "adaptive",
+    rounding: Rounding = "nearest",
+    has_aux: Literal[False] = False,
 ) -> BoundsFunction[Any, Interval]: ...
 
 
 @overload
 def forward_linear(
-    function: TreeFunction, *, slopes: Slopes = "adaptive", has_aux: Literal[True]
+    function: TreeFunction,
+    *,
+    slopes: Slopes = "adaptive",
+    rounding: Rounding = "nearest",
+    has_aux: Literal[True],
 ) -> BoundsFunction[tuple[Interval, LinearBounds], tuple[Interval, LinearBounds]]: ...
 
 
 def forward_linear(
-    function: TreeFunction, *, slopes: Slopes = "adaptive", has_aux: bool = False
+    function: TreeFunction,
+    *,
+    slopes: Slopes = "adaptive",
+    rounding: Rounding = "nearest",
+    has_aux: bool = False,
 ) -> BoundsFunction[Any, Any]:
     """Turns a function of one example into a function from an input set to forward linear bounds.
 
@@ -390,6 +370,7 @@ def forward_linear(
     Args:
       function: any JAX function of one array; it may close over weights.
       slopes: as in `linear`, except `optimized`.
+      rounding: what the bounds hold for, see `linear`.
       has_aux: also return the linear functions; needs a single output array.
 
     Returns:
@@ -401,6 +382,7 @@ def forward_linear(
 
     Raises:
       UnsupportedOpError: at an op that is not in `supported_ops()`.
+      NoProofError: at an op whose rounding nobody states, unless `rounding` is `"nearest"`.
       ValueError: for optimised slopes, or a specification that does not fit the output.
 
     Source: Xu et al. 2020, "Automatic Perturbation Analysis for Scalable Certified Robustness and
@@ -411,18 +393,22 @@ def forward_linear(
     policy_of = slope_policies.resolve(slopes)
 
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
-        graph = trace(function, intervals_of.example_of(input_set))
+        graph, input_set = problems.traced(function, input_set, rounding)
         if isinstance(slopes, Mapping):
             slope_policies.require_known(slopes, graph.nonlinear_labels)
         forward = Forward()
-        walk = Walk(graph, input_set, policy_of, companion=forward)
+        walk = Walk(graph, input_set, policy_of, companion=forward, rounding=rounding)
         if specification is not None:
-            starts, constant = intervals_of.starts_of(graph, specification)
+            starts, constant = problems.starts_of(graph, specification)
             enclosure = _specified(walk, forward, starts, constant)
             merged = walk.merged(starts, constant)
-            result = _finite_or(enclosure.concretize(input_set), merged)
-            result = backward.intersect(merged, result)
-            return (result, _in_input(enclosure, walk.references[0])) if has_aux else result
+            result = _finite_or(enclosure.concretize(input_set, walk.errors), merged)
+            result = walk.intersect(merged, result)
+            return (
+                (result, _in_input(enclosure, walk.references[0], walk.errors))
+                if has_aux
+                else result
+            )
         leaves = [
             walk.intervals[o.index] if isinstance(o, Perturbed) else Interval(o, o)
             for o in graph.outputs
@@ -430,8 +416,10 @@ def forward_linear(
         result = jax.tree.unflatten(graph.output_tree, leaves)
         if not has_aux:
             return result
-        node = intervals_of.node_of_output(graph)
-        enclosure = LinearEnclosure(*map(_flat, forward.enclosures[node.index]))
-        return result, _in_input(enclosure, walk.references[0])
+        node = problems.node_of_output(graph)
+        enclosure = forward.enclosures[node.index]
+        slack = None if enclosure.slack is None else enclosure.slack.reshape(-1)
+        enclosure = LinearEnclosure(_flat(enclosure.lower), _flat(enclosure.upper), slack)
+        return result, _in_input(enclosure, walk.references[0], walk.errors)
 
     return bounds

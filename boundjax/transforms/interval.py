@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_args, overload
+from typing import Any, Literal, TypeAlias, overload
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from boundjax.ir.families import Extremum, Joint, Lines, Loop, Scalar, Structural, Weighted
-from boundjax.ir.node import Graph, Node, NoProofError, Perturbed
+from boundjax.ir.node import Graph, Node, Perturbed
 from boundjax.numerics import materialized
 from boundjax.ops import affine, domain
-from boundjax.sets.checks import require_input_set
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Rounding
-from boundjax.tracing.trace import trace, trace_body
+from boundjax.tracing.trace import trace_body
 from boundjax.transforms import backward, outward
+from boundjax.transforms import problem as problems
 from boundjax.transforms.balls import FirstLayers
-from boundjax.transforms.errors import ErrorAnalysis, require_stated
+from boundjax.transforms.errors import ErrorAnalysis
 from boundjax.transforms.signatures import ArrayFunction, BoundsFunction, TreeFunction
 from boundjax.windows import Rows
 
@@ -290,106 +289,6 @@ def merged(
     return Interval(lower + constant, upper + constant)
 
 
-def starts_of(graph: Graph, specification: Array) -> tuple[dict[int, Array], Array]:
-    """A specification `[m, *out]` as coefficients on nodes, by index, and a constant `[m]`.
-
-    Raises:
-      ValueError: if the function has several outputs or the shapes do not fit.
-    """
-    if len(graph.outputs) != 1:
-        raise ValueError(
-            f"a specification needs a function with one output array, got {len(graph.outputs)}"
-        )
-    (output,) = graph.outputs
-    shape = graph.nodes[output.index].shape if isinstance(output, Perturbed) else output.shape
-    if specification.ndim < 1 or specification.shape[1:] != tuple(shape):
-        raise ValueError(
-            f"specification must have shape [m, {', '.join(map(str, shape))}] for an output of "
-            f"shape {tuple(shape)}, got {specification.shape}"
-        )
-    if isinstance(output, Perturbed):
-        return {output.index: specification}, jnp.zeros(
-            specification.shape[:1], specification.dtype
-        )
-    axes = tuple(range(1, specification.ndim))
-    source = graph.nodes[0]
-    zeros = jnp.zeros((specification.shape[0], *source.shape), specification.dtype)
-    return {0: zeros}, jnp.sum(specification * output[None], axis=axes)
-
-
-def node_of_output(graph: Graph) -> Node:
-    """The node of the one output array that `has_aux` needs.
-
-    Raises:
-      ValueError: if the function has several outputs, or one that does not depend on the input.
-    """
-    perturbed = [o for o in graph.outputs if isinstance(o, Perturbed)]
-    if len(graph.outputs) != 1 or not perturbed:
-        raise ValueError(
-            "has_aux needs a function with one output array, which depends on the input; got "
-            f"{len(graph.outputs)}, of which {len(perturbed)} depend on it"
-        )
-    return graph.nodes[perturbed[0].index]
-
-
-def require_rounding(rounding: str) -> None:
-    """Checks the name of a rounding mode.
-
-    Raises:
-      ValueError: for another name.
-    """
-    if rounding not in get_args(Rounding):
-        raise ValueError(
-            f"rounding must be one of {', '.join(get_args(Rounding))}, got {rounding!r}"
-        )
-
-
-def problem(
-    function: Callable[[Array], Any], input_set: InputSet, rounding: Rounding
-) -> tuple[Graph, InputSet]:
-    """The graph and the set to bound; the set rounds outwards unless `rounding` is `"nearest"`.
-
-    Raises:
-      TypeError: for anything that is not an input set, or a custom one that does not round.
-      UnsupportedOpError, NoProofError: as `trace`.
-    """
-    example = example_of(input_set)
-    if rounding == "nearest":
-        return trace(function, example), input_set
-    graph = trace(function, example)
-    require_stated(graph.nodes)
-    if not all(isinstance(output, Perturbed) for output in graph.outputs):
-        raise NoProofError(
-            "nobody bounds the rounding of an output that does not depend on the input; leave it "
-            "out, or take rounding='nearest'"
-        )
-    outwards = getattr(input_set, "outwards", None)
-    if outwards is None:
-        raise TypeError(
-            f"a rounded bound needs a set with a method outwards(), whose answers are rounded "
-            f"outwards, got {type(input_set).__name__}; take rounding='nearest'"
-        )
-    return graph, outwards()
-
-
-_INTERVAL_OF_A_SET = "the interval() of an input set must have two ends of one shape"
-
-
-def example_of(input_set: InputSet) -> Array:
-    """A value with the input's shape and dtype, to trace a function with.
-
-    Raises:
-      TypeError: for anything that is not an input set.
-      AssertionError: for a custom input set whose interval has ends of different shapes, or of a
-        type that is not floating-point.
-    """
-    require_input_set(input_set)
-    lower, upper = input_set.interval()
-    chex.assert_equal_shape([lower, upper], custom_message=_INTERVAL_OF_A_SET)
-    chex.assert_type([lower, upper], float)
-    return lower
-
-
 @overload
 def interval(
     function: ArrayFunction, *, rounding: Rounding = "nearest", has_aux: Literal[False] = False
@@ -438,10 +337,10 @@ def interval(
 
     Source: Gowal et al. 2018, "On the Effectiveness of Interval Bound Propagation".
     """
-    require_rounding(rounding)
+    problems.require_rounding(rounding)
 
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
-        graph, input_set = problem(function, input_set, rounding)
+        graph, input_set = problems.traced(function, input_set, rounding)
         errors, references = None, None
         if rounding == "nearest":
             intervals = forward(graph, input_set)
@@ -460,7 +359,7 @@ def interval(
             ]
             result = jax.tree.unflatten(graph.output_tree, leaves)
         else:
-            starts, constant = starts_of(graph, specification)
+            starts, constant = problems.starts_of(graph, specification)
             if references is None:
                 references = references_of(graph, intervals)
             result = merged(graph, input_set, intervals, references, starts, constant, errors)

@@ -28,6 +28,7 @@ from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Rounding
 from boundjax.slopes import Optimized, Slopes
 from boundjax.transforms import interval as intervals_of
+from boundjax.transforms import problem as problems
 from boundjax.transforms.backward import LinearBounds, Sides
 from boundjax.transforms.forward import Forward
 from boundjax.transforms.relaxations import Positions, RowEnds
@@ -202,7 +203,7 @@ class Relaxation(Generic[OutputBounds]):
 
     def interval(self, specification: Specification) -> Interval:
         """Interval bounds `[m]` of `<specification_k, f(x)>`, from the pre-activation bounds."""
-        return self.walk.merged(*intervals_of.starts_of(self.walk.graph, specification))
+        return self.walk.merged(*problems.starts_of(self.walk.graph, specification))
 
     @overload
     def bounds(
@@ -254,14 +255,14 @@ class Relaxation(Generic[OutputBounds]):
         """
         walk, graph, sides = self.walk, self.walk.graph, self.sides
         if specification is not None:
-            starts, constant = intervals_of.starts_of(graph, specification)
+            starts, constant = problems.starts_of(graph, specification)
             ends = walk.row_ends(within or {}, len(specification))
             result, aux = _specification(walk, starts, constant, sides, ends)
             return (result, aux) if has_aux else result
         if within:
             raise ValueError("within needs a specification: it has an interval for each row")
         if has_aux:
-            return _units(walk, intervals_of.node_of_output(graph), sides)
+            return _units(walk, problems.node_of_output(graph), sides)
         leaves = [
             _output(walk, o.index, sides) if isinstance(o, Perturbed) else Interval(o, o)
             for o in graph.outputs
@@ -324,7 +325,7 @@ def relax(
         raise ValueError(f"max_rows must be at least 1 or None, got {max_rows}")
     if max_bytes <= 0:
         raise ValueError(f"max_bytes must be positive, got {max_bytes}")
-    intervals_of.require_rounding(rounding)
+    problems.require_rounding(rounding)
     if optimized is not None and optimized.optimize_intermediate and intermediate != "linear":
         raise ValueError(
             "optimize_intermediate needs intermediate='linear', got "
@@ -332,7 +333,7 @@ def relax(
         )
 
     def relaxed(input_set: InputSet) -> Relaxation[Any]:
-        graph, input_set = intervals_of.problem(function, input_set, rounding)
+        graph, input_set = problems.traced(function, input_set, rounding)
         if isinstance(start, Mapping):
             slope_policies.require_known(start, graph.nonlinear_labels)
         walk = Walk(

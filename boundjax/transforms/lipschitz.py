@@ -33,6 +33,7 @@ from boundjax.sets.rounding import Rounding
 from boundjax.tracing.trace import trace
 from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
+from boundjax.transforms import problem as problems
 from boundjax.transforms.balls import cut, enclosing_ball
 from boundjax.transforms.signatures import ArrayFunction, BoundsFunction, TreeFunction
 from boundjax.windows import Rows, dense
@@ -165,7 +166,7 @@ def lipschitz(
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
         if rounding != "nearest":
             raise NoProofError("TODO lipschitz")
-        graph = trace(function, intervals_of.example_of(input_set))
+        graph = trace(function, problems.example_of(input_set))
         sizes = _spectral_bounds(graph) if norms is None else _checked(graph, norms)
         nodes = _walk(graph, input_set, sizes, box)
         if specification is None:
@@ -178,7 +179,7 @@ def lipschitz(
             result = _specification(graph, input_set, nodes, specification)
         if not has_aux:
             return result
-        output = nodes[intervals_of.node_of_output(graph).index].as_set()
+        output = nodes[problems.node_of_output(graph).index].as_set()
         pre_activations = {
             node.label: nodes[node.inputs[0]].as_set()
             for node in graph.nodes
@@ -364,7 +365,7 @@ def _specification(
     graph: Graph, input_set: InputSet, nodes: list[BallBoxBounds], specification: Array
 ) -> Interval:
     """Bounds `[m]`: rows pulled back to the last nonlinear ops, and their exact extrema there."""
-    starts, constant = intervals_of.starts_of(graph, specification)
+    starts, constant = problems.starts_of(graph, specification)
     stops: dict[int, Array] = {}
 
     def stop(node: Node, rows: Rows) -> Lines:

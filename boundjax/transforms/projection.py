@@ -29,6 +29,7 @@ from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
 from boundjax.tracing.trace import trace
 from boundjax.transforms import interval as intervals_of
+from boundjax.transforms import problem as problems
 from boundjax.transforms.forward import apply_planes, concretized, linear_part, planes_of
 from boundjax.transforms.signatures import ArrayFunction, BoundsFunction, TreeFunction
 from boundjax.transforms.walk import Walk
@@ -338,10 +339,10 @@ def estimate(
     policy_of = slope_policies.resolve("parallel")
 
     def estimates(input_set: InputSet, specification: Array | None = None) -> Any:
-        graph = trace(function, intervals_of.example_of(input_set))
+        graph = trace(function, problems.example_of(input_set))
         walk = Walk(graph, input_set, policy_of, companion=Projection(key, projections))
         if specification is not None:
-            starts, constant = intervals_of.starts_of(graph, specification)
+            starts, constant = problems.starts_of(graph, specification)
             result, aux = _specified(walk, starts, constant, sides)
             return (result, aux) if has_aux else result
         if has_aux:

@@ -13,7 +13,7 @@ from boundjax import slopes, verify, vnnlib
 from boundjax.certification.presets import METHODS
 from boundjax.sets import Interval
 from boundjax.tracing.trace import trace
-from boundjax.transforms import interval as intervals_of
+from boundjax.transforms import problem as problems
 from boundjax.transforms.walk import Walk
 
 PUBLIC = Path(__file__).resolve().parents[3] / "shared" / "suites" / "public"
@@ -119,7 +119,7 @@ def _linear(function, refine):
     def lower(box, rows):
         traced = trace(function, box.lower)
         walk = ReferenceWalk(traced, box, slopes.resolve("adaptive"), refine=refine)
-        starts, constant = intervals_of.starts_of(traced, rows)
+        starts, constant = problems.starts_of(traced, rows)
         return walk.pull_back(starts, "lower").concretize(box)[0] + constant
 
     return lower

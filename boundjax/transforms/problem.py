@@ -1,0 +1,117 @@
+"""What a transform bounds: a traced function, an input set and a specification, all checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import chex
+import jax.numpy as jnp
+from jax import Array
+
+from boundjax.ir.node import Graph, Node, NoProofError, Perturbed
+from boundjax.sets.checks import require_input_set
+from boundjax.sets.input_set import InputSet
+from boundjax.sets.rounding import Rounding
+from boundjax.tracing.trace import trace
+from boundjax.transforms.errors import require_stated
+
+
+def require_rounding(rounding: str) -> None:
+    """Checks the name of a rounding mode.
+
+    Raises:
+      ValueError: for another name.
+    """
+    if rounding not in get_args(Rounding):
+        raise ValueError(
+            f"rounding must be one of {', '.join(get_args(Rounding))}, got {rounding!r}"
+        )
+
+
+def traced(
+    function: Callable[[Array], Any], input_set: InputSet, rounding: Rounding
+) -> tuple[Graph, InputSet]:
+    """The graph and the set to bound; the set rounds outwards unless `rounding` is `"nearest"`.
+
+    Raises:
+      TypeError: for anything that is not an input set, or a custom one that does not round.
+      UnsupportedOpError, NoProofError: as `trace`.
+    """
+    example = example_of(input_set)
+    if rounding == "nearest":
+        return trace(function, example), input_set
+    graph = trace(function, example)
+    require_stated(graph.nodes)
+    if not all(isinstance(output, Perturbed) for output in graph.outputs):
+        raise NoProofError(
+            "nobody bounds the rounding of an output that does not depend on the input; leave it "
+            "out, or take rounding='nearest'"
+        )
+    outwards = getattr(input_set, "outwards", None)
+    if outwards is None:
+        raise TypeError(
+            f"a rounded bound needs a set with a method outwards(), whose answers are rounded "
+            f"outwards, got {type(input_set).__name__}; take rounding='nearest'"
+        )
+    return graph, outwards()
+
+
+_INTERVAL_OF_A_SET = "the interval() of an input set must have two ends of one shape"
+
+
+def example_of(input_set: InputSet) -> Array:
+    """A value with the input's shape and dtype, to trace a function with.
+
+    Raises:
+      TypeError: for anything that is not an input set.
+      AssertionError: for a custom input set whose interval has ends of different shapes, or of a
+        type that is not floating-point.
+    """
+    require_input_set(input_set)
+    lower, upper = input_set.interval()
+    chex.assert_equal_shape([lower, upper], custom_message=_INTERVAL_OF_A_SET)
+    chex.assert_type([lower, upper], float)
+    return lower
+
+
+def starts_of(graph: Graph, specification: Array) -> tuple[dict[int, Array], Array]:
+    """A specification `[m, *out]` as coefficients on nodes, by index, and a constant `[m]`.
+
+    Raises:
+      ValueError: if the function has several outputs or the shapes do not fit.
+    """
+    if len(graph.outputs) != 1:
+        raise ValueError(
+            f"a specification needs a function with one output array, got {len(graph.outputs)}"
+        )
+    (output,) = graph.outputs
+    shape = graph.nodes[output.index].shape if isinstance(output, Perturbed) else output.shape
+    if specification.ndim < 1 or specification.shape[1:] != tuple(shape):
+        raise ValueError(
+            f"specification must have shape [m, {', '.join(map(str, shape))}] for an output of "
+            f"shape {tuple(shape)}, got {specification.shape}"
+        )
+    if isinstance(output, Perturbed):
+        return {output.index: specification}, jnp.zeros(
+            specification.shape[:1], specification.dtype
+        )
+    axes = tuple(range(1, specification.ndim))
+    source = graph.nodes[0]
+    zeros = jnp.zeros((specification.shape[0], *source.shape), specification.dtype)
+    return {0: zeros}, jnp.sum(specification * output[None], axis=axes)
+
+
+def node_of_output(graph: Graph) -> Node:
+    """The node of the one output array that `has_aux` needs.
+
+    Raises:
+      ValueError: if the function has several outputs, or one that does not depend on the input.
+    """
+    perturbed = [o for o in graph.outputs if isinstance(o, Perturbed)]
+    if len(graph.outputs) != 1 or not perturbed:
+        raise ValueError(
+            "has_aux needs a function with one output array, which depends on the input; got "
+            f"{len(graph.outputs)}, of which {len(perturbed)} depend on it"
+        )
+    return graph.nodes[perturbed[0].index]
