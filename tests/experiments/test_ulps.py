@@ -90,9 +90,7 @@ def test_functions_that_onnx_lacks_have_no_row():
 
 def test_a_missing_runtime_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(
-        ExperimentError, match=r"expected the packages of the extra 'onnx'.*xla"
-    ) as e:
+    with pytest.raises(ExperimentError, match=r"the extra 'onnx' .*xla") as error:
         ulps.onnxruntime("exp")
     assert "\n" not in str(error.value)
 
