@@ -48,7 +48,7 @@ class Accuracy(NamedTuple):
       ulp: the relative error.
       absolute: for functions that are rounded relative to 1, such as `exp(x) - 1` near 0.
       operand: for functions in which numbers of the operand's size cancel: `x (1 + tanh x)`.
-      exponent: for functions that compute `exp` of a rounded multiple of their operand.
+      exponent: for functions that compute `exp` of a rounded multiple or sum of their operand.
       underflow: at least the slope around 0, because a runtime may treat a subnormal operand as 0,
         and at least what intermediate results may lose.
       domain: the least and the largest operand for which the error is stated.
@@ -130,7 +130,8 @@ STATED: Mapping[str, Accuracy] = {
         ),
         EXACT,
     ),
-    "exp": Accuracy(),
+    # XLA computes exp(a) exp(b), exp(a) / exp(b) and exp(a)^2 as exp of a rounded sum.
+    "exp": Accuracy(exponent=1.0),
     "exp2": Accuracy(exponent=1.0),
     "expm1": Accuracy(10.0),
     "log": Accuracy(6.0, domain=_POSITIVE),
@@ -146,7 +147,7 @@ STATED: Mapping[str, Accuracy] = {
     "cosh": Accuracy(exponent=1.0),
     "asinh": Accuracy(6.0),
     "atan": Accuracy(6.0),
-    "sqrt": Accuracy(absolute=4.0 * _ROOT_OF_UNDERFLOW, domain=(0.0, _INFINITY)),
+    "sqrt": Accuracy(6.0, absolute=4.0 * _ROOT_OF_UNDERFLOW, domain=(0.0, _INFINITY)),
     "rsqrt": Accuracy(6.0, domain=_POSITIVE),
     "square": Accuracy(2.0),
     "softplus": Accuracy(8.0),

@@ -119,7 +119,7 @@ def test_the_command_writes_a_report(tmp_path, monkeypatch, capsys):
 
 def test_errors_above_half_of_what_is_stated_end_the_command(monkeypatch, capsys):
     case = CASES["exp"]
-    narrow = dataclasses.replace(case, stated=case.stated._replace(ulp=1.0))
+    narrow = dataclasses.replace(case, stated=case.stated._replace(ulp=0.5))
     monkeypatch.setattr(ulps, "CASES", {"exp": narrow})
     with pytest.raises(SystemExit, match=r"error: above half of the stated error: exp \(xla\)"):
         run(monkeypatch, "--functions", "exp", "--runtime", "xla", "--stride", str(2**26))
