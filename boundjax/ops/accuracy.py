@@ -130,7 +130,7 @@ STATED: Mapping[str, Accuracy] = {
         ),
         EXACT,
     ),
-    # XLA computes exp(a) exp(b), exp(a) / exp(b) and exp(a)^2 as exp of a rounded sum.
+    # XLA (jaxlib 0.10) computes exp(a) exp(b) and exp(a) / exp(b) as exp of a rounded sum.
     "exp": Accuracy(exponent=1.0),
     "exp2": Accuracy(exponent=1.0),
     "expm1": Accuracy(10.0),

@@ -224,17 +224,32 @@ CASES: Mapping[str, Case] = {
 }
 
 
+# Magnitudes of operands at which the largest errors of `experiments.benchmarks.ulps` were seen.
+_WORST = (
+    0.00024399166, 0.0019887688, 0.0032546669, 0.0039629052, 0.0082850698, 0.0160708688,
+    0.0333079174, 0.155437529, 0.227503434, 0.371810347, 0.406298518, 0.409905374,
+    0.414275587, 0.491501808, 0.497700989, 0.69812781, 0.718483813, 0.723110080,
+    0.774568617, 0.785236418, 0.8750717, 0.877667844, 0.970771790, 0.979995608, 0.995939374,
+    1.00109208, 1.00245214, 1.22372568, 1.37286866, 1.41583729, 2.28374457, 2.99999952,
+    3.20596504, 3.76837754, 4.36392164, 4.58461761, 5.05393744, 5.51007986,
+    5.89122487, 5.93656683, 6.57103157, 6.91100121, 7.47616291, 8.0805531, 8.11295605, 8.49597454,
+    8.69359398, 15.7993898, 16.6473103, 59.9725418, 82.855957, 92.3727951, 122.540489, 1355.07349,
+    4200.8501, 12259.0,
+)  # fmt: skip
+
+
 def special_inputs() -> np.ndarray:
     """Operands `[N]` in float32 at which functions and their approximations change their ways.
 
     Zeros, subnormal numbers, the ends of the range, powers of two, multiples of pi / 2 and of
-    log(2) / 2, integers and the arguments at which exp, tanh and erf saturate, each of both signs
-    and with the three next numbers on either side.
+    log(2) / 2, integers, the operands at which exp, tanh and erf saturate and those of the largest
+    errors that were seen; each of both signs and with the three next numbers on either side.
     """
     powers = np.ldexp(1.0, np.arange(-149, 128))
     steps = np.arange(1, 513, dtype=np.float64)
     centers = np.concatenate(
         [
+            np.asarray(_WORST),
             [0.0, np.finfo(np.float32).max, 1.5, 6.0, 16.635532, 17.328680, 18.0, 5.8637, 3.8325],
             powers,
             steps * (math.pi / 2.0),

@@ -19,8 +19,10 @@ from boundjax.tracing import trace
 
 SINGLE = accuracy.SINGLE
 each_case = pytest.mark.parametrize("name", CASES)
-# These only select, or cancel all that they compute.
-EXACT = {name for name, case in CASES.items() if not case.stated.ulp} | {"squareplus(0)"}
+EXACT = {name for name, case in CASES.items() if not case.stated.ulp}
+# Some versions of XLA simplify the root of a square, and compute expm1 ten times better than
+# onnxruntime (`tests/experiments/test_ulps.py`) computes elu.
+ROUNDED = sorted(set(CASES) - EXACT - {"squareplus(0)", "elu", "elu(1.7)", "celu(1.7)", "selu"})
 
 
 def stated(function, dtype=jnp.float32, shape=(3,)):
@@ -60,7 +62,7 @@ def test_functions_stay_below_half_of_what_is_stated(name, shares):
     assert shares(name) <= 0.5
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - EXACT))
+@pytest.mark.parametrize("name", ROUNDED)
 def test_a_tenth_of_what_is_stated_would_not_pass(name, shares):
     assert 10.0 * shares(name) > 0.5
 
@@ -105,12 +107,11 @@ def test_a_traced_function_has_the_error_that_was_compared(name):
     ],
 )
 def test_exponentials_pay_for_sums_of_exponents(function, factors):
-    """XLA multiplies exponentials by adding exponents, and that sum is rounded."""
+    """Older XLA multiplies exponentials by adding exponents, and that sum is rounded."""
     rng = np.random.default_rng(0)
     a, b = rng.uniform(20.0, 40.0, (2, 4096)).astype(np.float32)
-    computed = np.asarray(jax.jit(function)(a, b)).astype(np.float64)
     exponents = factors(a.astype(np.float64), b.astype(np.float64))
-    off = np.abs(computed / np.exp(sum(exponents)) - 1.0)
+    exact = np.exp(sum(exponents))
 
     def paid(of_exp):
         """The relative errors of the factors and of their product, added."""
@@ -118,6 +119,11 @@ def test_exponentials_pay_for_sums_of_exponents(function, factors):
         return sum(errors) + len(exponents) * SINGLE.unit
 
     stated_error = accuracy.STATED["exp"]
+    computed = np.asarray(jax.jit(function)(a, b)).astype(np.float64)
+    assert (np.abs(computed / exact - 1.0) <= 0.5 * paid(stated_error)).all()
+    # What the best program of that kind computes.
+    rewritten = np.exp(sum(x.astype(np.float32) for x in exponents).astype(np.float64))
+    off = np.abs(rewritten / exact - 1.0)
     assert (off <= 0.5 * paid(stated_error)).all()
     assert (off > paid(stated_error._replace(exponent=0.0))).any()
 
