@@ -138,7 +138,7 @@ STATED: Mapping[str, Accuracy] = {
     "log1p": Accuracy(6.0, domain=(-1.0, _INFINITY)),
     "tanh": Accuracy(10.0),
     "logistic": Accuracy(absolute=6.0),
-    "erf": Accuracy(8.0),
+    "erf": Accuracy(10.0),
     "erfc": Accuracy(8.0, absolute=4.0),
     # Runtimes that reduce their operand in float32 are off by a few u at zeros far from 0.
     "sin": Accuracy(absolute=2.0),

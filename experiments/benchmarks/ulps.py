@@ -3,10 +3,11 @@
     python -m experiments.benchmarks.ulps --stride 127 --report functions.json
 
 A function of one float32 operand has 2^32 inputs: `--stride 1` evaluates all of them (hours), a
-larger stride every so many-th, and the inputs of `accuracy_cases.special_inputs` in any case. The
-reference is float64. Runtimes are XLA on JAX's default device, in three ways (`xla` the function
-alone on large arrays, `xla-fused` between other elementwise operations, `xla-scalar` one number at
-a time, which is other machine code), and onnxruntime, where ONNX has the function. A row says
+larger stride every so many-th, `--magnitudes 0.125 32` those between; the inputs of
+`accuracy_cases.special_inputs` are taken in any case. The reference is float64. Runtimes are XLA on
+JAX's default device, in three ways (`xla` the function alone on large arrays, `xla-fused` between
+other elementwise operations, `xla-scalar` one number at a time, which is other machine code), and
+onnxruntime, where ONNX has the function. A row says
 
 * `ulp`: the largest error in units of `2u |f|`, one ulp at least, where `|f|` is a normal number;
 * `abs`: the largest error in units of u = 2^-24, where `|f| <= 1`;
@@ -23,6 +24,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import math
 import os
 import pathlib
 import platform
@@ -91,16 +93,22 @@ class Row:
         self.inputs += x.size
 
 
-def inputs(stride: int) -> Iterator[np.ndarray]:
+def inputs(stride: int, least: float = 0.0, most: float = np.inf) -> Iterator[np.ndarray]:
     """Every `stride`-th float32 number, without NaN, and all special ones; in arrays `[CHUNK]`.
 
     The last array of each kind is filled up with zeros so that programs are compiled once.
+
+    Args:
+      stride: 1 for all numbers.
+      least, most: the smallest and the largest magnitude; special numbers have any.
     """
     yield _filled(special_inputs())
-    for start in range(0, 2**32, CHUNK * stride):
-        bits = np.arange(start, min(start + CHUNK * stride, 2**32), stride, dtype=np.uint64)
-        numbers = bits.astype(np.uint32).view(np.float32)
-        yield _filled(numbers[~np.isnan(numbers)])
+    first, last = (int(np.float32(magnitude).view(np.uint32)) for magnitude in (least, most))
+    for sign in (0, 2**31):
+        for start in range(sign + first, sign + last + 1, CHUNK * stride):
+            stop = min(start + CHUNK * stride, sign + last + 1)
+            bits = np.arange(start, stop, stride, dtype=np.uint64)
+            yield _filled(bits.astype(np.uint32).view(np.float32))
 
 
 def _filled(numbers: np.ndarray) -> np.ndarray:
@@ -207,14 +215,16 @@ def onnxruntime(name: str) -> dict[str, Program]:
     return {"onnxruntime": lambda x: session.run(None, {"x": x})[0]}
 
 
-def measure(name: str, runtimes: Sequence[str], stride: int) -> dict[str, Row]:
-    """Measures one function of `CASES` in every runtime that has it."""
+def measure(
+    name: str, runtimes: Sequence[str], stride: int, least: float = 0.0, most: float = np.inf
+) -> dict[str, Row]:
+    """Measures one function of `CASES` in every runtime that has it, on `inputs`."""
     case = CASES[name]
     programs = xla(case) if "xla" in runtimes else {}
     if "onnxruntime" in runtimes:
         programs |= onnxruntime(name)
     rows = {runtime: Row() for runtime in programs}
-    for x in inputs(stride) if programs else ():
+    for x in inputs(stride, least, most) if programs else ():
         with np.errstate(all="ignore"):
             exact = case.reference(x.astype(np.float64))
             for runtime, program in programs.items():
@@ -252,18 +262,28 @@ def main() -> None:
     parser.add_argument(
         "--stride", type=int, default=1, help="take every so many-th input (default: 1, all)"
     )
+    parser.add_argument(
+        "--magnitudes", nargs=2, type=float, metavar=("LEAST", "MOST"), default=(0.0, np.inf),
+        help="only inputs of these magnitudes (default: all)",
+    )  # fmt: skip
     parser.add_argument("--report", type=pathlib.Path, help="write the rows to this JSON file")
     flags = parser.parse_args()
     if flags.stride < 1:
         parser.error(f"--stride must be >= 1, got {flags.stride}")
+    least, most = flags.magnitudes
+    if not 0.0 <= least <= most:
+        parser.error(f"--magnitudes must be two numbers >= 0 in order, got {least:g} {most:g}")
     print(timing.machine())
     print(f"instruction set: {instruction_set()}")
-    print(f"every {flags.stride}-th of the 2^32 inputs, and {special_inputs().size} special ones")
+    print(
+        f"every {flags.stride}-th of the inputs of magnitudes {least:g} to {most:g}, and "
+        f"{special_inputs().size} special ones"
+    )
     report: dict[str, dict[str, Any]] = {}
     too_far = []
     for name in flags.functions:
         try:
-            rows = measure(name, flags.runtime, flags.stride)
+            rows = measure(name, flags.runtime, flags.stride, least, most)
         except ExperimentError as error:
             sys.exit(f"error: {error}")
         for runtime, row in rows.items():
@@ -284,6 +304,7 @@ def main() -> None:
             "versions": versions(),
             "instruction_set": instruction_set(),
             "stride": flags.stride,
+            "magnitudes": [least, most if math.isfinite(most) else None],
             "functions": report,
         }
         flags.report.write_text(json.dumps(record, indent=1) + "\n")

@@ -21,9 +21,20 @@ def test_every_float32_number_is_an_input():
     special, *chunks = ulps.inputs(stride)
     assert all(chunk.size == ulps.CHUNK for chunk in (special, *chunks))
     assert set(special_inputs().view(np.uint32)) <= set(special.view(np.uint32))
-    bits = np.arange(0, 2**32, stride, dtype=np.uint64).astype(np.uint32)
-    expected = bits[~np.isnan(bits.view(np.float32))]
-    assert set(np.concatenate(chunks).view(np.uint32)) == set(expected)
+    bits = np.arange(0, 0x7F800001, stride, dtype=np.uint32)
+    expected = {*bits, *(bits | np.uint32(2**31))}
+    assert set(np.concatenate(chunks).view(np.uint32)) == expected
+
+
+def test_inputs_may_be_of_some_magnitudes_only():
+    _, *chunks = ulps.inputs(1, 1.0, 1.25)
+    x = np.concatenate(chunks)
+    below = np.nextafter(np.float32(1.25), np.float32(0))
+    assert {1.0, -1.0, 1.25, -1.25, below, -below} <= set(x)
+    assert len(set(x)) == 2 * (2**21 + 1) + 1  # zeros fill the last array of each sign
+    assert set(np.abs(x)) - {0.0} == set(np.abs(x[np.abs(x) >= 1.0]))
+    _, *chunks = ulps.inputs(1, 2.0, 2.0)
+    assert set(np.concatenate(chunks)) == {2.0, -2.0, 0.0}
 
 
 def test_a_row_holds_the_largest_errors():
@@ -112,7 +123,7 @@ def test_the_command_writes_a_report(tmp_path, monkeypatch, capsys):
     assert set(report["functions"]) == {"exp", "relu"}
     assert report["functions"]["exp"]["xla"]["share"]["value"] > 0.05
     printed = capsys.readouterr().out
-    assert f"every {2**26}-th of the 2^32 inputs" in printed
+    assert f"every {2**26}-th of the inputs of magnitudes 0 to inf" in printed
     assert "instruction set:" in printed
     assert "ABOVE HALF" not in printed
 
@@ -124,6 +135,13 @@ def test_errors_above_half_of_what_is_stated_end_the_command(monkeypatch, capsys
     with pytest.raises(SystemExit, match=r"error: above half of the stated error: exp \(xla\)"):
         run(monkeypatch, "--functions", "exp", "--runtime", "xla", "--stride", str(2**26))
     assert "ABOVE HALF" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pair", [("2", "1"), ("-1", "1"), ("nan", "1")])
+def test_magnitudes_out_of_order_are_an_error(pair, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--magnitudes", *pair)
+    assert "--magnitudes must be two numbers >= 0 in order, got" in capsys.readouterr().err
 
 
 def test_a_stride_below_one_is_an_error(monkeypatch, capsys):
