@@ -39,8 +39,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from boundjax.ir.families import Error, Joint, Scalar, Structural, Weighted
+from boundjax.ir.families import Joint, Scalar, Structural, Weighted
 from boundjax.ir.node import Node, NoProofError
+from boundjax.ops.accuracy import EXACT, accuracy
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Arithmetic, Rounding
 
@@ -60,6 +61,7 @@ class NodeErrors(NamedTuple):
       terms: how many terms the mass has, at most.
       charged: for how many terms of the mass losses have been charged, at least.
       own: of a linear node, the rounding of its op alone.
+      interval: of the values.
     """
 
     deviation: Array
@@ -69,6 +71,7 @@ class NodeErrors(NamedTuple):
     terms: int = 0
     charged: int = 0
     own: Array | float = 0.0
+    interval: Interval | None = None
 
 
 def require_stated(nodes: Sequence[Node]) -> None:
@@ -79,7 +82,8 @@ def require_stated(nodes: Sequence[Node]) -> None:
     """
     for node in nodes:
         op = node.op
-        if isinstance(op, Joint) and op.error is None and op.planes is not None:
+        joint = isinstance(op, Joint) and op.error is None and op.planes is not None
+        if joint or (isinstance(op, Scalar) and accuracy(node) is None):
             raise NoProofError(
                 f"nobody states how much '{node.primitive}' at {node.location} rounds; state "
                 "error= in its entry in the table of ops, or take rounding='nearest'"
@@ -169,11 +173,9 @@ class ErrorAnalysis:
         elif node.is_linear:
             interval, self._sums[node.index] = self._sum(node, interval)
         elif isinstance(node.op, Scalar | Joint):
-            # Once more than a program's value, as the interval's ends were computed, too.
-            error = self._op_error(node)
-            share = (4.0 * self.arithmetic.unit + error.relative) if error.relative else 0.0
-            exact = error.relative == 0.0 and isinstance(error.absolute, float)
-            interval = interval if exact else self.outward(interval, error.absolute, share)
+            size = jnp.maximum(jnp.abs(interval.lower), jnp.abs(interval.upper))
+            error = self._op_error(node, size)
+            interval = interval if error is None else self.outward(interval, error)
         return interval  # an extremum is exact, and a loop's interval has been enclosed already
 
     def enclose_product(self, node: Node, operand: Interval, center: Array) -> Interval:
@@ -214,18 +216,20 @@ class ErrorAnalysis:
         small = size <= self.largest
         size, deviation = (jnp.where(small, array, jnp.inf) for array in (size, deviation))
         if earlier is not None:
-            self.errors[node.index] = earlier._replace(deviation=deviation, size=size)
+            self.errors[node.index] = earlier._replace(
+                deviation=deviation, size=size, interval=interval
+            )
             return
         self._elements[node.index] = node.size
         summed = self._sums.pop(node.index, None)
         if summed is None:
-            self.errors[node.index] = NodeErrors(deviation, size, size)
+            self.errors[node.index] = NodeErrors(deviation, size, size, interval=interval)
             return
         loss = summed.loss
         loss = None if loss is None else loss * self.more + 4.0 * unit * size
         own = summed.own * self.more + 4.0 * unit * size
         self.errors[node.index] = NodeErrors(
-            deviation, size, summed.mass, loss, summed.terms, summed.charged, own
+            deviation, size, summed.mass, loss, summed.terms, summed.charged, own, interval
         )
 
     def of_rows(self, index: int, outputs: int) -> Array:
@@ -256,8 +260,9 @@ class ErrorAnalysis:
 
     def of_value(self, node: Node) -> Array:
         """What the value of a nonlinear node and lines of slope 0 lose."""
-        errors, error = self.errors[node.index], self._op_error(node)
-        return error.absolute + (error.relative + 16.0 * self.arithmetic.unit) * errors.size
+        size = self.errors[node.index].size
+        error, rounded = self._op_error(node, size), 16.0 * self.arithmetic.unit * size
+        return rounded if error is None else rounded + error
 
     def of_sum(self, node: Node) -> float:
         """The relative error of the sum of a row's intercepts at one nonlinear node."""
@@ -325,35 +330,34 @@ class ErrorAnalysis:
         loss = error if loss is None else loss + error
         return self.outward(interval, error), _Sum(loss, mass, terms, terms, error)
 
-    def _op_error(self, node: Node) -> Error:
-        """The error of a nonlinear op's value, of the walk and of a program together."""
-        sizes = [self.errors[i].size for i in node.inputs if i in self.errors]
-        op, error = node.op, Error(0.0, 0.0)
-        if isinstance(op, Scalar):
-            error = _function_error(node, sizes, self.arithmetic)
-        if isinstance(op, Joint):
-            assert op.error is not None, "`trace` refuses ops whose error nobody states"
-            error = op.error(node, sizes, self.arithmetic)
-        return Error(self._times * error.absolute, self._times * error.relative)
+    def _op_error(self, node: Node, size: Array) -> Array | None:
+        """The error of a nonlinear op's value, of the walk and of a program together.
 
+        Args:
+          node: the node.
+          size: the largest magnitude of its value.
 
-# Functions that are accurate relative to their value, even a tiny one.
-_POWERS = frozenset(("integer_pow", "pow"))
-_RELATIVE = frozenset(("exp", "exp2", "square", "sqrt", "rsqrt", "log")) | _POWERS
-
-
-def _function_error(node: Node, operands: Sequence[Array], arithmetic: Arithmetic) -> Error:
-    """The error of an elementwise function.
-
-    A piecewise linear function rounds a product. Others are assumed to be off by 8 ulp of the value
-    (32 for powers), and by 4 ulp of the operand if a formula subtracts numbers of that size.
-    """
-    assert isinstance(node.op, Scalar)
-    if node.op.pieces or not operands:
-        return Error(0.0, 2.0 * arithmetic.unit)
-    if node.primitive in _RELATIVE:
-        return Error(0.0, (64.0 if node.primitive in _POWERS else 16.0) * arithmetic.unit)
-    return Error(8.0 * arithmetic.unit * operands[0], 16.0 * arithmetic.unit)
+        Returns:
+          Infinite where no error is stated; None if the op is exact.
+        """
+        operands = [self.errors[i] for i in node.inputs if i in self.errors]
+        if isinstance(node.op, Scalar):
+            stated = accuracy(node)
+            assert stated is not None, "`require_stated` refuses ops without a stated error"
+            if stated == EXACT or not operands:
+                return None
+            (operand,) = operands
+            assert operand.interval is not None
+            # A program's value may be slightly larger than the exact ones.
+            larger = size * (1.0 + 2.0**-10)
+            error = stated.error(operand.size, larger, self.arithmetic)
+            where = stated.holds(*operand.interval, larger, self.arithmetic)
+            return self._times * jnp.where(where, error, jnp.inf)
+        if isinstance(node.op, Joint):
+            assert node.op.error is not None, "`require_stated` refuses ops without one"
+            stated = node.op.error(node, [o.size for o in operands], self.arithmetic)
+            return self._times * (stated.absolute + stated.relative * size)
+        return None
 
 
 def absolute(node: Node, values: list[Array]) -> Array:

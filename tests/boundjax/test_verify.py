@@ -241,7 +241,7 @@ class FakeNetwork:
 
     opened: ClassVar[list[str]] = []
 
-    def __init__(self, path):
+    def __init__(self, path, rounding="float32"):
         if path.name == "bad.onnx":
             raise UnsupportedOpError("op 'f' is not supported:\n use another")
         self.opened.append(path.name)
@@ -261,7 +261,7 @@ def test_a_benchmark_goes_on_after_a_bad_instance(tmp_path, capsys, monkeypatch)
         "onnx,vnnlib,timeout,known_result\na.onnx,p.vnnlib,1,sat\na.onnx,broken.vnnlib,1,sat\n"
         "a.onnx,p.vnnlib,2,sat\nbad.onnx,p.vnnlib,3,unsat\na.onnx,none.vnnlib,3,\n"
     )
-    monkeypatch.setattr(benchmark.run_instances, "__defaults__", (FakeNetwork,))
+    monkeypatch.setattr(benchmark, "Network", FakeNetwork)
     results = tmp_path / "results.csv"
     status = command.main(["--instances", str(listed), "--results", str(results)])
     printed = capsys.readouterr().out.splitlines()

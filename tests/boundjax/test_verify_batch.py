@@ -29,7 +29,7 @@ from boundjax import verify
 from boundjax.verify import benchmark
 
 class Network:
-    def __init__(self, path):
+    def __init__(self, path, rounding="float32"):
         self.path = path
 
     def verify(self, property, method, timeout):
@@ -40,7 +40,7 @@ class Network:
             return verify.Result("sat", found, 0.0, "the attack failed")
         return verify.Result("unsat", None, 0.0)
 
-benchmark.run_instances.__defaults__ = (Network,)
+benchmark.Network = Network
 sys.exit(command.main(sys.argv[1:]))
 """
 
@@ -105,7 +105,7 @@ def test_what_is_done_stays_whatever_ends_a_run(number, listed, tmp_path, projec
 
 
 class Solving:
-    def __init__(self, path):
+    def __init__(self, path, rounding="float32"):
         self.path = path
 
     def verify(self, property, method, timeout):
@@ -113,7 +113,7 @@ class Solving:
 
 
 def test_results_of_another_run_are_not_overwritten(listed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark.run_instances, "__defaults__", (Solving,))
+    monkeypatch.setattr(benchmark, "Network", Solving)
     results = tmp_path / "results.csv"
     arguments = ["--instances", str(listed), "--results", str(results)]
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -160,7 +160,7 @@ def test_an_interruption_inside_of_the_run_loses_nothing(listed, tmp_path, monke
                 raise KeyboardInterrupt
             return super().verify(property, method, timeout)
 
-    monkeypatch.setattr(benchmark.run_instances, "__defaults__", (Interrupting,))
+    monkeypatch.setattr(benchmark, "Network", Interrupting)
     results = tmp_path / "results.csv"
     status = command.main(["--instances", str(listed), "--results", str(results)])
     assert status == 128 + signal.SIGINT
