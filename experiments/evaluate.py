@@ -51,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     restarts = default["pgd_restarts"]
     parser.add_argument("--pgd-restarts", type=int, default=restarts, help="of each loss")
     parser.add_argument("--batch-size", type=int)
+    parser.add_argument(
+        "--rounding",
+        choices=typing.get_args(Rounding),
+        help="what certificates are to hold for (default: the run's own setting)",
+    )
     parser.add_argument("--seed", type=int, help="of the random starts")
     parser.add_argument(
         "--cascade",

@@ -18,6 +18,7 @@ from boundjax.ir.families import Structural, Weighted, linear_op
 from boundjax.ir.node import Node, Op
 from boundjax.numerics import length, root
 from boundjax.ops import affine, spectrum
+from boundjax.sets.rounding import Arithmetic
 
 # A matrix with at most this many elements is written out, which is exact at padded borders.
 _UNROLLED = 2**20
@@ -105,6 +106,27 @@ def spectral_bound(node: Node) -> Array:
     else:  # an op that a user registered
         parts = None
     return bound if parts is None else jnp.minimum(bound, jnp.max(parts))
+
+
+def relative_error(node: Node, arithmetic: Arithmetic) -> float:
+    """By how much a computed `spectral_bound` may lie below the norm, relative to it.
+
+    The Gram matrix of a matrix of Frobenius norm 1 is off by `gamma(m)` in Frobenius norm, and its
+    own is at least `1 / sqrt(n)` for `n` columns; each further squaring counts half as much as the
+    one before. A convolution's matrix at one frequency is off by `gamma` of its taps, relative to
+    the norm of its kernel, which the largest frequency's matrix is not below. Complex products
+    take twice as many terms, and everything is charged twice.
+    """
+    op = linear_op(node)
+    (shape,) = node.input_shapes
+    inputs = math.prod(shape.shape)
+    columns, taps = min(node.size, inputs, max(op.terms(node), 1)), max(op.terms(node), 1)
+    longest = max(op.terms(node), op.reach(node))
+    if node.size * inputs <= _UNROLLED:
+        columns, taps, longest = min(node.size, inputs), 1, max(node.size, inputs)
+    elif node.primitive == "dot_general":
+        taps = 1
+    return 4.0 * math.sqrt(columns * taps) * arithmetic.gamma(2 * longest + 64)
 
 
 def power_step(

@@ -11,6 +11,7 @@ Lipschitz-margin training (LMT; Tsuzuku et al. 2018).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
@@ -22,67 +23,25 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 from boundjax.ir.families import Extremum, Lines, Scalar
-from boundjax.ir.node import Graph, Node, NoProofError, Perturbed
+from boundjax.ir.node import Graph, Node, Perturbed
 from boundjax.numerics import length, quick_larger, quick_smaller, root
 from boundjax.ops import norms as norms_of
-from boundjax.sets import ball_box
 from boundjax.sets.ball_box import BallBox
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
-from boundjax.sets.rounding import Rounding
+from boundjax.sets.rounding import Arithmetic, Rounding
 from boundjax.tracing.trace import trace
 from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms import problem as problems
+from boundjax.transforms.ball_bounds import BallBoxBounds, length_above
 from boundjax.transforms.balls import cut, enclosing_ball
+from boundjax.transforms.errors import ErrorAnalysis
 from boundjax.transforms.signatures import ArrayFunction, BoundsFunction, TreeFunction
 from boundjax.windows import Rows, dense
 
 # Spectral norms by the label of their layer.
 Norms: TypeAlias = Mapping[str, Array]
-
-
-class BallBoxBounds(NamedTuple):
-    """Bounds on a value: within `radius` of the center in l2, and in the box unless it is None.
-
-    Unlike a `BallBox` it is not checked and may bound predicates.
-    """
-
-    center: Array
-    radius: Array
-    box: Interval | None
-
-    def interval(self) -> Interval:
-        """The box, which lies in the box around the ball; without one, the box around the ball."""
-        if self.box is None:
-            return Interval(self.center - self.radius, self.center + self.radius)
-        return self.box
-
-    def as_set(self) -> BallBox:
-        """The same bounds as a set.
-
-        Raises:
-          ValueError: for a predicate.
-        """
-        if not jnp.issubdtype(self.center.dtype, jnp.floating):
-            raise ValueError(f"l2 bounds are of floating-point values, got {self.center.dtype}")
-        ends = jnp.full(self.center.shape, jnp.inf, self.center.dtype)
-        lower, upper = (-ends, ends) if self.box is None else self.box
-        # Extend the box to the center, which rounding may have moved out of it: ball and box could
-        # be disjoint otherwise.
-        return BallBox(
-            self.center,
-            self.radius,
-            quick_smaller(lower, self.center),
-            quick_larger(upper, self.center),
-        )
-
-    def spread(self, coefficients: Array) -> Array:
-        """`max <c, x - center>`, a scalar."""
-        if self.box is None:
-            return self.radius * length(coefficients)
-        below, above = self.center - self.box.lower, self.box.upper - self.center
-        return ball_box.spread(coefficients, self.radius, below, above)
 
 
 class LipschitzAuxiliary(NamedTuple):
@@ -164,11 +123,10 @@ def lipschitz(
     """
 
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
-        if rounding != "nearest":
-            raise NoProofError("TODO lipschitz")
-        graph = trace(function, problems.example_of(input_set))
+        graph, input_set = problems.traced(function, input_set, rounding)
+        errors = None if rounding == "nearest" else ErrorAnalysis(graph.nodes, rounding)
         sizes = _spectral_bounds(graph) if norms is None else _checked(graph, norms)
-        nodes = _walk(graph, input_set, sizes, box)
+        nodes = _walk(graph, input_set, sizes, box, errors)
         if specification is None:
             leaves = [
                 nodes[o.index].as_set() if isinstance(o, Perturbed) else _point(o)
@@ -176,7 +134,7 @@ def lipschitz(
             ]
             result = jax.tree.unflatten(graph.output_tree, leaves)
         else:
-            result = _specification(graph, input_set, nodes, specification)
+            result = _specification(graph, input_set, nodes, specification, errors)
         if not has_aux:
             return result
         output = nodes[problems.node_of_output(graph).index].as_set()
@@ -289,7 +247,13 @@ def global_lipschitz(
     return radii[output.index] if isinstance(output, Perturbed) else jnp.zeros((), radii[0].dtype)
 
 
-def _walk(graph: Graph, input_set: InputSet, norms: Norms, box: bool) -> list[BallBoxBounds]:
+def _walk(
+    graph: Graph,
+    input_set: InputSet,
+    norms: Norms,
+    box: bool,
+    errors: ErrorAnalysis | None,
+) -> list[BallBoxBounds]:
     """Ball and box of every node, in order."""
     center, radius = enclosing_ball(input_set)
     start = None
@@ -298,13 +262,22 @@ def _walk(graph: Graph, input_set: InputSet, norms: Norms, box: bool) -> list[Ba
         # The center may lie outside the clip range; extend the box to it.
         start = Interval(quick_smaller(lower, center), quick_larger(upper, center))
     nodes = [BallBoxBounds(center, radius, start)]
+    if errors is not None:
+        errors.record(graph.nodes[0], nodes[0].around(errors.arithmetic), center)
     for node in graph.nodes[1:]:
-        nodes.append(_advance(node, tuple(nodes[i] for i in node.inputs), norms, box))
+        bounds = _advance(node, tuple(nodes[i] for i in node.inputs), norms, box, errors)
+        if errors is not None and jnp.issubdtype(node.dtype, jnp.floating):
+            errors.record(node, bounds.around(errors.arithmetic), bounds.center)
+        nodes.append(bounds)
     return nodes
 
 
 def _advance(
-    node: Node, operands: tuple[BallBoxBounds, ...], norms: Norms, with_box: bool
+    node: Node,
+    operands: tuple[BallBoxBounds, ...],
+    norms: Norms,
+    with_box: bool,
+    errors: ErrorAnalysis | None,
 ) -> BallBoxBounds:
     """The ball and the box of a node's value, from those of its operands.
 
@@ -312,20 +285,54 @@ def _advance(
     its spectral norm, and no element's slope exceeds the largest one.
     """
     center = node.apply(*(o.center for o in operands))
+    bounds = _advance_exactly(node, operands, norms, with_box, errors, center)
+    if errors is None or not jnp.issubdtype(node.dtype, jnp.floating):
+        return bounds
+    # How far the center and a program's value may lie from the exact ones.
+    exact = bounds.around(errors.arithmetic)
+    enclosing = errors.enclose(node, exact)
+    moved = jnp.maximum(enclosing.upper - exact.upper, exact.lower - enclosing.lower)
+    moved = jnp.where(jnp.isinf(center), 0.0, moved)  # a mask's constant is exact
+    radius = (bounds.radius + length_above(moved, errors.arithmetic)) * errors.more
+    return BallBoxBounds(center, radius, None if bounds.box is None else enclosing)
+
+
+def _advance_exactly(
+    node: Node,
+    operands: tuple[BallBoxBounds, ...],
+    norms: Norms,
+    with_box: bool,
+    errors: ErrorAnalysis | None,
+    center: Array,
+) -> BallBoxBounds:
+    """`_advance` around a center, before anything is charged for the rounding of values.
+
+    With an error analysis the radius is rounded up, and the box contains what the walk's own
+    intervals contain.
+    """
+    arithmetic = None if errors is None else errors.arithmetic
     radii = [o.radius for o in operands]
     intervals = tuple(o.interval() for o in operands)
-    box = intervals_of.propagate(node, intervals) if with_box else None
+    rounding = "nearest" if errors is None else errors.rounding
+    box = intervals_of.propagate(node, intervals, rounding=rounding) if with_box else None
     if not jnp.issubdtype(node.dtype, jnp.floating):  # a predicate
         if box is None:
             raise ValueError(_without_constant(node))
         return BallBoxBounds(center, jnp.full_like(radii[0], jnp.inf), box)
     if node.is_linear or isinstance(node.op, Extremum):
         radius = _radius(node, radii, norms)
+        if arithmetic is not None:
+            radius = radius * (1.0 + _relative_error(node, arithmetic))
+            if isinstance(node.op, Extremum):  # small squares underflow
+                radius = radius + math.sqrt(16.0 * node.op.reach(node) * arithmetic.underflow)
         if box is not None and node.is_linear:
-            box = cut(node, box, center, radii)
+            box = cut(node, box, center, radii, arithmetic)
         return BallBoxBounds(center, radius, box)
     if isinstance(node.op, Scalar):
         slope = jnp.max(node.op.lipschitz(node, *intervals[0]))
+        if arithmetic is not None and not node.op.pieces:
+            # Formulas of slopes take differences of numbers up to 1 and up to the slope.
+            slope = slope + 64.0 * arithmetic.unit * (1.0 + slope)
         # If the operand or the op is constant, the radius is 0, even where the other factor is
         # infinite (the radius of a predicate, the slope of a step).
         constant = (radii[0] == 0) | (slope == 0)
@@ -342,8 +349,18 @@ def _advance(
         fixed = box.lower == box.upper  # perhaps a mask's -inf
         ends = (jnp.where(fixed, 0.0, end - jnp.where(fixed, 0.0, center)) for end in box)
         corner = quick_larger(*(jnp.abs(end) for end in ends))
-        radius = jnp.minimum(radius, length(corner))
+        distance = length(corner) if arithmetic is None else length_above(corner, arithmetic)
+        radius = jnp.minimum(radius, distance)
     return BallBoxBounds(center, radius, box)
+
+
+def _relative_error(node: Node, arithmetic: Arithmetic) -> float:
+    """By how much the computed norm of a linear op or an extremum may be too small."""
+    assert node.op is not None
+    terms = node.op.terms(node) + node.op.reach(node) + 32
+    if not norms_of.has_spectrum(node.op):
+        return 2.0 * arithmetic.gamma(terms)
+    return norms_of.relative_error(node, arithmetic)
 
 
 def _radius(node: Node, radii: list[Array], norms: Norms) -> Array:
@@ -362,7 +379,11 @@ def _radius(node: Node, radii: list[Array], norms: Norms) -> Array:
 
 
 def _specification(
-    graph: Graph, input_set: InputSet, nodes: list[BallBoxBounds], specification: Array
+    graph: Graph,
+    input_set: InputSet,
+    nodes: list[BallBoxBounds],
+    specification: Array,
+    errors: ErrorAnalysis | None,
 ) -> Interval:
     """Bounds `[m]`: rows pulled back to the last nonlinear ops, and their exact extrema there."""
     starts, constant = problems.starts_of(graph, specification)
@@ -377,16 +398,30 @@ def _specification(
     below = backward.pull_back(graph, centers, starts, stop, "lower").below
     assert below is not None, "the lower side was asked for"
     value = below.constant + constant
+    arithmetic = None if errors is None else errors.arithmetic
+    loss: Array | float = 0.0
+    if errors is not None:
+        losses = [backward.loss_at_start(rows, index, errors) for index, rows in starts.items()]
+        loss = sum(losses[1:], losses[0])
     ends = []
     for sign in (-1.0, 1.0):
         reach = jnp.zeros_like(value)
         for index, rows in stops.items():
-            reach = reach + jax.vmap(nodes[index].spread)(sign * rows)
+            spread = functools.partial(nodes[index].spread, arithmetic=arithmetic)
+            reach = reach + jax.vmap(spread)(sign * rows)
         if _meets_input(graph, starts):
             rows = sign * dense(below.coefficients)
             offset = (input_set.interval().middle - centers[0])[None]
-            shift = jnp.sum(rows * offset, axis=tuple(range(1, rows.ndim)))
+            axes = tuple(range(1, rows.ndim))
+            shift = jnp.sum(rows * offset, axis=axes)
+            if arithmetic is not None:
+                terms = jnp.sum(jnp.abs(rows * offset), axis=axes)
+                shift = shift + 2.0 * arithmetic.gamma(rows[0].size + 4) * terms
             reach = reach + jax.vmap(input_set.spread)(rows) + shift
+        if errors is not None:
+            # Sums of a few numbers, whose errors are relative to their sizes.
+            size = jnp.abs(value) + jnp.abs(reach) + loss
+            reach = reach + loss + 8.0 * (len(stops) + 2) * errors.arithmetic.unit * size
         ends.append(value + sign * reach)
     # A NaN on one side is one on the other as well, because `spread` reads all of its arguments. So
     # the ends need no comparison, and the upper end costs nothing where only the lower one is used.

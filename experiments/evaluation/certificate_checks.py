@@ -38,8 +38,9 @@ METADATA, INDEX, LABELS, ATTACKED, CORRECT = "metadata", "index", "labels", "att
 RESISTED, RUN, VERIFIED, MARGINS = "resisted_", "_run", "_verified", "_margins"
 
 _METHODS = (*METHODS, BEST)
-# The values of `boundjax.Certificate.arithmetic`.
-_ARITHMETICS = ("exact-real",)
+# The values of `boundjax.Certificate.arithmetic`, the weakest first; the first one was the word of
+# the first versions for the second.
+ARITHMETICS = ("exact-real", "nearest", "real", "float32")
 # Most characters of the metadata, which usually have about two thousand.
 _LONGEST = 1_000_000
 
@@ -115,7 +116,7 @@ _RECORD = {
     "device": TEXT,
     "seconds": NOT_NEGATIVE,
 }
-_BOUNDED = {"arithmetic": one_of(_ARITHMETICS), "dtype": one_of(("float32", "float64"))}
+_BOUNDED = {"arithmetic": one_of(ARITHMETICS), "dtype": one_of(("float32", "float64"))}
 
 
 def read_metadata(archive: ArrayArchive) -> dict[str, Any]:

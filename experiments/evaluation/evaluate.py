@@ -43,6 +43,7 @@ class Options(NamedTuple):
     pgd_steps: int | None = 100
     pgd_restarts: int | None = 2
     batch_size: int | None = None
+    rounding: Rounding | None = None
     seed: int | None = None
     cascade: bool = False
     name: str | None = None  # of the file; None: made from split, which, norm and eps
@@ -61,6 +62,7 @@ class Options(NamedTuple):
             pgd_steps=self.pgd_steps,
             pgd_restarts=self.pgd_restarts,
             batch_size=self.batch_size,
+            rounding=self.rounding,
         )
         robust = changed(config.robust, eps_test=self.eps, norm=self.norm, clip=self.clip)
         return changed(config, seed=self.seed, evaluation=evaluation, robust=robust)
@@ -289,5 +291,11 @@ def _arithmetic(results: Certificates) -> str:
     kinds = {
         (part["arithmetic"], part["dtype"]) for part in results.parts.values() if "dtype" in part
     }
-    words = {"exact-real": "real arithmetic, up to the rounding of the bounds, computed in"}
+    nearest = "real arithmetic, up to the rounding of the bounds, computed in"
+    words = {
+        "nearest": nearest,
+        "exact-real": nearest,  # as files of the first versions say
+        "real": "real arithmetic, computed in",
+        "float32": "every floating-point execution, computed in",
+    }
     return "; ".join(f"{words.get(name, name)} {dtype}" for name, dtype in sorted(kinds))

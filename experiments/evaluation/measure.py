@@ -223,16 +223,19 @@ def _certify(
                 norm=problem.threat.norm,
                 clip=problem.threat.clip,
                 method=_METHODS[name],
+                rounding=None if config.rounding == "auto" else config.rounding,
                 devices=devices,
             )
-        except (bj.UnsupportedOpError, ValueError, TypeError, MemoryError) as error:
+        except (bj.UnsupportedOpError, bj.NoProofError, ValueError, TypeError, MemoryError) as error:
             raise ExperimentError(
                 f"method {name!r} cannot bound this network: {one_line(error)}"
             ) from error
         results.margins_by[name][rows] = certificate.margins[: len(rows)]
         results.verified_by[name][rows] = certificate.verified[: len(rows)]
         results.run_by[name][rows] = True
-        part["arithmetic"] = certificate.arithmetic
+        # Another setting, or another version, may have begun this part: the weaker one holds.
+        arithmetics = (part.get("arithmetic", "float32"), certificate.arithmetic)
+        part["arithmetic"] = min(arithmetics, key=ARITHMETICS.index)
         part["dtype"] = str(certificate.margins.dtype)
         part["seconds"] += time.monotonic() - began
         save(results)

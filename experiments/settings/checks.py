@@ -159,6 +159,7 @@ def _validate(config: Config) -> None:
     require(config.regularizers.tau > 0, "regularizers.tau", "positive")
     require(len(config.evaluation.methods) > 0, "evaluation.methods", "at least one method")
     one_of("evaluation.pgd_loss", typing.get_args(AttackLoss))
+    one_of("evaluation.rounding", typing.get_args(Rounding))
     axes = [f.name for f in dataclasses.fields(MeshConfig)]
     for axis in axes:
         size = getattr(config.mesh, axis)

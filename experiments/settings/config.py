@@ -197,9 +197,10 @@ class RegularizerConfig:
 class EvaluationConfig:
     """How errors are measured.
 
-    `methods` name bounds of `boundjax.certify`; their union is reported as well. `precise_bn`
-    recomputes the statistics of batch normalisation from all training images before every
-    evaluation.
+    `methods` name bounds of `boundjax.certify`; their union is reported as well. `rounding` is what
+    they are to hold for, as in `boundjax.certify`: "real", "float32" or "nearest"; "auto" is "real"
+    where op and device have a proof. `precise_bn` recomputes the statistics of batch normalisation
+    from all training images before every evaluation.
     """
 
     methods: tuple[str, ...] = ("interval", "crown-ibp")
@@ -209,6 +210,7 @@ class EvaluationConfig:
     pgd_steps: int = 40
     pgd_restarts: int = 2
     pgd_loss: AttackLoss = "margin"
+    rounding: Rounding = "auto"
     precise_bn: bool = False
 
 
