@@ -19,6 +19,7 @@ same command resumes, with any number of processes.
 from __future__ import annotations
 
 import argparse
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from experiments.cluster import distributed, process_group
 from experiments.evaluation.evaluate import Options, evaluate_run, print_evaluated
 from experiments.records.versions import versions
 from experiments.settings import radius
+from experiments.settings.config import Rounding
 from experiments.settings.errors import ExperimentError, fail
 
 

@@ -21,7 +21,7 @@ from experiments.evaluation.trained import Which
 from experiments.records.printing import print_table, table_rows
 from experiments.records.versions import versions
 from experiments.settings import radius
-from experiments.settings.config import NORMS, Config, EvaluationConfig
+from experiments.settings.config import NORMS, Config, EvaluationConfig, Rounding
 from experiments.settings.differences import differing_keys
 from experiments.settings.errors import ExperimentError
 from experiments.train.mesh import device_name

@@ -16,6 +16,7 @@ import numpy as np
 
 import boundjax as bj
 from boundjax.certification.presets import Method, default_batch
+from experiments.evaluation.certificate_checks import ARITHMETICS
 from experiments.evaluation.certificates import ATTACK, Certificates, check_consistency
 from experiments.evaluation.network import Network, Problem
 from experiments.settings.config import EvaluationConfig
@@ -226,7 +227,13 @@ def _certify(
                 rounding=None if config.rounding == "auto" else config.rounding,
                 devices=devices,
             )
-        except (bj.UnsupportedOpError, bj.NoProofError, ValueError, TypeError, MemoryError) as error:
+        except (
+            bj.UnsupportedOpError,
+            bj.NoProofError,
+            ValueError,
+            TypeError,
+            MemoryError,
+        ) as error:
             raise ExperimentError(
                 f"method {name!r} cannot bound this network: {one_line(error)}"
             ) from error

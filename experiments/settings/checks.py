@@ -22,6 +22,7 @@ from experiments.settings.config import (
     OptimizerName,
     Precision,
     RegularizerConfig,
+    Rounding,
     Schedule,
 )
 from experiments.settings.errors import ExperimentError

@@ -16,6 +16,7 @@ Border: TypeAlias = Literal["zeros", "edge"]
 OptimizerName: TypeAlias = Literal["adam", "sgd"]
 Schedule: TypeAlias = Literal["linear", "smoothed", "stairs"]
 AttackLoss: TypeAlias = Literal["margin", "cross_entropy"]
+Rounding: TypeAlias = Literal["auto", "nearest", "real", "float32"]
 
 
 class Norm(NamedTuple):

@@ -145,7 +145,7 @@ def test_the_file_holds_everything(finished, evaluated):
     assert (settings["attack"]["steps"], settings["attack"]["restarts"]) == (3, 2)
     assert settings["which"] == "last epoch (3)"
     assert set(metadata["parts"]) == {"attack", "interval", "crown-ibp"}
-    assert metadata["parts"]["interval"]["arithmetic"] == "exact-real"
+    assert metadata["parts"]["interval"]["arithmetic"] == "real"
     assert metadata["parts"]["attack"]["versions"]["jax"] == jax.__version__
     np.testing.assert_array_equal(evaluated.certificates.labels, run.test.labels[:130])
 
@@ -239,7 +239,7 @@ def test_a_further_method_is_the_only_one_run(workdir, evaluated, monkeypatch, c
     assert list(errors["verified_error_by"]) == ["interval", "crown-ibp", "one-step"]
     assert "by one-step" in printed
     assert f"{100 * errors['verified_error']:.2f} %" in printed
-    assert "real arithmetic, up to the rounding of the bounds, computed in float32" in printed
+    assert "certificates hold for real arithmetic, computed in float32" in printed
     assert f"file: {path}" in printed
 
 

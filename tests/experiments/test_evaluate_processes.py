@@ -165,7 +165,7 @@ def test_shares_together_are_what_one_process_finds(workdir, reference, monkeypa
     assert sum(calls) == reference.correct.sum()  # each once
     assert [file.name for file in (workdir / "evaluations").iterdir()] == [FILE]
     assert_same(certificates.read(workdir / "evaluations" / FILE), reference)
-    assert found.parts["interval"]["arithmetic"] == "exact-real"
+    assert found.parts["interval"]["arithmetic"] == "real"
     cascade = OPTIONS._replace(cascade=True, name="cascade")
     one = evaluate_run(workdir, cascade._replace(name="one")).certificates
     assert not one.run_by["crown-ibp"].all()
