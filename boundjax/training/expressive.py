@@ -154,7 +154,8 @@ def small_box(
     middle = jnp.clip(adversarial, lower + radius, upper - radius)
     # Rounding may pass the ball's ends.
     ends = jnp.clip(middle - radius, lower, upper), jnp.clip(middle + radius, lower, upper)
-    return Box(*(jnp.clip(end, low, high) for end in ends))
+    lower, upper = (jnp.clip(end, low, high) for end in ends)
+    return Box(lower, upper)
 
 
 def _of_shape(name: str, value: ArrayLike, like: Array) -> Array:

@@ -11,7 +11,7 @@ from jax import Array
 
 from boundjax.ir.node import Graph, Node, NoProofError, Perturbed
 from boundjax.sets.checks import require_input_set
-from boundjax.sets.input_set import InputSet
+from boundjax.sets.input_set import InputSet, outwards
 from boundjax.sets.rounding import Rounding
 from boundjax.tracing.trace import trace
 from boundjax.transforms.errors import require_stated
@@ -48,13 +48,7 @@ def traced(
             "nobody bounds the rounding of an output that does not depend on the input; leave it "
             "out, or take rounding='nearest'"
         )
-    outwards = getattr(input_set, "outwards", None)
-    if outwards is None:
-        raise TypeError(
-            f"a rounded bound needs a set with a method outwards(), whose answers are rounded "
-            f"outwards, got {type(input_set).__name__}; take rounding='nearest'"
-        )
-    return graph, outwards()
+    return graph, outwards(input_set)
 
 
 _INTERVAL_OF_A_SET = "the interval() of an input set must have two ends of one shape"
