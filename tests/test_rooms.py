@@ -18,6 +18,7 @@ ROOMS = {
     "boundjax.slopes": (),
     "boundjax.properties": (),
     "boundjax.vnnlib": ("boundjax.properties",),
+    "boundjax.check": (),
     "boundjax.sets": (
         "boundjax.typing",
         "boundjax.numerics",
@@ -66,7 +67,9 @@ ROOMS = {
         "boundjax.typing",
         "boundjax.precision",
         "boundjax.slopes",
+        "boundjax.check",
         "boundjax.sets",
+        "boundjax.ir",
         "boundjax.tracing",
         "boundjax.transforms",
         "boundjax.training",
