@@ -5,16 +5,16 @@ computes bounds in float64 and subtracts whatever rounding may have lost, so a b
 proof. `docs/certificates.md` has the formats, the rules, the assumptions and the exit statuses.
 """
 
+import os
 import sys
 
-if not __package__ and __file__.rpartition("/")[0] in sys.path[:1]:
+if not __package__ and os.path.dirname(os.path.abspath(__file__)) in sys.path[:1]:
     del sys.path[0]  # run by its path: modules beside this file would hide those of Python
 
 import argparse
 import hashlib
 import json
 import math
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -455,8 +455,8 @@ def check(options: argparse.Namespace) -> int:
                 break
         slack = max(slack, lost.max())
         for n, m in zip(*np.nonzero(~proved), strict=True):
-            claim = f"{'verified, ' * verified[part[n]]}margin {claimed[n, m]:.6g} to class {m}"
-            lines.append(f"example {part[n]}: claims {claim}; proves margin {bounds[n, m]:.6g}")
+            claim = "verified, " * int(verified[part[n]]) + f"margin {claimed[n, m]:.6g}"
+            lines.append(f"example {part[n]}, class {m}: {claim}; proved is {bounds[n, m]:.6g}")
     of = f"programs with unit {unit:.3g} and functions within 4 ulp" if unit else "real numbers"
     print(f"for {of}; computed in float64 with plain sums and functions within 8 ulp", *lines,
           f"{len(sample)} of {count} examples checked (seed {options.seed}): {len(lines)} margins "

@@ -19,6 +19,7 @@ ROOMS = {
     "boundjax.properties": (),
     "boundjax.vnnlib": ("boundjax.properties",),
     "boundjax.check": (),
+    "boundjax.check_onnx": (),
     "boundjax.sets": (
         "boundjax.typing",
         "boundjax.numerics",
