@@ -4,10 +4,12 @@ from . import ops as ops
 from . import slopes as slopes
 from . import training as training
 from . import vnnlib as vnnlib
+from .certification.certificate import load_certificate as load_certificate
 from .certification.certify import Certificate as Certificate
 from .certification.certify import certified_radius as certified_radius
 from .certification.certify import certify as certify
 from .certification.certify import memory_estimate as memory_estimate
+from .certification.export import export_weights as export_weights
 from .certification.memory import MemoryEstimate as MemoryEstimate
 from .certification.models import PureModel as PureModel
 from .onnx import from_onnx as from_onnx

@@ -18,6 +18,8 @@ ROOMS = {
     "boundjax.slopes": (),
     "boundjax.properties": (),
     "boundjax.vnnlib": ("boundjax.properties",),
+    "boundjax.check": (),
+    "boundjax.check_onnx": (),
     "boundjax.sets": (
         "boundjax.typing",
         "boundjax.numerics",
@@ -66,6 +68,7 @@ ROOMS = {
         "boundjax.typing",
         "boundjax.precision",
         "boundjax.slopes",
+        "boundjax.check",
         "boundjax.sets",
         "boundjax.ir",
         "boundjax.tracing",

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
+from boundjax.certification import files
 from boundjax.sets.rounding import Rounding
 from boundjax.sets.threat import Threat
 
@@ -19,6 +24,7 @@ class Certificate:
       verified: bool `[B]`; True where every margin to another class is positive on the whole input
         set. An example whose label is not the model's prediction is never verified.
       margins: float `[B, C]`; lower bounds on `z_y - z_m` over the input set; 0 at `m = y`.
+        `[B, 0]` if no margins are claimed.
       labels: int `[B]`; the classes `y` the certificate is about.
       threat: radius, norm and clip range that it holds for.
       method: which bounds were used.
@@ -47,6 +53,130 @@ class Certificate:
     def __repr__(self) -> str:
         """As `str`, in brackets."""
         return f"<Certificate: {self}>"
+
+    @classmethod
+    def of_radii(
+        cls,
+        radii: ArrayLike,
+        labels: ArrayLike,
+        *,
+        method: str,
+        norm: float = math.inf,
+        clip: tuple[ArrayLike, ArrayLike] | None = None,
+        arithmetic: Rounding = "nearest",
+    ) -> Certificate:
+        """The answers of `certified_radius` as a certificate, so that they can be saved.
+
+        Args:
+          radii: `[B]`; examples with radius 0 are not verified.
+          labels: int `[B]`; the classes that `certified_radius` was asked about, by default the
+            model's own predictions.
+          method, norm, clip, arithmetic: those of `certified_radius`.
+
+        Raises:
+          ValueError: for other shapes, or labels that are not integers.
+        """
+        eps, classes = np.asarray(radii), np.asarray(labels)
+        if eps.ndim != 1 or eps.shape != classes.shape or classes.dtype.kind not in "iu":
+            raise ValueError(
+                f"radii and labels must be [B], labels integers; got radii {eps.shape} and labels "
+                f"{classes.dtype} {classes.shape}"
+            )
+        threat = Threat(eps, norm, clip)
+        margins = np.zeros((len(eps), 0), np.float32)
+        return cls(eps > 0, margins, classes.astype(np.int32), threat, method, arithmetic)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        model: Any,
+        x: ArrayLike,
+        *,
+        witness: Sequence[str] | None = None,
+        margins: bool = True,
+        with_inputs: bool = True,
+    ) -> None:
+        """Writes the certificate as a file that `python -m boundjax.check` proves again.
+
+        Args:
+          path: of the file, an npz without pickles; see `docs/certificates.md`.
+          model: the model that was certified, or the path of its file: an ONNX file, or what
+            `export_weights` wrote (npz). The certificate holds a hash of it.
+          x: the inputs `[B, ...]` that were certified.
+          witness: the rules by which the checker derives the bounds again, some of `"interval"`,
+            `"crown-ibp"`, `"crown"`, `"fast-lin"`; by default the method.
+          margins: whether the margins are claimed, or only which examples are verified.
+          with_inputs: whether the file holds `x`; otherwise it holds a hash, and the checker needs
+            `--data`.
+
+        Raises:
+          ValueError: for inputs or a model that do not belong to the certificate as far as shapes
+            tell, a norm other than 1, 2 and inf, or a method without a witness.
+          UnsupportedOpError: at an op of the model that the checker does not know.
+          OSError: if the file cannot be written.
+        """
+        words = files.witnesses_of(self.method, witness)
+        inputs = files.inputs_of(x, len(self.labels))
+        threat = files.threat_entries(self.threat, inputs)
+        network, logits = files.network_of(model, inputs)
+        classes = self.margins.shape[1]
+        if logits is not None and (
+            classes not in (0, logits) or (self.labels < 0).any() or (self.labels >= logits).any()
+        ):
+            raise ValueError(
+                f"the model has {logits} logits, but the certificate has {classes} margins per "
+                f"example and labels from {self.labels.min()} to {self.labels.max()}"
+            )
+        # Nothing is claimed where a bound is infinite or NaN.
+        claimed = np.where(np.isfinite(self.margins), self.margins, -np.inf)
+        arrays = {
+            "labels": np.ascontiguousarray(self.labels, np.int32),
+            "verified": np.ascontiguousarray(self.verified, np.bool_),
+            "margins": claimed if margins else claimed[:, :0],
+            **threat,
+        }
+        files.write(
+            path,
+            arrays,
+            method=self.method,
+            arithmetic=self.arithmetic,
+            norm=float(self.threat.norm),
+            witness=words,
+            network=network,
+            x=inputs,
+            with_inputs=with_inputs,
+        )
+
+
+def load_certificate(path: str | os.PathLike[str]) -> Certificate:
+    """Reads what `Certificate.save` wrote. It proves nothing: `python -m boundjax.check` does.
+
+    Args:
+      path: of the file; it is not trusted.
+
+    Returns:
+      The certificate; its radius is the one that was used, rounded up to the dtype of the inputs.
+      Nothing is claimed where a margin is `-inf`.
+
+    Raises:
+      ValueError: one line for whatever is wrong with the content.
+      OSError: if the file cannot be opened.
+    """
+    claims, arrays = files.read(path)
+    clip = (arrays["clip_low"], arrays["clip_high"]) if "clip_low" in arrays else None
+    norm = math.inf if claims["norm"] == "inf" else float(claims["norm"])
+    try:
+        threat = Threat(arrays["eps"], norm, clip)
+    except ValueError as error:
+        raise ValueError(f"{os.path.basename(path)}: {error}") from None
+    return Certificate(
+        arrays["verified"],
+        arrays["margins"],
+        arrays["labels"],
+        threat,
+        claims["method"],
+        claims["arithmetic"],
+    )
 
 
 def _values(value: Any) -> str:

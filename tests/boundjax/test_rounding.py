@@ -206,9 +206,9 @@ def test_a_radius_that_is_no_float32_is_rounded_up():
     def apply(x):
         return jnp.concatenate([jnp.full_like(x, threshold), x], axis=1)
 
-    for rounding, slack in (("nearest", 0.0), ("real", 1e-7)):
+    for mode, slack in (("nearest", 0.0), ("real", 1e-7)):
         certificate = bj.certify(
-            apply, np.float32([[0.0]]), 0.01, labels=np.array([0]), rounding=rounding
+            apply, np.float32([[0.0]]), 0.01, labels=np.array([0]), rounding=mode
         )
         assert -slack <= certificate.margins[0, 1] <= 0.0
         assert not certificate.verified.any()
