@@ -1,8 +1,8 @@
 """Proves the claims of a certificate file again, and trusts nothing in it.
 
-One file that needs NumPy alone: run `python -m boundjax.check`, or this file by its path. It
-computes bounds in float64 and subtracts whatever rounding may have lost, so a bound above 0 is a
-proof. `docs/certificates.md` has the formats, the rules, the assumptions and the exit statuses.
+One file that needs NumPy alone: run `python -m boundjax.check`, or this file by its path. Bounds
+are computed in float64 less what rounding may have lost, so that one above 0 is a proof.
+`docs/certificates.md` has the formats, the rules, the assumptions and the exit statuses.
 """
 
 import os
@@ -13,6 +13,7 @@ if not __package__ and os.path.dirname(os.path.abspath(__file__)) in sys.path[:1
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
 import zipfile
@@ -99,8 +100,6 @@ def read_certificate(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict
         require(name == "margins" or np.isfinite(value).all(), f"{name} must be finite")
     require(("clip_low" in arrays) == ("clip_high" in arrays), "clip needs both ends")
     require((arrays["eps"] >= 0).all() and (arrays["labels"] >= 0).all(), "eps or labels below 0")
-    labels, verified, (count, _) = arrays["labels"], arrays["verified"], arrays["margins"].shape
-    require(labels.shape == verified.shape == (count,) and count, "claims of different lengths")
     return claims, arrays
 
 
@@ -109,8 +108,8 @@ class Node:
 
     def __init__(self, op: str, inputs: Sequence[int], sizes: list[int], arrays: Any) -> None:
         require(op in OPS and set(OPS[op]) == set(arrays), f"no op {op!r} of {set(arrays)}")
-        count = {"input": 0, "add": 2}.get(op, 1)
-        require(len(sizes) == count and len(set(sizes)) <= 1, f"{op}: number or sizes of operands")
+        fits = len(sizes) == {"input": 0, "add": 2}.get(op, 1) and len(set(sizes)) <= 1
+        require(fits, f"{op}: number or sizes of operands")
         a = {}
         for name, value in arrays.items():
             kind = "i" if name in ("index", "size") else "f"
@@ -178,11 +177,11 @@ class Node:
             return np.where(x < self.low, self.low + self.slope * x, np.minimum(x, self.high))
         return 1.0 / (1.0 + np.exp(-x)) if self.op == "sigmoid" else getattr(np, self.op)(x)
 
-    def extremes(self, low: Array, high: Array, slope: Any) -> tuple[Array, Array, Array, Array]:
-        """The least and the largest `f(x) - slope x` on `[low, high]`, moved outwards, and where.
+    def around(self, low: Array, high: Array, slope: Any) -> tuple[Array, Array]:
+        """Where in `[low, high]` `f(x) - slope x` may be extreme, and its lower and upper bounds.
 
-        They lie at an end, at a kink or where `f' = slope`: there, an error of the point matters to
-        second order only. Slopes of tanh and sigmoid are 0 or at least `2^-42`.
+        At `f' = slope`, an error of the point changes the value to second order only, as slopes of
+        tanh and sigmoid are 0 or at least `2^-42`.
         """
         points: list[Any] = [self.low, self.high]
         if self.op == "exp":
@@ -194,10 +193,7 @@ class Node:
         x = np.stack([low, high, *(np.clip(point, low, high) for point in points)])
         image, line = self.value(x), slope * x
         error = 32 * UNIT * (np.abs(image) + np.abs(line) + (self.op != "ramp")) + TINY
-        below, above = image - line - error, image - line + error
-        where = below.argmin(axis=0)[None], above.argmax(axis=0)[None]
-        least, most = (np.take_along_axis(x, k, 0)[0] for k in where)
-        return below.min(axis=0), above.max(axis=0), least, most
+        return x, np.stack((image - line - error, image - line + error))
 
     def slopes(self, low: Array, high: Array, rule: str, tie: float) -> Array:
         """Slopes of a line below and of a line above; any are sound, and these are CROWN's."""
@@ -207,8 +203,10 @@ class Node:
             least, most = np.zeros((2, *low.shape)), np.zeros((2, *low.shape)) + steepest
             for _ in range(48):
                 slope = 0.5 * (least + most)
-                points = [self.extremes(low, high, slope[k])[2 + k] for k in (0, 1)]
-                steeper = (np.stack(points) < 0.5 * (low + high)) == [[[True]], [[False]]]
+                sides = [self.around(low, high, slope[k]) for k in (0, 1)]
+                places = [(x, ((-1) ** k * y[k]).argmin(axis=0)) for k, (x, y) in enumerate(sides)]
+                at = [np.take_along_axis(x, place[None], 0) for x, place in places]
+                steeper = (np.concatenate(at) < 0.5 * (low + high)) == [[[True]], [[False]]]
                 least, most = np.where(steeper, slope, least), np.where(steeper, most, slope)
             return np.where(least < 2.0**-40 * steepest, 0.0, least)
         # A line turns about a kink inside of the interval; how far the ends are from both kinks:
@@ -225,7 +223,8 @@ class Node:
 def windows(x: Array, index: Array, width: int = 1) -> Array:
     """`[..., sites * width] -> [..., *index.shape, width]`; 0 where the index is -1."""
     sites = x.reshape(*x.shape[:-1], -1, width)
-    return np.concatenate([sites, np.zeros_like(sites[..., :1, :])], axis=-2)[..., index, :]
+    sites = np.concatenate([sites, np.zeros_like(sites[..., :1, :])], axis=-2)
+    return np.take(sites, index, axis=-2)
 
 
 def append(nodes: list[Node], op: str, inputs: Sequence[int], **arrays: Any) -> int:
@@ -337,9 +336,12 @@ class Bounds:
             chord, above = (np.where(start >= rest, *p) for p in ((1.0, chord), (0.0, above)))
             lines, steep, curve, ulps = (first, top * chord[..., None], 0 * above, above), 1, 1, 0
         else:
-            least, most, _, _ = node.extremes(low, high, 0.0)
-            slopes = node.slopes(low, high, self.rule, self.tie)
-            lines = (*slopes, *(node.extremes(low, high, slopes[k])[k] for k in (0, 1)))
+            bounds = node.around(low, high, 0.0)[1]
+            least, most, slopes = bounds[0].min(axis=0), bounds[1].max(axis=0), 0.0 * bounds[:, 0]
+            if self.rule != "none":
+                slopes = node.slopes(low, high, self.rule, self.tie)
+                bounds = [node.around(low, high, slopes[k])[1][k] for k in (0, 1)]
+            lines = (*slopes[..., None], bounds[0].min(axis=0), bounds[1].max(axis=0))
             steep, ulps = np.abs(slopes).max(axis=0), 1 if node.op == "ramp" else 4
             curve = most if node.op == "exp" else np.maximum(1.0, np.abs(node.slope))
         size, error = np.maximum(np.abs(least), np.abs(most)), 1.001 * curve * error
@@ -377,11 +379,9 @@ class Bounds:
                 charge = 4 * gamma(node.size) * self.reach[j]
             else:
                 first, second, *ends = self.lines[j]
-                wide = [part.reshape(*part.shape, *[1] * (first.ndim - 2)) for part in parts]
-                operands = [wide[0] * first[:, None] + wide[1] * second[:, None]]
-                if node.op == "max":
-                    total = operands[0].reshape(*operands[0].shape[:2], -1)
-                    operands = [windows(total, node.uses)[..., 0].sum(axis=-1)]
+                total = parts[0][..., None] * first[:, None] + parts[1][..., None] * second[:, None]
+                total = total.reshape(*total.shape[:2], -1)
+                operands = [windows(total, node.uses).sum((-2, -1)) if node.op == "max" else total]
             constant = constant + dot(parts[0], ends[0]) + dot(parts[1], ends[1])
             loss = loss + dot(np.abs(rows), charge) + 4 * UNIT * np.abs(constant)
             for i, operand in zip(node.inputs, operands, strict=False):
@@ -389,8 +389,8 @@ class Bounds:
                 loss = loss + 4 * UNIT * dot(np.abs(total), self.reach[i]) * (self.users[i] > 1)
                 loss = loss + 2.0**-990 * self.reach[i].sum(axis=1)[:, None]  # what underflows
         least = self.least(pending[0]) if 0 in pending else 0.0
-        self.slack = (1.0 + 1e-6) * loss + 8 * UNIT * (np.abs(constant) + np.abs(least))
-        return constant + least - self.slack
+        loss = (1.0 + 1e-6) * loss + 8 * UNIT * (np.abs(constant) + np.abs(least))
+        return constant + least - loss
 
     def least(self, rows: Array) -> Array:
         """Lower bounds `[N, R]` on `<rows, x>`: the larger of those over box and ball."""
@@ -423,44 +423,43 @@ def check(options: argparse.Namespace) -> int:
     else:
         nodes, network = read_weights(options.weights)
     require(claims["network"] == network, "it is about another network")
-    x = arrays["x"] if "x" in arrays else read_arrays(options.data or "")["x"]
+    x = arrays["x"] if "x" in arrays else read_arrays(options.data)["x"]
     require(digest({"x": x}) == claims["inputs"], "it is about other inputs")
     labels, verified, margins = (arrays[name] for name in ("labels", "verified", "margins"))
     count, outputs = len(x), nodes[-1].size
-    fits = x.dtype.kind == "f" and np.isfinite(x).all() and count == len(labels)
-    fits = fits and x[0].size == nodes[0].size and labels.max() < outputs > 1
-    require(fits and margins.shape[1] in (0, outputs), "claims, inputs and network do not fit")
+    fits = x.dtype.kind == "f" and np.isfinite(x).all() and x[0].size == nodes[0].size
+    fits = fits and labels.shape == verified.shape == (count,) and labels.max() < outputs > 1
+    require(fits and margins.shape in ((count, 0), (count, outputs)), "claims of other shapes")
     unit = {4: 2.0**-24, 8: UNIT}[x.itemsize] * (claims["arithmetic"] == "float32")
     sets = sets_of(arrays, x)
     norm = math.inf if claims["norm"] == "inf" else claims["norm"]
     one_by_one = norm < math.inf or any(WITNESSES[word][1] for word in claims["witness"])
     work = BLOCK if one_by_one else outputs * max(node.work for node in nodes)
-    sample = np.random.default_rng(options.seed).permutation(count)[: max(options.sample, 0)]
-    require(len(sample), "--sample must be at least 1")
-    lines, slack, logits = list[str](), 0.0, np.eye(outputs)
+    sample = np.random.default_rng(options.seed).permutation(count)[: max(options.sample, 1)]
+    lines, lost, logits = list[str](), 0.0, np.eye(outputs)
     for part in np.array_split(np.sort(sample), -(-len(sample) * work // BLOCK)):
         rows, itself = logits[labels[part]][:, None] - logits, logits[labels[part]] > 0
-        bounds, lost = np.full((2, *itself.shape), -np.inf)
-        claimed = margins[part] if margins.size else bounds
+        bounds = np.full((2, *itself.shape), -np.inf)  # in real arithmetic, and of programs
+        claimed = margins[part] if margins.size else bounds[0]
         for tie in (0.0, 1e-5, -1e-5):  # rounding may decide where a line changes its slope
-            for word in claims["witness"]:
-                walk = Bounds(nodes, (*(a[part] for a in sets), norm), word, unit, tie)
+            for word, k in itertools.product(claims["witness"], (0, 1) if unit else (0,)):
+                walk = Bounds(nodes, (*(a[part] for a in sets), norm), word, k * unit, tie)
                 for flat in (True, False)[: 1 + (word != "interval")]:
-                    bounds = np.fmax(bounds, walk.bound(len(nodes) - 1, rows, flat))
-                    lost = np.fmax(lost, walk.slack)
-            reached = bounds + lost + TOLERANCE * walk.reach[-1].max(axis=1, keepdims=True)
+                    bounds[k] = np.fmax(bounds[k], walk.bound(len(nodes) - 1, rows, flat))
+            reached = bounds[0] + TOLERANCE * walk.reach[-1].max(axis=1, keepdims=True)
             proved = (reached >= claimed) | (claimed == -np.inf)
-            proved = itself | (proved & ((bounds > 0) | ~verified[part][:, None]))
+            least = bounds[int(unit > 0)]
+            proved = itself | (proved & ((least > 0) | ~verified[part][:, None]))
             if proved.all():
                 break
-        slack = max(slack, lost.max())
+        lost = max(lost, (bounds[0] - least).max())
         for n, m in zip(*np.nonzero(~proved), strict=True):
             claim = "verified, " * int(verified[part[n]]) + f"margin {claimed[n, m]:.6g}"
-            lines.append(f"example {part[n]}, class {m}: {claim}; proved is {bounds[n, m]:.6g}")
+            lines.append(f"example {part[n]}, class {m}: {claim}; proved is {least[n, m]:.6g}")
     of = f"programs with unit {unit:.3g} and functions within 4 ulp" if unit else "real numbers"
     print(f"for {of}; computed in float64 with plain sums and functions within 8 ulp", *lines,
           f"{len(sample)} of {count} examples checked (seed {options.seed}): {len(lines)} margins "
-          f"not proved; slack at most {slack:.3g}", sep="\n")  # fmt: skip
+          f"not proved; programs lose at most {lost:.3g}", sep="\n")  # fmt: skip
     return 1 if lines else 0
 
 
@@ -483,7 +482,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument("--weights", help="the network, by boundjax.export_weights")
     network.add_argument("--onnx", help="the network, an ONNX file")
-    parser.add_argument("--data", help="the inputs `x`, if the certificate does not hold them")
+    parser.add_argument("--data", default="--data", help="`x`, if the certificate lacks it")
     parser.add_argument("--sample", type=int, default=MAX_SIZE, help="check so many, at random")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     options = parser.parse_args(arguments)

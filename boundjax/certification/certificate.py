@@ -163,6 +163,12 @@ def load_certificate(path: str | os.PathLike[str]) -> Certificate:
       OSError: if the file cannot be opened.
     """
     claims, arrays = files.read(path)
+    shapes = [arrays[name].shape for name in ("labels", "verified", "margins")]
+    if [len(shape) for shape in shapes] != [1, 1, 2] or len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(
+            f"{os.path.basename(path)}: expected labels [B], verified [B] and margins [B, C], got "
+            f"shapes {shapes}"
+        )
     clip = (arrays["clip_low"], arrays["clip_high"]) if "clip_low" in arrays else None
     norm = math.inf if claims["norm"] == "inf" else float(claims["norm"])
     try:

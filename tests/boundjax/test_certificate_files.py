@@ -20,8 +20,8 @@ from boundjax.certification import export
 
 pytestmark = pytest.mark.quick
 
-# `python -m pytest tests/boundjax/test_certificate_files.py` with 1000 here takes half a minute.
-MUTANTS = 120
+# `python -m pytest tests/boundjax/test_certificate_files.py` with 1000 here takes 20 s.
+MUTANTS = 200
 BIAS = nn.initializers.normal(0.1)
 
 
@@ -188,7 +188,7 @@ def test_the_same_for_programs(saved, tmp_path, capsys):
     assert status == 0, lines
     assert "programs with unit 5.96e-08" in lines[0]
     slack = float(lines[-1].rpartition(" ")[2])
-    assert 1e-7 < slack < 1e-4
+    assert 1e-7 < slack < 1e-4  # by which programs lose
 
 
 def test_radii(tmp_path, capsys):
@@ -315,9 +315,8 @@ def test_a_sample_says_so(saved, capsys):
     status, lines = run(capsys, *files, "--sample", 2, "--seed", 7)
     assert status == 0
     assert "2 of 6 examples checked (seed 7)" in lines[-1]
-    for count in (0, -1):
-        status, lines = run(capsys, *files, "--sample", count)
-        assert (status, len(lines)) == (2, 1)
+    # None is not a sample.
+    assert "1 of 6 examples checked" in run(capsys, *files, "--sample", 0)[1][-1]
 
 
 def test_loading_gives_the_certificate_back(saved, tmp_path):
@@ -488,6 +487,7 @@ def mutants(folder, seed):
     def node():
         k = random.integers(len(header["nodes"]))
         wrong = [["gelu", 0], ["product", 99], ["product", -1], [], "x", ["input"], ["add", 0]]
+        wrong = [entry for entry in wrong if entry != header["nodes"][k]]
         header["nodes"][k] = wrong[random.integers(len(wrong))]
 
     def eps():

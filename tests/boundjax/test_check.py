@@ -178,7 +178,8 @@ def test_lines_of_smooth_functions(op, middle, radius):
     low, high = np.full((1, 1), middle - radius), np.full((1, 1), middle + radius)
     with np.errstate(all="ignore"):
         below, above = node.slopes(low, high, "adaptive", 0.0)
-        ends = [node.extremes(low, high, slope)[k] for k, slope in enumerate((below, above))]
+        bounds = [node.around(low, high, slope)[1] for slope in (below, above)]
+        ends = bounds[0][0].min(axis=0), bounds[1][1].max(axis=0)
     x = np.linspace(low[0, 0], high[0, 0], 2001)
     function = {"tanh": math.tanh, "exp": math.exp, "sigmoid": lambda v: 1 / (1 + math.exp(-v))}[op]
     f = np.array([function(v) for v in x])
