@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from boundjax.numerics import length, smaller, with_derivative_of
-from boundjax.sets import ball_box, rounding
+from boundjax.numerics import length, smaller
+from boundjax.sets import ball_box, rounding, upward
 from boundjax.sets.checks import (
     as_float,
     require_array,
@@ -39,8 +40,10 @@ class LpBall:
         fixed).
       p: order of the norm, 1, 2 or `inf` (any `p >= 1` works through its dual norm).
       clip: `None` or `(low, high)`, the range of valid inputs, scalars or arrays.
-      outward: whether the ends of `interval()` are rounded outwards where they are inexact, as
-        certificates need. Rounding to nearest loses an `eps` below half a spacing of the center.
+      outward: whether every answer holds for the exact set, as certificates need, instead of up to
+        rounding. Rounding to nearest loses an `eps` below half a spacing of the center. Radii and
+        clip ranges that are numbers or numpy arrays are then rounded outwards to the dtype of the
+        center: 0.01 lies above the nearest float32. Center and JAX arrays are exact as they are.
 
     `support` is exact for every ball without clip, and for a clipped one with `p = inf` or `p = 2`
     whose center lies in the clip range. Otherwise it is an upper bound, no larger than the supports
@@ -63,6 +66,13 @@ class LpBall:
         require_finite("LpBall.center", self.center)
         require_radius(self.eps)
         require_clip(self.clip)
+        if self.outward:
+            object.__setattr__(self, "eps", rounding.number_above(self.eps, self.center))
+            if self.clip is not None:
+                low, high = self.clip
+                low = rounding.number_below(low, self.center)
+                high = rounding.number_above(high, self.center)
+                object.__setattr__(self, "clip", (low, high))
 
     @property
     def is_box(self) -> bool:
@@ -80,24 +90,38 @@ class LpBall:
                 f"eps must be a scalar or broadcast to the input's shape {center.shape}, "
                 f"got shape {eps.shape}"
             )
-        eps = jnp.broadcast_to(as_float(eps, center), center.shape)
+        cast = rounding.float_above(eps, center.dtype) if self.outward else as_float(eps, center)
+        eps = jnp.broadcast_to(cast, center.shape)
         # Under `jit` a negative radius cannot raise; NaN bounds never certify.
         return jnp.where(eps >= 0, eps, jnp.nan)
 
     def _clip(self, clip: tuple[ArrayLike, ArrayLike]) -> tuple[Array, Array]:
         center = as_float(self.center)
-        low, high = (jnp.broadcast_to(as_float(end, center), center.shape) for end in clip)
+        low, high = clip
+        if self.outward:
+            ends = (
+                rounding.float_below(low, center.dtype),
+                rounding.float_above(high, center.dtype),
+            )
+        else:
+            ends = as_float(low, center), as_float(high, center)
+        low, high = (jnp.broadcast_to(end, center.shape) for end in ends)
         return low, high
 
+    def outwards(self) -> LpBall:
+        """The same set with answers that hold for it exactly."""
+        return self if self.outward else dataclasses.replace(self, outward=True)
+
     def interval(self) -> Interval:
-        """`[center - eps, center + eps]`, cut to the clip range."""
+        """`[center - eps, center + eps]`, cut to the clip range.
+
+        With `outward` middle and half-width, as computed, describe an interval that encloses it.
+        """
         center, radius = as_float(self.center), self._radius()
         nearest = self._cut(center - radius, center + radius)
         if not self.outward:
             return nearest
-        ends = rounding.with_exact_middle(*self._cut(*rounding.outward_ends(center, radius)))
-        # Rounding has no derivative, so the derivative is that of the rounded sums.
-        return Interval(*map(with_derivative_of, jax.lax.stop_gradient(ends), nearest))
+        return rounding.enclosure(self._cut(*rounding.outward_ends(center, radius)), nearest)
 
     def _cut(self, lower: Array, upper: Array) -> Interval:
         if self.clip is not None:
@@ -117,14 +141,56 @@ class LpBall:
         else:  # Hoelder: ||eps u||_2 <= ||eps||_r ||u||_p with 1 / r = 1 / 2 - 1 / p
             size = dual_norm(radius, 2.0 if self.p == jnp.inf else 2 * self.p / (self.p + 2))
         corner = jnp.maximum(jnp.abs(interval.upper - center), jnp.abs(center - interval.lower))
-        return center, jnp.minimum(size, length(corner))
+        nearest = jnp.minimum(size, length(corner))
+        if not self.outward:
+            return center, nearest
+        above = upward.with_slack(self._ball_above, nearest, center, radius, *interval)
+        return rounding.flushed(center), above
+
+    def _ball_above(self, center: Array, radius: Array, lower: Array, upper: Array) -> Array:
+        """An upper bound on the distance to the flushed center, a scalar."""
+        if self.p <= 2:
+            size = jnp.max(radius, initial=0.0)
+        else:
+            inverse = Fraction(0) if self.p == jnp.inf else 1 / Fraction(float(self.p))
+            size = upward.norm_above(radius, 1 / (Fraction(1, 2) - inverse))
+        return upward.enclosing_radius(size, center, lower, upper)
 
     def support(self, coefficients: Array) -> Array:
         """`max <c, x> = <c, center> + ||eps * c||_q` with `1 / p + 1 / q = 1`."""
-        return jnp.sum(coefficients * self.interval().middle) + self.spread(coefficients)
+        middle, spread = self.interval().middle, self.spread(coefficients)
+        nearest = jnp.sum(coefficients * middle) + spread
+        if not self.outward:
+            return nearest
+        return upward.with_slack(upward.support_above, nearest, coefficients, middle, spread)
 
     def spread(self, coefficients: Array) -> Array:
         """`max <c, x - middle>`; clipping and outward rounding move the middle off the center."""
+        nearest = self._nearest_spread(coefficients)
+        if not self.outward:
+            return nearest
+        arguments = coefficients, as_float(self.center), self._radius(), *self.interval()
+        return upward.with_slack(self._spread_above, nearest, *arguments)
+
+    def _spread_above(
+        self, coefficients: Array, center: Array, radius: Array, lower: Array, upper: Array
+    ) -> Array:
+        """An upper bound on the exact spread around the middle of `[lower, upper]`, a scalar."""
+        interval = Interval(lower, upper)
+        box = upward.box_above(coefficients, interval.radius)
+        if self.is_box:
+            return box
+        if self.p == 2 and self.clip is not None:
+            low, high = self._clip(self.clip)
+            below, above = rounding.sum_above(center, -low), rounding.sum_above(high, -center)
+            largest = ball_box.spread_above(coefficients, radius, below, above)
+        else:
+            values = upward.product_above(radius, jnp.abs(coefficients))
+            largest = upward.norm_above(values, conjugate(self.p))
+        centered = upward.spread_around(largest, coefficients, center, interval.middle)
+        return centered if self.clip is None else jnp.minimum(centered, box)
+
+    def _nearest_spread(self, coefficients: Array) -> Array:
         interval = self.interval()
         box = jnp.sum(jnp.abs(coefficients) * interval.radius)
         if self.is_box:
@@ -150,6 +216,8 @@ class LpBall:
 
 def dual_norm(values: Array, p: float) -> Array:
     """`||values||_q` with `1 / p + 1 / q = 1`, over all axes; its gradient at 0 is 0."""
+    if values.size == 0:  # no maximum to scale by
+        return jnp.zeros((), values.dtype)
     if p == 1:
         return jnp.max(jnp.abs(values))
     if p == jnp.inf:
@@ -163,3 +231,10 @@ def dual_norm(values: Array, p: float) -> Array:
     safe = jnp.where(positive, values / jnp.where(positive, scale, 1.0), 1.0)
     norm = jnp.sum(jnp.abs(safe) ** jnp.asarray(q, safe.dtype)) ** jnp.asarray(1 / q, safe.dtype)
     return jnp.where(scale == 0, jnp.zeros_like(scale), scale * norm)
+
+
+def conjugate(p: float) -> Fraction | None:
+    """`q` with `1 / p + 1 / q = 1`, exactly; None for infinity."""
+    if p == 1:
+        return None
+    return Fraction(1) if p == jnp.inf else 1 / (1 - 1 / Fraction(float(p)))

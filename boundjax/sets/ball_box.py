@@ -17,15 +17,16 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from boundjax.numerics import float_info, larger, length, smaller
+from boundjax.sets import rounding, upward
 from boundjax.sets.checks import as_float, concrete, first_index, require_array, require_finite
-from boundjax.sets.interval import Interval
+from boundjax.sets.interval import Interval, unless_empty
 from boundjax.typing import Jitted
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["center", "radius", "lower", "upper"],
-    meta_fields=[],
+    meta_fields=["outward"],
 )
 @dataclasses.dataclass(frozen=True)
 class BallBox:
@@ -38,6 +39,9 @@ class BallBox:
       radius: scalar, in the units of `x`, `>= 0`; infinite if there is only the box.
       lower: of the center's shape; may be `-inf`.
       upper: of the center's shape; may be `inf`.
+      outward: whether every answer holds for the exact set, as certificates need, instead of up to
+        rounding. Radii and ends that are numbers or numpy arrays are then rounded outwards to the
+        dtype of the center. Center and JAX arrays are exact as they are.
 
     `support` is exact if the center lies in the box. Otherwise the box is extended to the center,
     which gives an upper bound no larger than the support of `interval()`. A set that is unbounded
@@ -54,10 +58,15 @@ class BallBox:
     radius: ArrayLike
     lower: Array
     upper: Array
+    outward: bool = False
 
     def __post_init__(self) -> None:
         require_array("BallBox.center", self.center)
         require_finite("BallBox.center", self.center)
+        if self.outward:
+            object.__setattr__(self, "radius", rounding.number_above(self.radius, self.center))
+            object.__setattr__(self, "lower", rounding.number_below(self.lower, self.center))
+            object.__setattr__(self, "upper", rounding.number_above(self.upper, self.center))
         radius = concrete(self.radius)
         if radius is not None and not (radius >= 0).all():
             bad = ~(radius >= 0)
@@ -90,32 +99,66 @@ class BallBox:
         # each.
         if radius.ndim:
             raise ValueError(f"BallBox.radius must be a scalar, got shape {radius.shape}")
-        return radius
+        return rounding.float_above(self.radius, radius.dtype) if self.outward else radius
+
+    def _ends(self) -> tuple[Array, Array]:
+        center = as_float(self.center)
+        if not self.outward:
+            return as_float(self.lower, center), as_float(self.upper, center)
+        return (
+            rounding.float_below(self.lower, center.dtype),
+            rounding.float_above(self.upper, center.dtype),
+        )
+
+    def outwards(self) -> BallBox:
+        """The same set with answers that hold for it exactly."""
+        return self if self.outward else dataclasses.replace(self, outward=True)
 
     def interval(self) -> Interval:
-        """`[center - radius, center + radius]`, cut to the box; NaN where that is empty."""
+        """`[center - radius, center + radius]`, cut to the box; NaN where that is empty.
+
+        With `outward` middle and half-width, as computed, describe an interval that encloses it.
+        """
         center, radius = as_float(self.center), self._radius()
-        lower = larger(as_float(self.lower, center), center - radius)
-        upper = smaller(as_float(self.upper, center), center + radius)
-        empty = ~(lower <= upper)
-        return Interval(jnp.where(empty, jnp.nan, lower), jnp.where(empty, jnp.nan, upper))
+        lower, upper = self._ends()
+        nearest = unless_empty(larger(lower, center - radius), smaller(upper, center + radius))
+        if not self.outward:
+            return nearest
+        least, most = rounding.outward_ends(center, jnp.broadcast_to(radius, center.shape))
+        ends = unless_empty(jnp.maximum(lower, least), jnp.minimum(upper, most))
+        return rounding.enclosure(ends, nearest)
 
     def ball(self) -> tuple[Array, Array]:
         """`center` and `radius`, or a smaller radius where the box ends earlier."""
-        center = as_float(self.center)
-        lower, upper = as_float(self.lower, center), as_float(self.upper, center)
+        center, radius, (lower, upper) = as_float(self.center), self._radius(), self._ends()
         corner = jnp.maximum(jnp.abs(upper - center), jnp.abs(center - lower))
-        return center, jnp.minimum(self._radius(), length(corner))
+        nearest = jnp.minimum(radius, length(corner))
+        if not self.outward:
+            return center, nearest
+        arguments = radius, center, lower, upper
+        return rounding.flushed(center), upward.with_slack(
+            upward.enclosing_radius, nearest, *arguments
+        )
 
     def support(self, coefficients: Array) -> Array:
         """`max <c, x>`; `c` has the input's shape."""
-        return jnp.sum(coefficients * self.interval().middle) + self.spread(coefficients)
+        middle, spread = self.interval().middle, self.spread(coefficients)
+        nearest = jnp.sum(coefficients * middle) + spread
+        if not self.outward:
+            return nearest
+        return upward.with_slack(upward.support_above, nearest, coefficients, middle, spread)
 
     def spread(self, coefficients: Array) -> Array:
         """`max <c, x - middle>`, see `ball_box.spread`."""
-        center, interval = as_float(self.center), self.interval()
-        below = center - as_float(self.lower, center)
-        above = as_float(self.upper, center) - center
+        nearest = self._nearest_spread(coefficients)
+        if not self.outward:
+            return nearest
+        arguments = coefficients, as_float(self.center), self._radius(), *self._ends()
+        return upward.with_slack(_set_spread_above, nearest, *arguments, *self.interval())
+
+    def _nearest_spread(self, coefficients: Array) -> Array:
+        center, interval, (lower, upper) = as_float(self.center), self.interval(), self._ends()
+        below, above = center - lower, upper - center
         shift = jnp.sum(coefficients * (center - interval.middle))
         largest = spread(coefficients, self._radius(), below, above) + shift
         # With the center inside, `largest` is exact; taking the minimum with an equal `box` would
@@ -186,6 +229,70 @@ def spread(coefficients: Array, radius: ArrayLike, below: Array, above: Array) -
     # Comparisons drop NaN, and a NaN that is dropped would certify.
     lost = jnp.any(jnp.isnan(slopes) | jnp.isnan(below) | jnp.isnan(above)) | ~(radius >= 0)
     return jnp.where(lost, jnp.nan, value)
+
+
+def spread_above(coefficients: Array, radius: Array, below: Array, above: Array) -> Array:
+    """An upper bound on `max <c, d>` over `||d / radius||_2 <= 1` and `-below <= d <= above`.
+
+    It holds for the arguments as exact numbers, however its terms are rounded, and exceeds the
+    maximum by a few roundings of their sum. For any `lam > 0` and any split `0 <= g_i` of the
+    slopes `|c_i|` between ball and box, with `cap_i` as in `spread`,
+    `<c, d> <= lam / 2 + sum_i ((g_i radius_i)^2 / (2 lam) + max(|c_i| - g_i, 0) cap_i)`,
+    because `g d <= lam / 2 (d / radius)^2 + (g radius)^2 / (2 lam)`. Computed `lam` and `g` are
+    therefore as good as exact ones: only the evaluation of this formula is rounded up. It is the
+    maximum for the `lam` of the paper's iteration and `g_i = min(|c_i|, lam cap_i / radius_i^2)`.
+
+    Args:
+      coefficients: `c`, any shape.
+      radius: half-axes of the ball, of `c`'s shape, `>= 0`, may be infinite.
+      below: as in `spread`.
+      above: as in `spread`.
+
+    Returns:
+      The bound, a scalar; NaN if an argument has a NaN, infinite if nothing bounds it.
+    """
+    slopes, radius = rounding.raised(jnp.abs(coefficients)), rounding.raised(radius)
+    cap = jnp.maximum(rounding.raised(jnp.where(coefficients > 0, above, below)), 0.0)
+    bounded = jnp.isfinite(radius)
+    reach = jnp.where(bounded & (radius > 0), radius, 1.0)
+    pulls = jnp.where(bounded, slopes * radius, 0.0)
+    boxed = ~bounded | (cap < radius) | ~(pulls > 0)
+    share = jnp.where(boxed & (pulls > 0), cap / reach, 0.0)
+    price = upward.usable_price(_jitted_price(pulls, share, boxed))
+
+    by_ball = jnp.minimum(slopes, (price * (cap / reach)) / reach)
+    by_ball = jnp.where(bounded, by_ball, 0.0)
+    # A product of 0 and infinity is NaN; features that cannot move are left to the ball.
+    by_ball = jnp.where(jnp.isnan(by_ball) | (radius == 0) | jnp.isinf(cap), slopes, by_ball)
+    moments = upward.product_above(by_ball, jnp.where(by_ball == 0, 0.0, radius))
+    by_box = jnp.maximum(rounding.sum_above(slopes, -by_ball), 0.0)
+    terms = rounding.sum_above(
+        upward.square_above(moments, price), upward.product_above(by_box, cap)
+    )
+    value = rounding.sum_above(upward.total_above(terms), upward.ball_above(moments, price))
+    # Comparisons drop NaN, and a NaN that is dropped would certify.
+    lost = jnp.isnan(slopes) | jnp.isnan(below) | jnp.isnan(above) | ~(radius >= 0)
+    return jnp.where(jnp.any(lost), jnp.nan, value)
+
+
+def _set_spread_above(
+    coefficients: Array,
+    center: Array,
+    radius: Array,
+    lower: Array,
+    upper: Array,
+    *interval: Array,
+) -> Array:
+    """An upper bound on the spread of a `BallBox` around the middle of an interval, a scalar."""
+    enclosing = Interval(*interval)
+    largest = spread_above(
+        coefficients,
+        jnp.broadcast_to(radius, center.shape),
+        rounding.sum_above(center, -lower),
+        rounding.sum_above(upper, -center),
+    )
+    centered = upward.spread_around(largest, coefficients, center, enclosing.middle)
+    return jnp.minimum(centered, upward.box_above(coefficients, enclosing.radius))
 
 
 def _price(slopes: Array, share: Array, boxed: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jax import Array
 
@@ -11,7 +11,14 @@ from boundjax.sets.interval import Interval
 
 @runtime_checkable
 class InputSet(Protocol):
-    """The interface of input sets: a class with these four is one."""
+    """The interface of input sets: a class with these four is one.
+
+    Rigorous bounds also need `outwards()`: the same set with answers that hold for it exactly, not
+    up to rounding. The half-width and the middle of its `interval()`, as computed, then describe an
+    interval that encloses the set, and `support` and `spread` are upper bounds on exact maxima. A
+    method `ball()` may return the center and the radius of an l2 ball that contains the set; it is
+    optional.
+    """
 
     @property
     def is_box(self) -> bool:
@@ -29,3 +36,18 @@ class InputSet(Protocol):
     def spread(self, coefficients: Array) -> Array:
         """`max <coefficients, x - m>` with `m` the middle of `interval()`, a scalar."""
         ...
+
+
+def outwards(input_set: InputSet) -> InputSet:
+    """The set with rigorous answers, see `InputSet`; sets that are rigorous return themselves.
+
+    Raises:
+      TypeError: for a set of a class without `outwards()`.
+    """
+    method: Any = getattr(input_set, "outwards", None)
+    if method is None:
+        raise TypeError(
+            "rigorous bounds need an input set with a method outwards(), got "
+            f"{type(input_set).__name__}; add it (see boundjax.InputSet) or use rounding='nearest'"
+        )
+    return method()

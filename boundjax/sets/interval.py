@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jax import Array
 
 
@@ -27,3 +28,9 @@ class Interval(NamedTuple):
     def radius(self) -> Array:
         """`(upper - lower) / 2`."""
         return 0.5 * (self.upper - self.lower)
+
+
+def unless_empty(lower: Array, upper: Array) -> Interval:
+    """`[lower, upper]`; NaN where that is empty or an end is NaN."""
+    empty = ~(lower <= upper)
+    return Interval(jnp.where(empty, jnp.nan, lower), jnp.where(empty, jnp.nan, upper))

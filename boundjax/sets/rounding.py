@@ -11,12 +11,14 @@ import dataclasses
 import math
 from typing import Any, Literal, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from boundjax.numerics import float_info
+from boundjax.numerics import float_info, with_derivative_of
+from boundjax.sets.interval import Interval
 
 # What bounds hold for: `"nearest"`, the network in real arithmetic up to the rounding of the bounds
 # themselves; `"real"`, the network in real arithmetic; `"float32"`, also every execution of it in
@@ -62,9 +64,29 @@ def outward_ends(center: Array, radius: Array) -> tuple[Array, Array]:
       radius: of the same shape, `>= 0`; NaN gives NaN.
 
     Returns:
-      The lower and the upper end. Exact sums are left alone, so a radius of 0 gives the point.
+      The lower and the upper end. Exact sums are left alone, so a radius of 0 gives the point,
+      unless that is a subnormal number.
     """
-    return -_rounded_up(-center, radius), _rounded_up(center, radius)
+    return -sum_above(-center, radius), sum_above(center, radius)
+
+
+def is_subnormal(x: Array) -> Array:
+    """Where numbers are subnormal, elementwise, decided by their bits.
+
+    A comparison cannot tell: XLA reads subnormal operands as 0.
+    """
+    info = float_info(x.dtype)
+    unsigned = np.dtype(f"uint{info.bits}")
+    magnitude = jax.lax.bitcast_convert_type(x, unsigned) & unsigned.type((1 << info.bits - 1) - 1)
+    return (magnitude > 0) & (magnitude < unsigned.type(1 << info.nmant))
+
+
+def raised(x: Array) -> Array:
+    """The smallest number `>= x` that is not subnormal, elementwise; its derivative is 1."""
+    info = float_info(x.dtype)
+    fixed = jax.lax.stop_gradient(x)
+    above = jnp.where(jnp.signbit(fixed), 0.0, float(info.tiny)).astype(x.dtype)
+    return with_derivative_of(jnp.where(is_subnormal(fixed), above, fixed), x)
 
 
 def _two_sum(x: Array, y: Array) -> tuple[Array, Array]:
@@ -74,37 +96,63 @@ def _two_sum(x: Array, y: Array) -> tuple[Array, Array]:
     return total, (x - (total - part)) + (y - part)
 
 
-def _rounded_up(x: Array, radius: Array) -> Array:
-    """An upper bound on `x + radius`, equal to it where the sum is exact."""
-    total, error = _two_sum(x, radius)
+def flushed(x: Array) -> Array:
+    """`x` with 0 for subnormal numbers, as XLA reads them; its derivative is 1."""
+    fixed = jax.lax.stop_gradient(x)
+    return with_derivative_of(jnp.where(is_subnormal(fixed), 0.0, fixed), x)
+
+
+def sum_above(x: Array, y: Array) -> Array:
+    """An upper bound on `x + y`, elementwise: equal to it where the sum is exact, else the next."""
+    x, y = raised(x), raised(y)
+    total, error = _two_sum(x, y)
     info = float_info(x.dtype)
+    # A sum of finite numbers may overflow to -inf, which is below it.
+    total = jnp.where((total == -jnp.inf) & (x > -jnp.inf) & (y > -jnp.inf), info.min, total)
     # XLA flushes errors and sums that underflow to 0.
-    small = jnp.minimum(jnp.abs(x), radius) < info.tiny / info.eps**2
-    underflows = small & (x != 0) & (radius != 0) & (x != -radius)
+    small = jnp.minimum(jnp.abs(x), jnp.abs(y)) < info.tiny / info.eps**2
+    underflows = small & (x != 0) & (y != 0) & (x != -y)
     # Adding slightly more than half a spacing rounds to the next number.
     step = (0.5 * info.eps) * (1.0 + 2.0 * info.eps) * jnp.abs(total)
     above = total + jnp.maximum(step, info.tiny)
-    return jnp.where((error > 0) | underflows, above, total)
+    return jnp.where(((error > 0) | underflows) & jnp.isfinite(total), above, total)
 
 
 def with_exact_middle(lower: Array, upper: Array) -> tuple[Array, Array]:
     """Moves ends outwards, by two spacings at most, until middle and half-width are exact.
 
     Transforms compute with `(lower + upper) / 2` and `(upper - lower) / 2`. Once rounded, these may
-    describe a smaller interval than the ends do, such as half of `[x, x + one spacing]`.
+    describe a smaller interval than the ends do, such as half of `[x, x + one spacing]`. Afterwards
+    ends, middle and half-width are no subnormal numbers. The spacing of the smallest normal number
+    counts as twice that number, because anything finer has subnormal half-widths.
     """
-    inexact = (_two_sum(lower, upper)[1] != 0) | (_two_sum(upper, -lower)[1] != 0)
-    # On multiples of `grid` the ends, their sum and their difference are exact.
+    lower, upper = -raised(-lower), raised(upper)
     info = float_info(lower.dtype)
     largest = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
+    inexact = (_two_sum(lower, upper)[1] != 0) | (_two_sum(upper, -lower)[1] != 0)
+    # The errors of small sums may underflow and look like 0. Only these sums are certainly exact:
+    # those that are 0, twice an end, or an end itself.
+    simple = (jnp.abs(lower) == jnp.abs(upper)) | (lower == 0) | (upper == 0)
+    inexact = jnp.where(largest < 4.0 * info.tiny / info.eps**2, ~simple, inexact)
+    # Halves of the smallest normal numbers are subnormal.
+    for end in (lower, upper):
+        inexact = inexact | ((end != 0) & (jnp.abs(end) < 2.0 * info.tiny))
+    # On multiples of `grid` the ends, their sum and their difference are exact.
     _, exponent = jnp.frexp(largest)
-    grid = jnp.ldexp(jnp.ones_like(lower), exponent - info.nmant)
-    moves = inexact & jnp.isfinite(largest) & (largest > info.tiny / info.eps**2)
+    exponent = jnp.maximum(exponent - info.nmant, info.minexp + 1)
+    grid = jnp.ldexp(jnp.ones_like(lower), exponent)
+    moves = inexact & jnp.isfinite(largest)
     grid = jnp.where(moves, grid, 1.0)
     return (
-        jnp.where(moves, jnp.floor(lower / grid) * grid, lower),
-        jnp.where(moves, jnp.ceil(upper / grid) * grid, upper),
+        jnp.where(moves, -_ceiling(-lower, grid), lower),
+        jnp.where(moves, _ceiling(upper, grid), upper),
     )
+
+
+def _ceiling(x: Array, grid: Array) -> Array:
+    """The smallest multiple of a power of two that is `>= x`; `x / grid` may underflow."""
+    multiple = jnp.ceil(x / grid)
+    return grid * jnp.where(x > 0, jnp.maximum(multiple, 1.0), multiple)
 
 
 def up(value: ArrayLike, dtype: np.dtype[Any]) -> np.ndarray:
@@ -113,8 +161,84 @@ def up(value: ArrayLike, dtype: np.dtype[Any]) -> np.ndarray:
     Subnormal numbers are skipped because XLA treats them as 0.
     """
     exact = np.asarray(value)
-    rounded = exact.astype(dtype)
+    with np.errstate(over="ignore"):
+        rounded = exact.astype(dtype)
     rounded = np.where(rounded < exact, np.nextafter(rounded, dtype.type(np.inf)), rounded)
-    tiny = np.finfo(dtype).tiny
+    tiny = float_info(dtype).tiny
     rounded = np.where((rounded > 0) & (rounded < tiny), tiny, rounded)
     return np.where((rounded < 0) & (rounded > -tiny), 0.0, rounded).astype(dtype)
+
+
+def number_above(value: Any, like: Any) -> Any:
+    """A number or a numpy array, rounded up to the dtype of `like` where it is inexact.
+
+    Everything else, JAX's arrays among them, is returned as it is. So is what the dtype can
+    represent: pytrees of axes, for instance, hold Python's integers.
+
+    Args:
+      value: a field of a set.
+      like: the field that determines the dtype, an array or what becomes one.
+    """
+    exact = _numbers(value)
+    if exact is None:
+        return value
+    above = up(exact, _float_dtype(like))
+    return value if np.array_equal(above, exact, equal_nan=True) else above
+
+
+def number_below(value: Any, like: Any) -> Any:
+    """`number_above`, rounded down."""
+    exact = _numbers(value)
+    if exact is None:
+        return value
+    below = -up(-exact.astype(np.float64), _float_dtype(like))
+    return value if np.array_equal(below, exact, equal_nan=True) else below
+
+
+def _float_dtype(like: Any) -> np.dtype[Any]:
+    dtype = jnp.asarray(like).dtype
+    return dtype if jnp.issubdtype(dtype, jnp.floating) else np.dtype(np.float32)
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    """Python's numbers, lists of them, or numpy's arrays as a numpy array; None for the rest."""
+    for leaf in jax.tree.leaves(value):
+        if not isinstance(leaf, (int, float, np.ndarray, np.generic)):
+            return None
+    array: np.ndarray[Any, np.dtype[Any]] = np.asarray(value)
+    return array if array.dtype.kind in "iuf" else None
+
+
+def float_above(value: ArrayLike, dtype: np.dtype[Any]) -> Array:
+    """An array in a floating dtype, rounded up and never subnormal; its derivative is 1."""
+    return _float(value, dtype, 1.0)
+
+
+def float_below(value: ArrayLike, dtype: np.dtype[Any]) -> Array:
+    """An array in a floating dtype, rounded down and never subnormal; its derivative is 1."""
+    return -_float(value, dtype, -1.0)
+
+
+def _float(value: ArrayLike, dtype: np.dtype[Any], sign: float) -> Array:
+    """`sign * value` in a floating dtype, rounded up."""
+    array, info = jnp.asarray(value), float_info(dtype)
+    nearest = sign * array.astype(dtype)
+    fixed = jax.lax.stop_gradient(nearest)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        exact = jnp.abs(fixed) <= 2.0 ** (info.nmant + 1)
+    elif float_info(array.dtype).nmant <= info.nmant:
+        exact = jnp.ones(array.shape, bool)
+    else:
+        exact = fixed.astype(array.dtype) >= sign * jax.lax.stop_gradient(array)
+    step = (0.5 * info.eps) * (1.0 + 2.0 * info.eps) * jnp.abs(fixed)
+    above = jnp.where(exact, fixed, fixed + jnp.maximum(step, info.tiny))
+    return with_derivative_of(raised(above), nearest)
+
+
+def enclosure(ends: Interval, nearest: Interval) -> Interval:
+    """Ends whose middle and half-width are exact, with the derivative of the nearest ends.
+
+    Rounding has no derivative, so the derivative is that of the rounded sums.
+    """
+    exact = with_exact_middle(*jax.lax.stop_gradient(ends))
+    return Interval(*map(with_derivative_of, exact, nearest))
