@@ -180,14 +180,13 @@ class LpBall:
         box = upward.box_above(coefficients, interval.radius)
         if self.is_box:
             return box
-        if self.p != 2:
-            values = upward.product_above(radius, jnp.abs(coefficients))
-            largest = upward.norm_above(values, conjugate(self.p))
-        else:
-            ends = (-jnp.inf, jnp.inf) if self.clip is None else self._clip(self.clip)
-            low, high = (jnp.broadcast_to(end, center.shape).astype(center.dtype) for end in ends)
+        if self.p == 2 and self.clip is not None:
+            low, high = self._clip(self.clip)
             below, above = rounding.sum_above(center, -low), rounding.sum_above(high, -center)
             largest = ball_box.spread_above(coefficients, radius, below, above)
+        else:
+            values = upward.product_above(radius, jnp.abs(coefficients))
+            largest = upward.norm_above(values, conjugate(self.p))
         centered = upward.spread_around(largest, coefficients, center, interval.middle)
         return centered if self.clip is None else jnp.minimum(centered, box)
 

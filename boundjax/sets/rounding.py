@@ -164,7 +164,7 @@ def up(value: ArrayLike, dtype: np.dtype[Any]) -> np.ndarray:
     with np.errstate(over="ignore"):
         rounded = exact.astype(dtype)
     rounded = np.where(rounded < exact, np.nextafter(rounded, dtype.type(np.inf)), rounded)
-    tiny = np.finfo(dtype).tiny
+    tiny = float_info(dtype).tiny
     rounded = np.where((rounded > 0) & (rounded < tiny), tiny, rounded)
     return np.where((rounded < 0) & (rounded > -tiny), 0.0, rounded).astype(dtype)
 
@@ -200,12 +200,12 @@ def _float_dtype(like: Any) -> np.dtype[Any]:
     return dtype if jnp.issubdtype(dtype, jnp.floating) else np.dtype(np.float32)
 
 
-def _numbers(value: Any) -> np.ndarray[Any, np.dtype[Any]] | None:
+def _numbers(value: Any) -> np.ndarray | None:
     """Python's numbers, lists of them, or numpy's arrays as a numpy array; None for the rest."""
-    leaves: list[Any] = jax.tree.leaves(value)
-    if not all(isinstance(leaf, (int, float, np.ndarray, np.generic)) for leaf in leaves):
-        return None
-    array: np.ndarray[Any, np.dtype[Any]] = np.asarray(value)  # pyright: ignore[reportUnknownMemberType]
+    for leaf in jax.tree.leaves(value):
+        if not isinstance(leaf, (int, float, np.ndarray, np.generic)):
+            return None
+    array: np.ndarray[Any, np.dtype[Any]] = np.asarray(value)
     return array if array.dtype.kind in "iuf" else None
 
 

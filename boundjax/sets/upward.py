@@ -24,6 +24,10 @@ from boundjax.sets.rounding import Arithmetic, is_subnormal, raised, sum_above
 
 # The error of a power in ulp. It is an assumption about the runtime, the only one of this file.
 POWER_ERROR = 8.0
+# The error of one product, in units: its own rounding, and those of rounding it up.
+PRODUCT_ERROR = 4.0
+# How often each term of a sum may underflow: as a product, and where it is added.
+UNDERFLOWS = 2.0
 
 
 def with_slack(bound: Callable[..., Array], nearest: Array, *arguments: Array) -> Array:
@@ -35,8 +39,7 @@ def product_above(x: Array, y: Array) -> Array:
     """An upper bound on `x * y` for `x, y >= 0`, elementwise; 0 times infinity is 0."""
     arithmetic = Arithmetic.of(x.dtype)
     x, y = raised(x), raised(y)
-    # Three roundings at most, and the product may underflow.
-    above = x * y * (1.0 + 4.0 * arithmetic.unit) + arithmetic.underflow
+    above = x * y * (1.0 + PRODUCT_ERROR * arithmetic.unit) + arithmetic.underflow
     zero = ((x == 0) | (y == 0)) & ~jnp.isnan(x) & ~jnp.isnan(y)
     return jnp.where(zero, 0.0, above)
 
@@ -66,8 +69,7 @@ def combination_above(coefficients: Array, lower: Array, upper: Array) -> Array:
     # The products of subnormal numbers may be 0.
     lost = jnp.where(is_subnormal(coefficients) | is_subnormal(y), sizes, 0.0)
     size = total_above(sizes)
-    # Products and partial sums may underflow.
-    underflow = 2.0 * (coefficients.size + 1) * arithmetic.underflow
+    underflow = UNDERFLOWS * (coefficients.size + 1) * arithmetic.underflow
     slack = size * arithmetic.gamma(coefficients.size + 8) + total_above(lost) + underflow
     total = _total(coefficients * y)
     # Partial sums may overflow to -inf in some order.
@@ -134,11 +136,11 @@ def norm_above(values: Array, exponent: Fraction | None) -> Array:
     # The reciprocal of the scale is a normal number.
     scale = jnp.minimum(jnp.max(values, initial=0.0), 0.5 / arithmetic.underflow)
     shares = values / jnp.where(scale > 0, scale, 1.0)
-    powers = jnp.power(shares, jnp.asarray(inner, dtype)) * error + arithmetic.underflow
+    powers = jnp.power(shares, inner) * error + arithmetic.underflow
     total = jnp.maximum(total_above(jnp.where(shares == 0, 0.0, powers)), 1.0)
     # Norms are homogeneous: the errors of all shares are one factor. It covers shares that
     # underflow, too, since the largest share is 1.
-    norm = jnp.power(total, jnp.asarray(outer, dtype)) * error * (1.0 + 8.0 * arithmetic.unit)
+    norm = jnp.power(total, outer) * error * (1.0 + 2.0 * PRODUCT_ERROR * arithmetic.unit)
     return product_above(scale, norm)
 
 
@@ -154,7 +156,7 @@ def square_above(values: Array, price: Array) -> Array:
     The sum of these and `ball_above` is one on `||values||_2`, whatever the price. It is the norm
     itself if the price is.
     """
-    reciprocal = (0.5 / price) * (1.0 + 4.0 * Arithmetic.of(values.dtype).unit)
+    reciprocal = (0.5 / price) * (1.0 + PRODUCT_ERROR * Arithmetic.of(values.dtype).unit)
     return product_above(values, product_above(values, reciprocal))
 
 
@@ -171,9 +173,8 @@ def _total(terms: Array) -> Array:
     return jnp.sum(terms)
 
 
-def _number_below(value: Fraction, dtype: Any) -> float:
+def _number_below(value: Fraction, dtype: np.dtype[Any]) -> float:
     """The largest number of a floating dtype that is `<= value`."""
-    number = np.asarray(float(value), dtype)
-    if Fraction(float(number)) > value:
-        number = np.nextafter(number, np.asarray(-np.inf, dtype))
-    return float(number)
+    number = dtype.type(float(value))
+    below = number if Fraction(float(number)) <= value else np.nextafter(number, -np.inf)
+    return float(below)
