@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -396,6 +397,48 @@ def test_the_checker_is_one_file_of_500_lines(project):
         line for line in imports if line.split()[1].split(".")[0] not in sys.stdlib_module_names
     ]
     assert outside == ["import numpy as np"]
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def rows_of(text, first):
+    """The cells of a table whose first column has this title."""
+    (body,) = re.findall(rf"^\| {first} \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in body.splitlines()]
+
+
+def test_the_page_describes_what_the_checker_reads(project):
+    text = (project / "docs" / "certificates.md").read_text()
+    ops = {row[0].strip("`"): tuple(re.findall(r"`(\w+)`", row[1])) for row in rows_of(text, "op")}
+    assert ops == check.OPS
+    entries = [name for row in rows_of(text, "entry") for name in re.findall(r"`(\w+)`", row[0])]
+    assert set(entries) == set(check.ENTRIES)
+    keys = {row[0].strip("`") for row in rows_of(text, "key of `json`")}
+    assert keys == check.CLAIMS
+    assert {row[0].strip("`") for row in rows_of(text, "witness")} == set(check.WITNESSES)
+    assert f"up to {check.TOLERANCE:g} of".replace("-05", "-5") in text
+
+
+def test_the_code_of_the_page_runs(project, tmp_path, monkeypatch, capsys):
+    text = (project / "docs" / "certificates.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    (command,) = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "certificates.md", "exec"), {})
+    assert "4 of 4 examples verified within eps 0.05 (linf" in capsys.readouterr().out
+    program, arguments = command.split()[:3], command.split()[3:]
+    assert program == ["python", "-m", "boundjax.check"]
+    for name in ("certificate.npz", "radii.npz"):
+        status, lines = run(capsys, name, *arguments[1:])
+        assert status == 0, lines
+
+
+def test_a_certificate_takes_what_the_page_says(saved):
+    folder, certificate, _, x = saved
+    arrays, _ = contents(folder / "certificate.npz")
+    size = sum(a.nbytes for a in arrays.values() if a.ndim)
+    assert size == len(x) * (5 + 4 * certificate.margins.shape[1] + 4 * x[0].size)
 
 
 # --- refused -------------------------------------------------------------------------------------

@@ -166,3 +166,18 @@ def _program(node, operands):
         np.float32(a + s * v) if v < a else min(v, b)
         for v, a, b, s in zip(x, low, high, slope, strict=True)
     ]
+
+
+def in_order(terms):
+    """The float32 sum of terms in this order."""
+    total = np.float32(0.0)
+    for term in terms:
+        total = np.float32(total + np.float32(term))
+    return total
+
+
+def cancelling_terms(count):
+    """Terms of one size that cancel to a small sum, whose order matters in float32."""
+    terms = np.random.default_rng(0).normal(size=count) * 1e3
+    terms[-1] -= terms.sum()
+    return terms.astype(np.float32)
