@@ -252,7 +252,9 @@ def spread_above(coefficients: Array, radius: Array, below: Array, above: Array)
       The bound, a scalar; NaN if an argument has a NaN, infinite if nothing bounds it.
     """
     slopes, radius = rounding.raised(jnp.abs(coefficients)), rounding.raised(radius)
-    cap = jnp.maximum(rounding.raised(jnp.where(coefficients > 0, above, below)), 0.0)
+    # The sign of a subnormal number is in its bits only.
+    room = jnp.where(jnp.signbit(coefficients), below, above)
+    cap = jnp.maximum(rounding.raised(room), 0.0)
     bounded = jnp.isfinite(radius)
     reach = jnp.where(bounded & (radius > 0), radius, 1.0)
     pulls = jnp.where(bounded, slopes * radius, 0.0)

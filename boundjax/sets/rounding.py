@@ -112,10 +112,7 @@ def sum_above(x: Array, y: Array) -> Array:
     # XLA flushes errors and sums that underflow to 0.
     small = jnp.minimum(jnp.abs(x), jnp.abs(y)) < info.tiny / info.eps**2
     underflows = small & (x != 0) & (y != 0) & (x != -y)
-    # Adding slightly more than half a spacing rounds to the next number.
-    step = (0.5 * info.eps) * (1.0 + 2.0 * info.eps) * jnp.abs(total)
-    above = total + jnp.maximum(step, info.tiny)
-    return jnp.where(((error > 0) | underflows) & jnp.isfinite(total), above, total)
+    return jnp.where(((error > 0) | underflows) & jnp.isfinite(total), _next(total), total)
 
 
 def with_exact_middle(lower: Array, upper: Array) -> tuple[Array, Array]:
@@ -211,28 +208,46 @@ def _numbers(value: Any) -> np.ndarray | None:
 
 def float_above(value: ArrayLike, dtype: np.dtype[Any]) -> Array:
     """An array in a floating dtype, rounded up and never subnormal; its derivative is 1."""
-    return _float(value, dtype, 1.0)
+    array = jnp.asarray(value)
+    nearest = array.astype(dtype)
+    fixed = jax.lax.stop_gradient(nearest)
+    if _widens(array.dtype, dtype):
+        above = fixed
+    elif jnp.issubdtype(array.dtype, jnp.floating):
+        exact = fixed.astype(array.dtype) >= jax.lax.stop_gradient(array)
+        above = jnp.where(exact, fixed, _next(fixed))
+    else:
+        above = jnp.where(_is_integer(fixed), fixed, _next(fixed))
+    return with_derivative_of(raised(above), nearest)
 
 
 def float_below(value: ArrayLike, dtype: np.dtype[Any]) -> Array:
-    """An array in a floating dtype, rounded down and never subnormal; its derivative is 1."""
-    return -_float(value, dtype, -1.0)
+    """`float_above`, rounded down."""
+    array = jnp.asarray(value)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return -float_above(-array, dtype)
+    nearest = array.astype(dtype)  # before the sign changes: integers may be unsigned
+    fixed = -jax.lax.stop_gradient(nearest)
+    below = jnp.where(_is_integer(fixed), fixed, _next(fixed))
+    return with_derivative_of(-below, nearest)
 
 
-def _float(value: ArrayLike, dtype: np.dtype[Any], sign: float) -> Array:
-    """`sign * value` in a floating dtype, rounded up."""
-    array, info = jnp.asarray(value), float_info(dtype)
-    nearest = sign * array.astype(dtype)
-    fixed = jax.lax.stop_gradient(nearest)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        exact = jnp.abs(fixed) <= 2.0 ** (info.nmant + 1)
-    elif float_info(array.dtype).nmant <= info.nmant:
-        exact = jnp.ones(array.shape, bool)
-    else:
-        exact = fixed.astype(array.dtype) >= sign * jax.lax.stop_gradient(array)
-    step = (0.5 * info.eps) * (1.0 + 2.0 * info.eps) * jnp.abs(fixed)
-    above = jnp.where(exact, fixed, fixed + jnp.maximum(step, info.tiny))
-    return with_derivative_of(raised(above), nearest)
+def _widens(dtype: np.dtype[Any], to: np.dtype[Any]) -> bool:
+    """Whether a floating dtype is no wider than another one."""
+    return jnp.issubdtype(dtype, jnp.floating) and float_info(dtype).nmant <= float_info(to).nmant
+
+
+def _is_integer(x: Array) -> Array:
+    """Where `x` is small enough to be exactly the integer from which it was converted."""
+    return jnp.abs(x) <= 2.0 ** (float_info(x.dtype).nmant + 1)
+
+
+def _next(x: Array) -> Array:
+    """A number above `x`, the next one unless `x` is 0 or at a power of two."""
+    info = float_info(x.dtype)
+    # Adding slightly more than half a spacing rounds to the next number.
+    step = (0.5 * info.eps) * (1.0 + 2.0 * info.eps) * jnp.abs(x)
+    return x + jnp.maximum(step, info.tiny)
 
 
 def enclosure(ends: Interval, nearest: Interval) -> Interval:

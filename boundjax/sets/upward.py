@@ -64,7 +64,8 @@ def combination_above(coefficients: Array, lower: Array, upper: Array) -> Array:
       upper: of the same shape.
     """
     arithmetic = Arithmetic.of(coefficients.dtype)
-    y = jnp.where(coefficients > 0, upper, lower)
+    # The sign of a subnormal number is in its bits only.
+    y = jnp.where(jnp.signbit(coefficients), lower, upper)
     sizes = product_above(jnp.abs(coefficients), jnp.abs(y))
     # The products of subnormal numbers may be 0.
     lost = jnp.where(is_subnormal(coefficients) | is_subnormal(y), sizes, 0.0)
@@ -132,7 +133,7 @@ def norm_above(values: Array, exponent: Fraction | None) -> Array:
     # Norms fall as their exponent grows, and powers of numbers >= 1 grow with it.
     inner = _number_below(exponent, dtype)
     outer = -_number_below(-1 / Fraction(inner), dtype)
-    error = 1.0 + 2.5 * POWER_ERROR * arithmetic.unit  # an ulp is two units; and one product
+    error = 1.0 + 2.25 * POWER_ERROR * arithmetic.unit  # an ulp is two units; and one product
     # The reciprocal of the scale is a normal number.
     scale = jnp.minimum(jnp.max(values, initial=0.0), 0.5 / arithmetic.underflow)
     shares = values / jnp.where(scale > 0, scale, 1.0)
