@@ -59,7 +59,7 @@ def test_two_devices_find_what_one_finds(method, model, images):
 @pytest.mark.parametrize("method", ["interval", "crown-ibp", "crown"])
 def test_the_devices_send_each_other_nothing(method, model, images):
     threat = bj.Threat(EPS, np.inf, CLIP)
-    request = Request.check(model, images, threat, None, method, None, None, devices())
+    request = Request.check(model, images, threat, None, method, "real", None, None, devices())
     plan = request.plan(method)
     assert plan.batch_size == 8  # seven, filled up
     filled = [np.resize(a, (8, *a.shape[1:])) for a in (images, request.eps, request.labels)]
