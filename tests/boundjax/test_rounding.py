@@ -152,7 +152,10 @@ def steep(x):
     return jnp.concatenate([5.0 - 1e6 * (x - 1000.0), 0.0 * x], axis=1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [m if m in METHODS[:2] else pytest.param(m, marks=pytest.mark.slow) for m in METHODS],
+)
 @pytest.mark.parametrize("clip", [None, (1000.0, 2000.0), (0.0, 1000.0)])
 def test_a_radius_below_the_spacing_of_the_input_is_not_lost(method, clip):
     x, labels = np.float32([[1000.0]]), np.array([0])

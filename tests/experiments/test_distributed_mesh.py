@@ -75,6 +75,7 @@ def _program(prepared):
         ("cap", {"spec": 2}, {"regularizers": {"gap": 0.1, "slack": 0.1}}),
     ],
 )
+@pytest.mark.slow
 def test_every_mesh_trains_the_same(method, mesh, groups):
     expected, metrics = _trained(_prepared(method, mesh={"data": 1}, **groups))
     prepared = _prepared(method, mesh=mesh, **groups)

@@ -366,6 +366,7 @@ def evaluated_by_two(workdir, writes):
     return start(arguments, devices=2)
 
 
+@pytest.mark.slow
 def test_two_processes_killed_half_way(workdir, reference, tmp_path):
     killed = evaluated_by_two(workdir, writes=(3, 1))
     assert [process.status for process in killed] == [-9, -9], killed

@@ -281,6 +281,7 @@ def test_divergence_stops_at_its_step_and_keeps_what_was_before(tmp_path):
     assert not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 4, 40])  # the first, one on the way, the last
 def test_a_finite_loss_does_not_hide_what_became_of_the_network(at, tmp_path, monkeypatch):
     def sabotaged(config, steps_per_epoch):
