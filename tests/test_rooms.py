@@ -38,6 +38,7 @@ ROOMS = {
     ),
     "boundjax.tracing": (
         "boundjax.precision",
+        "boundjax.sets",
         "boundjax.ir",
         "boundjax.ops",
     ),

@@ -70,6 +70,6 @@ def require_plain_sums(platform: str) -> None:
     """
     if platform != "cpu":
         raise NoProofError(
-            f"nothing is proved about rounding on {platform!r} devices; use "
-            "devices=jax.devices('cpu') or rounding='nearest'"
+            f"nothing is proved about rounding on {platform!r} devices; compute on the CPU "
+            "(devices=jax.devices('cpu') or JAX_PLATFORMS=cpu), or take rounding='nearest'"
         )

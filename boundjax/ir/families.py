@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax.numpy as jnp
@@ -134,6 +134,10 @@ def _with_absolute_weights(node: Node, radius: Array) -> Array:
     return node.apply(radius, constants=jnp.abs)
 
 
+def _with_other_weights(node: Node, size: Array, errors: Mapping[int, Array]) -> Array:
+    return node.with_constants(errors).apply(size)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weighted(Op):
     """Linear in its one perturbed operand; its constant operands are the weights.
@@ -142,6 +146,9 @@ class Weighted(Op):
       diagonal: whether every output depends on one input only (a product with a constant).
       transpose, local: as of `Structural`.
       magnitude: `(node, radius) -> value` of the map with the absolute values of these weights.
+      change: `(node, size, errors) -> change`, at least by how much the value of an operand of this
+        magnitude changes if the weights are off by these errors (by the position of the operand);
+        by default for an op that is linear in them. None if nobody states it.
     """
 
     is_linear: ClassVar[bool] = True
@@ -150,6 +157,7 @@ class Weighted(Op):
     transpose: Callable[[Node, Array], tuple[Array, ...]] | None = None
     local: Local | None = None
     magnitude: Callable[[Node, Array], Array] = _with_absolute_weights
+    change: Callable[[Node, Array, Mapping[int, Array]], Array] | None = _with_other_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

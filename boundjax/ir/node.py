@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +86,8 @@ class Node:
       input_shapes: shape and dtype of every perturbed operand.
       scope: the enclosing Flax scope (`block1/Dense_2`), possibly empty.
       location: `file:line (function)` in the user's source.
+      formulas: position of a constant operand that is itself a rounded result -> the node of
+        `Graph.constants` that computes it. Under rounding `"nearest"` nothing is recorded.
       label: a readable unique name, for layers (`block1/Dense_2`) and for nonlinear nodes, whose
         pre-activations and slopes it names (`block1/Dense_2/relu`); empty for other nodes.
       op: the entry in the table of ops; None at the input.
@@ -101,6 +103,7 @@ class Node:
     input_shapes: tuple[jax.ShapeDtypeStruct, ...]
     scope: str
     location: str
+    formulas: Mapping[int, int] = dataclasses.field(default_factory=dict[int, int])
     label: str = ""
     op: Op | None = None
 
@@ -124,6 +127,12 @@ class Node:
         """The constant operands, in the equation's order."""
         return tuple(o for o in self.operands if not isinstance(o, Perturbed))
 
+    def constant(self, position: int) -> Array:
+        """The constant operand at this position of the equation."""
+        operand = self.operands[position]
+        assert not isinstance(operand, Perturbed), "the operand is perturbed"
+        return operand
+
     @property
     def is_linear(self) -> bool:
         """Whether its op is a linear map of its perturbed operands."""
@@ -138,6 +147,20 @@ class Node:
         """Rows `[size, *shape]` of coefficients, each of which picks one element of the value."""
         return jnp.eye(self.size, dtype=self.dtype).reshape(self.size, *self.shape)
 
+    def renumbered(self, numbers: Mapping[int, int]) -> Node:
+        """The same node in a graph in which the nodes have other numbers."""
+
+        def renumber(operand: Perturbed | Array) -> Perturbed | Array:
+            return Perturbed(numbers[operand.index]) if isinstance(operand, Perturbed) else operand
+
+        operands = tuple(map(renumber, self.operands))
+        return dataclasses.replace(self, index=numbers[self.index], operands=operands)
+
+    def with_constants(self, constants: Mapping[int, Array]) -> Node:
+        """The same node with other constants at these positions of its operands."""
+        operands = [constants.get(k, operand) for k, operand in enumerate(self.operands)]
+        return dataclasses.replace(self, operands=tuple(operands))
+
     def apply(self, *perturbed: Array, constants: Callable[[Array], Array] | None = None) -> Array:
         """The node's value at these perturbed operands; `constants` maps the constant ones."""
         values = iter(perturbed)
@@ -150,6 +173,21 @@ class Node:
         return self.evaluate(*map(value_of, self.operands))
 
 
+class Constants(NamedTuple):
+    """How a function computes its rounded constants from its weights, as a graph of its own.
+
+    A constant for which nobody can say what rounds, such as a random number, is a node without an
+    op behind the weights.
+
+    Attributes:
+      nodes: in evaluation order, the weights first.
+      weights: the exact values of the first nodes.
+    """
+
+    nodes: tuple[Node, ...] = ()
+    weights: tuple[Array, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
     """The perturbed part of a function of one example.
@@ -158,11 +196,13 @@ class Graph:
       nodes: in evaluation order; `nodes[0]` is the input.
       outputs: per output leaf a `Perturbed` reference or a constant array.
       output_tree: the outputs' tree structure.
+      constants: how its rounded constants are computed; empty under rounding `"nearest"`.
     """
 
     nodes: tuple[Node, ...]
     outputs: tuple[Perturbed | Array, ...]
     output_tree: Any
+    constants: Constants = dataclasses.field(default_factory=Constants)
 
     @property
     def nonlinear_labels(self) -> set[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from jax import Array, lax
 
-from boundjax.ir.families import Expansion, Extremum, Joint, Refused, Scalar, Structural
+from boundjax.ir.families import Expansion, Extremum, Joint, Refused, Scalar, Structural, one
 from boundjax.ir.node import Node, Op
 
 
@@ -99,6 +99,20 @@ def is_commutative(primitive: str) -> bool:
 def moves_only(primitive: str) -> bool:
     """Whether this primitive only moves the elements of its one operand."""
     return any(op.moves_only for op in _TABLE.get(primitive, ()))
+
+
+def jumps(primitive: str) -> bool:
+    """Whether this primitive has steps; see `Scalar`."""
+    return any(isinstance(op, Scalar) and op.jumps for op in _TABLE.get(primitive, ()))
+
+
+def selects_numbers(primitive: str) -> bool:
+    """Whether every element of the value is an element of an operand, or its negative."""
+    entries = _TABLE.get(primitive, ())
+    return any(
+        isinstance(op, Extremum) or (isinstance(op, Structural) and op.terms is one)
+        for op in entries
+    )
 
 
 def all_ops() -> Iterator[Op]:

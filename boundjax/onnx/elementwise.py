@@ -9,6 +9,7 @@ from functools import reduce
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from boundjax.onnx.node import Node, Value
 from boundjax.ops import integers
@@ -124,9 +125,7 @@ def argmax(node: Node, x: Value) -> Value:
     return jnp.zeros(best.shape, jnp.float32) if index is None else index
 
 
-def clip(
-    node: Node, x: Value, minimum: np.ndarray | None = None, maximum: np.ndarray | None = None
-) -> Value:
+def clip(node: Node, x: Value, minimum: Value | None = None, maximum: Value | None = None) -> Value:
     """Clip; both limits are optional, attributes before opset 11 and operands since."""
     limits = []
     for name, operand in (("min", minimum), ("max", maximum)):
@@ -134,7 +133,7 @@ def clip(
         if attribute is not None and operand is not None:
             raise node.error(f"{name} is given twice, as an attribute and as an operand")
         limit = attribute if operand is None else node.to_number(operand)
-        limits.append(None if limit is None else np.float32(limit))
+        limits.append(limit if limit is None or isinstance(limit, Array) else np.float32(limit))
     low, high = limits
     if low is not None and high is not None:
         return jnp.clip(x, low, high)
@@ -167,7 +166,7 @@ def leaky_relu(node: Node, x: Value) -> Value:
     return jax.nn.leaky_relu(x, node.number("alpha", 0.01))
 
 
-def prelu(node: Node, x: Value, slope: np.ndarray) -> Value:
+def prelu(node: Node, x: Value, slope: Value) -> Value:
     """PRelu; the slope of negative values must broadcast to the operand."""
     if np.broadcast_shapes(slope.shape, x.shape) != x.shape:
         raise node.error(f"expected a slope that broadcasts to {x.shape}, got {slope.shape}")

@@ -268,10 +268,10 @@ def global_max_pool(node: Node, x: Value) -> Value:
 def batch_normalization(
     node: Node,
     x: Value,
-    scale: np.ndarray,
-    bias: np.ndarray,
-    mean: np.ndarray,
-    variance: np.ndarray,
+    scale: Value,
+    bias: Value,
+    mean: Value,
+    variance: Value,
 ) -> Value:
     """BatchNormalization at inference: one scale and one shift per channel."""
     node.number("momentum", 0.9)  # affects only training
@@ -283,9 +283,9 @@ def batch_normalization(
         raise node.error(
             f"expected four arrays with one number per channel of {x.shape}, got {sorted(shapes)}"
         )
-    with np.errstate(all="ignore"):  # NaN and infinite weights pass through and certify nothing
-        factor = scale / np.sqrt(variance + epsilon)
-        shift = bias - mean * factor
+    # Computed where it is traced, so that bounds account for the rounding of the factor.
+    factor = scale / jnp.sqrt(variance + epsilon)
+    shift = bias - mean * factor
     per_channel = (1, -1) + (1,) * (x.ndim - 2)
     return x * factor.reshape(per_channel) + shift.reshape(per_channel)
 

@@ -48,11 +48,11 @@ _Value = np.ndarray | _Perturbed | _Missing
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Step:
-    """A node that depends on the input.
+    """A node that depends on the input, or that rounds a constant.
 
     Attributes:
       node, operator: what is computed.
-      operands: the name of a perturbed value, a constant, or None if omitted.
+      operands: the name of what an earlier step computes, a constant, or None if omitted.
     """
 
     node: Node
@@ -114,7 +114,8 @@ def from_onnx(path: str | os.PathLike, *, max_bytes: int = 2**31) -> OnnxModel:
     """Reads a network with one input and one output from an ONNX file.
 
     Weights stay float32 and become constants of the traced function. Everything that depends only
-    on weights and shapes is computed once, here, in numpy. Integer outputs of a network that counts
+    on weights and shapes is computed once, here, in numpy; what is rounded on the way is computed
+    again by the function, so that bounds account for it. Integer outputs of a network that counts
     or classifies are returned as float32.
 
     Args:
@@ -198,7 +199,10 @@ def _needed(file: File) -> set[str]:
 
 
 class _Builder:
-    """Processes nodes in order; folds those without perturbed operands, keeps the rest as steps."""
+    """Processes nodes in order; folds those without perturbed operands, keeps the rest as steps.
+
+    A folded node that rounds is kept as a step, too.
+    """
 
     def __init__(self, file: File, input_shape: tuple[int, ...], max_bytes: int) -> None:
         self.values: dict[str, _Value] = {
@@ -206,6 +210,7 @@ class _Builder:
             file.source.name: _Perturbed(input_shape, "f"),
         }
         self.steps: list[_Step] = []
+        self.rounded: set[str] = set()  # the constants that steps compute again
         self.folded = 0
         self.max_bytes = max_bytes
 
@@ -272,6 +277,8 @@ class _Builder:
             for k, v in enumerate(operands)
             if v is not None and k not in operator.constant_operands
         }
+        rounded = {k for k, name in enumerate(names) if name in self.rounded}
+        rounded -= set(operator.constant_operands) - set(operator.numbers)
         if not values:
             # Operators whose operands are all constant check the size of their value themselves.
             return self._fold(node, operator, constants)
@@ -281,7 +288,12 @@ class _Builder:
             call = _function_of(node, operator, operands, list(values))
             for shape in _shapes(node, call, values.values()):
                 node.check_size(shape)
-            return self._fold(node, operator, constants)
+            results = self._fold(node, operator, constants)
+            floats = all(result.dtype.kind == "f" for result in results)
+            if floats and (rounded or not operator.selects):
+                self.rounded.update(node.outputs)
+                self._step(node, operator, names, operands, rounded)
+            return results
         if kind == "i" and operator.constant_integers:
             raise node.error("divides integers that depend on the input, which is not supported")
         kinds = tuple(_kind(values[k]) if k in values else "" for k in range(len(operands)))
@@ -294,9 +306,23 @@ class _Builder:
         shapes = _shapes(node, call, perturbed.values())
         for shape in shapes:
             node.check_size(shape)
-        steps = tuple(names[k] if isinstance(v, _Perturbed) else v for k, v in enumerate(operands))
-        self.steps.append(_Step(node, operator, steps))
+        self._step(node, operator, names, operands, rounded)
         return [_Perturbed(shape, kind) for shape in shapes]
+
+    def _step(
+        self,
+        node: Node,
+        operator: Operator,
+        names: tuple[str, ...],
+        operands: Sequence[np.ndarray | _Perturbed | None],
+        rounded: set[int],
+    ) -> None:
+        """Appends a step; earlier ones compute the perturbed and the rounded operands."""
+        values = (
+            names[k] if k in rounded or isinstance(v, _Perturbed) else v
+            for k, v in enumerate(operands)
+        )
+        self.steps.append(_Step(node, operator, tuple(values)))
 
     def _fold(
         self, node: Node, operator: Operator, operands: Sequence[np.ndarray | None]

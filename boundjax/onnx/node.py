@@ -160,8 +160,8 @@ class Node:
             raise self.error("has integers beyond 2^24, which float32 cannot represent exactly")
         return constant.astype(np.float32)
 
-    def to_number(self, operand: np.ndarray) -> Any:
-        """Converts a constant operand of one element to a numpy scalar."""
+    def to_number(self, operand: Value) -> Any:
+        """Converts a constant operand of one element to a scalar."""
         if operand.size != 1:
             raise self.error(f"expected an operand of one element, got shape {operand.shape}")
         return operand.reshape(())[()]

@@ -205,7 +205,7 @@ def pad(
     node: Node,
     x: Value,
     pads: np.ndarray | None = None,
-    value: np.ndarray | None = None,
+    value: Value | None = None,
     axes: np.ndarray | None = None,
 ) -> Value:
     """Pad with a constant; negative pads crop."""
@@ -225,7 +225,7 @@ def pad(
     grown = [(max(a, 0), max(b, 0)) for a, b in zip(low, high, strict=True)]
     node.check_size([n + a + b for n, (a, b) in zip(x.shape, grown, strict=True)])
     if any(a or b for a, b in grown):
-        x = node.xp.pad(x, grown, constant_values=np.asarray(fill, x.dtype))
+        x = node.xp.pad(x, grown, constant_values=node.xp.asarray(fill, x.dtype))
     ends = [n + min(b, 0) for n, b in zip(x.shape, high, strict=True)]
     return _cut(node, x, [max(-a, 0) for a in low], ends, [1] * x.ndim)
 

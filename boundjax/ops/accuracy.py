@@ -122,11 +122,12 @@ def of_squareplus(b: float) -> Accuracy | None:
 
 # By the name of a primitive or composite whose error depends on no constant operand, in float32.
 STATED: Mapping[str, Accuracy] = {
-    # Comparisons and selections do not round.
+    # Comparisons and selections do not round. The rules of steps at 0 allow for subnormal operands,
+    # which a runtime may treat as 0.
     **dict.fromkeys(
         (
-            "abs", "clamp", "clip", "convert_element_type", "hard_tanh", "max", "min", "relu",
-            "relu6", "round",
+            "abs", "ceil", "clamp", "clip", "convert_element_type", "floor", "hard_tanh", "max",
+            "min", "relu", "relu6", "round", "sign",
         ),
         EXACT,
     ),
@@ -161,11 +162,6 @@ STATED: Mapping[str, Accuracy] = {
     "hard_silu": Accuracy(absolute=4.0),
     "sparse_plus": Accuracy(),
 }  # fmt: skip
-
-# Ops without a stated error, and why.
-WITHOUT: Mapping[str, str] = dict.fromkeys(
-    ("ceil", "floor", "sign"), "it jumps at 0, and a runtime may treat a subnormal operand as 0"
-)
 
 
 def of_integer_power(exponent: int) -> Accuracy | None:
@@ -240,9 +236,9 @@ def accuracy(node: Node) -> Accuracy | None:
       node: of a traced graph, or one like it.
 
     Returns:
-      None if there is no stated error: the op is not elementwise, it is in `WITHOUT`, its constant
-      operand is only known when the program runs or is out of range (a negative alpha of celu), or
-      the dtype is neither float32 nor float64.
+      None if there is no stated error: the op is not elementwise, its constant operand is out of
+      range (a negative alpha of celu) or only known when the program runs, or the dtype is neither
+      float32 nor float64.
     """
     if not isinstance(node.op, Scalar) or node.dtype not in (np.float32, np.float64):
         return None

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from boundjax.ir.families import Expansion, Scalar
+from boundjax.ir.families import Expansion, Lines, Position, Scalar
 from boundjax.ir.node import Node
 from boundjax.ir.table import register
 from boundjax.numerics import squarable
@@ -20,6 +20,7 @@ from boundjax.ops import piecewise, powers, smooth
 from boundjax.ops.envelope import Function
 from boundjax.ops.piecewise import Number
 from boundjax.ops.smooth import Curve
+from boundjax.sets.rounding import with_flushed
 
 INFINITY = float("inf")
 
@@ -116,9 +117,25 @@ _step = functools.partial(
     _pieces, image=piecewise.monotone_image, lipschitz=piecewise.step_lipschitz, jumps=True
 )
 
-register(_step(name="sign", lines=piecewise.sign_lines))
-register(_step(name="floor", lines=piecewise.rounding_lines(-1.0, 0.0)))
-register(_step(name="ceil", lines=piecewise.rounding_lines(0.0, 1.0)))
+
+def _jump_at_zero(name: str, lines: Callable[[Node, Array, Array, Position], Lines]) -> Scalar:
+    """A step at 0, where a runtime may read a subnormal operand as 0: both sides of it count."""
+
+    def image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
+        return piecewise.monotone_image(node, *with_flushed(lower, upper))
+
+    def flushed_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
+        return lines(node, *with_flushed(lower, upper), position)
+
+    def lipschitz(node: Node, lower: Array, upper: Array) -> Array:
+        return piecewise.step_lipschitz(node, *with_flushed(lower, upper))
+
+    return _step(name=name, image=image, lines=flushed_lines, lipschitz=lipschitz)
+
+
+register(_jump_at_zero("sign", piecewise.sign_lines))
+register(_jump_at_zero("floor", piecewise.rounding_lines(-1.0, 0.0)))
+register(_jump_at_zero("ceil", piecewise.rounding_lines(0.0, 1.0)))
 register(
     _step(name="round", note="either rounding method", lines=piecewise.rounding_lines(-0.5, 0.5))
 )

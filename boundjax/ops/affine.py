@@ -7,6 +7,7 @@ integers and affine maps, so it is applied only to equations whose op is on the 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, overload
 
 import jax
@@ -115,6 +116,15 @@ def _difference_signs(node: Node) -> tuple[int, ...]:
     return tuple(sign for sign, perturbed in signs if perturbed)
 
 
+def _quotient_change(node: Node, size: Array, errors: Mapping[int, Array]) -> Array:
+    """`|x / c' - x / c| <= |x| e / (|c| (|c| - e))` for `|c' - c| <= e`, infinite if `e >= |c|`."""
+    ((position, error),) = errors.items()
+    divisor = jnp.abs(node.constant(position))
+    least = divisor - error
+    share = jnp.where(least > 0, error / jnp.where(least > 0, least, 1.0), jnp.inf)
+    return jnp.where(error == 0, 0.0, size / divisor * share)
+
+
 def _two(node: Node) -> int:
     return 2
 
@@ -210,6 +220,7 @@ def _table() -> tuple[Op, ...]:
             elementwise=True,
             accepts=_only_first,
             diagonal=True,
+            change=_quotient_change,
             local=local.SCALED,
             terms=one,
             reach=copies,

@@ -85,6 +85,7 @@ register(
         note="x.at[...].multiply by constants, with constant indices",
         accepts=_operand_only,
         diagonal=True,
+        change=None,
     )
 )
 register(

@@ -81,6 +81,18 @@ def is_subnormal(x: Array) -> Array:
     return (magnitude > 0) & (magnitude < unsigned.type(1 << info.nmant))
 
 
+def with_flushed(lower: Array, upper: Array) -> tuple[Array, Array]:
+    """Ends between which a number also lies if it is subnormal and read as 0.
+
+    Ends that are subnormal themselves move to the smallest normal numbers around 0.
+    """
+    tiny = float(float_info(lower.dtype).tiny)
+    return (
+        jnp.where(is_subnormal(lower), -tiny, lower),
+        jnp.where(is_subnormal(upper), tiny, upper),
+    )
+
+
 def raised(x: Array) -> Array:
     """The smallest number `>= x` that is not subnormal, elementwise; its derivative is 1."""
     info = float_info(x.dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax import Array
 from boundjax.ir import table
 from boundjax.ir.composite import primitive as composite_primitive
 from boundjax.ir.families import Expansion, Scalar
-from boundjax.ir.node import Node, Perturbed
+from boundjax.ir.node import Constants, Node, Perturbed
 from boundjax.ir.table import UnsupportedOpError, resolve
 from boundjax.tracing import jaxprs, matching, refusals
 from boundjax.tracing.jaxprs import Place
@@ -42,8 +42,49 @@ class Replacement(Protocol):
 # (nodes so far, new node) -> what to trace in place of the new node; None keeps it.
 Rewriter = Callable[[matching.GraphView, Node], Replacement | None]
 
+
+class Formulas(Protocol):
+    """Keeps the formulas of constants, see `formulas.Formulas`."""
+
+    def of(self, constant: Any) -> int | None:
+        """The node that computes a constant; None if it is exact."""
+        ...
+
+    def add_exact(self, constants: Sequence[Any]) -> None:
+        """Declares that constants are exact."""
+        ...
+
+    def add_unknown(self, name: str, place: Place, constants: Sequence[Any]) -> None:
+        """Declares that nobody can say how constants are rounded, unless they are known."""
+        ...
+
+    def add(self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], place: Place) -> None:
+        """Adds an equation on constants and its values."""
+        ...
+
+    def graph(self, needed: Sequence[int]) -> tuple[Constants, Mapping[int, int]]:
+        """The graph of these nodes, and the new numbers of its nodes."""
+        ...
+
+
 # (builder, equation, operands, place) -> the operands that stand for the equation's outputs.
 Rule = Callable[["Builder", Any, list[Any], Place], list[Any]]
+
+
+class Built(NamedTuple):
+    """The perturbed values of a jaxpr.
+
+    Attributes:
+      nodes: in evaluation order.
+      outputs: `Perturbed` references and constants.
+      constants: the formulas of rounded constants among the nodes' operands.
+      rounded: positions of the outputs that are rounded constants.
+    """
+
+    nodes: list[Node]
+    outputs: list[Any]
+    constants: Constants = Constants()
+    rounded: tuple[int, ...] = ()
 
 
 def build(
@@ -51,7 +92,8 @@ def build(
     arguments: Sequence[Any],
     rules: Mapping[str, Rule],
     rewrite: Rewriter | None,
-) -> tuple[list[Node], list[Any]]:
+    formulas: Formulas | None = None,
+) -> Built:
     """Builds the perturbed nodes and the outputs of a jaxpr.
 
     Args:
@@ -61,11 +103,12 @@ def build(
       rules: handlers of control flow, by primitive (`control.RULES`).
       rewrite: recognises composite functions by their structure (`patterns.rewrite`); None
         rewrites nothing.
+      formulas: keeps the formulas of constants, see `Constants`; None keeps none.
 
     Raises:
       UnsupportedOpError: at the first equation on a perturbed value that the table does not cover.
     """
-    builder = Builder(rules, rewrite)
+    builder = Builder(rules, rewrite, formulas)
     operands = [builder.input(a) if isinstance(a, jax.ShapeDtypeStruct) else a for a in arguments]
     inputs = len(builder.nodes)
     outputs = builder.run(body, operands, Place())
@@ -75,7 +118,23 @@ def build(
         # Name the op that uses an index rather than the cast to it, which says less.
         node = next((n for n in unsupported if not refusals.is_index(n)), unsupported[0])
         raise UnsupportedOpError(refusals.unsupported(node))
-    return nodes, outputs
+    built = Built(nodes, outputs)
+    return built if formulas is None else _with_formulas(built, formulas)
+
+
+def _with_formulas(built: Built, formulas: Formulas) -> Built:
+    """Tells every node which of its constants are computed, and by which formulas."""
+    computed = [
+        {k: index for k, o in enumerate(node.operands) if (index := formulas.of(o)) is not None}
+        for node in built.nodes
+    ]
+    constants, numbers = formulas.graph([i for of_node in computed for i in of_node.values()])
+    nodes = [
+        dataclasses.replace(node, formulas={k: numbers[i] for k, i in of_node.items()})
+        for node, of_node in zip(built.nodes, computed, strict=True)
+    ]
+    rounded = [k for k, o in enumerate(built.outputs) if formulas.of(o) is not None]
+    return Built(nodes, built.outputs, constants, tuple(rounded))
 
 
 def _pruned(nodes: list[Node], outputs: list[Any], inputs: int = 1) -> tuple[list[Node], list[Any]]:
@@ -85,17 +144,8 @@ def _pruned(nodes: list[Node], outputs: list[Any], inputs: int = 1) -> tuple[lis
         if node.index in needed:
             needed.update(node.inputs)
     new = {old: index for index, old in enumerate(sorted(needed))}
-
-    def renumber(operand: Any) -> Any:
-        return Perturbed(new[operand.index]) if isinstance(operand, Perturbed) else operand
-
-    kept = [
-        dataclasses.replace(
-            nodes[old], index=index, operands=tuple(map(renumber, nodes[old].operands))
-        )
-        for old, index in new.items()
-    ]
-    return kept, [renumber(output) for output in outputs]
+    kept = [nodes[old].renumbered(new) for old in new]
+    return kept, [Perturbed(new[o.index]) if isinstance(o, Perturbed) else o for o in outputs]
 
 
 class Builder:
@@ -106,29 +156,43 @@ class Builder:
       rules: handlers of control flow, by primitive.
       rewrite: what to trace in place of a node about to be appended; None rewrites nothing.
       view: the nodes as `rewrite` sees them.
+      formulas: those of the constants so far; None keeps none.
     """
 
-    def __init__(self, rules: Mapping[str, Rule], rewrite: Rewriter | None) -> None:
-        self.rules, self.rewrite = rules, rewrite
+    def __init__(
+        self,
+        rules: Mapping[str, Rule],
+        rewrite: Rewriter | None,
+        formulas: Formulas | None = None,
+    ) -> None:
+        self.rules, self.rewrite, self.formulas = rules, rewrite, formulas
         self.nodes: list[Node] = []
-        self.view = matching.GraphView(self.nodes)
+        is_rounded = None if formulas is None else lambda c: formulas.of(c) is not None
+        self.view = matching.GraphView(self.nodes, is_rounded)
 
     def input(self, shape: jax.ShapeDtypeStruct) -> Perturbed:
         """Appends a perturbed value that no equation computes."""
+        return self._without_equation("input", "the input", shape)
+
+    def unknown(self, name: str, place: Place, aval: Any) -> Perturbed:
+        """Appends a value of an equation about which nothing is known, not even its operands."""
+        return self._without_equation(name, place.location, aval)
+
+    def _without_equation(self, name: str, location: str, aval: Any) -> Perturbed:
         index = len(self.nodes)
         self.nodes.append(
             Node(
                 index=index,
-                primitive="input",
+                primitive=name,
                 operands=(),
                 params={},
                 evaluate=_not_computed,
-                shape=tuple(shape.shape),
-                dtype=shape.dtype,
+                shape=tuple(aval.shape),
+                dtype=aval.dtype,
                 input_shapes=(),
                 scope="",
-                location="the input",
-                label="input",
+                location=location,
+                label=name,
             )
         )
         return Perturbed(index)
@@ -144,18 +208,33 @@ class Builder:
 
         environment.update(zip(jaxpr.constvars, consts, strict=True))
         environment.update(zip(jaxpr.invars, arguments, strict=True))
+        if self.formulas is not None and not outer.fixed:
+            self.formulas.add_exact(consts)
+        elif self.formulas is not None:
+            # Constants that this library makes on the way: nobody keeps their formulas.
+            self.formulas.add_unknown("constant", outer, consts)
         for eqn in jaxprs.live(jaxpr):
             operands = [read(atom) for atom in eqn.invars]
-            if any(isinstance(o, Perturbed) for o in operands):
-                results = self._perturbed(eqn, operands, jaxprs.place(eqn, outer))
-            else:
-                results = jaxprs.evaluate(eqn, operands)
-                if self.rewrite is not None:
-                    self.view.note(eqn.primitive.name, eqn.params, operands, results)
+            place = jaxprs.place(eqn, outer)
+            perturbed = any(isinstance(o, Perturbed) for o in operands)
+            results = (self.equation if perturbed else self._constant)(eqn, operands, place)
             environment.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _perturbed(self, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
+    def _constant(self, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
+        """Evaluates an equation that depends on no perturbed value."""
+        name = eqn.primitive.name
+        if self.formulas is not None and name in jaxprs.CALLS:
+            return self.run(jaxprs.called(eqn), operands, place)
+        results = jaxprs.evaluate(eqn, operands)
+        if self.formulas is not None:
+            self.formulas.add(eqn, operands, results, place)
+        if self.rewrite is not None:
+            self.view.note(name, eqn.params, operands, results)
+        return results
+
+    def equation(self, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
+        """Appends an equation on perturbed values; returns the operands for its outputs."""
         name = eqn.primitive.name
         if name in jaxprs.CALLS:
             composite = self._composite(eqn, operands, place)
@@ -202,7 +281,7 @@ class Builder:
             return jax.ShapeDtypeStruct(node.shape, node.dtype)
         return jax.ShapeDtypeStruct(np.shape(operand), jnp.result_type(operand))
 
-    def nested(self, body: jaxprs.Body, arguments: Sequence[Any]) -> tuple[list[Node], list[Any]]:
+    def nested(self, body: jaxprs.Body, arguments: Sequence[Any]) -> Built:
         """Builds a body as a graph of its own (`build`): its nodes do not join this graph."""
         return build(body, arguments, self.rules, self.rewrite)
 

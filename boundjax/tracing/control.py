@@ -82,6 +82,8 @@ def _long_scan(
         for k, value in enumerate(evaluate(*plain)):
             if not outputs[k]:
                 results[k] = value
+                if builder.formulas is not None:
+                    builder.formulas.add_unknown("scan", place, [value])
     for dtype in dict.fromkeys(a.dtype for a, p in zip(avals, outputs, strict=True) if p):
         positions = tuple(k for k, a in enumerate(avals) if outputs[k] and a.dtype == dtype)
 
@@ -138,8 +140,8 @@ def _dependence(
             arguments = [
                 shapes[k] if marks[k] else values.get(k, operands[k]) for k in range(len(shapes))
             ]
-            _, results = builder.nested(scan.body, arguments)
-            outputs += [isinstance(o, Perturbed) for o in results]
+            built = builder.nested(scan.body, arguments)
+            outputs += [isinstance(o, Perturbed) for o in built.outputs]
 
         jax.eval_shape(trace, {k: shapes[k] for k in changing if not marks[k]})
         spread = [k for k, o in zip(scan.carry, outputs, strict=False) if o and not marks[k]]

@@ -27,8 +27,10 @@ class GraphView:
     element of another value that it equals.
     """
 
-    def __init__(self, nodes: list[Node]) -> None:
+    def __init__(self, nodes: list[Node], is_rounded: Callable[[Any], bool] | None = None) -> None:
+        """Begins with these nodes; `is_rounded` says which constants are rounded results."""
         self.nodes = nodes
+        self._is_rounded = is_rounded or (lambda constant: False)
         self._numbers: dict[int, tuple[Any, float]] = {}
         self._broadcasts: dict[int, tuple[Any, Any, tuple[int, ...]]] = {}
 
@@ -49,8 +51,8 @@ class GraphView:
                 self._numbers[id(result)] = (result, number)  # holding it reserves its id
 
     def number(self, operand: Any) -> float | None:
-        """The number that fills a constant; None if it has several, or is not readable."""
-        if isinstance(operand, Perturbed):
+        """The number that fills a constant; None if it has several, is rounded or not readable."""
+        if isinstance(operand, Perturbed) or self._is_rounded(operand):
             return None
         if id(operand) in self._numbers:
             return self._numbers[id(operand)][1]

@@ -9,17 +9,23 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from boundjax.ir.node import Graph, Node
+from boundjax.ir.node import Graph
+from boundjax.sets.rounding import Rounding
 from boundjax.tracing import control, jaxprs, labels, patterns
-from boundjax.tracing.builder import build
+from boundjax.tracing.builder import Built, build
+from boundjax.tracing.formulas import Formulas
 
 
-def trace(function: Callable[[Array], Any], example: Array) -> Graph:
+def trace(
+    function: Callable[[Array], Any], example: Array, rounding: Rounding = "nearest"
+) -> Graph:
     """Traces a function of one example.
 
     Args:
       function: any JAX function of one array; it may close over (traced) weights.
       example: an array or tracer of the input's shape; its values are not used.
+      rounding: what bounds on the graph are to hold for. Unless it is `"nearest"`, the graph says
+        which constants are rounded; under `"float32"` it keeps the form that the function computes.
 
     Raises:
       TypeError: if the example is neither float32 nor float64.
@@ -33,14 +39,18 @@ def trace(function: Callable[[Array], Any], example: Array) -> Graph:
         )
     closed, output_shape = jax.make_jaxpr(function, return_shape=True)(example)
     shape = jax.ShapeDtypeStruct(jnp.shape(example), jnp.result_type(example))
-    nodes, outputs = trace_body(jaxprs.body_of(closed), [shape])
+    built = trace_body(jaxprs.body_of(closed), [shape], rounding)
     return Graph(
-        nodes=labels.label(nodes),
-        outputs=tuple(outputs),
+        nodes=labels.label(built.nodes),
+        outputs=tuple(built.outputs),
         output_tree=jax.tree.structure(output_shape),
+        constants=built.constants,
     )
 
 
-def trace_body(body: jaxprs.Body, arguments: Sequence[Any]) -> tuple[list[Node], list[Any]]:
+def trace_body(
+    body: jaxprs.Body, arguments: Sequence[Any], rounding: Rounding = "nearest"
+) -> Built:
     """Builds the perturbed nodes and the outputs of a jaxpr, see `builder.build`."""
-    return build(body, arguments, control.RULES, patterns.rewrite)
+    formulas = None if rounding == "nearest" else Formulas(control.RULES)
+    return build(body, arguments, control.RULES, patterns.rewriter(rounding), formulas)

@@ -19,13 +19,14 @@ sum of their absolute values*, in any order (`sets.rounding.Arithmetic`). The an
 * for a nonlinear op: its own error, the error of its lines, and their slopes times whatever the
   linear ops before it were charged.
 
+* for a constant that is itself computed from weights: how far its exact value, and what a program
+  computes, may be from the number in the graph. The bounds of its formula say so.
+
 How many terms an op sums, and how accurate a function is, its entry in the table says. An op
 without a stated error has no rigorous mode.
 
 Not guaranteed:
 
-* that a runtime computes the graph that was traced. Folding constants into one another (batch
-  normalisation with a large mean and a large bias) adds terms that this graph does not show;
 * the accuracy of functions such as `exp`, which is stated and assumed for every runtime;
 * that a device computes products as plain sums. CPUs do; a GPU's convolutions may go through
   transforms (Winograd, FFT) that round more.
@@ -33,14 +34,16 @@ Not guaranteed:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from boundjax.ir.families import Joint, Scalar, Structural, Weighted
-from boundjax.ir.node import Node, NoProofError
+from boundjax.ir.node import Node, NoProofError, Perturbed
 from boundjax.ops.accuracy import EXACT, accuracy
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Arithmetic, Rounding
@@ -74,20 +77,35 @@ class NodeErrors(NamedTuple):
     interval: Interval | None = None
 
 
-def require_stated(nodes: Sequence[Node]) -> None:
-    """Checks that the rounding of every op is stated.
+def _require_stated(node: Node) -> None:
+    """Checks that somebody states how a node rounds, and what rounded constants change there.
 
     Raises:
-      NoProofError: naming the first op whose rounding is not.
+      NoProofError: naming the op.
     """
-    for node in nodes:
-        op = node.op
-        joint = isinstance(op, Joint) and op.error is None and op.planes is not None
-        if joint or (isinstance(op, Scalar) and accuracy(node) is None):
-            raise NoProofError(
-                f"nobody states how much '{node.primitive}' at {node.location} rounds; state "
-                "error= in its entry in the table of ops, or take rounding='nearest'"
-            )
+    op = node.op
+    advice = "state error= in its entry in the table of ops, or take rounding='nearest'"
+    joint = isinstance(op, Joint) and op.error is None and op.planes is not None
+    if joint or (isinstance(op, Scalar) and accuracy(node) is None):
+        raise NoProofError(
+            f"nobody states how much '{node.primitive}' at {node.location} rounds; {advice}"
+        )
+    if not node.formulas:
+        return
+    numbers = all(
+        jnp.issubdtype(jnp.result_type(node.constant(position)), jnp.floating)
+        for position in node.formulas
+    )
+    stated = (
+        isinstance(op, Structural)
+        or (isinstance(op, Weighted) and op.change is not None)
+        or (isinstance(op, Scalar) and accuracy(node) == EXACT)
+    )
+    if not (numbers and stated):
+        raise NoProofError(
+            f"nobody states what a rounded constant changes in '{node.primitive}' at "
+            f"{node.location}; compute the constant beforehand, or take rounding='nearest'"
+        )
 
 
 class _Sum(NamedTuple):
@@ -110,9 +128,23 @@ class ErrorAnalysis:
       additions: number of terms that a row's constant sums, besides those of single nodes.
     """
 
-    def __init__(self, nodes: Sequence[Node], rounding: Rounding) -> None:
-        """Begins the analysis of a graph's nodes; nothing is recorded yet."""
+    def __init__(
+        self, nodes: Sequence[Node], rounding: Rounding, constants: Sequence[Interval] = ()
+    ) -> None:
+        """Begins the analysis of a graph's nodes; nothing is recorded yet.
+
+        Args:
+          nodes: of the graph.
+          rounding: not `"nearest"`.
+          constants: bounds on the nodes of `Graph.constants`.
+
+        Raises:
+          NoProofError: at the first op for which nobody states how it rounds.
+        """
         assert rounding != "nearest", "nothing is charged for bounds that are not rounded"
+        for node in nodes:
+            _require_stated(node)
+        self._constants = constants
         self.rounding: Rounding = rounding
         floating = [n.dtype for n in nodes if jnp.issubdtype(n.dtype, jnp.floating)]
         formats = [Arithmetic.of(dtype) for dtype in floating]
@@ -146,12 +178,9 @@ class ErrorAnalysis:
         """
         return self.arithmetic.underflow**-0.5
 
-    def outward(
-        self, interval: Interval, by: Array | float = 0.0, share: float | None = None
-    ) -> Interval:
-        """Moves both ends outward by `by` and by a share of their size, by default 4 units."""
-        share = 4.0 * self.arithmetic.unit if share is None else share
-        least = self.arithmetic.underflow
+    def outward(self, interval: Interval, by: Array | float = 0.0) -> Interval:
+        """Moves both ends outward by `by` and by four units of their size."""
+        share, least = 4.0 * self.arithmetic.unit, self.arithmetic.underflow
 
         def distance(end: Array) -> Array:
             return by * self.more + (share * jnp.where(jnp.isinf(end), 0.0, jnp.abs(end)) + least)
@@ -193,6 +222,7 @@ class ErrorAnalysis:
         gamma = self.arithmetic.gamma(op.terms(node) + _SHIFTS)
         radius = operand.radius + self._times * gamma * self.errors[index].size
         radius = op.magnitude(node, radius) * (1.0 + 2.0 * gamma) + self._flushed(op.terms(node))
+        radius = radius + self._of_constants(node)
         return self.outward(Interval(center - radius, center + radius))
 
     def record(self, node: Node, interval: Interval, reference: Array) -> None:
@@ -289,8 +319,9 @@ class ErrorAnalysis:
         lost = lost if operand.loss is None else lost + operand.loss
         loss = op.magnitude(node, lost + self._times * gamma(charged) * operand.size) * exact
         flushed = self._flushed(terms)
-        error = self._times * gamma(charged) * mass + flushed
-        return error, _Sum(loss + flushed, mass, terms, charged, error)
+        changed = self._of_constants(node)
+        error = self._times * gamma(charged) * mass + flushed + changed
+        return error, _Sum(loss + flushed + changed, mass, terms, charged, error)
 
     def _sum(self, node: Node, interval: Interval) -> tuple[Interval, _Sum]:
         """The same of a linear op that moves numbers, adds them or scales each by a constant."""
@@ -314,11 +345,15 @@ class ErrorAnalysis:
             rounded = gamma(reach + several) * absolute(node, [o.deviation for o in operands])
             loss = rounded * exact if loss is None else loss + rounded * exact
         charged = min(o.charged for o in operands)
+        changed = self._of_constants(node)
         if not scales and local == 1:
-            return interval, _Sum(loss, mass, max(o.terms for o in operands), charged, 0.0)
-        # A program that adds two results may sum the terms of both at once.
-        fused = sum(max(1, o.terms) for o in operands) + 1
-        terms = fused if local == 2 else local + max(o.terms for o in operands) + 1
+            if not node.formulas:
+                return interval, _Sum(loss, mass, max(o.terms for o in operands), charged, 0.0)
+            loss = changed if loss is None else loss + changed
+            terms = max(o.terms for o in operands)
+            return self.outward(interval, changed), _Sum(loss, mass, terms, charged, changed)
+        # A program that adds results may sum the terms of all of them at once.
+        terms = local + sum(max(1, o.terms) for o in operands)
         error: Array | float = gamma(terms) * constant + self._flushed(terms)
         for position, operand in enumerate(operands):
             share = gamma(terms) - gamma(operand.charged) * (operand.charged > 0)
@@ -326,9 +361,34 @@ class ErrorAnalysis:
                 continue
             alone = [o.mass if k == position else 0.0 * o.size for k, o in enumerate(operands)]
             error = error + share * absolute(node, alone) * exact
-        error = self._times * error
+        error = self._times * error + changed
         loss = error if loss is None else loss + error
         return self.outward(interval, error), _Sum(loss, mass, terms, terms, error)
+
+    def _of_constants(self, node: Node) -> Array | float:
+        """By how much a linear node's value may change because its constants are rounded."""
+        if not node.formulas:
+            return 0.0
+        errors = {k: self._of_constant(node, k) for k in node.formulas}
+        if isinstance(node.op, Weighted):
+            assert node.op.change is not None, "`_require_stated` refuses ops without one"
+            (index,) = node.inputs
+            return node.op.change(node, self.errors[index].size, errors) * self.more
+        zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in node.input_shapes]
+        others = {
+            k: _no_numbers(operand)
+            for k, operand in enumerate(node.operands)
+            if not isinstance(operand, Perturbed)
+        }
+        return jnp.abs(node.with_constants(others | errors).apply(*zeros)) * self.more
+
+    def _of_constant(self, node: Node, position: int) -> Array:
+        """How far exact and computed values of a constant may be from the number in the graph."""
+        value, bounds = node.constant(position), self._constants[node.formulas[position]]
+        fixed = (bounds.lower == value) & (bounds.upper == value)  # perhaps infinite
+        error = jnp.maximum(bounds.upper - value, value - bounds.lower)
+        error = jnp.where(fixed, 0.0, jnp.maximum(error, 0.0) * self.more)
+        return jax.lax.stop_gradient(error)
 
     def _op_error(self, node: Node, size: Array) -> Array | None:
         """The error of a nonlinear op's value, of the walk and of a program together.
@@ -343,7 +403,11 @@ class ErrorAnalysis:
         operands = [self.errors[i] for i in node.inputs if i in self.errors]
         if isinstance(node.op, Scalar):
             stated = accuracy(node)
-            assert stated is not None, "`require_stated` refuses ops without a stated error"
+            assert stated is not None, "`_require_stated` refuses ops without a stated error"
+            if stated == EXACT and node.formulas:
+                # A selection between its operands: it changes by no more than any of them.
+                errors = [self._of_constant(node, k) for k in node.formulas]
+                return functools.reduce(jnp.maximum, errors)
             if stated == EXACT or not operands:
                 return None
             (operand,) = operands
@@ -354,7 +418,7 @@ class ErrorAnalysis:
             where = stated.holds(*operand.interval, larger, self.arithmetic)
             return self._times * jnp.where(where, error, jnp.inf)
         if isinstance(node.op, Joint):
-            assert node.op.error is not None, "`require_stated` refuses ops without one"
+            assert node.op.error is not None, "`_require_stated` refuses ops without one"
             stated = node.op.error(node, [o.size for o in operands], self.arithmetic)
             return self._times * (stated.absolute + stated.relative * size)
         return None

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from boundjax.ir.families import Extremum, Joint, Lines, Loop, Scalar, Structural, Weighted
-from boundjax.ir.node import Graph, Node, Perturbed
+from boundjax.ir.node import Graph, Node, NoProofError, Perturbed
 from boundjax.numerics import materialized
 from boundjax.ops import affine, domain
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Rounding
+from boundjax.tracing.builder import Built
 from boundjax.tracing.trace import trace_body
 from boundjax.transforms import backward, outward
 from boundjax.transforms import problem as problems
@@ -79,7 +80,12 @@ def _loop(node: Node, operands: tuple[Interval, ...], rounding: Rounding) -> Int
     loop = node.params["loop"]
     remaining = iter(operands)
     values = [next(remaining) if isinstance(o, Perturbed) else o for o in node.operands]
-    values = [_as_interval(v) if p else v for v, p in zip(values, loop.perturbed, strict=True)]
+    # Numbers that change from step to step are rounded in every step.
+    rounded = () if rounding == "nearest" else loop.scan.carry
+    values = [
+        _as_interval(v) if p or (k in rounded and _is_floating(v)) else v
+        for k, (v, p) in enumerate(zip(values, loop.perturbed, strict=True))
+    ]
     consts, carry, xs = (
         [values[k] for k in role] for role in (loop.scan.consts, loop.scan.carry, loop.scan.xs)
     )
@@ -91,16 +97,19 @@ def _loop(node: Node, operands: tuple[Interval, ...], rounding: Rounding) -> Int
             jax.ShapeDtypeStruct(a.lower.shape, a.lower.dtype) if isinstance(a, Interval) else a
             for a in arguments
         ]
-        nodes, outputs = trace_body(loop.scan.body, shapes)
-        if rounding == "nearest":
-            for inner in nodes[len(intervals) :]:
+        body = trace_body(loop.scan.body, shapes, rounding)
+        errors = analysis_of(body, rounding)
+        if body.rounded:
+            raise NoProofError(
+                f"the loop at {node.location} gives a constant that it rounds itself; compute it "
+                "outside, or take rounding='nearest'"
+            )
+        if errors is None:
+            for inner in body.nodes[len(intervals) :]:
                 intervals.append(propagate(inner, tuple(intervals[i] for i in inner.inputs)))
         else:
-            sweep = Sweep(nodes, intervals, ErrorAnalysis(nodes, rounding))
-            for inner in nodes[len(intervals) :]:
-                sweep.advance(inner)
-            intervals = sweep.intervals
-        results = [intervals[o.index] if isinstance(o, Perturbed) else o for o in outputs]
+            intervals = _swept(body.nodes, intervals, errors)
+        results = [intervals[o.index] if isinstance(o, Perturbed) else o for o in body.outputs]
         next_carry = [
             _as_interval(new) if isinstance(old, Interval) else new
             for old, new in zip(carry, results[: len(carry)], strict=True)
@@ -121,6 +130,37 @@ def _loop(node: Node, operands: tuple[Interval, ...], rounding: Rounding) -> Int
     return Interval(lower, upper)
 
 
+def _swept(
+    nodes: Sequence[Node], inputs: Sequence[Interval], errors: ErrorAnalysis
+) -> list[Interval]:
+    sweep = Sweep(nodes, inputs, errors)
+    for node in nodes[len(inputs) :]:
+        sweep.advance(node)
+    return sweep.intervals
+
+
+def analysis_of(graph: Graph | Built, rounding: Rounding) -> ErrorAnalysis | None:
+    """The error analysis of a graph, after bounding its rounded constants; None if not needed.
+
+    Raises:
+      NoProofError: at an op, also of a constant, for which nobody states how it rounds.
+    """
+    if rounding == "nearest":
+        return None
+    bounds: list[Interval] = []
+    nodes, weights = graph.constants
+    if nodes:
+        for node in nodes[len(weights) :]:
+            if node.op is None:
+                raise NoProofError(
+                    f"nobody states how much '{node.primitive}' at {node.location} rounds, which "
+                    "computes a constant; compute it beforehand, or take rounding='nearest'"
+                )
+        exact = [Interval(weight, weight) for weight in weights]
+        bounds = _swept(nodes, exact, ErrorAnalysis(nodes, rounding))
+    return ErrorAnalysis(graph.nodes, rounding, bounds)
+
+
 def _as_interval(value: Any) -> Interval:
     return value if isinstance(value, Interval) else Interval(value, value)
 
@@ -132,8 +172,11 @@ def _strong(carry: list[Any]) -> list[Any]:
 
 def _middle(interval: Interval) -> Array:
     """The middle; any value of a predicate, which no coefficient reaches."""
-    floating = jnp.issubdtype(interval.lower.dtype, jnp.floating)
-    return interval.middle if floating else interval.lower
+    return interval.middle if _is_floating(interval.lower) else interval.lower
+
+
+def _is_floating(value: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(value), jnp.floating)
 
 
 def _rounding_of(errors: ErrorAnalysis | None) -> Rounding:
@@ -341,11 +384,10 @@ def interval(
 
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
         graph, input_set = problems.traced(function, input_set, rounding)
-        errors, references = None, None
-        if rounding == "nearest":
+        errors, references = analysis_of(graph, rounding), None
+        if errors is None:
             intervals = forward(graph, input_set)
         else:
-            errors = ErrorAnalysis(graph.nodes, rounding)
             sweep = sweep_of(graph, input_set, errors)
             for node in graph.nodes[1:]:
                 sweep.advance(node)

@@ -124,7 +124,7 @@ def lipschitz(
 
     def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
         graph, input_set = problems.traced(function, input_set, rounding)
-        errors = None if rounding == "nearest" else ErrorAnalysis(graph.nodes, rounding)
+        errors = intervals_of.analysis_of(graph, rounding)
         sizes = _spectral_bounds(graph) if norms is None else _checked(graph, norms)
         nodes = _walk(graph, input_set, sizes, box, errors)
         if specification is None:

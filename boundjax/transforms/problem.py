@@ -14,7 +14,6 @@ from boundjax.sets.checks import require_input_set
 from boundjax.sets.input_set import InputSet, outwards
 from boundjax.sets.rounding import Rounding
 from boundjax.tracing.trace import trace
-from boundjax.transforms.errors import require_stated
 
 
 def require_rounding(rounding: str) -> None:
@@ -41,8 +40,7 @@ def traced(
     example = example_of(input_set)
     if rounding == "nearest":
         return trace(function, example), input_set
-    graph = trace(function, example)
-    require_stated(graph.nodes)
+    graph = trace(function, example, rounding)
     if not all(isinstance(output, Perturbed) for output in graph.outputs):
         raise NoProofError(
             "nobody bounds the rounding of an output that does not depend on the input; leave it "

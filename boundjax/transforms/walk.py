@@ -22,7 +22,6 @@ from boundjax.slopes import Optimized
 from boundjax.transforms import backward, blocks, optimize
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.backward import Sides
-from boundjax.transforms.errors import ErrorAnalysis
 from boundjax.transforms.relaxations import Positions, Relaxations, RowEnds
 from boundjax.windows import Rows, Windowed
 
@@ -68,7 +67,7 @@ class Walk:
         self.optimized = optimized
         self.max_rows = max_rows
         self.max_bytes = max_bytes
-        self.errors = None if rounding == "nearest" else ErrorAnalysis(graph.nodes, rounding)
+        self.errors = intervals_of.analysis_of(graph, rounding)
         self.consumers = _nonlinear_consumers(graph)
         # `spread` measures from the middle of the whole set, even if known bounds cut it.
         sweep = intervals_of.sweep_of(graph, input_set, self.errors, refine)

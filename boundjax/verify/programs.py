@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from boundjax.certification.presets import LINEAR_OPTIONS
+from boundjax.certification.proof import require_plain_sums
 from boundjax.precision import training_precision
 from boundjax.sets.box import Box
 from boundjax.sets.rounding import Rounding
@@ -84,7 +85,10 @@ class Programs:
 
         Raises:
           ValueError: if the outputs are not floating-point.
+          NoProofError: if the device has no proof for the rounding.
         """
+        if rounding != "nearest":
+            require_plain_sums(jax.default_backend())
         shape = tuple(input_shape)
         self.flat = lambda x: jnp.reshape(single(jnp.reshape(x, shape)), (-1,))
         self.input_size = math.prod(shape)

@@ -118,7 +118,8 @@ def verify(
       ValueError: for an unknown method or rounding, a timeout that is not positive, or a property
         whose number of inputs or outputs is not the model's.
       UnsupportedOpError: at an op that is not in `supported_ops()`.
-      NoProofError: at an op whose rounding nobody states, unless `rounding` is `"nearest"`.
+      NoProofError: unless `rounding` is `"nearest"`: at an op whose rounding nobody states, and on
+        any device but a CPU.
     """
     start = time.monotonic()
     if method not in LADDER:

@@ -32,15 +32,15 @@ def stated(function, dtype=jnp.float32, shape=(3,)):
         return [accuracy.accuracy(node) for node in nodes if isinstance(node.op, Scalar)]
 
 
-def test_every_elementwise_op_has_a_stated_error_or_a_reason():
+def test_every_elementwise_op_has_a_stated_error():
     names = {op.name for op in table.all_ops() if isinstance(op, Scalar)}
     with_error = set(accuracy.STATED) | set(accuracy.BY_CONSTANTS)
-    assert with_error | set(accuracy.WITHOUT) == names
-    assert not with_error & set(accuracy.WITHOUT)
+    assert with_error == names
     assert not set(accuracy.STATED) & set(accuracy.BY_CONSTANTS)
     # Nothing but selections is stated without being compared.
     missing = with_error - {case.op for case in CASES.values()}
-    assert missing == {"clamp", "convert_element_type", "hinge", "max", "min"}
+    steps = {"ceil", "floor", "sign"}
+    assert missing == {"clamp", "convert_element_type", "hinge", "max", "min"} | steps
     assert all(accuracy.STATED[name] == accuracy.EXACT for name in missing - {"hinge"})
 
 
@@ -176,9 +176,6 @@ def test_constants_decide():
 @pytest.mark.parametrize(
     "function",
     [
-        jnp.sign,
-        jnp.floor,
-        jnp.ceil,
         lambda x: jax.nn.celu(x, -1.0),
         lambda x: jax.nn.celu(x, 1e30),
         lambda x: jax.nn.squareplus(x, 1e30),
@@ -299,7 +296,6 @@ def test_a_machine_whose_functions_are_off_does_not_pass(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "exponent", "message"),
     [
-        ("sign", None, "expected an op with a stated error, got 'sign'"),
         ("tan", None, "expected an op with a stated error, got 'tan'"),
         ("exp", 2.0, "expected an exponent of pow or integer_pow only, got one of 'exp'"),
         ("integer_pow", 2.5, "expected an integer exponent of integer_pow, got 2.5"),

@@ -296,3 +296,19 @@ def test_a_loop_is_charged_step_by_step():
     assert bounds < 2.0 - 1e-7
     assert bounds == pytest.approx(2.0, abs=1e-4)
     assert lower_bounds(function, [0.0], [1.0], [[1.0]]) == pytest.approx(2.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("subnormal", [1e-40, -1e-40])
+@pytest.mark.parametrize("function", [jnp.sign, jnp.floor, jnp.ceil])
+def test_steps_count_both_sides_of_zero_for_subnormal_operands(function, subnormal):
+    """One runtime may keep the operand and another may read it as 0."""
+    x = np.float32([subnormal])
+    exact_value = getattr(np, function.__name__)(x.astype(np.float64))
+    for method in (bj.interval, bj.linear, bj.forward_linear):
+        bounds = method(function, rounding="float32")
+        lower, upper = bounds(bj.Box(x, x))
+        for value in (exact_value, 0.0):
+            assert lower <= value
+            assert value <= upper
+        plain = np.float32([1.5])
+        assert np.allclose(*bounds(bj.Box(plain, plain)), atol=1e-5)

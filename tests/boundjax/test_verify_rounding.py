@@ -12,6 +12,14 @@ import boundjax as bj
 from boundjax import verify, vnnlib
 from boundjax.verify import search
 
+
+def test_a_proof_needs_a_device_whose_products_are_plain_sums(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(bj.NoProofError, match="rounding on 'gpu' devices; compute on the CPU"):
+        verify.Programs(lambda x: x, (2,))
+    assert verify.Programs(lambda x: x, (2,), rounding="nearest").output_size == 2
+
+
 # --- verdicts ----------------------------------------------------------------------------------
 
 

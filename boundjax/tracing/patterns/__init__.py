@@ -15,39 +15,66 @@ an identity of real numbers, whatever the values:
 * `(conv(x, K) + b) c = conv(x, K c) + b c`: batch normalisation.
 
 A match whose op has no entry in the table is left as it is.
+
+Identities of real numbers are none of rounded ones. Bounds on what a program computes
+(`"float32"`) use those rewrites alone whose ops are charged for at least what the original form
+rounds: not for one that hides large terms that cancel (fast variance, batch normalisation behind a
+large bias), nor for a shift of a softmax by anything but its maximum. Under `"real"` a factor that
+is itself computed stays outside of a kernel, where its error is charged per channel.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 from boundjax.ir.node import Node
+from boundjax.sets.rounding import Rounding
 from boundjax.tracing.matching import GraphView
 from boundjax.tracing.patterns import activations, folding, normalization, softmax
 from boundjax.tracing.patterns.rule import Rewrite
 
 Pattern = Callable[[GraphView, Node], Rewrite | None]
+Patterns = Mapping[str, tuple[Pattern, ...]]
 
 
-def rewrite(view: GraphView, node: Node) -> Rewrite | None:
-    """Returns what to trace in place of a node that is about to be appended; None for most.
+def rewriter(rounding: Rounding) -> Callable[[GraphView, Node], Rewrite | None]:
+    """The rewrites of graphs whose bounds hold for this arithmetic.
 
-    Args:
-      view: the nodes before it.
-      node: the new node.
+    Returns:
+      `rewrite(view, node)`: what to trace in place of a node that is about to be appended to the
+      nodes of the view; None for most.
     """
-    for pattern in _PATTERNS.get(node.primitive, ()):
+    return functools.partial(_rewrite, _PATTERNS[rounding])
+
+
+def _rewrite(patterns: Patterns, view: GraphView, node: Node) -> Rewrite | None:
+    for pattern in patterns.get(node.primitive, ()):
         replacement = pattern(view, node)
         if replacement is not None:
             return replacement
     return None
 
 
-_PATTERNS: Mapping[str, tuple[Pattern, ...]] = {
-    "add": (softmax.shifted_back,),
-    "div": (softmax.softmax, normalization.normalized, folding.folded),
-    "log": (softmax.logarithm,),
-    "mul": (normalization.normalized, activations.univariate, folding.folded),
-    "select_n": (activations.hinges, softmax.masked_terms),
-    "sub": (normalization.variance, softmax.log_softmax),
+def _patterns(rounding: Rounding) -> Patterns:
+    only_maximum = rounding == "float32"
+    fold = (folding.folded,) if rounding == "nearest" else ()
+    variance = () if rounding == "float32" else (normalization.variance,)
+    of_softmax = functools.partial(softmax.softmax, only_maximum=only_maximum)
+    of_logarithm = functools.partial(softmax.log_softmax, only_maximum=only_maximum)
+    shifted_back = functools.partial(softmax.shifted_back, only_maximum=only_maximum)
+    return {
+        "add": (shifted_back,),
+        "div": (of_softmax, normalization.normalized, *fold),
+        "log": (softmax.logarithm,),
+        "mul": (normalization.normalized, activations.univariate, *fold),
+        "select_n": (activations.hinges, softmax.masked_terms),
+        "sub": (*variance, of_logarithm),
+    }
+
+
+_PATTERNS: Mapping[Rounding, Patterns] = {
+    "nearest": _patterns("nearest"),
+    "real": _patterns("real"),
+    "float32": _patterns("float32"),
 }

@@ -32,8 +32,9 @@ def _template(name: str, dtype: np.dtype) -> tuple[GraphView, Any]:
     """The graph of a template, and its output."""
     closed = jax.make_jaxpr(_TEMPLATES[name])(jax.ShapeDtypeStruct((2,), dtype))
     shape = jax.ShapeDtypeStruct((2,), dtype)
-    nodes, (output,) = build(jaxprs.body_of(closed), [shape], rules={}, rewrite=None)
-    view = GraphView(nodes)
+    built = build(jaxprs.body_of(closed), [shape], rules={}, rewrite=None)
+    (output,) = built.outputs
+    view = GraphView(built.nodes)
     return view, view.plain(output)
 
 

@@ -45,12 +45,12 @@ def _spread(view: GraphView, walked: Walked, operand: Any, groups: np.ndarray) -
     return bool((view.places(walked, groups.shape) == groups).all())
 
 
-def _unshifted(view: GraphView, operand: Any, axes: Sequence[int]) -> Any:
+def _unshifted(view: GraphView, operand: Any, axes: Sequence[int], only_maximum: bool) -> Any:
     """Strips the terms of an operand that are constant along the axes.
 
     Only terms that are computed from the input, such as its maximum, are stripped: they are finite
     where the input is. An infinite constant (a mask of whole rows) makes the function NaN, which
-    must not be lost.
+    must not be lost. With `only_maximum` no other term than the subtracted maximum is stripped.
     """
     shape = view.shape(operand)
     groups = groups_of(shape, axes)
@@ -66,11 +66,35 @@ def _unshifted(view: GraphView, operand: Any, axes: Sequence[int]) -> Any:
             if view.node(kept) is None or view.shape(kept) != shape or view.node(added) is None:
                 continue
             places = np.broadcast_to(count(view.shape(added)), shape)
+            if only_maximum and not (node.primitive == "sub" and _is_maximum(view, added, kept)):
+                continue
             if view.constant_in(added, places, groups):
                 operand = kept
                 break
         else:
             return operand
+
+
+def _is_maximum(view: GraphView, shift: Any, x: Any) -> bool:
+    """Whether an operand, which is constant along the reduced axes, is the maximum of `x`.
+
+    Subtracting it rounds no more than the sizes of `x` account for. JAX replaces an infinite
+    maximum by 0 and bounds it from below by -inf.
+    """
+
+    def through(node: Node) -> Any:
+        if node.primitive == "select_n" and len(node.operands) == 3:
+            finite = view.made_by(node.operands[0], "is_finite")
+            fallback, maximum = node.operands[1:]
+            return maximum if finite is not None and view.number(fallback) == 0.0 else None
+        if node.primitive == "max":
+            for kept, bound in (node.operands, node.operands[::-1]):
+                if view.number(bound) == -np.inf and view.shape(kept) == node.shape:
+                    return kept
+        return view.passed(node)
+
+    maximum = view.made_by(view.walk(shift, through).operand, "reduce_max")
+    return maximum is not None and _same(view, maximum.operands[0], x)
 
 
 def masked_terms(view: GraphView, node: Node) -> Rewrite | None:
@@ -113,7 +137,7 @@ def _masked(view: GraphView, x: Any, predicate: Any, position: int) -> bool:
     return view.number(cases[1 - position]) == -jnp.inf and view.same_constant(mask, predicate)
 
 
-def softmax(view: GraphView, node: Node) -> Rewrite | None:
+def softmax(view: GraphView, node: Node, only_maximum: bool) -> Rewrite | None:
     """`exp(a) / sum(exp(a))`."""
     numerator, denominator = node.operands
     walked = view.walk(denominator)
@@ -126,7 +150,7 @@ def softmax(view: GraphView, node: Node) -> Rewrite | None:
     axes = tuple(total.params["axes"])
     if not _spread(view, walked, denominator, groups_of(node.shape, axes)):
         return None
-    operand = _unshifted(view, view.maker(terms).operands[0], axes)
+    operand = _unshifted(view, view.maker(terms).operands[0], axes, only_maximum)
     if not view.covers("log_softmax", node, operand, axes=axes):
         return None
     return Rewrite(lambda a: jnp.exp(_log_softmax_of(a, axes)), [operand])
@@ -158,7 +182,7 @@ def logarithm(view: GraphView, node: Node) -> Rewrite | None:
     return Rewrite(lambda a: replayed(walked.path, _logsumexp_of(a, axes)), [operand])
 
 
-def shifted_back(view: GraphView, node: Node) -> Rewrite | None:
+def shifted_back(view: GraphView, node: Node, only_maximum: bool) -> Rewrite | None:
     """`logsumexp(x - c) + c` for a `c` as in `_unshifted`."""
     for reduced, back in (node.operands, node.operands[::-1]):
         walked = view.walk(reduced)
@@ -170,6 +194,8 @@ def shifted_back(view: GraphView, node: Node) -> Rewrite | None:
             continue
         x, shift = shifted.operands
         if view.node(x) is None or view.shape(x) != shifted.shape or view.node(shift) is None:
+            continue
+        if only_maximum and not _is_maximum(view, shift, x):
             continue
         axes = inner.params["axes"]
         groups = groups_of(shifted.shape, axes)
@@ -190,7 +216,7 @@ def shifted_back(view: GraphView, node: Node) -> Rewrite | None:
     return None
 
 
-def log_softmax(view: GraphView, node: Node) -> Rewrite | None:
+def log_softmax(view: GraphView, node: Node, only_maximum: bool) -> Rewrite | None:
     """`a - logsumexp(a)`."""
     a, reduced = node.operands
     walked = view.walk(reduced)
@@ -200,7 +226,7 @@ def log_softmax(view: GraphView, node: Node) -> Rewrite | None:
     axes = inner.params["axes"]
     if not _spread(view, walked, reduced, groups_of(node.shape, axes)):
         return None
-    operand = _unshifted(view, a, axes)
+    operand = _unshifted(view, a, axes, only_maximum)
     if not view.covers("log_softmax", node, operand, axes=axes):
         return None
     return Rewrite(lambda a: _log_softmax_of(a, axes), [operand])
