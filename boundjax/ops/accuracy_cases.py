@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from boundjax.ops import accuracy
+from boundjax.ir.node import Node, NoProofError
+from boundjax.ops import accuracy, piecewise
+from boundjax.ops.accuracy import EXACT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,3 +334,38 @@ def check_on_this_machine(name: str, exponent: float | None = None) -> bool:
     if exponent is not None and name == "integer_pow" and not float(exponent).is_integer():
         raise ValueError(f"expected an integer exponent of integer_pow, got {exponent}")
     return _keeps(name, exponent, jax.default_backend())
+
+
+# `experiments.benchmarks.ulps` measured their functions, see docs/results/functions.md.
+MEASURED_JAXLIBS = frozenset(["0.9.0", "0.10.2", "0.12.0.1"])
+# What the ops that combine functions are made of.
+_PARTS: Mapping[str, Sequence[str]] = dict.fromkeys(("log_softmax", "logsumexp"), ("exp", "log"))
+
+
+def _jaxlib_version() -> str:
+    return importlib.metadata.version("jaxlib")
+
+
+def require_kept(node: Node) -> None:
+    """Checks once per process, for a jaxlib that nobody measured, that a node's functions are kept.
+
+    Args:
+      node: with a stated error.
+
+    Raises:
+      NoProofError: if this machine's functions do not keep within the stated errors.
+    """
+    version = _jaxlib_version()
+    if version in MEASURED_JAXLIBS or node.dtype != np.float32:
+        return
+    exponent = None
+    if node.primitive in ("pow", "integer_pow"):
+        exponent = float(node.params["y"] if node.constants == () else piecewise.number(node))
+    for name in _PARTS.get(node.primitive, (node.primitive,)):
+        checked = name in accuracy.BY_CONSTANTS or accuracy.STATED.get(name, EXACT) != EXACT
+        if checked and not check_on_this_machine(name, exponent):
+            raise NoProofError(
+                f"'{name}' of jaxlib {version} is less accurate on this machine than "
+                "boundjax.ops.accuracy states; install a measured jaxlib "
+                f"({', '.join(sorted(MEASURED_JAXLIBS))}), or take rounding='nearest'"
+            )

@@ -44,6 +44,7 @@ from jax import Array
 
 from boundjax.ir.families import Joint, Scalar, Structural, Weighted
 from boundjax.ir.node import Node, NoProofError, Perturbed
+from boundjax.ops import accuracy_cases
 from boundjax.ops.accuracy import EXACT, accuracy
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Arithmetic, Rounding
@@ -81,7 +82,7 @@ def _require_stated(node: Node) -> None:
     """Checks that somebody states how a node rounds, and what rounded constants change there.
 
     Raises:
-      NoProofError: naming the op.
+      NoProofError: naming the op, also if this machine does not keep within what is stated.
     """
     op = node.op
     advice = "state error= in its entry in the table of ops, or take rounding='nearest'"
@@ -90,6 +91,8 @@ def _require_stated(node: Node) -> None:
         raise NoProofError(
             f"nobody states how much '{node.primitive}' at {node.location} rounds; {advice}"
         )
+    if isinstance(op, Scalar | Joint):
+        accuracy_cases.require_kept(node)
     if not node.formulas:
         return
     numbers = all(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import boundjax as bj
 from boundjax.ir import table
 from boundjax.ir.families import Scalar
 from boundjax.ops import accuracy, accuracy_cases
@@ -291,6 +292,31 @@ def test_a_machine_whose_functions_are_off_does_not_pass(monkeypatch):
     accuracy_cases._keeps.cache_clear()
     assert not accuracy_cases.check_on_this_machine("softplus")
     accuracy_cases._keeps.cache_clear()
+
+
+def test_a_jaxlib_that_nobody_measured_is_checked_at_first_use(monkeypatch):
+    asked = []
+
+    def check(name, exponent=None):
+        asked.append((name, exponent))
+        return name != "log"
+
+    def bounds(function):
+        return jax.jit(bj.linear(function, rounding="real"))(bj.Box(jnp.ones(3), jnp.ones(3)))
+
+    monkeypatch.setattr(accuracy_cases, "check_on_this_machine", check)
+    bounds(jnp.tanh)
+    assert asked == []
+    monkeypatch.setattr(accuracy_cases, "_jaxlib_version", lambda: "99.0")
+    bounds(lambda x: jnp.maximum(jnp.tanh(x) ** 3, x**0.5))
+    assert asked == [("tanh", None), ("integer_pow", 3.0), ("pow", 0.5)]
+    with pytest.raises(bj.NoProofError, match=r"'log' of jaxlib 99\.0 is less accurate"):
+        bounds(jax.nn.log_softmax)
+
+
+def test_an_unmeasured_jaxlib_may_keep_within_the_stated_errors(monkeypatch):
+    monkeypatch.setattr(accuracy_cases, "_jaxlib_version", lambda: "99.0")
+    assert jax.jit(bj.interval(jnp.tanh, rounding="real"))(bj.Box(jnp.ones(3), jnp.ones(3)))
 
 
 @pytest.mark.parametrize(
