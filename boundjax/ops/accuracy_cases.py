@@ -261,7 +261,7 @@ def special_inputs() -> np.ndarray:
             math.pi * np.ldexp(1.0, np.arange(8, 120)),
         ]
     ).astype(np.float32)
-    # As an integer, the next number away from 0 is one larger.
+    # Adding 1 to the bits of a number gives the next one away from 0.
     bits = centers.view(np.int32)[:, None] + np.arange(-3, 4, dtype=np.int32)
     bits = np.unique(bits[(bits >= 0) & (bits < 0x7F800000)])
     positive = bits.astype(np.int32).view(np.float32)

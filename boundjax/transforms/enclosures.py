@@ -167,6 +167,6 @@ def slack_of_planes(
         offset = jnp.where(jnp.isinf(offset), 0.0, jnp.abs(offset))
         sides.append(apply_planes(planes, absolute_weights, moved) + gamma * offset)
     slack = jnp.maximum(*sides) + errors.of_value(node)
-    # Where a line is infinite the interval takes its place.
+    # An end of the interval replaces an infinite line.
     slack = jnp.where(jnp.isnan(slack), jnp.inf, slack)
     return slack * errors.more

@@ -65,7 +65,7 @@ class Relaxations:
         self._policy_of = policy_of
         self._reused = reused
         self._relaxations: dict[int, Lines | Planes] = {}
-        # Those of `_relaxations` as walks meet them: around the references, moved outward.
+        # The relaxations of `_relaxations`, around the references and moved outward.
         self._shared: dict[int, Lines | Planes] = {}
 
     def detached(self) -> Relaxations:
