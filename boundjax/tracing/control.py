@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from boundjax.ir.node import Perturbed
+from boundjax.ir.node import NoProofError, Perturbed
 from boundjax.tracing import jaxprs
 from boundjax.tracing.builder import Builder, Rule
 from boundjax.tracing.jaxprs import Place, Scan
@@ -162,6 +162,7 @@ def _while(builder: Builder, eqn: Any, operands: list[Any], place: Place) -> lis
         if isinstance(more, (Perturbed, Tracer)):
             why = "depends on the perturbed input" if isinstance(more, Perturbed) else _UNKNOWN
             return _refused(builder, eqn, operands, place, f"its trip count {why}; {_FIXED}")
+        _require_exact(builder, more, "the trip count of a loop", place)
         if not bool(more):
             return carry
         carry = builder.run(loop.body, [*consts, *carry], place)
@@ -181,6 +182,8 @@ _FIXED = "use jax.lax.scan, or fori_loop with Python integers as its bounds"
 def _cond(builder: Builder, eqn: Any, operands: list[Any], place: Place) -> list[Any]:
     index, *arguments = operands
     branches = jaxprs.branches_of(eqn)
+    if not isinstance(index, Perturbed):
+        _require_exact(builder, index, "the branch of a cond", place)
     if not isinstance(index, (Perturbed, Tracer)):
         position = min(max(int(np.asarray(index)), 0), len(branches) - 1)
         return builder.run(branches[position], arguments, place)
@@ -210,6 +213,19 @@ def _cond(builder: Builder, eqn: Any, operands: list[Any], place: Place) -> list
     for cases in zip(*outputs, strict=True):
         results += builder.inline(select, [index, *cases], place)
     return results
+
+
+def _require_exact(builder: Builder, constant: Any, what: str, place: Place) -> None:
+    """Checks that a constant on which control flow depends is not rounded.
+
+    Raises:
+      NoProofError: if it is; with its exact value the function might do something else.
+    """
+    if builder.formulas is not None and builder.formulas.of(constant) is not None:
+        raise NoProofError(
+            f"{what} at {place.location} depends on a rounded constant; compute it beforehand, or "
+            "take rounding='nearest'"
+        )
 
 
 def _refused(

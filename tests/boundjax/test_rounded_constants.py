@@ -213,6 +213,27 @@ def test_ops_that_state_nothing_about_rounded_constants_are_refused(function):
         bj.interval(function, rounding="real")(bj.Box(X, X))
 
 
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        (
+            lambda x: jax.lax.cond(tiny(jnp)[0] > 5e-5, lambda v: v, lambda v: 2.0 * v, x),
+            "the branch of a cond",
+        ),
+        (
+            lambda x: jax.lax.while_loop(
+                lambda c: c[1] < 1e-4, lambda c: (2.0 * c[0], c[1] + tiny(jnp)[0]), (x, 0.0)
+            )[0],
+            "the trip count of a loop",
+        ),
+    ],
+)
+def test_control_flow_must_not_depend_on_rounded_constants(function, what):
+    with pytest.raises(NoProofError, match=f"{what} at .* depends on a rounded constant"):
+        bj.interval(function, rounding="real")(bj.Box(X, X))
+    assert bj.interval(function)(bj.Box(X, X)).lower.shape == (3,)
+
+
 def test_a_loop_rounds_the_numbers_that_it_counts():
     def function(x):
         def step(carry, _):
