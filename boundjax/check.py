@@ -35,7 +35,8 @@ ENTRIES |= {"x": "f", "clip_low": "f", "clip_high": "f"}
 CLAIMS = {"method", "arithmetic", "norm", "witness", "network", "inputs", "versions"}
 MAX_BYTES, MAX_NODES, MAX_SIZE = 2**31, 10_000, 2**26
 UNIT, TINY, BLOCK = 2.0**-53, 2.0**-1022, 2**22  # the last: elements of the largest array of rows
-TIES = (0.0, 1e-5, -1e-5, *1e-4 * np.random.default_rng(0).choice((-1.0, 1.0), (9, 4093)))
+SIGNS = (1.0, -1.0, *np.random.default_rng(0).choice((-1.0, 1.0), (4, 4093)))
+TIES = (0.0, *(size * signs for size in (1e-5, 1e-4, 1e-3, 1e-2) for signs in SIGNS))
 TOLERANCE = 1e-5  # by which a margin may exceed what is proved, relative to the largest logit
 
 
@@ -130,7 +131,6 @@ class Node:
             require(sites * most <= MAX_SIZE, f"{op}: an index of more than {MAX_SIZE} elements")
             self.uses = np.full((sites, most), -1)
             self.uses[site, rank] = order
-            self.places = np.arange(len(self.index) + (self.uses < 0).any())  # one more: zeros
             self.size, self.overlap = len(self.index) * self.outputs, most * self.outputs
             self.terms = self.taps * self.width
             self.terms *= self.terms > 1 or bool((np.abs(self.kernel) != 1).any())
@@ -164,7 +164,7 @@ class Node:
         """Coefficients on the value of a linear op, pulled back to its operands."""
         if self.op != "product":
             return [rows * self.factor] * len(self.inputs)
-        rows = windows(rows, self.places, self.outputs)
+        rows = windows(rows, np.arange(len(self.index) + (self.uses < 0).any()), self.outputs)
         product = rows.reshape(-1, self.outputs) @ self.kernel.reshape(-1, self.outputs).T
         product = product.reshape(*rows.shape[:-2], -1, self.width)
         total = sum((np.take(product, column, axis=-2) for column in self.uses.T), np.zeros(1))
