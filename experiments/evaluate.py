@@ -11,6 +11,9 @@ the last batch, and a command with a further method computes that method only. P
 cross-entropy and the margin; an example resists if it resists both. The local devices divide every
 batch.
 
+At the end `runs/X/certificates/NAME/` has certificates, the network and the points of the attack as
+files by which `python -m boundjax.check` proves the results again (`docs/certificates.md`).
+
 Several processes (`experiments.cluster.process_group`) share the images: each writes a file of its
 own beside that one, and `experiments.evaluation.shards` merges them at the end. After a kill the
 same command resumes, with any number of processes.

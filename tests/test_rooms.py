@@ -20,6 +20,7 @@ ROOMS = {
     "boundjax.vnnlib": ("boundjax.properties",),
     "boundjax.check": (),
     "boundjax.check_onnx": (),
+    "boundjax.check_attack": ("boundjax.check",),
     "boundjax.sets": (
         "boundjax.typing",
         "boundjax.numerics",
@@ -70,6 +71,7 @@ ROOMS = {
         "boundjax.precision",
         "boundjax.slopes",
         "boundjax.check",
+        "boundjax.check_attack",
         "boundjax.sets",
         "boundjax.ir",
         "boundjax.tracing",

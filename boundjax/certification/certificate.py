@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,7 @@ class Certificate:
         witness: Sequence[str] | None = None,
         margins: bool = True,
         with_inputs: bool = True,
+        versions: Mapping[str, str] | None = None,
     ) -> None:
         """Writes the certificate as a file that `python -m boundjax.check` proves again.
 
@@ -108,6 +109,8 @@ class Certificate:
           margins: whether the margins are claimed, or only which examples are verified.
           with_inputs: whether the file holds `x`; otherwise it holds a hash, and the checker needs
             `--data`.
+          versions: those of the packages that certified, for the reader; by default those of this
+            process.
 
         Raises:
           ValueError: for inputs or a model that do not belong to the certificate as far as shapes
@@ -145,6 +148,7 @@ class Certificate:
             network=network,
             x=inputs,
             with_inputs=with_inputs,
+            versions=versions,
         )
 
 

@@ -12,7 +12,7 @@ import hashlib
 import importlib.metadata
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from boundjax import check
+from boundjax import check, check_attack
 from boundjax.certification import export
 from boundjax.sets import rounding
 from boundjax.sets.threat import Threat
@@ -110,6 +110,7 @@ def write(
     network: list[str],
     x: np.ndarray,
     with_inputs: bool,
+    versions: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a certificate.
 
@@ -121,26 +122,102 @@ def write(
       network: what `network_of` gives.
       x: the inputs `[B, ...]`.
       with_inputs: whether the file holds the inputs, or their hash alone.
+      versions: those of the packages that computed the claims; by default those of this process.
 
     Raises:
       ValueError: for a norm that the checker does not know.
       OSError: if the file cannot be written.
     """
-    if norm not in (1, 2, math.inf):
-        raise ValueError(f"the checker knows the norms 1, 2 and inf, got {norm}")
     claims = {
         "format": "boundjax-certificate",
         "version": 1,
         "method": method,
         "arithmetic": arithmetic,
-        "norm": "inf" if norm == math.inf else int(norm),
+        "norm": _norm(norm),
         "witness": list(witness),
         "network": network,
         "inputs": check.digest({"x": x}),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": _versions(versions),
     }
     inputs = {"x": x} if with_inputs else {}
     export.write(path, {**arrays, **inputs, "json": export.encoded(claims)})
+
+
+def write_attack(
+    path: str | os.PathLike[str],
+    model: Any,
+    x: ArrayLike,
+    labels: ArrayLike,
+    threat: Threat,
+    *,
+    method: str,
+    misclassified: np.ndarray,
+    points: Mapping[int, np.ndarray],
+    versions: Mapping[str, str] | None = None,
+) -> None:
+    """Writes the points of an attack as a file that `python -m boundjax.check_attack` reads.
+
+    It holds the points and a hash of the inputs, not the inputs.
+
+    Args:
+      path: of the file.
+      model: as of `network_of`.
+      x: the inputs `[B, ...]`.
+      labels: int `[B]`.
+      threat: the set of each example, in which its point lies.
+      method: the name of the attack, for the reader.
+      misclassified: bool `[B]`, where the input itself is misclassified.
+      points: the index of another example -> a misclassified point of its set, of the shape and
+        dtype of the input.
+      versions: as of `write`.
+
+    Raises:
+      ValueError: for inputs, labels or points of other shapes; a norm that the checker does not
+        know.
+      UnsupportedOpError: at an op of the model that the checker does not know.
+      OSError: if the file cannot be written.
+    """
+    classes = np.asarray(labels)
+    inputs = inputs_of(x, len(classes))
+    attack = np.where(misclassified, check_attack.ITSELF, check_attack.NOTHING).astype(np.int8)
+    order = sorted(points)
+    shape = inputs.shape[1:]
+    if attack[order].any() or any(points[example].shape != shape for example in order):
+        raise ValueError(
+            f"points must have the shape {shape} and belong to examples that are not misclassified "
+            "themselves"
+        )
+    attack[order] = check_attack.MOVED
+    shown = np.zeros((len(order), *shape), inputs.dtype)
+    for place, example in enumerate(order):
+        shown[place] = points[example]
+    claims = {
+        "format": check_attack.FORM,
+        "version": 1,
+        "method": method,
+        "norm": _norm(float(threat.norm)),
+        "network": network_of(model, inputs)[0],
+        "inputs": check.digest({"x": inputs}),
+        "versions": _versions(versions),
+    }
+    arrays = {
+        "labels": np.ascontiguousarray(classes, np.int32),
+        "attack": attack,
+        "points": shown,
+        **threat_entries(threat, inputs),
+    }
+    export.write(path, {**arrays, "json": export.encoded(claims)})
+
+
+def read_points(path: str | os.PathLike[str]) -> dict[int, np.ndarray]:
+    """The `points` of a file that `write_attack` wrote, as they were given to it.
+
+    Raises:
+      ValueError, OSError: as `read`.
+    """
+    _, arrays = reading(check_attack.read_attack, Path(path))
+    examples = np.flatnonzero(arrays["attack"] == check_attack.MOVED)
+    return dict(zip(examples.tolist(), arrays["points"], strict=True))
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -162,6 +239,16 @@ def reading(read: Any, path: Path) -> Any:
     except Exception as error:  # whatever an untrusted file may provoke
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ValueError(f"{path.name}: {reason}") from None
+
+
+def _norm(norm: float) -> str | int:
+    if norm not in (1, 2, math.inf):
+        raise ValueError(f"the checker knows the norms 1, 2 and inf, got {norm}")
+    return "inf" if norm == math.inf else int(norm)
+
+
+def _versions(versions: Mapping[str, str] | None) -> dict[str, str]:
+    return dict(versions or {name: _version(name) for name in _PACKAGES})
 
 
 def _version(package: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import boundjax as bj
 from experiments.cluster import distributed
 from experiments.data import Images
-from experiments.evaluation import certificates, shards, trained
+from experiments.evaluation import attack_points, certificates, checkable, shards, trained
 from experiments.evaluation.certificates import Certificates
 from experiments.evaluation.measure import Plan, Problem, check_methods, complete
 from experiments.evaluation.trained import Which
@@ -69,11 +70,15 @@ class Options(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """An evaluation of a trained network: its file, the file's content, its table's title."""
+    """An evaluation of a trained network: its file, the file's content, its table's title.
+
+    `checkable` says whether there are certificate files (`experiments.evaluation.checkable`).
+    """
 
     path: Path
     certificates: Certificates
     title: str
+    checkable: bool = False
 
 
 def evaluate_run(workdir: Path, options: Options) -> Evaluated:
@@ -144,13 +149,18 @@ def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> E
     )
     problem = Problem(run.pure, data, bj.Threat(eps, NORMS[norm].order, clip))
     made_with = {"versions": versions(), "device": device_name(jax.devices())}
-    plan = Plan(seed, options.cascade, made_with)
+    folder = checkable.folder_of(path)
+    keep_points = functools.partial(attack_points.keep, folder)
+    plan = Plan(seed, options.cascade, made_with, keep_points)
     if distributed.processes() == 1:
         results = _open(path, problem, options, settings)
         complete(results, problem, config, plan, _Saver(path))
     else:
         results = _share(path, problem, config, plan, options, settings)
-    return Evaluated(path, results, title)
+    written = results.attacked.all() and distributed.from_main(
+        lambda: checkable.write(folder, results, problem)
+    )
+    return Evaluated(path, results, title, bool(written))
 
 
 def _share(
@@ -191,6 +201,7 @@ def _open(path: Path, problem: Problem, options: Options, settings: dict[str, An
         )
     if results is None or keys:
         shards.discard(path)
+        checkable.discard(checkable.folder_of(path))
         return certificates.empty(problem.data.labels, options.losses, settings)
     # The first version predicted and attacked batch by batch. An image that it had not reached may
     # be correct, so the clean pass and the attack start again.
@@ -284,6 +295,13 @@ def print_evaluated(evaluated: Evaluated) -> None:
         f"parameters sha256 {settings['parameters_sha256'][:16]}"
     )
     print(f"file: {evaluated.path}", flush=True)
+    if evaluated.checkable:
+        folder = checkable.folder_of(evaluated.path)
+        print(
+            f"certificate files: {folder}; to prove one again: python -m boundjax.check "
+            f"{folder}/METHOD.npz --weights {folder}/weights.npz --data {folder}/inputs.npz "
+            "(check_attack for pgd.npz)"
+        )
 
 
 def _arithmetic(results: Certificates) -> str:

@@ -39,11 +39,15 @@ class Plan(NamedTuple):
         that no other method has verified.
       made_with: packages and devices, recorded for every part. A part that was begun with other
         packages or another kind of device starts again; the number of devices may change.
+      keep_points: called after every batch of the attack, before its results are saved, with the
+        batch's number, the numbers of the images that do not resist, int `[K]`, and for each of
+        them a misclassified point, float32 `[K, ...]`.
     """
 
     seed: int = 0
     cascade: bool = False
     made_with: Mapping[str, Any] = {}
+    keep_points: Callable[[int, np.ndarray, np.ndarray], None] = lambda block, index, points: None
 
 
 class Block(NamedTuple):
@@ -167,11 +171,13 @@ def _attack(
             continue
         began = time.monotonic()
         # The key depends on the block only, so any process starts at the same points.
-        resisted = network.resisted(
+        resisted, points = network.resisted(
             problem.data.take(rows), losses, jax.random.fold_in(key, number)
         )
         for loss, flags in zip(losses, resisted, strict=True):
             results.resisted_by[loss][rows] = flags
+        broken = ~np.logical_and.reduce(resisted)
+        plan.keep_points(number, results.index[rows[broken]], points[broken])
         results.attacked[rows] = True
         part["seconds"] += time.monotonic() - began
         save(results)

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import boundjax as bj
 from boundjax.attacks import Descent
 from experiments.data import Images
+from experiments.evaluation.attack_points import moved_inside
 from experiments.settings.config import EvaluationConfig
 
 
@@ -61,15 +62,26 @@ class Network:
             flags[rows] = _strictly_correct(logits, labels)[: len(rows)]
         return flags
 
-    def resisted(self, batch: Images, losses: tuple[str, ...], key: jax.Array) -> list[np.ndarray]:
-        """Attacks at most a batch; returns per loss which images stay correct, bool `[B]`."""
+    def resisted(
+        self, batch: Images, losses: tuple[str, ...], key: jax.Array
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Attacks at most a batch.
+
+        Returns:
+          For each loss which images stay correct, bool `[B]`; and for each image a point in its
+          set, float32 `[B, ...]`, that is misclassified if the image does not stay correct.
+        """
         images, labels = batch.take(np.resize(np.arange(len(batch)), self._padded_size))
         sharded_images, sharded_labels = jax.device_put((images, labels), self._sharded)
-        points = (self._strongest(loss, sharded_images, sharded_labels, key) for loss in losses)
-        return [
-            _strictly_correct(self._predict(self._variables, point), labels)[: len(batch)]
-            for point in points
-        ]
+        flags, kept = list[np.ndarray](), images.copy()
+        for loss in losses:
+            strongest = self._strongest(loss, sharded_images, sharded_labels, key)
+            points = moved_inside(np.asarray(strongest), images, self._problem.threat)
+            logits = self._predict(self._variables, jax.device_put(points, self._sharded))
+            resisted = _strictly_correct(logits, labels)
+            kept[~resisted] = points[~resisted]
+            flags.append(resisted[: len(batch)])
+        return flags, kept[: len(batch)]
 
     @functools.cached_property
     def _predict(self) -> Callable[..., jax.Array]:

@@ -201,6 +201,59 @@ def test_several_witnesses_prove_the_best_margins(tmp_path, capsys):
     assert status == 0, lines
 
 
+def test_several_ties_at_once(tmp_path, capsys):
+    """Rounding decided differently for units whose intervals are symmetric: all ways are tried."""
+    of_hidden, of_x = np.zeros((2, 4, 2), np.float32)
+    of_hidden[:, 0] = 1.0
+    # Now slope 1 proves that the first two units contribute at least 0, slope 0 the last two.
+    of_x[:2, 0] = -1.0
+
+    def model(x):
+        return jax.nn.relu(x) @ of_hidden + x @ of_x + np.float32([[0.05, 0.0]])
+
+    x = np.zeros((1, 4), np.float32)
+    bj.export_weights(model, x, tmp_path / "w.npz")
+    nodes, _ = check.read_weights(tmp_path / "w.npz")
+    threat = bj.Threat(np.float32(0.1))
+    sets = *check.sets_of({"eps": np.float32(0.1)}, x), np.inf
+    proved = []
+    for tie in (0.0, 1e-5, -1e-5, np.array([-1e-5, -1e-5, 1e-5, 1e-5])):
+        with np.errstate(all="ignore"):
+            walk = check.Bounds(nodes, sets, "crown-ibp", 0.0, tie)
+            proved.append(walk.bound(len(nodes) - 1, np.array([[[1.0, -1.0]]])).item())
+    assert max(proved[:3]) < 0 < 0.0499 < proved[3]
+    margins = np.float32([[0.0, proved[3]]])
+    certificate = bj.Certificate(
+        np.array([True]), margins, np.zeros(1, np.int32), threat, "crown-ibp"
+    )
+    certificate.save(tmp_path / "c.npz", tmp_path / "w.npz", x)
+    status, lines = run(capsys, tmp_path / "c.npz", "--weights", tmp_path / "w.npz")
+    assert status == 0, lines
+    assert "1 of 1 examples checked (seed 0), 1 claimed robust" in lines[-1]
+
+
+def test_examples_without_a_claim_cost_nothing(saved, tmp_path, monkeypatch, capsys):
+    """In a cascade most examples have no margins of the dear methods."""
+    folder, *_ = saved
+    arrays, claims = contents(folder / "certificate.npz")
+    rows = np.arange(6) == 2
+    arrays["margins"] = np.where(rows[:, None], arrays["margins"], -np.inf).astype(np.float32)
+    arrays["verified"] = arrays["verified"] & rows
+    sizes, bounds = [], check.Bounds.__init__
+
+    def counted(walk, nodes, sets, *rest):
+        sizes.append(len(sets[0]))
+        bounds(walk, nodes, sets, *rest)
+
+    monkeypatch.setattr(check.Bounds, "__init__", counted)
+    for kept in (arrays, {**arrays, "margins": arrays["margins"][:, :0], "verified": ~rows & rows}):
+        path = rewritten(tmp_path / "c.npz", kept, claims)
+        status, lines = run(capsys, path, "--weights", folder / "weights.npz")
+        assert status == 0, lines
+        assert "6 of 6 examples checked" in lines[-1]
+    assert sizes == [1]
+
+
 def test_a_sample_says_so(saved, capsys):
     folder, *_ = saved
     files = [folder / "certificate.npz", "--weights", folder / "weights.npz"]

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -99,6 +100,14 @@ def assert_same(found, reference):
     assert found.errors() == reference.errors()
 
 
+def assert_same_files(files, finished):
+    """The points and everything else but margins, which differ by rounding, are the same."""
+    expected = finished / "certificates" / files.name
+    assert {file.name for file in files.iterdir()} == {file.name for file in expected.iterdir()}
+    for name in ("pgd.npz", "weights.npz", "inputs.npz"):
+        assert (files / name).read_bytes() == (expected / name).read_bytes(), name
+
+
 # --- who does what --------------------------------------------------------------------------------
 
 
@@ -185,7 +194,7 @@ def _attacks(monkeypatch):
     return calls
 
 
-def test_what_was_killed_goes_on_with_another_number(workdir, reference, monkeypatch):
+def test_what_was_killed_goes_on_with_another_number(workdir, finished, reference, monkeypatch):
     """Three processes, two of which are killed; then two; then one: nothing is done twice."""
     calls = _attacks(monkeypatch)
     folder = workdir / "evaluations"
@@ -198,10 +207,14 @@ def test_what_was_killed_goes_on_with_another_number(workdir, reference, monkeyp
     # Half of a file that was being written belongs to nobody.
     (folder / temporary_name(min(parts))).write_bytes(b"half")
     simulated(workdir, 2, stopped=(0, 1))
+    # Nor are there certificate files before the evaluation is complete.
+    files = workdir / "certificates" / Path(FILE).stem
+    assert {file.name.partition("-")[0] for file in files.iterdir()} == {"attack"}
     found = evaluate_run(workdir, OPTIONS).certificates
     assert_same(found, reference)
     assert sum(calls) == reference.correct.sum()
     assert [file.name for file in folder.iterdir()] == [FILE]
+    assert_same_files(files, finished)
 
 
 def test_a_part_counts_once(workdir, reference):
@@ -367,7 +380,7 @@ def evaluated_by_two(workdir, writes):
 
 
 @pytest.mark.slow
-def test_two_processes_killed_half_way(workdir, reference, tmp_path):
+def test_two_processes_killed_half_way(workdir, finished, reference, tmp_path):
     killed = evaluated_by_two(workdir, writes=(3, 1))
     assert [process.status for process in killed] == [-9, -9], killed
     folder = workdir / "evaluations"
@@ -385,6 +398,7 @@ def test_two_processes_killed_half_way(workdir, reference, tmp_path):
     assert [process.status for process in ended] == [0, 0], ended
     assert_same(certificates.read(folder / FILE), reference)
     assert [file.name for file in folder.iterdir()] == [FILE]
+    assert_same_files(workdir / "certificates" / Path(FILE).stem, finished)
     # Process 0 prints, once; the other one does not.
     assert ended[0].output.count("run: error on 150 test images of UCI digits") == 1
     assert ended[1].output == ""
