@@ -65,7 +65,9 @@ def weights_of(model: Any, x: np.ndarray) -> Weights:
     if x.ndim < 1 or not x.size:
         raise ValueError(f"x must be a batch [B, ...] of inputs, got shape {x.shape}")
     pure = PureModel.of(model)
-    graph = trace(pure.of_one_example(pure.variables), jnp.asarray(x[0]))
+    # The form that programs compute: a file in which factors are folded into kernels, or variances
+    # rewritten, would hide what a certificate for float32 has to account for.
+    graph = trace(pure.of_one_example(pure.variables), jnp.asarray(x[0]), "float32")
     exporter = _Exporter(graph)
     exporter.run()
     names = [[node.op, *node.inputs] for node in exporter.nodes]
