@@ -351,6 +351,7 @@ def main() -> None:
                 f"{used:>10}  {tally.missing:10,}",
                 flush=True,
             )
+        jax.clear_caches()  # of programs that no other kind of network uses
     if broken:
         sys.exit(f"error: promises are broken: {'; '.join(broken)}")
 
