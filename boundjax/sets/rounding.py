@@ -133,7 +133,8 @@ def with_exact_middle(lower: Array, upper: Array) -> tuple[Array, Array]:
     Transforms compute with `(lower + upper) / 2` and `(upper - lower) / 2`. Once rounded, these may
     describe a smaller interval than the ends do, such as half of `[x, x + one spacing]`. Afterwards
     ends, middle and half-width are no subnormal numbers. The spacing of the smallest normal number
-    counts as twice that number, because anything finer has subnormal half-widths.
+    counts as twice that number, because anything finer has subnormal half-widths. Ends whose sum
+    overflows become infinite.
     """
     lower, upper = -raised(-lower), raised(upper)
     info = float_info(lower.dtype)
@@ -152,10 +153,11 @@ def with_exact_middle(lower: Array, upper: Array) -> tuple[Array, Array]:
     grid = jnp.ldexp(jnp.ones_like(lower), exponent)
     moves = inexact & jnp.isfinite(largest)
     grid = jnp.where(moves, grid, 1.0)
-    return (
-        jnp.where(moves, -_ceiling(-lower, grid), lower),
-        jnp.where(moves, _ceiling(upper, grid), upper),
-    )
+    lower = jnp.where(moves, -_ceiling(-lower, grid), lower)
+    upper = jnp.where(moves, _ceiling(upper, grid), upper)
+    # An infinite middle with a finite half-width would exclude the interval.
+    overflows = jnp.isfinite(lower) & jnp.isfinite(upper) & jnp.isinf(lower + upper)
+    return jnp.where(overflows, -jnp.inf, lower), jnp.where(overflows, jnp.inf, upper)
 
 
 def _ceiling(x: Array, grid: Array) -> Array:
@@ -250,8 +252,11 @@ def _widens(dtype: np.dtype[Any], to: np.dtype[Any]) -> bool:
 
 
 def _is_integer(x: Array) -> Array:
-    """Where `x` is small enough to be exactly the integer from which it was converted."""
-    return jnp.abs(x) <= 2.0 ** (float_info(x.dtype).nmant + 1)
+    """Where `x` is small enough to be exactly the integer from which it was converted.
+
+    In float32 2^24 is too large: 2^24 + 1 is also converted to it.
+    """
+    return jnp.abs(x) < 2.0 ** (float_info(x.dtype).nmant + 1)
 
 
 def _next(x: Array) -> Array:
