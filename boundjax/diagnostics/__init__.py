@@ -2,6 +2,7 @@
 
 from boundjax.diagnostics.landscape import MULTIPLES as MULTIPLES
 from boundjax.diagnostics.landscape import Landscape as Landscape
+from boundjax.diagnostics.landscape import Measure as Measure
 from boundjax.diagnostics.landscape import landscape as landscape
 from boundjax.diagnostics.layers import difference_gain as difference_gain
 from boundjax.diagnostics.layers import log_norm_product as log_norm_product

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -36,6 +37,7 @@ class Landscape(NamedTuple):
         released code of the paper prints as the gradient difference.)
       cosine_distance: `1 - cos` of the angle between `grad(theta)` and `grad(theta(1))`, in
         `[0, 2]`; NaN if one of them is 0.
+      gradient: `grad(theta)`, a pytree like the parameters: a direction for other losses.
       smoothness: effective beta-smoothness, the largest `||grad(theta(k)) - grad(theta)|| /
         ||theta(k) - theta||` over `k > 0`; NaN if the direction is 0.
     """
@@ -48,6 +50,7 @@ class Landscape(NamedTuple):
     gradient_difference: Float[Array, ""]
     gradient_rmse: Float[Array, ""]
     cosine_distance: Float[Array, ""]
+    gradient: PyTree
     smoothness: Float[Array, ""]
 
 
@@ -69,7 +72,7 @@ def landscape(
     The loss is evaluated at every point with the same arguments: whatever it draws from a PRNG key
     (slopes, projections) is the same along the line. The radius is an argument like any other. To
     measure the loss at the target radius along the update at the scheduled one, pass
-    the gradient of the scheduled loss as `direction`.
+    the `gradient` of the scheduled loss as `direction`.
 
     Call the result outside `jit`: it compiles the loss once and evaluates `K` gradients, one after
     another. Inside `jit` the compiled program holds a copy of the loss for every point.
@@ -111,17 +114,21 @@ def landscape(
         nothing = jax.tree.map(jnp.zeros_like, params)
         rate = jnp.asarray(rate)
         value, gradient, norm = at(params, nothing, nothing, 0.0 * rate, *arguments)
+        # One point at a time: each has a gradient, and on CPU the collectives of programs that wait
+        # in line can keep one another from the threads that they need.
+        jax.block_until_ready(norm)
         if direction is None:
             direction = gradient
         _require_alike(direction, params)
         losses, differences, after = [value], [jnp.zeros_like(norm)], gradient
         for length in lengths:
             value, here, difference = at(params, direction, gradient, length * rate, *arguments)
+            jax.block_until_ready(difference)
             losses.append(value)
             differences.append(difference)
             if length == 1.0:
                 after = here
-        return _summary(lengths, rate, losses, differences, (gradient, after, direction))
+        return _summary(tuple(lengths), rate, losses, differences, (gradient, after, direction))
 
     return measure
 
@@ -137,8 +144,9 @@ def _lengths(multiples: Sequence[float]) -> list[float]:
     return sorted({*given, 1.0})
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _summary(
-    lengths: Sequence[float],
+    lengths: tuple[float, ...],
     rate: Array,
     losses: Sequence[Array],
     differences: Sequence[Array],
@@ -159,6 +167,7 @@ def _summary(
         gradient_difference=difference,
         gradient_rmse=difference / math.sqrt(count),
         cosine_distance=_cosine_distance(gradient, after),
+        gradient=gradient,
         smoothness=jnp.max(changes[1:] / distances),
     )
 

@@ -47,6 +47,7 @@ def test_measures_of_a_quadratic_loss_are_closed_forms():
         "gradient_difference": change,
         "gradient_rmse": change / np.sqrt(7),
         "cosine_distance": 1 - _cosine(gradient, after),
+        "gradient": gradient,
         "smoothness": np.linalg.norm(hessian @ gradient) / np.linalg.norm(gradient),
     }
     assert set(expected) == set(measured._fields)
