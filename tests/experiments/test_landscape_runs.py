@@ -171,6 +171,22 @@ def test_the_target_is_the_final_radius_along_the_scheduled_update():
     assert measured["losses"][one] == pytest.approx(float(after), rel=1e-5)
 
 
+def test_devices_that_divide_the_rows_measure_the_same():
+    lines = []
+    for mesh in ({"data": 1, "spec": 1}, {"data": 1, "spec": 2}):
+        prepared = prepare(_config(method="crown-ibp", mesh=mesh))
+        feed = Feed(prepared.splits.train, 256, (0,), batch_sharding(prepared.mesh))
+        state = prepared.initial_state(0)
+        lines.append(prepared.diagnostics.measure(4, 0, state, *feed(4)))
+    one, two = (line["relaxation"] for line in lines)
+    assert one["slopes"]["one"] > 0.05
+    assert two["slopes"] == pytest.approx(one["slopes"], rel=1e-5)
+    assert two["flipped"] == pytest.approx(one["flipped"], rel=1e-2)
+    assert two["distance"] == pytest.approx(one["distance"], rel=1e-4)
+    losses = [line["landscape"]["losses"] for line in lines]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
 def test_several_seeds_are_measured_as_each_alone(tmp_path):
     together, alone = tmp_path / "together", tmp_path / "alone"
     config = _config(("landscape",), method="ibp")
