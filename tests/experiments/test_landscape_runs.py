@@ -27,6 +27,7 @@ one_worker = pytest.mark.xdist_group("landscape")
 def _tiny_network():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "test_mlp", {"hidden": (8,)})
+        patch.setitem(models.MODELS, "test_bn", {"hidden": (8,), "batch_norm": True})
         yield
 
 
@@ -133,8 +134,9 @@ def test_a_run_that_was_stopped_measures_every_step_once(finished, tmp_path, mon
     assert _lines(workdir) == _lines(complete)
 
 
-def test_the_first_loss_is_that_of_the_step():
-    config = _config(("landscape",), augment={"crop": 1})
+@pytest.mark.parametrize("model", ["test_mlp", "test_bn"])
+def test_the_first_loss_is_that_of_the_step(model):
+    config = _config(("landscape",), augment={"crop": 1}, model={"name": model})
     prepared = prepare(config)
     feed = Feed(prepared.splits.train, 256, (0,), batch_sharding(prepared.mesh))
     state = prepared.initial_state(0)
