@@ -21,6 +21,7 @@ ROOMS = {
     "boundjax.check": (),
     "boundjax.check_onnx": (),
     "boundjax.check_attack": ("boundjax.check",),
+    "boundjax.check_exact": ("boundjax.check",),
     "boundjax.sets": (
         "boundjax.typing",
         "boundjax.numerics",
