@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from boundjax.numerics import float_info, larger, length, smaller
 from boundjax.sets import rounding, upward
 from boundjax.sets.checks import as_float, concrete, first_index, require_array, require_finite
-from boundjax.sets.interval import Interval, unless_empty
+from boundjax.sets.interval import Interval
 from boundjax.typing import Jitted
 
 
@@ -121,12 +121,13 @@ class BallBox:
         """
         center, radius = as_float(self.center), self._radius()
         lower, upper = self._ends()
-        nearest = unless_empty(larger(lower, center - radius), smaller(upper, center + radius))
+        ends = Interval(larger(lower, center - radius), smaller(upper, center + radius))
+        nearest = ends.unless_empty()
         if not self.outward:
             return nearest
         least, most = rounding.outward_ends(center, jnp.broadcast_to(radius, center.shape))
-        ends = unless_empty(jnp.maximum(lower, least), jnp.minimum(upper, most))
-        return rounding.enclosure(ends, nearest)
+        ends = Interval(lower, upper).cut(Interval(least, most))
+        return rounding.enclosure(ends.unless_empty(), nearest)
 
     def ball(self) -> tuple[Array, Array]:
         """`center` and `radius`, or a smaller radius where the box ends earlier."""

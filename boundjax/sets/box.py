@@ -12,7 +12,7 @@ from jax import Array
 from boundjax.numerics import length
 from boundjax.sets import rounding, upward
 from boundjax.sets.checks import as_float, concrete, first_index, require_array, require_finite
-from boundjax.sets.interval import Interval, unless_empty
+from boundjax.sets.interval import Interval
 
 
 @functools.partial(
@@ -74,14 +74,14 @@ class Box:
         """
         lower = as_float(self.lower)
         upper = as_float(self.upper, lower)
-        nearest = unless_empty(lower, upper)
+        nearest = Interval(lower, upper).unless_empty()
         if not self.outward:
             return nearest
-        ends = (
+        ends = Interval(
             rounding.float_below(self.lower, lower.dtype),
             rounding.float_above(self.upper, lower.dtype),
         )
-        return rounding.enclosure(unless_empty(*ends), nearest)
+        return rounding.enclosure(ends.unless_empty(), nearest)
 
     def ball(self) -> tuple[Array, Array]:
         """The center and the radius of the smallest l2 ball that contains the set."""
