@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Num, Shaped
 
 from boundjax.numerics import larger, smaller
 
@@ -14,26 +15,26 @@ from boundjax.numerics import larger, smaller
 class Interval(NamedTuple):
     """Elementwise bounds: `lower <= value <= upper`, two arrays of one shape."""
 
-    lower: Array
-    upper: Array
+    lower: Shaped[Array, "*shape"]
+    upper: Shaped[Array, "*shape"]
 
     @property
-    def width(self) -> Array:
+    def width(self) -> Num[Array, "*shape"]:
         """`upper - lower`."""
         return self.upper - self.lower
 
     @property
-    def middle(self) -> Array:
+    def middle(self) -> Float[Array, "*shape"]:
         """`(lower + upper) / 2`."""
         return 0.5 * (self.lower + self.upper)
 
     @property
-    def radius(self) -> Array:
+    def radius(self) -> Float[Array, "*shape"]:
         """`(upper - lower) / 2`."""
         return 0.5 * (self.upper - self.lower)
 
     @property
-    def finite_middle(self) -> Array:
+    def finite_middle(self) -> Float[Array, "*shape"]:
         """The middle for ends whose sum would overflow; it rounds differently from `middle`.
 
         A softmax's masked entries are the least finite numbers. `lower / 2 + upper / 2` would not
@@ -42,17 +43,17 @@ class Interval(NamedTuple):
         return self.lower + self.finite_radius
 
     @property
-    def finite_radius(self) -> Array:
+    def finite_radius(self) -> Float[Array, "*shape"]:
         """`upper / 2 - lower / 2`, half the width for ends whose difference would overflow."""
         return 0.5 * self.upper - 0.5 * self.lower
 
     @property
-    def largest(self) -> Array:
+    def largest(self) -> Float[Array, "*shape"]:
         """The largest magnitude in the interval."""
         return larger(jnp.abs(self.lower), jnp.abs(self.upper))
 
     @property
-    def unbounded(self) -> Array:
+    def unbounded(self) -> Bool[Array, "*shape"]:
         """Where an end is infinite and none is NaN."""
         infinite = jnp.isinf(self.lower) | jnp.isinf(self.upper)
         return infinite & ~jnp.isnan(self.lower) & ~jnp.isnan(self.upper)

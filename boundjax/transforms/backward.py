@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from boundjax import windows
 from boundjax.ir.families import Extremum, Lines, Planes, Scalar
@@ -44,10 +45,10 @@ class LinearBounds(NamedTuple):
     Coefficients are `[m, *input]`, biases `[m]`; both are None on a side that was not asked for.
     """
 
-    lower_coefficients: Array | None
-    lower_bias: Array | None
-    upper_coefficients: Array | None
-    upper_bias: Array | None
+    lower_coefficients: Float[Array, " m *input"] | None
+    lower_bias: Float[Array, " m"] | None
+    upper_coefficients: Float[Array, " m *input"] | None
+    upper_bias: Float[Array, " m"] | None
 
 
 class PerRow(NamedTuple):
