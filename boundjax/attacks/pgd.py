@@ -24,13 +24,13 @@ def pgd(
     f: Callable[[Float[Array, "B ..."]], Float[Array, "B C"]],
     x: Float[Array, "B ..."],
     labels: Int[Array, " B"],
-    eps: ArrayLike,
+    eps: Float[ArrayLike, ""],
     *,
     key: Array,
     norm: float = jnp.inf,
     clip: tuple[float, float] | None = None,
     steps: int = 40,
-    step_size: ArrayLike | None = None,
+    step_size: Float[ArrayLike, ""] | None = None,
     restarts: int = 1,
     loss: Loss = "margin",
 ) -> Float[Array, "B ..."]:
@@ -80,8 +80,8 @@ def pgd(
 class Best(NamedTuple):
     """The iterates `[B, ...]` with the smallest margins `[B]` so far."""
 
-    iterate: Array
-    margins: Array
+    iterate: Float[Array, "B ..."]
+    margins: Float[Array, " B"]
 
 
 class Descent:
@@ -100,11 +100,11 @@ class Descent:
 
     def __init__(
         self,
-        f: Callable[[Array], Array],
-        x: Array,
-        labels: Array,
+        f: Callable[[Float[Array, "B ..."]], Float[Array, "B C"]],
+        x: Float[Array, "B ..."],
+        labels: Int[Array, " B"],
         threat: Threat,
-        step_size: ArrayLike | None = None,
+        step_size: Float[ArrayLike, ""] | None = None,
         loss: Loss = "margin",
     ) -> None:
         """Takes the arguments of `pgd` without checking them; `threat` has eps, norm and clip."""
@@ -117,20 +117,22 @@ class Descent:
         """The best before the first start: `x`, with infinite margins."""
         return Best(self._x, jnp.full(self._labels.shape, jnp.inf, self._x.dtype))
 
-    def start(self, key: Array, index: Array | int) -> Array:
+    def start(self, key: Array, index: Int[Array, ""] | int) -> Float[Array, "B ..."]:
         """The starting points `[B, ...]` of restart number `index`; the first is `x` itself."""
         key = jax.random.fold_in(key, index)
         noise = _random_offset(key, self._x, self._eps, self._threat.norm)
         return jnp.where(index == 0, self._x, self._project(self._x + noise))
 
-    def step(self, iterate: Array, best: Best) -> tuple[Array, Best]:
+    def step(
+        self, iterate: Float[Array, "B ..."], best: Best
+    ) -> tuple[Float[Array, "B ..."], Best]:
         """Returns the next iterate, and the best including this one."""
         direction, margins = jax.grad(self._objective, has_aux=True)(iterate)
         best = self._better(iterate, margins, best)
         moved = iterate - self._step_size * _steepest(direction, self._threat.norm)
         return self._project(moved), best
 
-    def end(self, iterate: Array, best: Best) -> Best:
+    def end(self, iterate: Float[Array, "B ..."], best: Best) -> Best:
         """Returns the best including the last iterate of a restart."""
         return self._better(iterate, _margins(self._f(iterate), self._labels), best)
 

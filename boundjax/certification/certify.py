@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 
 from boundjax.certification.certificate import Certificate
 from boundjax.certification.memory import MemoryEstimate, available_bytes
@@ -21,10 +22,10 @@ from boundjax.typing import Device
 
 def certify(
     model: Any,
-    x: ArrayLike,
+    x: Float[ArrayLike, "B ..."],
     eps: ArrayLike,
     *,
-    labels: ArrayLike | None = None,
+    labels: Int[ArrayLike, " B"] | None = None,
     norm: float = jnp.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     method: Method | Transform = "crown-ibp",
@@ -98,7 +99,7 @@ def certify(
 
 def memory_estimate(
     model: Any,
-    x: ArrayLike,
+    x: Float[ArrayLike, "B ..."],
     method: Method | Transform = "crown-ibp",
     *,
     norm: float = jnp.inf,
@@ -137,9 +138,9 @@ def memory_estimate(
 
 def certified_radius(
     model: Any,
-    x: ArrayLike,
+    x: Float[ArrayLike, "B ..."],
     *,
-    labels: ArrayLike | None = None,
+    labels: Int[ArrayLike, " B"] | None = None,
     norm: float = jnp.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     method: Method | Transform = "crown-ibp",
@@ -149,7 +150,7 @@ def certified_radius(
     batch_size: int | None = None,
     max_bytes: int | None = None,
     devices: Sequence[Device] | None = None,
-) -> np.ndarray:
+) -> Float[np.ndarray, " B"]:
     """The largest radius within which each example is certified, by bisection up to `eps_max`.
 
     Args:

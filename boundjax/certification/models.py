@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import flax.linen as nn
 from flax import nnx
 from jax import Array
+from jaxtyping import Float
 
 from boundjax.typing import PyTree
 
@@ -22,7 +23,9 @@ class Apply(Protocol):
     Pure and hashable; equal for equal models, so that compiled code can be reused.
     """
 
-    def __call__(self, variables: PyTree, x: Array, key: Array | None = None) -> Array:
+    def __call__(
+        self, variables: PyTree, x: Float[Array, "B ..."], key: Array | None = None
+    ) -> Float[Array, "B C"]:
         """The logits; `key` is the PRNG key of the draws of a stochastic model."""
         ...
 
@@ -88,14 +91,14 @@ class PureModel(NamedTuple):
 
     def of_one_example(
         self, variables: PyTree, key: Array | None = None
-    ) -> Callable[[Array], Array]:
+    ) -> Callable[[Array], Float[Array, " C"]]:
         """The logits `[C]` as a function of one example: what is bounded."""
         return one_example(self.apply, variables, key)
 
 
 def one_example(
     apply: Apply, variables: PyTree, key: Array | None = None
-) -> Callable[[Array], Array]:
+) -> Callable[[Array], Float[Array, " C"]]:
     """The logits `[C]` of a model as a function of one example."""
 
     def logits(x: Array) -> Array:
