@@ -311,6 +311,17 @@ def test_bad_arguments_are_one_line_errors(attack, settings, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_module_without_a_key_is_a_one_line_error():
+    module = bj.stochastic.GaussianNoise(0.1)
+    pure = bj.PureModel.of((module, {}))
+    f = functools.partial(pure.apply, pure.variables)
+    x = X.reshape(len(X), -1)
+    with pytest.raises(ValueError, match="GaussianNoise draws random numbers and got") as caught:
+        pgd(f, x, LABELS, 0.1, key=KEY)
+    assert "\n" not in str(caught.value)
+    assert pgd(f, x, LABELS, 0.1, key=KEY, draws=2, steps=1).shape == x.shape
+
+
 def test_transfer_and_expected_gradients_need_draws():
     with pytest.raises(ValueError, match="draws must be an integer >= 1"):
         transfer_accuracy(two, X, LABELS, functools.partial(fgsm, eps=0.1), key=KEY, draws=0)
