@@ -156,7 +156,7 @@ class PureModel(NamedTuple):
           x: a batch `[B, ...]`; the first example is evaluated if the module holds keys.
 
         Raises:
-          ValueError: for an NNX module whose logits change with its keys.
+          ValueError: for an NNX module whose logits of that example change with its keys.
         """
         if isinstance(self.apply, _NNXApply) and _holds_keys(self.variables):
             # A module may draw what it does not use, such as the first carry of an `nnx.RNN`.
