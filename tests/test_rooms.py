@@ -16,6 +16,7 @@ ROOMS = {
     "boundjax.precision": (),
     "boundjax.windows": ("boundjax.numerics",),
     "boundjax.slopes": (),
+    "boundjax.stochastic": ("boundjax.typing",),
     "boundjax.properties": (),
     "boundjax.vnnlib": ("boundjax.properties",),
     "boundjax.check": (),
@@ -60,6 +61,7 @@ ROOMS = {
         "boundjax.sets",
     ),
     "boundjax.attacks": (
+        "boundjax.stochastic",
         "boundjax.sets",
         "boundjax.training",
     ),
@@ -71,6 +73,7 @@ ROOMS = {
         "boundjax.typing",
         "boundjax.precision",
         "boundjax.slopes",
+        "boundjax.stochastic",
         "boundjax.check",
         "boundjax.check_attack",
         "boundjax.sets",
@@ -92,6 +95,7 @@ ROOMS = {
     "boundjax": (
         "boundjax.precision",
         "boundjax.slopes",
+        "boundjax.stochastic",
         "boundjax.vnnlib",
         "boundjax.sets",
         "boundjax.ops",

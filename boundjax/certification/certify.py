@@ -39,7 +39,8 @@ def certify(
     Args:
       model: logits `[B, C]` from a batch `[B, ...]`: a bound Linen module,
         `(module, variables)`, an NNX module (used in eval mode, its state left alone), or any
-        callable. It is bounded one example at a time, so it must not mix examples.
+        callable. It is bounded one example at a time, so it must not mix examples. A random network
+        is certified for fixed draws, see `PureModel.fixed_draw` and `PureModel.mean_softmax`.
       x: the inputs `[B, ...]`, float32 or float64.
       eps: the radius in the units of `x` (8 / 255 for pixels in [0, 1]), `>= 0`: a scalar, one per
         example `[B]`, or one per feature (an array that broadcasts to `x`, with as many
@@ -74,8 +75,9 @@ def certify(
 
     Raises:
       ValueError: for an empty batch, NaN inputs, a negative or NaN radius, labels out of range,
-        wrong shapes, fewer than two logits, a model that mixes examples, an unknown method or
-        rounding, weights without a spectral norm, or devices of another process.
+        wrong shapes, fewer than two logits, a model that mixes examples or draws random numbers
+        for every query, an unknown method or rounding, weights without a spectral norm, or
+        devices of another process.
       TypeError: for a model that cannot be called, inputs that are neither float32 nor float64, or
         a transform that does not return an `Interval` (an `Estimate` is not a bound).
       MemoryError: before anything is computed, if a call does not fit; the message names a batch
