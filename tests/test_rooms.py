@@ -68,6 +68,7 @@ ROOMS = {
     "boundjax.diagnostics": (
         "boundjax.sets",
         "boundjax.transforms",
+        "boundjax.training",
     ),
     "boundjax.certification": (
         "boundjax.typing",

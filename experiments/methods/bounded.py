@@ -27,17 +27,21 @@ class Example(NamedTuple):
 
 
 class Relaxed(NamedTuple):
-    """The relaxation behind lower bounds on `m` margins, for the regularizers of REG.
+    """The relaxation behind lower bounds on `m` margins, for REG's regularizers and diagnostics.
 
     Attributes:
       margins: the bounds `[m]`, not intersected with others.
       rows: label -> coefficients `[m, *shape]` on the nonlinear op's output.
       worst_input: `[m, H, W, channels]`, where the relaxation attains the bounds.
+      slopes: label -> positions of the free slopes; empty for estimates.
+      coefficients: the relaxed gradients, `[m, H, W, channels]`; None for estimates.
     """
 
     margins: jax.Array
     rows: dict[str, jax.Array]
     worst_input: jax.Array
+    slopes: dict[str, jax.Array] = {}  # noqa: RUF012
+    coefficients: jax.Array | None = None
 
 
 class Bounded(NamedTuple):
@@ -126,7 +130,9 @@ class _WalkResult(NamedTuple):
     linear: jax.Array
     rows: dict[str, jax.Array]
     worst_input: jax.Array
+    coefficients: jax.Array | None
     pre_activations: dict[str, bj.Interval]
+    slopes: dict[str, jax.Array]
 
 
 def _over_rows(walk: Callable, rows: jax.Array, mesh: Mesh | None) -> _WalkResult:
@@ -144,7 +150,9 @@ def _over_rows(walk: Callable, rows: jax.Array, mesh: Mesh | None) -> _WalkResul
             aux.linear.lower,
             aux.rows,
             aux.worst_input,
+            aux.coefficients.lower_coefficients,
             aux.pre_activations,
+            aux.slopes,
         )
 
     size = 1 if mesh is None else mesh.shape["spec"]
@@ -159,13 +167,13 @@ def _over_rows(walk: Callable, rows: jax.Array, mesh: Mesh | None) -> _WalkResul
         walk_part,
         mesh=mesh,
         in_specs=divided,
-        out_specs=_WalkResult(*(divided,) * 5, pre_activations=same),
+        out_specs=_WalkResult(*(divided,) * 6, pre_activations=same, slopes=same),
         axis_names={"spec"},
         check_vma=False,  # the walk is traced on one image, without reference to a mesh
     )(rows)
-    of_rows = result._replace(pre_activations={})
+    of_rows = result._replace(pre_activations={}, slopes={})
     trimmed = jax.tree.map(lambda leaf: leaf[:count], of_rows)
-    return trimmed._replace(pre_activations=result.pre_activations)
+    return trimmed._replace(pre_activations=result.pre_activations, slopes=result.slopes)
 
 
 def _relaxed(margins: jax.Array, ball: bj.InputSet, result: _WalkResult) -> Bounded:
@@ -174,7 +182,7 @@ def _relaxed(margins: jax.Array, ball: bj.InputSet, result: _WalkResult) -> Boun
         result.lower,
         ball.interval(),
         result.pre_activations,
-        Relaxed(result.linear, result.rows, result.worst_input),
+        Relaxed(result.linear, result.rows, result.worst_input, result.slopes, result.coefficients),
     )
 
 
@@ -212,7 +220,14 @@ def estimated_bound(projections: int, key: jax.Array) -> Bound:
         )(ball, rows)
         verified, margins = bj.interval(function)(ball, rows).lower, estimate.lower_estimate
         result = _WalkResult(
-            verified, verified, margins, aux.rows, aux.worst_input, aux.pre_activations
+            verified,
+            verified,
+            margins,
+            aux.rows,
+            aux.worst_input,
+            coefficients=None,
+            pre_activations=aux.pre_activations,
+            slopes={},
         )
         return _relaxed(margins, ball, result)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -102,7 +102,7 @@ def certified_objective(
         metrics["robust_loss"] = robust
         metrics["verified_error"] = verified_error(bounds.verified)
         metrics |= relu_metrics(bounds.pre_activations)
-        return loss, Outcome(metrics, statistics)
+        return loss, Outcome(metrics, statistics, bounds=bounds)
 
     return objective
 
@@ -144,7 +144,7 @@ def _regularization(
     total = coefficients.ramp * relaxation_terms
     if falling:
         if regularizers.tightness:
-            box = _normalised(setting, bounds.input_interval)
+            box = normalised(bounds.input_interval, setting.config.model.std)
             tightness = training.tightness_loss(box, bounds.pre_activations, regularizers.tau)
             total = total + remaining * regularizers.tightness * tightness
         if regularizers.relu_balance:
@@ -158,12 +158,11 @@ def _regularization(
     return total
 
 
-def _normalised(setting: Setting, box: bj.Interval) -> bj.Interval:
+def normalised(box: bj.Interval, std: Sequence[float]) -> bj.Interval:
     """Scales the pixels' box `[B, H, W, channels]` to the units of the network's first weights.
 
     Shi et al. 2021 normalise the data, so they compare widths behind the normalisation.
     """
-    std = setting.config.model.std
     if not std:
         return box
     return jax.tree.map(lambda end: end / jnp.asarray(std, end.dtype).reshape(1, 1, 1, -1), box)

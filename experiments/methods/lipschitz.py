@@ -59,7 +59,7 @@ def lipschitz_objective(setting: Setting, *, box: bool) -> Objective:
         metrics["robust_loss"] = jnp.mean(robust_cross_entropy(margins))
         metrics["verified_error"] = verified_error(margins)
         metrics |= relu_metrics(None)
-        return loss, Outcome(metrics, statistics, {SPECTRAL: vectors})
+        return loss, Outcome(metrics, statistics, {SPECTRAL: vectors}, norms=norms)
 
     return objective
 

@@ -74,11 +74,15 @@ class Outcome(NamedTuple):
       metrics: scalars to log.
       statistics: `batch_stats` of the clean batch; the state keeps their running average.
       collections: new values of the method's collections; omitted ones stay as they are.
+      bounds: the `Bounded` of the batch, or None; for diagnostics, the step does not use it.
+      norms: estimated spectral norms of the layers, by label; for diagnostics.
     """
 
     metrics: dict[str, jax.Array]
     statistics: PyTree
     collections: dict[str, PyTree] = {}  # noqa: RUF012
+    bounds: PyTree = None
+    norms: dict[str, jax.Array] = {}  # noqa: RUF012
 
 
 # (params, collections, batch, coefficients, key) -> (loss, Outcome). `collections` is the state

@@ -10,7 +10,15 @@ from typing import Any
 from experiments.cluster import distributed
 from experiments.records.checkpoints import Checkpoints
 from experiments.records.files import replace_text
-from experiments.records.formats import NUMBER, FormatError, check_group, integer, parse_object
+from experiments.records.formats import (
+    NUMBER,
+    OBJECT,
+    FormatError,
+    check_group,
+    integer,
+    parse_object,
+)
+from experiments.records.json_lines import JsonLines
 from experiments.records.same_config import check_same_config
 from experiments.records.summary_checks import check_summary
 from experiments.settings import method_names
@@ -22,8 +30,9 @@ class Records:
     """The files of one run folder, opened once per run.
 
     `config.json` ties the folder to this run; `metrics.jsonl` has a line per epoch, which
-    `curves.png` shows; `checkpoints` holds the states to resume from; `summary.json` marks the run
-    as finished. Files are replaced atomically, so a kill never leaves half of one.
+    `curves.png` shows; `landscape.jsonl` has the measures of `train.diagnostics`; `checkpoints`
+    holds the states to resume from; `summary.json` marks the run as finished. Files are replaced
+    atomically, so a kill never leaves half of one.
 
     All processes must call every method in the same order. Process 0 writes, except that all
     processes write checkpoints together.
@@ -38,7 +47,8 @@ class Records:
         self.path = path
         self.config = config
         self._config_file = path / "config.json"
-        self._metrics_file = path / "metrics.jsonl"
+        self._metrics = JsonLines(path / "metrics.jsonl", _check_metrics)
+        self._landscape = JsonLines(path / "landscape.jsonl", _check_landscape)
         self._summary_file = path / "summary.json"
         self._checkpoints: Checkpoints | None = None
         if self._config_file.exists():
@@ -112,42 +122,35 @@ class Records:
         Raises:
           ExperimentError: if another line is not a record, or the file cannot be read.
         """
-        if not self._metrics_file.exists():
-            return []
-        try:
-            content = self._metrics_file.read_bytes()
-        except OSError as error:
-            raise ExperimentError(
-                f"{self._metrics_file} cannot be read ({error.strerror}); delete it, or use "
-                "another --workdir"
-            ) from error
-        lines = content.split(b"\n")
-        metrics = []
-        for number, line in enumerate(lines, 1):
-            if number == len(lines) and not _is_json(line):
-                break  # the text after the last line break: empty, or cut short
-            try:
-                record = parse_object(line.decode())
-                numbers = {"step": integer(0), "epoch": integer(0), "eps": NUMBER}
-                check_group("", record, dict.fromkeys(record, NUMBER) | numbers)
-            except (FormatError, UnicodeDecodeError) as error:
-                raise ExperimentError(
-                    f"{self._metrics_file}, line {number}: {error}; delete that line"
-                ) from error
-            metrics.append(record)
-        return metrics
+        return self._metrics.read()
 
     def drop_metrics_after(self, step: int) -> None:
         """Deletes the lines after `step`, the checkpoint that the run resumes from."""
         if self._writes:
-            kept = [line for line in self.metrics() if line["step"] <= step]
-            replace_text(self._metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+            self._metrics.drop_after(step)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Adds one line to `metrics.jsonl`."""
         if self._writes:
-            with self._metrics_file.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
+            self._metrics.append(line)
+
+    def landscape(self) -> list[dict[str, Any]]:
+        """Returns the lines of `landscape.jsonl`, without a last one that a kill cut short.
+
+        Raises:
+          ExperimentError: if another line is not a record, or the file cannot be read.
+        """
+        return self._landscape.read()
+
+    def append_landscape(self, line: dict[str, Any]) -> None:
+        """Adds one line to `landscape.jsonl`."""
+        if self._writes:
+            self._landscape.append(line)
+
+    def drop_landscape_from(self, step: int) -> None:
+        """Deletes what was measured at `step`, the first that is trained again, and later."""
+        if self._writes and self._landscape.exists():
+            self._landscape.drop_after(step - 1)
 
     def draw_curves(self, draw: Callable[[list[dict[str, Any]], Path], None]) -> None:
         """Lets `draw(metrics, path)` write `curves.png`."""
@@ -167,18 +170,20 @@ class Records:
     def resume(self, state: Any, selected: Any) -> tuple[Any, Any, float]:
         """Restores the latest checkpoint; without one, saves the arguments as the first.
 
-        So a run whose first step diverges has a checkpoint as well. Metrics of later steps are
-        dropped.
+        So a run whose first step diverges has a checkpoint as well. Metrics of later steps,
+        and what was measured at them, are dropped.
 
         Raises:
-          ExperimentError: for the reasons of `restore` and `metrics`.
+          ExperimentError: for the reasons of `restore`, `metrics` and `landscape`.
         """
         restored = self.restore(state, selected)
         if restored is None:
             restored = state, selected, 0.0
             self.save(0, *restored)
             self.wait()
-        self.drop_metrics_after(self._open_checkpoints().step)
+        step = self._open_checkpoints().step
+        self.drop_metrics_after(step)
+        self.drop_landscape_from(step)
         return restored
 
     def save(self, step: int, state: Any, selected: Any, seconds: float) -> None:
@@ -225,6 +230,16 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return _read_json(path)
 
 
+def _check_metrics(record: dict[str, Any]) -> None:
+    numbers = {"step": integer(0), "epoch": integer(0), "eps": NUMBER}
+    check_group("", record, dict.fromkeys(record, NUMBER) | numbers)
+
+
+def _check_landscape(record: dict[str, Any]) -> None:
+    known = {"step": integer(0), "epoch": integer(0), "rate": NUMBER}
+    check_group("", record, dict.fromkeys(record, OBJECT) | known)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return parse_object(path.read_text())
@@ -233,14 +248,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ExperimentError(
             f"{path} cannot be read ({reason}); delete it, or use another --workdir"
         ) from error
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        parse_object(line.decode())
-    except (FormatError, UnicodeDecodeError):
-        return False
-    return True
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from ml_collections import config_dict
 
 from experiments.settings import method_names
 from experiments.settings.config import (
+    DIAGNOSTICS,
     NORMS,
     AttackLoss,
     Border,
@@ -115,11 +116,16 @@ def _validate(config: Config) -> None:
     robust = config.robust
     at_least(1, "seeds", "train.epochs", "train.batch_size", "relaxation.steps")
     at_least(1, "adversary.restarts", "evaluation.every", "evaluation.batch_size")
-    at_least(1, "evaluation.pgd_restarts", "checkpoint.every")
+    at_least(1, "evaluation.pgd_restarts", "checkpoint.every", "train.diagnostics_every")
     at_least(0, "data.validation", "augment.crop", "evaluation.pgd_steps")
     require(0 <= config.seed < 2**31, "seed", "in [0, 2**31)")
     require(all(std > 0 for std in config.model.std), "model.std", "positive")
     one_of("train.precision", typing.get_args(Precision))
+    require(
+        all(name in DIAGNOSTICS for name in config.train.diagnostics),
+        "train.diagnostics",
+        f"some of {', '.join(DIAGNOSTICS)}",
+    )
     one_of("model.init", typing.get_args(Init))
     one_of("augment.border", typing.get_args(Border))
     one_of("optim.name", typing.get_args(OptimizerName))

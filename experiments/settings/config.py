@@ -26,6 +26,7 @@ class Norm(NamedTuple):
     label: str
 
 
+DIAGNOSTICS = ("landscape", "relaxation", "relus", "norms")
 NORMS = {"inf": Norm(math.inf, "l-inf"), "2": Norm(2.0, "l2")}
 
 
@@ -65,11 +66,19 @@ class TrainConfig:
 
     `precision` is the precision of the products in a step on an accelerator
     (`boundjax.training_precision`); certificates always use the highest.
+
+    `diagnostics` names measures that are written to `landscape.jsonl` every `diagnostics_every`
+    steps, from `DIAGNOSTICS`: `"landscape"`, the loss along the update at the scheduled and at the
+    final radius; `"relaxation"`, slopes and the relaxed gradient; `"relus"`, states, slopes and
+    widths of bounds by layer; `"norms"`, the product of the norms of the layers of BCP and LMT.
+    They do not change the training.
     """
 
     epochs: int = 1
     batch_size: int = 128
     precision: Precision = "highest"
+    diagnostics: tuple[str, ...] = ()
+    diagnostics_every: int = 100  # steps
 
 
 @dataclass(frozen=True)

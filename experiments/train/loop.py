@@ -76,7 +76,11 @@ def train(prepared: Prepared, members: Sequence[Member], report: Report) -> None
     joint = _JointState(prepared, members)
     with preemption.deferred(lambda calls: distributed.decided(calls, max)):
         for step in range(first, total):
-            joint.state, metrics = steps[prepared.phases[step]](joint.state, *feed(step))
+            batch = feed(step)
+            if prepared.diagnostics.due(step):
+                watch.finish()  # what diverged is not worth a measure
+                joint.measure(step, batch)
+            joint.state, metrics = steps[prepared.phases[step]](joint.state, *batch)
             # This waits for the step before, so that the devices always have one to do.
             watch.see(step, metrics)
             done = step + 1
@@ -106,7 +110,7 @@ class _JointState:
     """
 
     def __init__(self, prepared: Prepared, members: Sequence[Member]):
-        self._members = members
+        self._members, self._diagnostics = members, prepared.diagnostics
         self._seconds_before, self._began = members[0].seconds, time.monotonic()
         self.state = members[0].state
         self._take = None
@@ -121,12 +125,24 @@ class _JointState:
                 out_shardings=prepared.state_shardings(together=False),
             )
 
+    def measure(self, step: int, batch: tuple[jax.Array, jax.Array]) -> None:
+        """Records the diagnostics of every run, before the step changes the state."""
+        for index, member in enumerate(self._members):
+            state, (images, labels) = self._of(index), batch
+            if self._take:
+                images, labels = images[index], labels[index]
+            measure = self._diagnostics.measure
+            member.records.append_landscape(measure(step, member.seed, state, images, labels))
+
+    def _of(self, index: int) -> State:
+        return self._take(self.state, np.int32(index)) if self._take else self.state
+
     def hand_out(self) -> None:
         """Gives every run its part of the state and an equal share of the time."""
         for index, member in enumerate(self._members):
             elapsed = time.monotonic() - self._began
             member.seconds = self._seconds_before + elapsed / len(self._members)
-            member.state = self._take(self.state, np.int32(index)) if self._take else self.state
+            member.state = self._of(index)
 
 
 class Watch:

@@ -24,6 +24,7 @@ from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError, one_line
 from experiments.train import mesh
 from experiments.train.augment import create_augmentation
+from experiments.train.diagnostics import Diagnostics
 from experiments.train.step import (
     State,
     create_learning_rate,
@@ -101,6 +102,13 @@ class Prepared:
         """Creates the state that a run of this seed starts with."""
         create = jax.jit(self._create_state, out_shardings=self.state_shardings(together=False))
         return create(jax.random.key(seed))
+
+    @functools.cached_property
+    def diagnostics(self) -> Diagnostics:
+        """The measures that are taken while training."""
+        return Diagnostics(
+            self.config, self.method, self.schedule, self.learning_rate, self.steps_per_epoch
+        )
 
     def train_steps(self, seeds: tuple[int, ...]) -> list[Callable[..., Any]]:
         """Creates one step per phase of the method, compiled on its first call.
@@ -238,7 +246,8 @@ def _require_trainable(prepared: Prepared) -> None:
     try:
         state = jax.eval_shape(prepared.initial_state, config.seed)
         steps = prepared.train_steps((config.seed,))
-        for phase in sorted(set(prepared.phases.tolist())):
+        phases = sorted(set(prepared.phases.tolist()))
+        for phase in phases:
             jax.eval_shape(steps[phase], state, images, labels)
     except (bj.UnsupportedOpError, NotImplementedError, TypeError, ValueError) as error:
         # After the dashes JAX reports what it left out of the traceback.
@@ -247,3 +256,4 @@ def _require_trainable(prepared: Prepared) -> None:
             f"robust.method={config.robust.method!r} cannot train model {config.model.name!r}: "
             f"{reason}"
         ) from error
+    prepared.diagnostics.check(phases, state, images, labels)

@@ -26,7 +26,17 @@ METRICS = ("loss", "natural_loss", "robust_loss", "standard_error", "verified_er
 # The rest of a state are collections that the objectives read.
 _NO_COLLECTIONS = ("step", "params", "opt_state", "metrics")
 # Streams of random numbers; the initial parameters use the key of the seed itself.
-_COLLECTIONS_STREAM, _AUGMENTATION_STREAM, _OBJECTIVE_STREAM = 1, 2, 3
+_COLLECTIONS_STREAM, AUGMENTATION_STREAM, OBJECTIVE_STREAM = 1, 2, 3
+
+
+def stream_key(key: jax.Array, stream: int, step: jax.Array | int) -> jax.Array:
+    """The key of a stream of random numbers at a step, from the key of the seed."""
+    return jax.random.fold_in(jax.random.fold_in(key, stream), step)
+
+
+def collections_of(state: State) -> dict[str, Any]:
+    """The collections that an objective reads beside the parameters."""
+    return {name: value for name, value in state.items() if name not in _NO_COLLECTIONS}
 
 
 def create_schedule(
@@ -149,13 +159,9 @@ def create_train_step(
     @jax.default_matmul_precision(precision)
     def train_step(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, Metrics]:
         coefficients = schedule(state["step"])
-
-        def random(stream: int) -> jax.Array:
-            return jax.random.fold_in(jax.random.fold_in(key, stream), state["step"])
-
         if augment is not None:
-            images = augment(random(_AUGMENTATION_STREAM), images)
-        collections = {name: value for name, value in state.items() if name not in _NO_COLLECTIONS}
+            images = augment(stream_key(key, AUGMENTATION_STREAM, state["step"]), images)
+        collections = collections_of(state)
         params = state["params"]
         if whole is not None:
             # Without this constraint XLA sends the activations of some layers instead.
@@ -165,7 +171,7 @@ def create_train_step(
             collections,
             Batch(images, labels),
             coefficients,
-            random(_OBJECTIVE_STREAM),
+            stream_key(key, OBJECTIVE_STREAM, state["step"]),
         )
         # Adam's bias correction raises a float to an int.
         with jax.numpy_dtype_promotion("standard"):
