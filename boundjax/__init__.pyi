@@ -2,6 +2,7 @@ from . import attacks as attacks
 from . import diagnostics as diagnostics
 from . import ops as ops
 from . import slopes as slopes
+from . import stochastic as stochastic
 from . import training as training
 from . import vnnlib as vnnlib
 from .certification.certificate import load_certificate as load_certificate

@@ -18,16 +18,21 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.core import Tracer
+from jaxtyping import Float
 
 SlopePolicy = Callable[[Array, Array], Array]
 
 
-def adaptive(lower: Array, upper: Array) -> Array:
+def adaptive(
+    lower: Float[Array, "*shape"], upper: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
     """1 where `upper > -lower`, else 0, for the least area (Zhang et al. 2018, CROWN)."""
     return (upper > -lower).astype(lower.dtype)
 
 
-def parallel(lower: Array, upper: Array) -> Array:
+def parallel(
+    lower: Float[Array, "*shape"], upper: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
     """`upper / (upper - lower)`, parallel to the upper line.
 
     Fast-Lin (Weng et al. 2018) and CAP (Wong & Kolter 2018) use this slope.
@@ -36,12 +41,12 @@ def parallel(lower: Array, upper: Array) -> Array:
     return jnp.where(unstable, upper / jnp.where(unstable, upper - lower, 1.0), 0.0)
 
 
-def zero(lower: Array, upper: Array) -> Array:
+def zero(lower: Float[Array, "*shape"], upper: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """0: the ReLU's lower line is `y >= 0`."""
     return jnp.zeros_like(lower)
 
 
-def one(lower: Array, upper: Array) -> Array:
+def one(lower: Float[Array, "*shape"], upper: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """1: the ReLU's lower line is `y >= x`."""
     return jnp.ones_like(lower)
 
@@ -68,7 +73,7 @@ def uniform(key: Array) -> _Drawn:
     return _Drawn(key, lambda k, lower, upper: jax.random.uniform(k, lower.shape, lower.dtype))
 
 
-def random(p: Array | float, q: Array | float, key: Array) -> _Drawn:
+def random(p: Float[Array, ""] | float, q: Float[Array, ""] | float, key: Array) -> _Drawn:
     """0 or 1: 1 with probability `p` where `|lower| > |upper|`, with probability `q` elsewhere.
 
     These are the variants of the loss-landscape study (Lee et al. 2021): `(0, 1)` is `adaptive`,
@@ -120,7 +125,7 @@ class Optimized:
     learning_rate: optax.ScalarOrSchedule
     optimize_intermediate: bool
     start: Slopes
-    objective: Callable[[Array], Array] | None
+    objective: Callable[[Float[Array, " n"]], Float[Array, ""]] | None
 
     def transformation(self) -> optax.GradientTransformation:
         """The update of the positions from the gradient of the objective."""
@@ -142,7 +147,7 @@ def optimized(
     *,
     optimize_intermediate: bool = False,
     start: Slopes | None = None,
-    objective: Callable[[Array], Array] | None = None,
+    objective: Callable[[Float[Array, " n"]], Float[Array, ""]] | None = None,
 ) -> Optimized:
     """Slopes that gradient steps move towards tighter bounds; pass them as `linear(slopes=...)`.
 

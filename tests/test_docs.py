@@ -115,6 +115,18 @@ def test_the_code_in_contributing_runs(project, monkeypatch, tmp_path):
             assert namespace["certificate"].verified.all()
 
 
+def test_the_code_about_random_networks_runs(project):
+    (code,) = blocks(project / "docs" / "random-networks.md", "python")
+    namespace = {}
+    exec(compile(code, "random-networks.md", "exec"), namespace)
+    for name in ("attacked", "one_step"):
+        assert abs(namespace[name] - namespace["x"]).max() <= 0.05 * (1 + 1e-6)
+    assert namespace["transfer"].shape == (3, 3)
+    for name in ("of_one_draw", "of_the_mean"):
+        assert namespace[name].arithmetic == "real"
+        assert namespace[name].verified.all()
+
+
 def test_the_table_of_ops_is_what_supported_ops_prints(project):
     (table,) = blocks(project / "docs" / "ops.md", "text")
     printed = io.StringIO()

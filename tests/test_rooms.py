@@ -16,11 +16,13 @@ ROOMS = {
     "boundjax.precision": (),
     "boundjax.windows": ("boundjax.numerics",),
     "boundjax.slopes": (),
+    "boundjax.stochastic": ("boundjax.typing",),
     "boundjax.properties": (),
     "boundjax.vnnlib": ("boundjax.properties",),
     "boundjax.check": (),
     "boundjax.check_onnx": (),
     "boundjax.check_attack": ("boundjax.check",),
+    "boundjax.check_exact": ("boundjax.check",),
     "boundjax.sets": (
         "boundjax.typing",
         "boundjax.numerics",
@@ -59,6 +61,7 @@ ROOMS = {
         "boundjax.sets",
     ),
     "boundjax.attacks": (
+        "boundjax.stochastic",
         "boundjax.sets",
         "boundjax.training",
     ),
@@ -71,6 +74,7 @@ ROOMS = {
         "boundjax.typing",
         "boundjax.precision",
         "boundjax.slopes",
+        "boundjax.stochastic",
         "boundjax.check",
         "boundjax.check_attack",
         "boundjax.sets",
@@ -92,6 +96,7 @@ ROOMS = {
     "boundjax": (
         "boundjax.precision",
         "boundjax.slopes",
+        "boundjax.stochastic",
         "boundjax.vnnlib",
         "boundjax.sets",
         "boundjax.ops",

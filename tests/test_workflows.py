@@ -1,4 +1,4 @@
-"""GitHub's workflows, pre-commit and CITATION.cff: what they name exists and fits the package."""
+"""GitHub's workflows, pre-commit, CITATION.cff and MANIFEST.in fit the package and its files."""
 
 import configparser
 import glob
@@ -7,6 +7,8 @@ import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import hypothesis
 import pytest
@@ -215,3 +217,20 @@ def test_the_citation_has_the_version_and_the_license_of_the_package():
     assert citation["license"] == metadata["license"]
     assert citation["authors"]
     assert citation["message"]
+
+
+def test_the_sdist_holds_every_file_of_the_repository(tmp_path):
+    pytest.importorskip("setuptools", reason="setuptools lists the files of the sdist")
+    if not (PROJECT / ".git").exists():
+        pytest.skip("no git repository: this is an unpacked sdist")
+    setup = ["-W", "ignore", "-c", "import setuptools; setuptools.setup()", "--quiet"]
+    subprocess.run(
+        [sys.executable, *setup, "egg_info", "--egg-base", tmp_path], cwd=PROJECT, check=True
+    )
+    sources = (tmp_path / "boundjax.egg-info" / "SOURCES.txt").read_text().splitlines()
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=PROJECT, check=True, capture_output=True, text=True
+    ).stdout.split("\0")
+    files = {path for path in tracked if (PROJECT / path).is_file()}  # not those just deleted
+    assert "tests/conftest.py" in files
+    assert files - set(sources) == {".gitignore"}

@@ -1,4 +1,8 @@
-"""Projected gradient descent on the margin, inside an l2 or l-infinity ball (Madry et al. 2018)."""
+"""Projected gradient descent on the margin, inside an l2 or l-infinity ball (Madry et al. 2018).
+
+On random networks it is EOT-PGD (Athalye et al. 2018): each step follows the mean of the gradients
+of several draws.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +12,34 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
+from boundjax.attacks.arguments import check_arguments
+from boundjax.attacks.objective import Loss, descent_gradient, mean_margins
 from boundjax.sets.threat import Threat
-from boundjax.training.losses import cross_entropy
 
-Loss = Literal["margin", "cross_entropy"]
-LOSSES: tuple[Loss, ...] = ("margin", "cross_entropy")
+Keep = Literal["best", "last"]
+# Draws of random networks get keys that no restart has.
+_DRAWS = 0x454F54
 
 
 def pgd(
-    f: Callable[[Float[Array, "B ..."]], Float[Array, "B C"]],
+    f: Callable[..., Float[Array, "B C"]],
     x: Float[Array, "B ..."],
     labels: Int[Array, " B"],
-    eps: ArrayLike,
+    eps: Float[ArrayLike, ""],
     *,
     key: Array,
     norm: float = jnp.inf,
     clip: tuple[float, float] | None = None,
     steps: int = 40,
-    step_size: ArrayLike | None = None,
+    step_size: Float[ArrayLike, ""] | None = None,
     restarts: int = 1,
     loss: Loss = "margin",
+    draws: int | None = None,
+    keep: Keep | None = None,
 ) -> Float[Array, "B ..."]:
     """Returns the input of smallest margin `z_y - max_{m != y} z_m` that the attack meets.
 
@@ -40,38 +47,57 @@ def pgd(
     along the sign of the gradient (`norm=inf`) or along the normalised gradient (`norm=2`) of the
     loss and is projected back onto the ball and the clip box. The attack keeps the best iterate of
     each example, the start included, so the result is never less adversarial than `x`. This is a
-    pure function: `jit` it with `f`, `norm`, `clip`, `steps`, `restarts` and `loss` static.
+    pure function: `jit` it with `f`, `norm`, `clip`, `steps`, `restarts`, `loss`, `draws` and
+    `keep` static.
+
+    A random network `f(x, key)` is attacked with `draws` draws (expectation over transformation,
+    Athalye et al. 2018): gradients are means over the draws of the gradients of the loss, and every
+    step draws anew. The margins of one step are a sample, so the last iterate is returned. EOT-PGD
+    of Lee et al. 2022 (GradDiv) has 20 steps, `loss="cross_entropy"` and 5, 10 or 20 draws.
 
     Args:
-      f: maps a batch to logits `[B, C]`, `C >= 2`.
+      f: maps a batch, with `draws` a batch and a PRNG key, to logits `[B, C]`, `C >= 2`.
       x: `[B, ...]`, the centres of the balls, inside the clip box if there is one.
       labels: int `[B]`.
       eps: radius, a scalar in the units of `x`. With radius 0 the result is `x`.
-      key: PRNG key of the random starts.
+      key: PRNG key of the random starts and the draws.
       norm: `jnp.inf` or `2`.
       clip: `(lowest, highest)` input value, or None.
       steps: gradient steps per restart.
       step_size: length of a step in `norm`, a scalar; `eps / 4` by default.
       restarts: number of starts, at least 1.
       loss: the steps descend the `"margin"` or ascend the `"cross_entropy"`.
+      draws: draws per gradient of a random network; None for a deterministic one.
+      keep: `"best"`, the iterate of smallest margin, which on random networks is the mean over the
+        draws of that step; or `"last"`, of several restarts the best of their last iterates. By
+        default `"best"` without draws and `"last"` with them.
 
     Returns:
-      `[B, ...]`, the best iterate of each example.
+      `[B, ...]`, one point of the set for each example.
 
     Raises:
-      ValueError: for a negative or NaN `eps`, a norm other than 2 and inf, an unknown loss, a step
-        or restart count out of range, or shapes that do not match.
+      ValueError: for a negative or NaN `eps`, a norm other than 2 and inf, an unknown loss, a
+        number of steps, restarts or draws out of range, a random network without `draws` or `draws`
+        of a function that takes no key, or shapes that do not match.
     """
-    _check_arguments(f, x, labels, eps, norm, clip, steps, restarts, loss)
-    descent = Descent(f, x, labels, Threat(eps, norm, clip), step_size, loss)
+    check_arguments("pgd", f, x, labels, eps, norm, clip, loss, draws, key)
+    if steps < 0 or restarts < 1:
+        raise ValueError(
+            f"pgd needs steps >= 0 and restarts >= 1, got steps={steps}, restarts={restarts}"
+        )
+    if keep not in (None, "best", "last"):
+        raise ValueError(f"keep must be 'best' or 'last', got {keep!r}")
+    descent = Descent(f, x, labels, Threat(eps, norm, clip), step_size, loss, draws, keep)
 
-    def step(carry: tuple[Array, Best], _: None) -> tuple[tuple[Array, Best], None]:
-        return descent.step(*carry), None
+    def step(carry: tuple[Array, Best], key: Array | None) -> tuple[tuple[Array, Best], None]:
+        return descent.step(*carry, key), None
 
     def restart(best: Best, index: Array) -> tuple[Best, None]:
         start = descent.start(key, index)
-        (last, best), _ = jax.lax.scan(step, (start, best), length=steps)
-        return descent.end(last, best), None
+        keys = None if draws is None else descent.draw_keys(key, index, steps)
+        of_steps, of_end = (None, None) if keys is None else (keys[:-1], keys[-1])
+        (last, best), _ = jax.lax.scan(step, (start, best), of_steps, length=steps)
+        return descent.end(last, best, of_end), None
 
     best, _ = jax.lax.scan(restart, descent.nothing(), jnp.arange(restarts))
     return best.iterate
@@ -80,8 +106,8 @@ def pgd(
 class Best(NamedTuple):
     """The iterates `[B, ...]` with the smallest margins `[B]` so far."""
 
-    iterate: Array
-    margins: Array
+    iterate: Float[Array, "B ..."]
+    margins: Float[Array, " B"]
 
 
 class Descent:
@@ -100,16 +126,20 @@ class Descent:
 
     def __init__(
         self,
-        f: Callable[[Array], Array],
-        x: Array,
-        labels: Array,
+        f: Callable[..., Float[Array, "B C"]],
+        x: Float[Array, "B ..."],
+        labels: Int[Array, " B"],
         threat: Threat,
-        step_size: ArrayLike | None = None,
+        step_size: Float[ArrayLike, ""] | None = None,
         loss: Loss = "margin",
+        draws: int | None = None,
+        keep: Keep | None = None,
     ) -> None:
         """Takes the arguments of `pgd` without checking them; `threat` has eps, norm and clip."""
         self._f, self._x, self._labels = f, x, labels
-        self._threat, self._loss = threat, loss
+        self._threat, self._draws = threat, draws
+        self._loss: Loss = loss
+        self._keeps_last = keep == "last" or (keep is None and draws is not None)
         self._eps = jnp.asarray(threat.eps, x.dtype)
         self._step_size = self._eps / 4 if step_size is None else jnp.asarray(step_size, x.dtype)
 
@@ -117,32 +147,43 @@ class Descent:
         """The best before the first start: `x`, with infinite margins."""
         return Best(self._x, jnp.full(self._labels.shape, jnp.inf, self._x.dtype))
 
-    def start(self, key: Array, index: Array | int) -> Array:
+    def start(self, key: Array, index: Int[Array, ""] | int) -> Float[Array, "B ..."]:
         """The starting points `[B, ...]` of restart number `index`; the first is `x` itself."""
         key = jax.random.fold_in(key, index)
         noise = _random_offset(key, self._x, self._eps, self._threat.norm)
         return jnp.where(index == 0, self._x, self._project(self._x + noise))
 
-    def step(self, iterate: Array, best: Best) -> tuple[Array, Best]:
-        """Returns the next iterate, and the best including this one."""
-        direction, margins = jax.grad(self._objective, has_aux=True)(iterate)
-        best = self._better(iterate, margins, best)
+    def draw_keys(self, key: Array, index: Array | int, steps: int) -> Array:
+        """Keys `[steps + 1]` of a random network: one for each step of a restart, one for `end`."""
+        key = jax.random.fold_in(jax.random.fold_in(key, _DRAWS), index)
+        return jax.random.split(key, steps + 1)
+
+    def step(
+        self, iterate: Float[Array, "B ..."], best: Best, key: Array | None = None
+    ) -> tuple[Float[Array, "B ..."], Best]:
+        """Returns the next iterate, and the best including this one; `key` is that of the draws."""
+        direction, margins = descent_gradient(
+            self._f, iterate, self._labels, self._loss, self._keys(key)
+        )
+        if not self._keeps_last:
+            best = self._better(iterate, margins, best)
         moved = iterate - self._step_size * _steepest(direction, self._threat.norm)
         return self._project(moved), best
 
-    def end(self, iterate: Array, best: Best) -> Best:
-        """Returns the best including the last iterate of a restart."""
-        return self._better(iterate, _margins(self._f(iterate), self._labels), best)
+    def end(self, iterate: Float[Array, "B ..."], best: Best, key: Array | None = None) -> Best:
+        """Returns the best including the last iterate of a restart; `key` is that of the draws."""
+        margins = mean_margins(self._f, iterate, self._labels, self._keys(key))
+        return self._better(iterate, margins, best)
+
+    def _keys(self, key: Array | None) -> Array | None:
+        """The keys of the draws `[n]`; None for a deterministic network."""
+        if self._draws is None:
+            return None
+        assert key is not None, "a random network needs a key for every step"
+        return jax.random.split(key, self._draws)
 
     def _project(self, points: Array) -> Array:
         return jax.vmap(self._threat.project)(points, self._x)
-
-    def _objective(self, iterate: Array) -> tuple[Array, Array]:
-        """The objective to descend, summed over the batch, and the margins `[B]`."""
-        logits = self._f(iterate)
-        margins = _margins(logits, self._labels)
-        descended = margins if self._loss == "margin" else -cross_entropy(logits, self._labels)
-        return jnp.sum(descended), margins
 
     def _better(self, iterate: Array, margins: Array, best: Best) -> Best:
         better = margins < best.margins
@@ -150,13 +191,6 @@ class Descent:
         return Best(
             jnp.where(selection, iterate, best.iterate), jnp.where(better, margins, best.margins)
         )
-
-
-def _margins(logits: Array, labels: Array) -> Array:
-    """`z_y - max_{m != y} z_m`, `[B]`."""
-    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-    return label_logit - jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
 
 
 def _example_norm(x: Array) -> Array:
@@ -181,46 +215,3 @@ def _random_offset(key: jax.Array, x: jax.Array, eps: jax.Array, norm: float) ->
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)
     radius = jax.random.uniform(radius_key, shape, x.dtype)
     return eps * radius ** (1.0 / max(1, math.prod(x.shape[1:]))) * direction
-
-
-def _check_arguments(
-    f: Callable[[Array], Array],
-    x: Array,
-    labels: Array,
-    eps: ArrayLike,
-    norm: float,
-    clip: tuple[float, float] | None,
-    steps: int,
-    restarts: int,
-    loss: str,
-) -> None:
-    if norm not in (2, jnp.inf):
-        raise ValueError(f"pgd expects norm=2 or norm=inf, got norm={norm}")
-    if loss not in LOSSES:
-        raise ValueError(f"unknown loss {loss!r}: use one of {', '.join(LOSSES)}")
-    if steps < 0 or restarts < 1:
-        raise ValueError(
-            f"pgd needs steps >= 0 and restarts >= 1, got steps={steps}, restarts={restarts}"
-        )
-    if clip is not None and not clip[0] <= clip[1]:
-        raise ValueError(f"clip must be (lowest, highest) with lowest <= highest, got {clip}")
-    if x.ndim == 0 or labels.shape != x.shape[:1]:
-        raise ValueError(
-            f"pgd expects x [B, ...] and labels [B], got shapes {x.shape} and {labels.shape}"
-        )
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"pgd expects floating-point inputs, got x of type {x.dtype}")
-    if jnp.ndim(eps) != 0:
-        raise ValueError(f"pgd expects a scalar eps, got shape {jnp.shape(eps)}")
-    try:
-        value = float(np.asarray(eps))
-    except jax.errors.TracerArrayConversionError:
-        value = 0.0  # a tracer has no value to check
-    if not value >= 0.0:
-        raise ValueError(f"eps must be >= 0, got {value}")
-    logits = jax.eval_shape(f, x)
-    if logits.ndim != 2 or logits.shape[0] != x.shape[0] or logits.shape[1] < 2:
-        raise ValueError(
-            f"pgd expects f to return logits [B, C] with B={x.shape[0]} and C >= 2, "
-            f"got shape {logits.shape}"
-        )

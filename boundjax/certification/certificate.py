@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int
 
 from boundjax.certification import files
 from boundjax.sets.rounding import Rounding
@@ -33,9 +34,9 @@ class Certificate:
         without reservation. `"float32"`: also every execution of it in floating-point arithmetic.
     """
 
-    verified: np.ndarray
-    margins: np.ndarray
-    labels: np.ndarray
+    verified: Bool[np.ndarray, " B"]
+    margins: Float[np.ndarray, "B C"]
+    labels: Int[np.ndarray, " B"]
     threat: Threat
     method: str
     arithmetic: Rounding = "nearest"
@@ -57,8 +58,8 @@ class Certificate:
     @classmethod
     def of_radii(
         cls,
-        radii: ArrayLike,
-        labels: ArrayLike,
+        radii: Float[ArrayLike, " B"],
+        labels: Int[ArrayLike, " B"],
         *,
         method: str,
         norm: float = math.inf,
@@ -90,7 +91,7 @@ class Certificate:
         self,
         path: str | os.PathLike[str],
         model: Any,
-        x: ArrayLike,
+        x: Float[ArrayLike, "B ..."],
         *,
         witness: Sequence[str] | None = None,
         margins: bool = True,

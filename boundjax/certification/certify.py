@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 
 from boundjax.certification.certificate import Certificate
 from boundjax.certification.memory import MemoryEstimate, available_bytes
@@ -21,10 +22,10 @@ from boundjax.typing import Device
 
 def certify(
     model: Any,
-    x: ArrayLike,
+    x: Float[ArrayLike, "B ..."],
     eps: ArrayLike,
     *,
-    labels: ArrayLike | None = None,
+    labels: Int[ArrayLike, " B"] | None = None,
     norm: float = jnp.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     method: Method | Transform = "crown-ibp",
@@ -38,7 +39,8 @@ def certify(
     Args:
       model: logits `[B, C]` from a batch `[B, ...]`: a bound Linen module,
         `(module, variables)`, an NNX module (used in eval mode, its state left alone), or any
-        callable. It is bounded one example at a time, so it must not mix examples.
+        callable. It is bounded one example at a time, so it must not mix examples. A random network
+        is certified for fixed draws, see `PureModel.fixed_draw` and `PureModel.mean_softmax`.
       x: the inputs `[B, ...]`, float32 or float64.
       eps: the radius in the units of `x` (8 / 255 for pixels in [0, 1]), `>= 0`: a scalar, one per
         example `[B]`, or one per feature (an array that broadcasts to `x`, with as many
@@ -73,8 +75,9 @@ def certify(
 
     Raises:
       ValueError: for an empty batch, NaN inputs, a negative or NaN radius, labels out of range,
-        wrong shapes, fewer than two logits, a model that mixes examples, an unknown method or
-        rounding, weights without a spectral norm, or devices of another process.
+        wrong shapes, fewer than two logits, a model that mixes examples or draws random numbers
+        for every query, an unknown method or rounding, weights without a spectral norm, or
+        devices of another process.
       TypeError: for a model that cannot be called, inputs that are neither float32 nor float64, or
         a transform that does not return an `Interval` (an `Estimate` is not a bound).
       MemoryError: before anything is computed, if a call does not fit; the message names a batch
@@ -98,7 +101,7 @@ def certify(
 
 def memory_estimate(
     model: Any,
-    x: ArrayLike,
+    x: Float[ArrayLike, "B ..."],
     method: Method | Transform = "crown-ibp",
     *,
     norm: float = jnp.inf,
@@ -137,9 +140,9 @@ def memory_estimate(
 
 def certified_radius(
     model: Any,
-    x: ArrayLike,
+    x: Float[ArrayLike, "B ..."],
     *,
-    labels: ArrayLike | None = None,
+    labels: Int[ArrayLike, " B"] | None = None,
     norm: float = jnp.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     method: Method | Transform = "crown-ibp",
@@ -149,7 +152,7 @@ def certified_radius(
     batch_size: int | None = None,
     max_bytes: int | None = None,
     devices: Sequence[Device] | None = None,
-) -> np.ndarray:
+) -> Float[np.ndarray, " B"]:
     """The largest radius within which each example is certified, by bisection up to `eps_max`.
 
     Args:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from boundjax import check
 from boundjax.certification.models import PureModel
@@ -37,7 +38,7 @@ _MOVES = (
 )
 
 
-def export_weights(model: Any, x: ArrayLike, path: str | os.PathLike[str]) -> None:
+def export_weights(model: Any, x: Float[ArrayLike, "B ..."], path: str | os.PathLike[str]) -> None:
     """Writes a model as a file that `python -m boundjax.check --weights` reads.
 
     Args:

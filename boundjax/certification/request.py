@@ -138,6 +138,7 @@ class Request:
             proof.require_plain_sums(
                 jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
             )
+        pure.require_no_fresh_draws(jnp.asarray(examples))
         num_classes, key = _traced(pure, examples)
         request = cls(
             model=pure,

@@ -18,15 +18,7 @@ from boundjax.ir.families import Error, Joint, Planes, Position
 from boundjax.ir.node import Node
 from boundjax.ir.table import register
 from boundjax.numerics import larger, signed_parts, smaller
-from boundjax.ops.product import (
-    center,
-    corner_products,
-    largest,
-    product_planes,
-    radius,
-    rounding,
-    unbounded,
-)
+from boundjax.ops.product import corner_products, product_planes, rounding
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Arithmetic
 
@@ -171,7 +163,7 @@ def _normalize_image(node: Node, d: Interval, r: Interval) -> Interval:
     count = rows.lower.shape[-1]
     eps = float(node.params["eps"])
     # Scale rows of large values, so that no square overflows.
-    scale = lax.stop_gradient(jnp.max(largest(rows), -1, keepdims=True))
+    scale = lax.stop_gradient(jnp.max(rows.largest, -1, keepdims=True))
     scale = jnp.where(scale > 1.0, scale, 1.0)
     lower, upper = rows.lower / scale, rows.upper / scale
     least = signed_parts(larger(lower, -upper))[1]  # the distance of the interval from 0
@@ -189,7 +181,7 @@ def _normalize_image(node: Node, d: Interval, r: Interval) -> Interval:
 
     def finite_or(value: Array, otherwise: float) -> Array:
         # A row with an infinite end has no quotient; NaN stays NaN.
-        infinite = unbounded(rows).any(-1, keepdims=True)
+        infinite = rows.unbounded.any(-1, keepdims=True)
         nan = jnp.isnan(rows.lower)
         value = jnp.where(infinite, otherwise, jnp.where(nan, jnp.nan, value))
         return _from_rows(value, axes, node.shape)
@@ -216,7 +208,7 @@ Plane = tuple[Array, Array]
 
 def _tangent(x: Interval, masked: Array, position: Array) -> Plane:
     """A plane below log-sum-exp, which is convex: its tangent at `position` between the ends."""
-    # A weighted mean of the ends would overflow at a mask's -1e38 (see `product.center`).
+    # A weighted mean of the ends would overflow at a mask's -1e38 (see `Interval.finite_middle`).
     point = jnp.where(masked, 0.0, x.lower + position * (x.upper - x.lower))
     shift = lax.stop_gradient(jnp.max(jnp.where(masked, -jnp.inf, point), -1, keepdims=True))
     # exp(point - total) would be off by the rounding of the total.
@@ -224,7 +216,7 @@ def _tangent(x: Interval, masked: Array, position: Array) -> Plane:
     sum_of_terms = jnp.sum(terms, -1, keepdims=True)
     total, slopes = shift + jnp.log(sum_of_terms), terms / sum_of_terms
     offset = total - jnp.sum(slopes * point, -1, keepdims=True)
-    size = jnp.sum(slopes * largest(x), -1, keepdims=True) + jnp.abs(total)
+    size = jnp.sum(slopes * x.largest, -1, keepdims=True) + jnp.abs(total)
     # The error of a slope counts in proportion to its entry's distance from the point.
     reach = slopes * (1.0 + jnp.abs(point - shift)) * (x.upper - x.lower)
     return slopes, offset - rounding(size + jnp.sum(reach, -1, keepdims=True))
@@ -240,7 +232,7 @@ def _best_shift(x: Interval, masked: Array) -> Array:
     mean of these two LSEs. They are attained at opposite vertices, whose middle is that of the box:
     no plane above log-sum-exp is lower there.
     """
-    m, r = center(x), radius(x)
+    m, r = x.finite_middle, x.finite_radius
     # log(exp(u) - exp(l)), up to the factor 2.
     positive = r > 0
     safe = jnp.where(positive, r, 1.0)
@@ -272,7 +264,7 @@ def _chord(x: Interval, masked: Array, shift: Array) -> Plane:
     `exp(a_j) sinh(R_j) / R_j`, and the logarithm of the sum of chords lies below its tangent at the
     middle.
     """
-    m, r = center(x), radius(x)
+    m, r = x.finite_middle, x.finite_radius
     c = jnp.where(r > 0, shift, 0.0)  # not for fixed entries, such as a mask's -1e38
     moved = c * r
     reach = (1.0 - c) * r + _sum_of_others(moved)
@@ -283,7 +275,7 @@ def _chord(x: Interval, masked: Array, shift: Array) -> Plane:
     slopes_of_d = jnp.exp(a + _log_mean_slope(reach) - total)
     slopes = slopes_of_d + c * (1.0 - jnp.sum(slopes_of_d, -1, keepdims=True))
     offset = base + total - jnp.sum(slopes * m, -1, keepdims=True)
-    size = (jnp.abs(slopes) + c) * largest(x) + slopes_of_d * reach
+    size = (jnp.abs(slopes) + c) * x.largest + slopes_of_d * reach
     size = jnp.sum(size, -1, keepdims=True) + jnp.abs(base) + jnp.abs(total)
     # The error of a slope, from the rounding of its logarithm, counts in proportion to its entry's
     # distance from the middle.
@@ -300,7 +292,7 @@ def _split(x: Interval) -> tuple[Interval, Array, Array]:
     A masked entry adds nothing to the sum. A row that is masked entirely counts as unbounded.
     """
     masked = x.upper == -jnp.inf
-    open_ended = (unbounded(x) & ~masked).any(-1, keepdims=True)
+    open_ended = (x.unbounded & ~masked).any(-1, keepdims=True)
     open_ended = open_ended | masked.all(-1, keepdims=True)
     bounded = Interval(*(jnp.where(open_ended | masked, 0.0, end) for end in x))
     return bounded, masked & ~open_ended, open_ended
@@ -319,7 +311,7 @@ def _logsumexp_rows(x: Interval, at: Array, shift: Array) -> tuple[Plane, Plane]
     below, above = _tangent(bounded, masked, at), _chord(bounded, masked, shift)
     # In a row of such large entries no digit of a weight is right. Far entries have no weight.
     counts = ~masked & (bounded.upper > bounded.lower.max(-1, keepdims=True) - _FAR)
-    size = jnp.where(counts, largest(bounded), 0.0).max(-1, keepdims=True)
+    size = jnp.where(counts, bounded.largest, 0.0).max(-1, keepdims=True)
     open_ended = open_ended | (rounding(size) > _MOST_ROUNDING)
     return either(below, low), either(above, high)
 
@@ -363,7 +355,7 @@ def _log_softmax_planes(node: Node, x: Interval, *, position: Position) -> Plane
         return (a - b) * value + jnp.broadcast_to(total, value.shape)
 
     # The rounding of `a - b`, 1 - slope + slope.
-    slack = rounding(jnp.where(jnp.isfinite(x.lower + x.upper), largest(x), 0.0))
+    slack = rounding(jnp.where(jnp.isfinite(x.lower + x.upper), x.largest, 0.0))
 
     def plane(rows: Plane, sign: float) -> tuple[tuple[Array, Array], Array]:
         slopes, offset = (_from_rows(part, axes, node.shape) for part in rows)
@@ -382,8 +374,8 @@ def _normalize_planes(node: Node, d: Interval, r: Interval, *, position: Positio
     """
     image = _normalize_image(node, d, r)
     planes = product_planes(d, r, position)
-    finite = ~(unbounded(d) | unbounded(r))
-    middles = [jnp.where(finite, center(x), 0.0) for x in (d, r)]
+    finite = ~(d.unbounded | r.unbounded)
+    middles = [jnp.where(finite, x.finite_middle, 0.0) for x in (d, r)]
 
     def either(
         weights: tuple[Array, ...], offset: Array, end: Array, worse: Callable[..., Array]

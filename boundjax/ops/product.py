@@ -31,7 +31,6 @@ from boundjax import precision
 from boundjax.ir.families import Error, Expansion, Joint, Planes, Position, copies
 from boundjax.ir.node import Node
 from boundjax.ir.table import register
-from boundjax.numerics import larger
 from boundjax.ops import matmul
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Arithmetic
@@ -46,31 +45,6 @@ _EXACT_TERMS = 2**26
 def rounding(size: Array) -> Array:
     """How far to move outward a bound with terms of magnitude `size`; no gradient flows."""
     return _ULPS * jnp.finfo(size.dtype).eps * lax.stop_gradient(size)
-
-
-def center(x: Interval) -> Array:
-    """The middle; unlike `Interval.middle` it does not overflow for the largest finite ends.
-
-    XLA would turn a sum of halves into half of the sum, which overflows for a softmax's masked
-    entries, the least finite numbers.
-    """
-    return x.lower + radius(x)
-
-
-def radius(x: Interval) -> Array:
-    """Half of the width, without overflow."""
-    return 0.5 * x.upper - 0.5 * x.lower
-
-
-def largest(x: Interval) -> Array:
-    """The largest magnitude in the interval."""
-    return larger(jnp.abs(x.lower), jnp.abs(x.upper))
-
-
-def unbounded(x: Interval) -> Array:
-    """Where an end is infinite and none is NaN."""
-    infinite = jnp.isinf(x.lower) | jnp.isinf(x.upper)
-    return infinite & ~jnp.isnan(x.lower) & ~jnp.isnan(x.upper)
 
 
 def corner_products(x: Interval, y: Interval) -> Interval:
@@ -91,7 +65,7 @@ def corner_products(x: Interval, y: Interval) -> Interval:
     low = least(y.lower, y.upper, y.lower >= 0)
     high = -least(-y.upper, -y.lower, y.upper <= 0)
     nan = jnp.isnan(x.lower) | jnp.isnan(x.upper) | jnp.isnan(y.lower) | jnp.isnan(y.upper)
-    unknown = (_has_zero(x) & unbounded(y)) | (unbounded(x) & _has_zero(y))
+    unknown = (_has_zero(x) & y.unbounded) | (x.unbounded & _has_zero(y))
     low = jnp.where(nan, jnp.nan, jnp.where(unknown, -jnp.inf, low))
     return Interval(low, jnp.where(nan, jnp.nan, jnp.where(unknown, jnp.inf, high)))
 
@@ -111,14 +85,14 @@ def product_planes(x: Interval, y: Interval, position: Position) -> Planes:
 
     Where an operand is unbounded, the planes are constant: the ends of the product's interval.
     """
-    open_ended = unbounded(x) | unbounded(y)
+    open_ended = x.unbounded | y.unbounded
     constant = corner_products(x, y)
     # Double where: no infinite end reaches the planes, nor their derivatives.
     x, y = (Interval(*(jnp.where(open_ended, 0.0, end) for end in factor)) for factor in (x, y))
-    cx, rx, cy, ry = center(x), radius(x), center(y), radius(y)
+    cx, rx, cy, ry = x.finite_middle, x.finite_radius, y.finite_middle, y.finite_radius
     default = jnp.full_like(cx, 0.5)
     above, below = position(x.lower, x.upper, default), position(x.lower, x.upper, default)
-    slack = rounding(largest(x) * largest(y))
+    slack = rounding(x.largest * y.largest)
 
     if above is default and below is default:
         weights = (cy, cx)
@@ -195,10 +169,10 @@ def _dot_image(node: Node, x: Interval, y: Interval) -> Interval:
     right = Interval(*(_rows(end, y_contract, y_batch) for end in y))
     if left.lower.size * right.lower.shape[1] <= _EXACT_TERMS:
         return Interval(*(end.reshape(node.shape) for end in _summed_corners(left, right)))
-    cx, rx, cy, ry = center(x), radius(x), center(y), radius(y)
+    cx, rx, cy, ry = x.finite_middle, x.finite_radius, y.finite_middle, y.finite_radius
     middle = _dot(node, cx, cy)
     spread = _dot(node, jnp.abs(cx) + rx, ry) + _dot(node, rx, jnp.abs(cy))
-    spread = spread + rounding(_dot(node, largest(x), largest(y)))
+    spread = spread + rounding(_dot(node, x.largest, y.largest))
     return Interval(middle - spread, middle + spread)
 
 
@@ -210,10 +184,10 @@ def _dot_planes(node: Node, x: Interval, y: Interval, *, position: Position) -> 
     linear in the weights and increases with the operands where the weights are positive. An
     unbounded operand gives NaN, which is no bound.
     """
-    cx, rx, cy, ry = center(x), radius(x), center(y), radius(y)
+    cx, rx, cy, ry = x.finite_middle, x.finite_radius, y.finite_middle, y.finite_radius
     default = jnp.full_like(cx, 0.5)
     above, below = position(x.lower, x.upper, default), position(x.lower, x.upper, default)
-    slack = rounding(_dot(node, largest(x), largest(y)))
+    slack = rounding(_dot(node, x.largest, y.largest))
 
     if above is default and below is default:
 

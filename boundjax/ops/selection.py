@@ -16,7 +16,7 @@ from boundjax.ir.families import Error, Joint, Planes, Position, copies
 from boundjax.ir.node import Node, Perturbed
 from boundjax.ir.table import register
 from boundjax.numerics import larger, signed_parts, smaller
-from boundjax.ops.product import center, weighted_sum
+from boundjax.ops.product import weighted_sum
 from boundjax.sets.interval import Interval
 
 
@@ -136,7 +136,7 @@ def _plane_below(
     constant = smaller(first.lower, second.lower)
     below_first = -signed_parts(first.upper - second.lower)[1]
     below_second = -signed_parts(second.upper - first.lower)[1]
-    at_first, at_second = center(first) + below_first, center(second) + below_second
+    at_first, at_second = first.finite_middle + below_first, second.finite_middle + below_second
     # NaN and infinite values never beat the constant.
     use_first = (at_first > constant) & ~(at_second > at_first)
     use_second = (at_second > constant) & ~use_first

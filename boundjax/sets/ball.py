@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, Num
 
 from boundjax.numerics import length, smaller
 from boundjax.sets import ball_box, rounding, upward
@@ -54,7 +55,7 @@ class LpBall:
         empty clip range.
     """
 
-    center: Array
+    center: Num[Array, "*shape"]
     eps: ArrayLike
     p: float = jnp.inf
     clip: tuple[ArrayLike, ArrayLike] | None = None
@@ -129,7 +130,7 @@ class LpBall:
             lower, upper = jnp.clip(lower, low, high), jnp.clip(upper, low, high)
         return Interval(lower, upper)
 
-    def ball(self) -> tuple[Array, Array]:
+    def ball(self) -> tuple[Float[Array, "*shape"], Float[Array, ""]]:
         """`center` and the radius of an l2 ball around it that contains the set.
 
         With one eps for `n` features it is `n ** (1 / 2 - 1 / max(p, 2)) eps`, or less where the
@@ -156,7 +157,7 @@ class LpBall:
             size = upward.norm_above(radius, 1 / (Fraction(1, 2) - inverse))
         return upward.enclosing_radius(size, center, lower, upper)
 
-    def support(self, coefficients: Array) -> Array:
+    def support(self, coefficients: Float[Array, "*shape"]) -> Float[Array, ""]:
         """`max <c, x> = <c, center> + ||eps * c||_q` with `1 / p + 1 / q = 1`."""
         middle, spread = self.interval().middle, self.spread(coefficients)
         nearest = jnp.sum(coefficients * middle) + spread
@@ -164,7 +165,7 @@ class LpBall:
             return nearest
         return upward.with_slack(upward.support_above, nearest, coefficients, middle, spread)
 
-    def spread(self, coefficients: Array) -> Array:
+    def spread(self, coefficients: Float[Array, "*shape"]) -> Float[Array, ""]:
         """`max <c, x - middle>`; clipping and outward rounding move the middle off the center."""
         nearest = self._nearest_spread(coefficients)
         if not self.outward:

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, Num
 
 from boundjax.numerics import float_info, larger, length, smaller
 from boundjax.sets import rounding, upward
 from boundjax.sets.checks import as_float, concrete, first_index, require_array, require_finite
-from boundjax.sets.interval import Interval, unless_empty
+from boundjax.sets.interval import Interval
 from boundjax.typing import Jitted
 
 
@@ -54,10 +55,10 @@ class BallBox:
     Source: Lee, Lee and Park 2020, "Lipschitz-Certifiable Training with a Tight Outer Bound".
     """
 
-    center: Array
-    radius: ArrayLike
-    lower: Array
-    upper: Array
+    center: Num[Array, "*shape"]
+    radius: Num[ArrayLike, ""]
+    lower: Num[Array, "*shape"]
+    upper: Num[Array, "*shape"]
     outward: bool = False
 
     def __post_init__(self) -> None:
@@ -121,14 +122,15 @@ class BallBox:
         """
         center, radius = as_float(self.center), self._radius()
         lower, upper = self._ends()
-        nearest = unless_empty(larger(lower, center - radius), smaller(upper, center + radius))
+        ends = Interval(larger(lower, center - radius), smaller(upper, center + radius))
+        nearest = ends.unless_empty()
         if not self.outward:
             return nearest
         least, most = rounding.outward_ends(center, jnp.broadcast_to(radius, center.shape))
-        ends = unless_empty(jnp.maximum(lower, least), jnp.minimum(upper, most))
-        return rounding.enclosure(ends, nearest)
+        ends = Interval(lower, upper).cut(Interval(least, most))
+        return rounding.enclosure(ends.unless_empty(), nearest)
 
-    def ball(self) -> tuple[Array, Array]:
+    def ball(self) -> tuple[Float[Array, "*shape"], Float[Array, ""]]:
         """`center` and `radius`, or a smaller radius where the box ends earlier."""
         center, radius, (lower, upper) = as_float(self.center), self._radius(), self._ends()
         corner = jnp.maximum(jnp.abs(upper - center), jnp.abs(center - lower))
@@ -140,7 +142,7 @@ class BallBox:
             upward.enclosing_radius, nearest, *arguments
         )
 
-    def support(self, coefficients: Array) -> Array:
+    def support(self, coefficients: Float[Array, "*shape"]) -> Float[Array, ""]:
         """`max <c, x>`; `c` has the input's shape."""
         middle, spread = self.interval().middle, self.spread(coefficients)
         nearest = jnp.sum(coefficients * middle) + spread
@@ -148,7 +150,7 @@ class BallBox:
             return nearest
         return upward.with_slack(upward.support_above, nearest, coefficients, middle, spread)
 
-    def spread(self, coefficients: Array) -> Array:
+    def spread(self, coefficients: Float[Array, "*shape"]) -> Float[Array, ""]:
         """`max <c, x - middle>`, see `ball_box.spread`."""
         nearest = self._nearest_spread(coefficients)
         if not self.outward:

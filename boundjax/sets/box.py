@@ -8,11 +8,12 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Num
 
 from boundjax.numerics import length
 from boundjax.sets import rounding, upward
 from boundjax.sets.checks import as_float, concrete, first_index, require_array, require_finite
-from boundjax.sets.interval import Interval, unless_empty
+from boundjax.sets.interval import Interval
 
 
 @functools.partial(
@@ -32,8 +33,8 @@ class Box:
       ValueError: for different shapes, values that are not finite, or `lower > upper`.
     """
 
-    lower: Array
-    upper: Array
+    lower: Num[Array, "*shape"]
+    upper: Num[Array, "*shape"]
     outward: bool = False
 
     def __post_init__(self) -> None:
@@ -74,16 +75,16 @@ class Box:
         """
         lower = as_float(self.lower)
         upper = as_float(self.upper, lower)
-        nearest = unless_empty(lower, upper)
+        nearest = Interval(lower, upper).unless_empty()
         if not self.outward:
             return nearest
-        ends = (
+        ends = Interval(
             rounding.float_below(self.lower, lower.dtype),
             rounding.float_above(self.upper, lower.dtype),
         )
-        return rounding.enclosure(unless_empty(*ends), nearest)
+        return rounding.enclosure(ends.unless_empty(), nearest)
 
-    def ball(self) -> tuple[Array, Array]:
+    def ball(self) -> tuple[Float[Array, "*shape"], Float[Array, ""]]:
         """The center and the radius of the smallest l2 ball that contains the set."""
         middle, radius = self.interval().middle, self.interval().radius
         nearest = length(radius)
@@ -91,7 +92,7 @@ class Box:
             return middle, nearest
         return middle, upward.with_slack(upward.length_above, nearest, radius)
 
-    def support(self, coefficients: Array) -> Array:
+    def support(self, coefficients: Float[Array, "*shape"]) -> Float[Array, ""]:
         """`max <c, x> = <c, middle> + <|c|, radius>`; `c` has the input's shape."""
         middle, spread = self.interval().middle, self.spread(coefficients)
         nearest = jnp.sum(coefficients * middle) + spread
@@ -99,7 +100,7 @@ class Box:
             return nearest
         return upward.with_slack(upward.support_above, nearest, coefficients, middle, spread)
 
-    def spread(self, coefficients: Array) -> Array:
+    def spread(self, coefficients: Float[Array, "*shape"]) -> Float[Array, ""]:
         """`max <c, x - middle> = <|c|, radius>`."""
         radius = self.interval().radius
         nearest = jnp.sum(jnp.abs(coefficients) * radius)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from jax import Array
+from jaxtyping import Float
 
 from boundjax.sets.interval import Interval
 
@@ -29,11 +30,11 @@ class InputSet(Protocol):
         """The smallest box that contains the set."""
         ...
 
-    def support(self, coefficients: Array) -> Array:
+    def support(self, coefficients: Float[Array, "*shape"]) -> Float[Array, ""]:
         """`max <coefficients, x>` over the set (or an upper bound on it), a scalar."""
         ...
 
-    def spread(self, coefficients: Array) -> Array:
+    def spread(self, coefficients: Float[Array, "*shape"]) -> Float[Array, ""]:
         """`max <coefficients, x - m>` with `m` the middle of `interval()`, a scalar."""
         ...
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax  # pyright: ignore[reportMissingTypeStubs]
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, Num
 
 from boundjax.sets.ball import LpBall
 from boundjax.sets.checks import as_float, require_clip, require_norm, require_radius
@@ -45,7 +46,7 @@ class Threat:
         require_radius(self.eps)
         require_clip(self.clip)
 
-    def __call__(self, x: Array) -> LpBall:
+    def __call__(self, x: Num[Array, "*shape"]) -> LpBall:
         """The set of all perturbed inputs of one example `x`."""
         return LpBall(x, self.eps, self.norm, self.clip, self.outward)
 
@@ -53,7 +54,9 @@ class Threat:
         """The same threat with another radius."""
         return dataclasses.replace(self, eps=eps)
 
-    def project(self, point: Array, x: Array) -> Array:
+    def project(
+        self, point: Num[Array, "*shape"], x: Num[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
         """Moves a point into the set around `x`, for attacks by projected gradients.
 
         Args:

@@ -6,6 +6,11 @@ from boundjax.training.expressive import mtl_ibp_loss as mtl_ibp_loss
 from boundjax.training.expressive import rectified_link as rectified_link
 from boundjax.training.expressive import scaled_product as scaled_product
 from boundjax.training.expressive import small_box as small_box
+from boundjax.training.gradient_diversity import GradientDirections as GradientDirections
+from boundjax.training.gradient_diversity import gradient_directions as gradient_directions
+from boundjax.training.gradient_diversity import gradient_diversity_loss as gradient_diversity_loss
+from boundjax.training.gradient_diversity import loss_increase_bound as loss_increase_bound
+from boundjax.training.gradient_diversity import mean_resultant_length as mean_resultant_length
 from boundjax.training.initializers import ibp_normal as ibp_normal
 from boundjax.training.losses import cross_entropy as cross_entropy
 from boundjax.training.losses import fused_robust_cross_entropy as fused_robust_cross_entropy

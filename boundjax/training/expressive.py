@@ -24,7 +24,7 @@ def _require_one_shape(first: tuple[str, Array], second: tuple[str, Array]) -> N
 
 
 def mtl_ibp_loss(
-    adversarial_ce: Float[Array, "*B"], ibp_ce: Float[Array, "*B"], alpha: Array | float
+    adversarial_ce: Float[Array, "*B"], ibp_ce: Float[Array, "*B"], alpha: Float[Array, ""] | float
 ) -> Float[Array, "*B"]:
     """MTL-IBP: `(1 - alpha) CE_adv + alpha CE_IBP`, per example.
 
@@ -47,7 +47,7 @@ def mtl_ibp_loss(
 
 
 def exp_ibp_loss(
-    adversarial_ce: Float[Array, "*B"], ibp_ce: Float[Array, "*B"], alpha: Array | float
+    adversarial_ce: Float[Array, "*B"], ibp_ce: Float[Array, "*B"], alpha: Float[Array, ""] | float
 ) -> Float[Array, "*B"]:
     """EXP-IBP: `CE_adv^(1 - alpha) CE_IBP^alpha`, per example, computed in logarithms.
 
@@ -82,7 +82,7 @@ def exp_ibp_loss(
 def cc_ibp_margins(
     adversarial_margins: Float[Array, "*B C-1"],
     ibp_margins: Float[Array, "*B C-1"],
-    alpha: Array | float,
+    alpha: Float[Array, ""] | float,
 ) -> Float[Array, "*B C-1"]:
     """CC-IBP: margins `(1 - alpha) z_adv + alpha z_IBP`, to train on their robust cross-entropy.
 

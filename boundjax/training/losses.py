@@ -117,8 +117,8 @@ def mixed_objective(
     labels: Int[Array, " B"],
     interval_margins: Float[Array, "B C-1"],
     linear_margins: Float[Array, "B C-1"],
-    kappa: Array | float,
-    beta: Array | float,
+    kappa: Float[Array, ""] | float,
+    beta: Float[Array, ""] | float,
 ) -> Float[Array, ""]:
     """The objective of CROWN-IBP (Zhang et al. 2020) and its successors, averaged over the batch.
 

@@ -25,9 +25,9 @@ PreActivations = Mapping[str, Interval]
 class RELUStates(NamedTuple):
     """The fractions of a network's ReLUs in each state; they add up to 1."""
 
-    active: Array
-    unstable: Array
-    dead: Array
+    active: Float[Array, ""]
+    unstable: Float[Array, ""]
+    dead: Float[Array, ""]
 
 
 def _layers(pre_activations: PreActivations) -> list[Interval]:

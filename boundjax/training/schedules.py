@@ -9,8 +9,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float32, Num
 
-Scalar = Array | float | int
+Scalar = Num[Array, ""] | float | int
 
 
 def _check_ramp(start: int, end: int, eps_max: float) -> None:
@@ -29,7 +30,7 @@ def _ramp_fraction(step: Scalar, start: int, end: int) -> Array:
     return jnp.clip(passed / float(end - start), 0.0, 1.0)
 
 
-def linear_schedule(step: Scalar, start: int, end: int, eps_max: float) -> Array:
+def linear_schedule(step: Scalar, start: int, end: int, eps_max: float) -> Float32[Array, ""]:
     """Linear ramp `eps(t) = eps_max * clip((t - start) / (end - start), 0, 1)`.
 
     Args:
@@ -55,7 +56,7 @@ def smoothed_schedule(
     eps_max: float,
     mid: float = 0.25,
     exponent: int = 4,
-) -> Array:
+) -> Float32[Array, ""]:
     """Ramp that follows a power of `t` up to `mid` and then its tangent line.
 
     With `m = start + int(mid * (end - start))` and `e = exponent`,
@@ -99,7 +100,7 @@ def smoothed_schedule(
 
 def stairs_schedule(
     step: Scalar, steps_per_epoch: int, epochs: int, eps_start: float, eps_max: float
-) -> Array:
+) -> Float32[Array, ""]:
     """One radius per epoch: `epochs` evenly spaced values from `eps_start` to `eps_max` inclusive.
 
     This is the schedule of CAP (Wong & Kolter 2018) and of "Improved Training of Certifiably Robust
@@ -132,7 +133,7 @@ def stairs_schedule(
     return jnp.asarray(radii, jnp.float32)[jnp.clip(epoch, 0, epochs)]
 
 
-def eps_dependent(eps: Scalar, eps_max: float, initial: float, final: float) -> Array:
+def eps_dependent(eps: Scalar, eps_max: float, initial: float, final: float) -> Float32[Array, ""]:
     """A weight that follows the radius: `initial - (eps / eps_max) (initial - final)`.
 
     CROWN-IBP and its successors use it for kappa (weight of the natural loss) and beta (weight of

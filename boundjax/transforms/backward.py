@@ -23,11 +23,12 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from boundjax import windows
 from boundjax.ir.families import Extremum, Lines, Planes, Scalar
 from boundjax.ir.node import Graph, Node
-from boundjax.numerics import larger, signed_parts, smaller
+from boundjax.numerics import signed_parts
 from boundjax.ops import affine, local, matmul
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
@@ -44,10 +45,10 @@ class LinearBounds(NamedTuple):
     Coefficients are `[m, *input]`, biases `[m]`; both are None on a side that was not asked for.
     """
 
-    lower_coefficients: Array | None
-    lower_bias: Array | None
-    upper_coefficients: Array | None
-    upper_bias: Array | None
+    lower_coefficients: Float[Array, " m *input"] | None
+    lower_bias: Float[Array, " m"] | None
+    upper_coefficients: Float[Array, " m *input"] | None
+    upper_bias: Float[Array, " m"] | None
 
 
 class PerRow(NamedTuple):
@@ -364,34 +365,6 @@ def _relax_planes(
         constant = constant + _infinite_part(operand, source)
     remaining = iter(operands)
     return tuple(next(remaining) if f else None for f in floating), constant
-
-
-def intersect(first: Interval, second: Interval, crossing: bool = True) -> Interval:
-    """The tighter of two valid bounds at each end.
-
-    Two intervals that contradict each other show that a bound is wrong or that the set is empty;
-    both ends are then NaN, which never certifies.
-
-    Args:
-      first, second: the bounds.
-      crossing: whether ends may cross by rounding; they are then exchanged.
-    """
-    lower = larger(first.lower, second.lower)
-    upper = smaller(first.upper, second.upper)
-    if not crossing:
-        return poisoned(Interval(jnp.where(lower > upper, jnp.nan, lower), upper))
-    size = functools.reduce(jnp.maximum, [jnp.abs(end) for end in (*first, *second)])
-    contradiction = lower - upper > 1e-3 * (1.0 + size)
-    lower, upper = smaller(lower, upper), larger(lower, upper)
-    return poisoned(Interval(jnp.where(contradiction, jnp.nan, lower), upper))
-
-
-def poisoned(bounds: Interval) -> Interval:
-    """Sets both ends to NaN if one is, so that an unknown end passes for neither bound nor sign."""
-    if not jnp.issubdtype(bounds.lower.dtype, jnp.floating):
-        return bounds
-    unknown = jnp.isnan(bounds.lower) | jnp.isnan(bounds.upper)
-    return Interval(*(jnp.where(unknown, jnp.nan, end) for end in bounds))
 
 
 def frames_of(graph: Graph, index: int) -> dict[int, windows.Frame]:

@@ -301,7 +301,7 @@ def references_of(graph: Graph, intervals: Sequence[Interval]) -> list[Array]:
 
 def constant_lines(node: Node, intervals: Sequence[Interval]) -> Lines:
     """Interval bounds as a relaxation: two constant lines at the ends of the node's interval."""
-    image = backward.poisoned(intervals[node.index])
+    image = intervals[node.index].poisoned()
     return Lines(None, image.lower[None], None, image.upper[None])
 
 
@@ -394,9 +394,7 @@ def interval(
             intervals, references = sweep.intervals, sweep.references
         if specification is None:
             leaves = [
-                backward.poisoned(intervals[o.index])
-                if isinstance(o, Perturbed)
-                else Interval(o, o)
+                intervals[o.index].poisoned() if isinstance(o, Perturbed) else Interval(o, o)
                 for o in graph.outputs
             ]
             result = jax.tree.unflatten(graph.output_tree, leaves)

@@ -20,6 +20,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypedDict, Unpa
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from boundjax import slopes as slope_policies
 from boundjax.ir.node import Node, Perturbed
@@ -84,10 +85,10 @@ class Auxiliary(NamedTuple):
     interval: Interval
     linear: Interval
     pre_activations: dict[str, Interval]
-    slopes: dict[str, Array]
+    slopes: dict[str, Float[Array, " ..."]]
     coefficients: LinearBounds
-    rows: dict[str, Array]
-    worst_input: Array
+    rows: dict[str, Float[Array, "rows ..."]]
+    worst_input: Float[Array, " m *input"]
 
 
 @overload
@@ -193,7 +194,7 @@ class Relaxation(Generic[OutputBounds]):
         """Bounds on the inputs of the nonlinear ops, by label."""
         return intervals_of.pre_activations(self.walk.graph, self.walk.intervals)
 
-    def largest_output(self) -> Array:
+    def largest_output(self) -> Float[Array, "*out"]:
         """The largest magnitude of each element of the one output array, by intervals."""
         (output,) = self.walk.graph.outputs
         if not isinstance(output, Perturbed):

@@ -41,7 +41,7 @@ from boundjax.transforms.signatures import ArrayFunction, BoundsFunction, TreeFu
 from boundjax.windows import Rows, dense
 
 # Spectral norms by the label of their layer.
-Norms: TypeAlias = Mapping[str, Array]
+Norms: TypeAlias = Mapping[str, Float[Array, ""]]
 
 
 class LipschitzAuxiliary(NamedTuple):
@@ -167,7 +167,7 @@ def spectral_norms(
 
 def power_vectors(
     function: TreeFunction, example: Array | jax.ShapeDtypeStruct, key: Array
-) -> dict[str, Array]:
+) -> dict[str, Float[Array, " ..."]]:
     """Random unit vectors to start `power_iteration` with, one per linear layer.
 
     Args:
@@ -187,8 +187,8 @@ def power_vectors(
 def power_iteration(
     function: TreeFunction,
     example: Array | jax.ShapeDtypeStruct,
-    vectors: Mapping[str, Array],
-) -> tuple[dict[str, Float[Array, ""]], dict[str, Array]]:
+    vectors: Mapping[str, Float[Array, " ..."]],
+) -> tuple[dict[str, Float[Array, ""]], dict[str, Float[Array, " ..."]]]:
     """One power iteration on every linear layer and its transpose.
 
     It approaches the norms from *below*, for training; a certificate needs `spectral_norms`.

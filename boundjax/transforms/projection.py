@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, Never, TypeAlias, overload
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from boundjax import slopes as slope_policies
 from boundjax.ir.node import Node, Perturbed
@@ -45,8 +46,8 @@ class Estimate(NamedTuple):
     for an `Interval`.
     """
 
-    lower_estimate: Array
-    upper_estimate: Array
+    lower_estimate: Float[Array, "*shape"]
+    upper_estimate: Float[Array, "*shape"]
 
 
 class EstimateAuxiliary(NamedTuple):
@@ -56,8 +57,8 @@ class EstimateAuxiliary(NamedTuple):
     """
 
     pre_activations: dict[str, Interval]
-    rows: dict[str, Array]
-    worst_input: Array
+    rows: dict[str, Float[Array, "rows ..."]]
+    worst_input: Float[Array, " m *input"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,7 +121,7 @@ class Relaxations:
         per_row = any(p.ndim > self.slopes[key].ndim for key, p in node_positions.items())
         if per_row and isinstance(rows, Windowed):
             assert isinstance(node.op, Scalar), "other ops take complete rows"
-            (operand,) = (backward.poisoned(self.intervals[i]) for i in node.inputs)
+            (operand,) = (self.intervals[i].poisoned() for i in node.inputs)
             # Beyond the border the coefficients are 0, but the lines there must be finite.
             lower, upper = (rows.crop(end, "nearest") for end in operand)
             lines = node.op.lines(node, lower, upper, _replay(node_positions, node.label))
@@ -233,7 +233,7 @@ class Relaxations:
         return Planes(product, lower_weights, lower_offset, upper_weights, upper_offset)
 
     def _relaxed(self, node: Node, position: Position, ends: RowEnds) -> Lines | Planes:
-        operands = [backward.poisoned(ends.get(i, self.intervals[i])) for i in node.inputs]
+        operands = [ends.get(i, self.intervals[i]).poisoned() for i in node.inputs]
         match node.op:
             case Extremum():
                 lower = node.op.windows(node, *(o.lower for o in operands))

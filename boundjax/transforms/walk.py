@@ -137,10 +137,8 @@ class Walk:
         """
         if index not in known:
             return interval
-        lower = jnp.maximum(interval.lower, known[index].lower)
-        upper = jnp.minimum(interval.upper, known[index].upper)
-        empty = ~(lower <= upper)
-        values = concrete(empty)
+        cut = interval.cut(known[index])
+        values = concrete(~(cut.lower <= cut.upper))
         if values is not None and values.any():
             node = self.graph.nodes[index]
             where = first_index(values)
@@ -149,7 +147,7 @@ class Walk:
                 f"known bounds of '{node.label or node.primitive}' contradict its interval{where}: "
                 f"got [{ends[2]}, {ends[3]}] for a value in [{ends[0]}, {ends[1]}]"
             )
-        return Interval(jnp.where(empty, jnp.nan, lower), jnp.where(empty, jnp.nan, upper))
+        return cut.unless_empty()
 
     def node_bounds(
         self,
@@ -178,8 +176,8 @@ class Walk:
         return self.intersect(interval if intersect else bounds, bounds)
 
     def intersect(self, first: Interval, second: Interval) -> Interval:
-        """The tighter of two valid bounds at each end, see `backward.intersect`."""
-        return backward.intersect(first, second, crossing=self.errors is None)
+        """The tighter of two valid bounds at each end, see `Interval.intersect`."""
+        return first.intersect(second, crossing=self.errors is None)
 
     def merged(self, starts: Mapping[int, Array], constant: Array) -> Interval:
         """Interval bounds `[m]` of a specification, merged with the last affine layers."""
@@ -225,10 +223,7 @@ class Walk:
         """Intervals of pre-activations for each row, cut with the intervals that all rows share."""
         ends = by_node(self.graph, "within", labelled, rows)
         return {
-            index: Interval(
-                jnp.maximum(interval.lower, self.intervals[index].lower[None]),
-                jnp.minimum(interval.upper, self.intervals[index].upper[None]),
-            )
+            index: interval.cut(Interval(*(end[None] for end in self.intervals[index])))
             for index, interval in ends.items()
         }
 
@@ -364,10 +359,5 @@ def by_node(
         shapes = {jnp.shape(end) for end in interval}
         if shapes != {shape}:
             raise ValueError(f"{name}[{label!r}] must have shape {shape}, got {sorted(shapes)}")
-        if index in bounds:
-            interval = Interval(
-                jnp.maximum(interval.lower, bounds[index].lower),
-                jnp.minimum(interval.upper, bounds[index].upper),
-            )
-        bounds[index] = interval
+        bounds[index] = interval.cut(bounds[index]) if index in bounds else interval
     return bounds

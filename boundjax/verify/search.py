@@ -30,7 +30,7 @@ _ATTACK_EVERY = 16  # batches of sub-boxes
 
 Verdict = Literal["sat", "unsat", "unknown", "timeout"]
 # Floating-point inputs `[n]` to outputs `[m]`.
-Evaluate = Callable[[np.ndarray], np.ndarray]
+Evaluate = Callable[[Num[np.ndarray, " n"]], Num[np.ndarray, " m"]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class _Decided(Exception):
 
 
 def verify(
-    model_single: Callable[[Array], Array],
+    model_single: Callable[[Float32[Array, "*input_shape"]], Array],
     property: Property,
     *,
     method: Method = "alpha-crown",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from boundjax.attacks.pgd import LOSSES
+from boundjax.attacks.objective import LOSSES
 from boundjax.certification.presets import BEST, METHODS
 from experiments.evaluation.array_archive import ArrayArchive
 from experiments.records.formats import (

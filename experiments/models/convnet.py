@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from boundjax.stochastic import GaussianNoise
 from boundjax.training import ibp_normal
 from experiments.settings.errors import ExperimentError
 
@@ -112,6 +113,9 @@ class ConvolutionalClassifier(nn.Module):
         `"ibp"`: all but the last layer by `boundjax.training.ibp_normal`, at half the scale behind
         a residual block, whose branches add up their widths (Shi et al. 2021).
       negative_slope: 0 for ReLU; otherwise the slope of a LeakyReLU in its place.
+      noise: None, or the standard deviations of Gaussian noise on the input of the first
+        convolution and of all others, those of skips included (RSE, Liu et al. 2018: 0.2 and 0.1):
+        a random network, see `boundjax.stochastic`. A noise is no layer of its own.
     """
 
     convolutions: tuple[Convolution | Pool, ...] = ()
@@ -124,6 +128,7 @@ class ConvolutionalClassifier(nn.Module):
     std: tuple[float, ...] | None = None
     kernel_init: str = "fan_in"
     negative_slope: float = 0.0
+    noise: tuple[float, float] | None = None
 
     @nn.compact
     def __call__(
@@ -184,6 +189,15 @@ class ConvolutionalClassifier(nn.Module):
             options = {"use_running_average": not train, "momentum": self.bn_momentum}
             return [layer, partial(_applied, nn.BatchNorm, {**options, "name": next(norms)})]
 
+        noises = itertools.count()
+
+        def disturbed(layer: Layer) -> Layer:
+            if self.noise is None:
+                return layer
+            index = next(noises)
+            options = {"std": self.noise[min(index, 1)], "name": f"GaussianNoise_{index}"}
+            return partial(_composed, (partial(_applied, GaussianNoise, options), layer))
+
         def convolved(layer: Convolution | GroupedConvolution, scale: float = 1.0) -> list[Layer]:
             options = {
                 "features": layer.filters,
@@ -194,7 +208,7 @@ class ConvolutionalClassifier(nn.Module):
                 "kernel_init": self._initializer(scale, _CONVOLUTION_INITS),
                 "name": next(convs),
             }
-            return normalised(partial(_applied, nn.Conv, options))
+            return normalised(disturbed(partial(_applied, nn.Conv, options)))
 
         def dense(width: int, kernel_init: Initializer) -> Layer:
             options = {"features": width, "kernel_init": kernel_init, "name": next(denses)}

@@ -21,8 +21,8 @@ from boundjax.tracing import trace
 SINGLE = accuracy.SINGLE
 each_case = pytest.mark.parametrize("name", CASES)
 EXACT = {name for name, case in CASES.items() if not case.stated.ulp}
-# Some versions of XLA simplify the root of a square, and compute expm1 ten times better than
-# onnxruntime (`tests/experiments/test_ulps.py`) computes elu.
+# Some versions of XLA simplify the root of a square. XLA's expm1 is ten times as accurate as
+# onnxruntime's elu (`tests/experiments/test_ulps.py`), for which the stated error allows.
 ROUNDED = sorted(set(CASES) - EXACT - {"squareplus(0)", "elu", "elu(1.7)", "celu(1.7)", "selu"})
 
 
@@ -38,7 +38,7 @@ def test_every_elementwise_op_has_a_stated_error():
     with_error = set(accuracy.STATED) | set(accuracy.BY_CONSTANTS)
     assert with_error == names
     assert not set(accuracy.STATED) & set(accuracy.BY_CONSTANTS)
-    # Nothing but selections is stated without being compared.
+    # Only selections and steps have a stated error that no case measures.
     missing = with_error - {case.op for case in CASES.values()}
     steps = {"ceil", "floor", "sign"}
     assert missing == {"clamp", "convert_element_type", "hinge", "max", "min"} | steps
@@ -108,21 +108,21 @@ def test_a_traced_function_has_the_error_that_was_compared(name):
     ],
 )
 def test_exponentials_pay_for_sums_of_exponents(function, factors):
-    """Older XLA multiplies exponentials by adding exponents, and that sum is rounded."""
+    """Older XLA multiplies exponentials by adding their exponents, and rounds that sum."""
     rng = np.random.default_rng(0)
     a, b = rng.uniform(20.0, 40.0, (2, 4096)).astype(np.float32)
     exponents = factors(a.astype(np.float64), b.astype(np.float64))
     exact = np.exp(sum(exponents))
 
     def paid(of_exp):
-        """The relative errors of the factors and of their product, added."""
+        """The sum of the relative errors of the factors and of their product."""
         errors = (of_exp.error(x, 1.0, SINGLE) for x in exponents)
         return sum(errors) + len(exponents) * SINGLE.unit
 
     stated_error = accuracy.STATED["exp"]
     computed = np.asarray(jax.jit(function)(a, b)).astype(np.float64)
     assert (np.abs(computed / exact - 1.0) <= 0.5 * paid(stated_error)).all()
-    # What the best program of that kind computes.
+    # The most accurate result that a program which adds exponents can reach.
     rewritten = np.exp(sum(x.astype(np.float32) for x in exponents).astype(np.float64))
     off = np.abs(rewritten / exact - 1.0)
     assert (off <= 0.5 * paid(stated_error)).all()
@@ -136,7 +136,7 @@ def test_float64_has_at_least_eight_ulp():
 
 
 def test_log1p_in_float64_is_off_by_more_than_a_hundred_ulp():
-    """A bug of XLA; where it is repaired, only the larger error of the table is left."""
+    """A bug of XLA. Once it is fixed, the table's error is merely larger than needed."""
     (of_log1p,) = stated(jnp.log1p, jnp.float64)
     x = np.linspace(-0.5, -0.3, 1001)
     with jax.enable_x64(True):
@@ -170,7 +170,7 @@ def test_constants_decide():
     assert (slopes.ulp, slopes.underflow) == (2.0, 10.0)
     per_element = stated(lambda y: jnp.where(y > 0, y, jnp.arange(3.0) * y))[-1]
     np.testing.assert_array_equal(per_element.underflow, [3.0, 4.0, 5.0])
-    # The slope is known when the program runs.
+    # The slope is a traced value.
     jax.jit(lambda slope: stated(lambda y: jnp.where(y > 0, y, slope * y))[-1].underflow)(x)
 
 
@@ -211,7 +211,7 @@ def test_powers():
     assert accuracy.of_power(0.0) == accuracy.EXACT
     assert accuracy.of_power(-0.5).domain == (2.0**-126, math.inf)
     assert accuracy.of_integer_power(2**25) is None
-    # In float64 less of a root is lost by underflow, unless the exponent is tiny.
+    # In float64 underflow costs a root less, unless the exponent is tiny.
     assert accuracy.of_power(0.5, np.float64).absolute < accuracy.of_power(0.5).absolute
 
 
@@ -227,7 +227,7 @@ def test_the_error_is_the_formula():
     array = of_arrays(jnp.float32([0.75, 0.0]), jnp.float32([-2.5, 0.0]))
     assert array.dtype == jnp.float32
     np.testing.assert_allclose(array, [float(exact), 3 * 2.0**-24], rtol=1e-6)
-    # Where only underflow is left it does not vanish.
+    # The error of underflow remains even where all other errors are 0.
     assert accuracy.EXACT.error(0.0, 0.0, SINGLE) == 2.0 * 2.0**-126
 
 
@@ -236,7 +236,7 @@ def test_unbounded_values_have_unbounded_errors():
     for entry in accuracy.STATED.values():
         error = entry.error(infinity, infinity, SINGLE)
         assert np.all(error == np.inf) if entry.ulp else np.all(np.isfinite(error))
-    # An unbounded operand of a bounded function is none.
+    # A bounded function has a finite error even at an unbounded operand.
     assert jnp.isfinite(accuracy.STATED["tanh"].error(infinity, jnp.ones(1), SINGLE)).all()
     assert jnp.isnan(accuracy.STATED["exp"].error(1.0, jnp.float32(jnp.nan), SINGLE))
 
@@ -249,7 +249,7 @@ def test_where_errors_are_stated():
     expected = [True, *[False] * 7]
     np.testing.assert_array_equal(of_log.holds(lower, upper, value, SINGLE), expected)
     traced = jax.jit(lambda *arrays: of_log.holds(*arrays, SINGLE))(lower, upper, value)
-    # A compiled program treats the subnormal number as 0, which is outside as well.
+    # A compiled program flushes the subnormal number to 0, which is outside the domain, too.
     np.testing.assert_array_equal(traced, expected)
 
 
@@ -260,7 +260,7 @@ def test_shares_see_every_kind_of_wrong_value():
     np.testing.assert_allclose(
         case.shares(x, wrong), [0.0, np.inf, np.inf, 2.0**24 / 4.0, 1.0], rtol=1e-6
     )
-    # Beyond the largest stated value nothing is promised.
+    # The stated error makes no promise beyond the largest value it names.
     assert case.shares(np.float32([89.0]), np.float32([np.inf])) == 0.0
     assert case.shares(np.zeros(0, np.float32), np.zeros(0, np.float32)).shape == (0,)
     assert CASES["relu"].shares(np.float32([1.0]), np.float32([1.0 + 2.0**-23])) == np.inf

@@ -13,7 +13,7 @@ from networks import points
 import boundjax as bj
 from experiments.models import families
 
-# The first step of the recurrence starts from constants, all others are alike: two will do.
+# Two steps are enough: the first starts from constants, and all others are alike.
 FAMILIES = families.FAMILIES | {
     "lstm": dataclasses.replace(families.FAMILIES["lstm"], input_shape=(2, 4))
 }
@@ -31,8 +31,8 @@ METHODS = {
         intermediate="linear",
     ),
 }
-# Compiling is what costs: the deeper methods run on some, the parts of the others are covered by
-# the networks of test_soundness.py.
+# Compilation dominates the cost, so the deeper methods run on some families only. The networks of
+# test_soundness.py cover the parts of the others.
 DEEPER = {
     "crown": ("mlp", "cnn", "resnet", "unet", "vit", "resnet (nnx)"),
     "fast-lin": ("resnet (nnx)",),
@@ -40,7 +40,7 @@ DEEPER = {
 }
 # Flax's LSTM keeps float32 carries, NNX's attention computes in float32, whatever the input is.
 FLOAT32 = ("lstm", "vit (nnx)")
-# Tiny, usual and far beyond anything certifiable.
+# Tiny, typical, and far beyond what can be certified.
 RADII = (0.0, 1e-3, 0.02, 0.2)
 
 
@@ -135,7 +135,7 @@ def test_bounds_contain_samples_and_attacks(family, method):
         assert (logits <= bounds.upper + slack).all(), eps
         if eps == 0 and bounds.lower.dtype == np.float64:
             assert (bounds.width <= 1e-5 + 10 * slack).all()
-        # Interval pre-activations of a layer norm can be too wide for any line to help.
+        # With interval pre-activations a layer norm can be too wide for any line to help.
         if method not in ("interval", "crown-ibp") and eps == 1e-3:
             assert bounds.width.sum() < interval.width.sum()
 
@@ -145,7 +145,7 @@ def test_bounds_contain_samples_and_attacks(family, method):
     [pytest.param(f, marks=pytest.mark.xdist_group(f)) for f in ("mlp", "cnn", "resnet", "unet")],
 )
 def test_crown_is_useful_at_a_small_radius(family):
-    """Linear intermediate bounds come within a few times of what is attained."""
+    """CROWN's bounds are at most three times as wide as the attained range."""
     centre, logits = samples(family, 1e-3)
     attained = logits.max(0) - logits.min(0)
     width = bounds_of(family, "crown")(centre, 1e-3).width

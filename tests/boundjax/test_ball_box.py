@@ -19,8 +19,8 @@ BATCH, SIZE = 64, 9
 
 
 def problems(rng, count=BATCH, size=SIZE):
-    """Coefficients `[count, size]`, radii `[count]`, room below and above, partly 0 or inf."""
-    # Slopes of several magnitudes: caps then bind one after the other.
+    """Coefficients `[count, size]`, radii `[count]`, room below and above (also 0 or inf)."""
+    # Slopes of several magnitudes, so that the caps bind one after the other.
     c = rng.normal(size=(count, size)) * 10 ** rng.uniform(-2, 1, size=(count, size))
     c[rng.uniform(size=c.shape) < 0.1] = 0.0
     radius = 10 ** rng.uniform(-1.5, 1, size=count)
@@ -32,7 +32,7 @@ def problems(rng, count=BATCH, size=SIZE):
 
 
 def caps(c, radius, below, above):
-    """How far every feature may move for the better, `[n]`."""
+    """How far each feature may move in the direction that increases the sum, `[n]`."""
     cap = np.minimum(np.maximum(np.where(c > 0, above, below), 0.0), radius)
     return np.where(c == 0, 0.0, cap)
 
@@ -54,7 +54,7 @@ def by_sorting(c, radius, below, above):
 
 
 def by_bisection(c, radius, below, above):
-    """The same, `alpha` by bisection: shares nothing with the breakpoints."""
+    """The same maximum with `alpha` from bisection, which needs no breakpoints."""
     slope, cap = np.abs(c), caps(c, radius, below, above)
     if np.linalg.norm(cap) <= radius:
         return slope @ cap
@@ -136,7 +136,7 @@ def test_spread_contains_samples_and_is_no_looser_than_ball_and_box(seed):
     found = spread(c, radius, below, above)
     rays = rng.normal(size=(4000, *c.shape))
     rays *= radius[:, None] / np.linalg.norm(rays, axis=-1, keepdims=True)
-    # Clipped to a box around 0, a point of the ball stays in it.
+    # Clipping to a box around 0 keeps a point of the ball in the ball.
     points = np.clip(rays, -below, above)
     reached = np.max(np.sum(c * points, -1), 0)
     assert (reached <= found + 1e-12).all()
@@ -170,7 +170,7 @@ def test_any_multiplier_is_sound(seed):
 @given(seed=SEEDS)
 def test_gradients_match_finite_differences(seed):
     arguments = problems(np.random.default_rng(seed))
-    # Away from the kinks: slopes and room of 0.
+    # Avoid the kinks, where a slope or the room is 0.
     c, radius, *rooms = arguments
     c = np.where(np.abs(c) < 1e-3, 0.3, c)
     arguments = (c, radius, *(np.where(room < 1e-3, 0.3, room) for room in rooms))
@@ -252,7 +252,7 @@ def test_what_is_nan_or_negative_never_certifies():
     assert np.isnan(found).all()
 
 
-# Without those whose maximum is no float32.
+# Combinations whose maximum no float32 can hold are left out.
 SCALES = [(1e-30, 1.0), (1e-30, 1e25), (1.0, 1e-25), (1.0, 1e25), (1e30, 1.0), (1e30, 1e-25)]
 
 
@@ -271,7 +271,7 @@ def test_float32_neither_underflows_nor_overflows(slope, length):
 
 @pytest.mark.parametrize("shift", [1e-20, 1e-10, 1e10])
 def test_slopes_and_caps_of_very_different_size(shift):
-    # The steep features have next to no room: the shallow ones decide.
+    # The steep features have hardly any room, so the shallow ones decide.
     c, cap = np.array([[1.0, shift, 2 * shift]]), np.array([[1e-6 * min(shift, 1.0), 1.0, 1.0]])
     arguments = [np.asarray(x, np.float32) for x in (c, [0.5], cap, cap)]
     expected = by_sorting(*(x[0] for x in arguments))
@@ -330,7 +330,7 @@ def test_ball_box_whose_center_lies_outside_is_sound(seed):
     points = rng.uniform(lower, upper, size=(2000, *lower.shape))
     inside = np.linalg.norm(points - center, axis=-1) <= radius
     reached = np.max(np.where(inside, np.sum(c * points, -1), -np.inf), 0)
-    # NaN where ball and box do not meet in some feature.
+    # The support is NaN where ball and box do not meet in some feature.
     assert (~(reached > support + 1e-12)).all()
     box = np.sum(c * (low + high) / 2, 1) + np.sum(np.abs(c) * (high - low) / 2, 1)
     assert (~(support > box + 1e-12)).all()
@@ -445,7 +445,7 @@ def test_clipped_l2_ball_is_exact(seed, per_feature):
     points = np.clip(rays / np.linalg.norm(rays, axis=-1, keepdims=True), -rooms[0], rooms[1])
     reached = np.max(np.sum(c * (center + eps * points), -1), 0)
     assert (reached <= found + 1e-12).all()
-    # What the support was without the closed form.
+    # The bound without the closed form: the smaller of the supports of ball and box.
     ball = np.sum(c * center, 1) + np.linalg.norm(eps * c, axis=1)
     box = np.sum(np.where(c > 0, c * ends[1], c * ends[0]), 1)
     assert (found <= np.minimum(ball, box) + 1e-12).all()

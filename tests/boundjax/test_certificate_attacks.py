@@ -1,4 +1,4 @@
-"""Files with the points of an attack: what they show is shown again, and nothing else."""
+"""Attack files: the checker confirms the points that they hold and refuses everything else."""
 
 import re
 import subprocess
@@ -26,7 +26,7 @@ def run(capsys, folder, name="a.npz", weights="w.npz", data="x.npz"):
 
 
 def found(model, x, labels, norm):
-    """For each example a corner of its set, or another point, that is misclassified, if any."""
+    """For each example a misclassified corner or other point of its set, if there is one."""
     nodes = nodes_of(export.weights_of(model, x).arrays)
     random, points = np.random.default_rng(1), {}
     for _ in range(400):
@@ -42,7 +42,7 @@ def found(model, x, labels, norm):
 
 @pytest.fixture(scope="module", params=[np.inf, 2, 1])
 def saved(request, tmp_path_factory):
-    """A folder with a true file, and the labels and points in it."""
+    """A folder with a correct attack file, and the labels and points in it."""
     tmp_path = tmp_path_factory.mktemp("saved")
     model, shape = model_of("mlp")
     module, variables = model
@@ -97,7 +97,7 @@ def test_wrong_points_show_nothing(saved, capsys):
     first = min(points)
     with np.load(folder / "x.npz") as file:
         x = file["x"]
-    # Outside of the set: at four times the distance, and outside of the clip range.
+    # Points outside the set: four times as far away, and outside the clip range.
     for far in (x[first] + 4 * (points[first] - x[first]), np.full_like(x[first], -0.001)):
         wrong = {**arrays, "points": np.concatenate([far[None], arrays["points"][1:]])}
         rewritten(folder / "wrong.npz", wrong, claims)
@@ -111,7 +111,7 @@ def test_wrong_points_show_nothing(saved, capsys):
     status, lines = run(capsys, folder, "wrong.npz")
     assert status == 1
     assert lines[0] == f"example {first}: its point is not misclassified"
-    # An input that is classified as its label says.
+    # An input that the model classifies correctly.
     fine = next(k for k in range(2, 12) if k not in points)
     attack = arrays["attack"].copy()
     attack[fine] = check_attack.ITSELF

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.quick
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A certificate that is true: its folder, itself, the model and the inputs."""
+    """A true certificate: its folder, the certificate itself, the model and the inputs."""
     folder = tmp_path_factory.mktemp("saved")
     return folder, *save_true_certificate(folder)
 
@@ -79,7 +79,7 @@ def test_the_exported_network_is_the_model(name):
 
 
 def test_the_same_for_programs(saved, tmp_path, capsys):
-    """The margins of today's bounds do not allow for programs, but the slack is small."""
+    """Margins for real arithmetic leave no room for float32 programs, but the slack is small."""
     folder, *_ = saved
     arrays, claims = contents(folder / "certificate.npz")
     claims["arithmetic"] = "float32"
@@ -88,7 +88,7 @@ def test_the_same_for_programs(saved, tmp_path, capsys):
     assert status == 0, lines
     assert "programs with unit 5.96e-08" in lines[0]
     slack = float(lines[-1].rpartition(" ")[2])
-    assert 1e-7 < slack < 1e-4  # by which programs lose
+    assert 1e-7 < slack < 1e-4  # what float32 programs need
 
 
 def test_radii(tmp_path, capsys):
@@ -166,7 +166,7 @@ def test_an_onnx_file(tmp_path, capsys):
     assert len(lines) == 1
 
 
-# ONNX models that the checker does not read, of those of test_onnx.py: one of each operator.
+# Models of test_onnx.py that the checker cannot read, one for each operator.
 READ = 50
 
 
@@ -202,10 +202,10 @@ def test_several_witnesses_prove_the_best_margins(tmp_path, capsys):
 
 
 def test_several_ties_at_once(tmp_path, capsys):
-    """Rounding decided differently for units whose intervals are symmetric: all ways are tried."""
+    """Rounding decides the slope at units with symmetric intervals, so the checker tries both."""
     of_hidden, of_x = np.zeros((2, 4, 2), np.float32)
     of_hidden[:, 0] = 1.0
-    # Now slope 1 proves that the first two units contribute at least 0, slope 0 the last two.
+    # Only slope 1 proves that the first two units contribute at least 0; the last two need slope 0.
     of_x[:2, 0] = -1.0
 
     def model(x):
@@ -233,7 +233,7 @@ def test_several_ties_at_once(tmp_path, capsys):
 
 
 def test_examples_without_a_claim_cost_nothing(saved, tmp_path, monkeypatch, capsys):
-    """In a cascade most examples have no margins of the dear methods."""
+    """In a cascade the expensive methods claim margins for few of the examples."""
     folder, *_ = saved
     arrays, claims = contents(folder / "certificate.npz")
     rows = np.arange(6) == 2
@@ -260,7 +260,7 @@ def test_a_sample_says_so(saved, capsys):
     status, lines = run(capsys, *files, "--sample", 2, "--seed", 7)
     assert status == 0
     assert "2 of 6 examples checked (seed 7)" in lines[-1]
-    # None is not a sample.
+    # A sample of none is not allowed: at least one example is checked.
     assert "1 of 6 examples checked" in run(capsys, *files, "--sample", 0)[1][-1]
 
 
@@ -347,7 +347,7 @@ def test_the_checker_is_one_file_of_500_lines(project):
 
 
 def rows_of(text, first):
-    """The cells of a table whose first column has this title."""
+    """The cells of the table whose first column is called `first`."""
     (body,) = re.findall(rf"^\| {first} \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in body.splitlines()]
 

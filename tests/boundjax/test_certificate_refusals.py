@@ -1,4 +1,4 @@
-"""Certificate files that were changed, damaged or made to do damage are refused."""
+"""Changed, damaged and malicious certificate files are refused."""
 
 import io
 import zipfile
@@ -12,19 +12,19 @@ from boundjax import check
 
 pytestmark = pytest.mark.quick
 
-# With 1000 here this file takes 15 s.
+# 1000 mutants would take 15 s.
 MUTANTS = 200
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A certificate that is true: its folder, itself, the model and the inputs."""
+    """A true certificate: its folder, the certificate itself, the model and the inputs."""
     folder = tmp_path_factory.mktemp("saved")
     return folder, *save_true_certificate(folder)
 
 
 def test_wrong_claims_are_refused(saved, tmp_path, capsys):
-    """Margins that are raised, and an example that is not robust and called verified."""
+    """Raised margins, and an example claimed as verified although it is not robust."""
     folder, certificate, *_ = saved
     arrays, claims = contents(folder / "certificate.npz")
     weak = int(np.argmin(certificate.verified))
@@ -43,7 +43,7 @@ def test_wrong_claims_are_refused(saved, tmp_path, capsys):
 
 
 def mutants(folder, seed):
-    """Changed certificates or weights: a name, the arrays and claims of both files."""
+    """Changed certificates or weights, as a name and the arrays and claims of both files."""
     random = np.random.default_rng(seed)
     arrays, claims = contents(folder / "certificate.npz")
     weights, header = contents(folder / "weights.npz")
@@ -96,7 +96,7 @@ def mutants(folder, seed):
             del claims[name]
         else:
             wrong = [None, 7, "wrong", [], {}, [1], -1.5, [["crown"]]]
-            # A method and versions are words that are printed nowhere and prove nothing.
+            # The method and the versions are words for the reader, which prove nothing.
             name = name if name not in ("method", "versions") else "network"
             claims[name] = wrong[random.integers(len(wrong))]
 
@@ -163,7 +163,7 @@ def test_mutants_are_refused_with_one_line_each(saved, seed, tmp_path, capsys):
 
 @pytest.mark.parametrize("which", ["certificate", "weights"])
 def test_damaged_files_are_refused_or_hold_the_same(saved, which, tmp_path, capsys):
-    """Bytes that are flipped or cut off; a few of them say nothing, such as a date."""
+    """Flipped or missing bytes; a few, such as those of a date, carry no content."""
     folder, *_ = saved
     content = (folder / f"{which}.npz").read_bytes()
     random = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from boundjax.attacks import pgd
 CLASSES = 4
 EXAMPLES = 6
 NAMES = ("interval", "crown-ibp", "one-step", "crown", "fast-lin", "alpha-crown", "best")
-# One worker compiles the methods for all tests.
+# One worker compiles each method once for all tests.
 pytestmark = [pytest.mark.xdist_group("certify"), pytest.mark.quick]
 
 
@@ -56,7 +56,7 @@ def variables(images):
 
 @pytest.fixture(scope="module")
 def model(variables):
-    # certify knows this form and keeps its compiled code.
+    # certify recognises this form and keeps its compiled code.
     return functools.partial(LinenNet().apply, variables)
 
 
@@ -171,11 +171,11 @@ def attack(variables, x, labels, eps):
 
 
 def test_best_is_the_union_of_the_sound_methods(model, images):
-    # All but alpha-CROWN, which costs more than they do together.
+    # All methods but alpha-CROWN, which costs more than the others together.
     names = [name for name in NAMES if name != "alpha-crown"]
     certificates = {m: bj.certify(model, images, 0.05, method=m) for m in names}
     union = np.any([certificates[m].verified for m in names if m != "best"], axis=0)
-    # Per margin the best bound counts, so it may verify what no single method does.
+    # "best" takes the best bound for each margin, so it may verify more than any single method.
     assert (certificates["best"].verified >= union).all()
     for method in names:
         assert (certificates["best"].margins >= certificates[method].margins - 1e-5).all()
@@ -284,7 +284,7 @@ def test_a_model_with_nan_is_never_verified(method, where, variables, images):
 
 @pytest.mark.parametrize("method", NAMES)
 def test_one_nan_weight_is_never_verified(method, images):
-    # A single bad unit that a comparison could take for a dead one.
+    # A single NaN unit, which a comparison could mistake for a dead one.
     rng = np.random.default_rng(0)
     first = jnp.asarray(rng.normal(size=(16, 6)), jnp.float32).at[3, 2].set(jnp.nan)
     second = jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)
@@ -339,7 +339,7 @@ def test_certified_radius_is_certified_and_nearly_the_largest(method, norm, mode
 def test_certified_radius_is_zero_for_a_wrong_prediction_and_at_most_eps_max(model, images):
     wrong = (model(images).argmax(1) + 1) % CLASSES
     assert (bj.certified_radius(model, images, labels=wrong) == 0).all()
-    # Two logits far apart: certified at every radius that is asked for.
+    # Two logits far apart, which are certified at every radius.
     easy = bj.certified_radius(
         lambda x: jnp.stack([x.sum((1, 2, 3)) + 1e3, 0.0 * x[:, 0, 0, 0]], 1), images
     )
@@ -362,7 +362,7 @@ def test_eps_per_example(model, images, reference):
 
 
 def test_changed_weights_change_the_certificate(images):
-    # A plain function may hide its weights: nothing compiled for it may be kept.
+    # A plain function may hide its weights, so its compiled code must not be reused.
     kernel = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
 
     def apply(x):
@@ -380,7 +380,7 @@ def test_certified_radius_of_a_nan_model_is_zero(images):
     assert (radius == 0).all()
 
 
-# --- methods of the user's ------------------------------------------------------------------------
+# --- user-defined methods -------------------------------------------------------------------------
 
 
 def test_a_transform_may_be_the_method(model, images, reference):

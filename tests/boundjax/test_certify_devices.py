@@ -1,4 +1,4 @@
-"""certify on several devices: the answers of one, nothing sent between them, memory of each."""
+"""certify on several devices: the answers of one, no communication, and the memory of each."""
 
 import functools
 
@@ -14,7 +14,7 @@ from boundjax.certification.request import Request
 
 EXAMPLES, CLASSES, EPS = 7, 4, 0.02
 CLIP = (0.0, 1.0)
-# Of a compiled program. Each of them would make a device wait for the others.
+# Collective operations of a compiled program; each would make a device wait for the others.
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 pytestmark = pytest.mark.xdist_group("certify_devices")
 
@@ -43,7 +43,8 @@ def devices():
     return found
 
 
-# Mapped over at once, and one by one on CPU: seven examples do not divide by two, nor do batches.
+# Methods that vmap over the examples, and one that runs them one by one on CPU. Neither seven
+# examples nor batches of three divide by two.
 @pytest.mark.parametrize("method", ["interval", "crown-ibp", "crown"])
 def test_two_devices_find_what_one_finds(method, model, images):
     options = {"method": method, "clip": CLIP}
@@ -61,7 +62,7 @@ def test_the_devices_send_each_other_nothing(method, model, images):
     threat = bj.Threat(EPS, np.inf, CLIP)
     request = Request.check(model, images, threat, None, method, "real", None, None, devices())
     plan = request.plan(method)
-    assert plan.batch_size == 8  # seven, filled up
+    assert plan.batch_size == 8  # seven, padded to a multiple of two
     filled = [np.resize(a, (8, *a.shape[1:])) for a in (images, request.eps, request.labels)]
     placed = [sharding.parts(array, request.mesh) for array in filled]
     assert all(len(array.sharding.device_set) == 2 for array in placed)
@@ -73,7 +74,7 @@ def test_the_devices_send_each_other_nothing(method, model, images):
 
 
 def test_every_kind_of_model_and_question(model, images):
-    """A closure with its weights, an own transform, doubles, balls, and radii by bisection."""
+    """A closure over its weights, a user's transform, float64, balls, and radii by bisection."""
     closure = functools.partial(model[0].apply, model[1])
 
     def hidden(x):
@@ -121,7 +122,7 @@ def test_memory_is_that_of_each_device(model, images):
     )
     assert (whole.batch_size, shared.batch_size) == (4, 8)
     assert shared.peak == pytest.approx(whole.peak, rel=0.1)
-    # A budget holds for each device: half of the batch fits.
+    # The budget is per device, so each needs to fit only half of the batch.
     options = {"method": "crown-ibp", "devices": devices()}
     fits = bj.memory_estimate(model, images, max_bytes=shared.peak - 1, **options).batch_size
     assert fits % 2 == 0

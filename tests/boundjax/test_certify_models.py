@@ -1,4 +1,4 @@
-"""What certify makes of a model: one that mixes examples, reads from elsewhere, draws keys."""
+"""Models that mix examples, read outside state or draw random keys."""
 
 import flax.linen as nn
 import jax
@@ -22,14 +22,14 @@ def images():
 
 
 def batch_normalised(x):
-    """As batch normalisation in train mode: of a batch of one it is constant."""
+    """Like batch normalisation in train mode, which is constant on a batch of one."""
     x = x.reshape(len(x), -1)
     x = (x - x.mean(0, keepdims=True)) / jnp.sqrt(x.var(0, keepdims=True) + 1e-5)
     return x @ jnp.asarray(np.random.default_rng(0).normal(size=(x.shape[1], CLASSES)), jnp.float32)
 
 
 def masked_rows(x):
-    """Which classes of which examples are masked, by the examples' own values: at least two."""
+    """Masks at least two classes of each example, chosen by the example's own values."""
     first = x.reshape(len(x), -1)[:, :1] > 0.5
     return jnp.concatenate([first, ~first, first, ~first], axis=1)
 
@@ -54,7 +54,7 @@ MIXING = {
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("kind", MIXING)
 def test_a_model_that_mixes_examples_is_refused(kind, count, images):
-    # A model as it is on a batch of one is another function; normalised, it is even constant.
+    # On a batch of one such a model is a different function; the normalised one is even constant.
     with pytest.raises(ValueError, match=r"examples of a batch independently.* change when"):
         bj.certify(MIXING[kind], images[:count], 0.1, labels=np.zeros(count, int))
 
@@ -78,7 +78,7 @@ def test_a_flax_module_in_train_mode_is_refused(images):
     with pytest.raises(ValueError, match=r"independently.*example 0 change when"):
         bj.certify(mixing, x, 0.1)
 
-    # Random masks that depend on the place in the batch: each example is alone at another one.
+    # Random masks that depend on the position in the batch, which changes for an example alone.
     def dropping(x):
         kept = jax.random.bernoulli(jax.random.key(0), 0.5, x.shape)
         return jnp.where(kept, x, 0.0)[:, :CLASSES].at[:, 0].set(-1e9)
@@ -90,7 +90,7 @@ def test_a_flax_module_in_train_mode_is_refused(images):
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("mask", [None, -1e9, -np.inf])
 def test_rounding_is_not_mistaken_for_mixing(scale, mask):
-    """Large logits, also ones that cancel, and masked classes in eval mode are no reason."""
+    """Large logits, even ones that cancel, and masked classes are accepted in eval mode."""
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(rng.normal(size=(64, 32)), jnp.float32)
     head = jnp.asarray(scale * rng.normal(size=(32, CLASSES)), jnp.float32)
@@ -103,7 +103,7 @@ def test_rounding_is_not_mistaken_for_mixing(scale, mask):
         x = rng.uniform(size=(count, 64)).astype(np.float32)
         labels = np.asarray(apply(x)).argmax(1).astype(np.int32)
         certificate = bj.certify(apply, x, 0.0, labels=labels, method="interval")
-        # An infinite margin is no bound; a large one is.
+        # A large margin is a bound, an infinite one is not.
         assert certificate.verified.any() == (mask != -np.inf)
 
 
@@ -146,7 +146,7 @@ def test_what_a_callback_reads_is_never_stale(kind, images):
 
 
 class Recurrent(nnx.Module):
-    """Its cell draws the first carry with random keys of its own."""
+    """A recurrent network whose cell draws the first carry from its own random keys."""
 
     def __init__(self, cell, rngs):
         self.rnn, self.head = nnx.RNN(cell), nnx.Linear(5, 3, rngs=rngs)
@@ -172,7 +172,7 @@ def test_nnx_modules_that_draw_keys_while_they_are_traced(cell):
 
 
 def test_what_a_module_reads_from_elsewhere_is_never_stale(images):
-    """Equal modules with equal variables, whose code reads a changed object: another program."""
+    """Equal modules with equal variables are different programs if an object they read changes."""
 
     class Settings:
         scale = 1.0

@@ -24,7 +24,7 @@ def sets(x, eps, norm=math.inf, clip=None):
 
 
 def lower_bounds(nodes, ball, word, unit=0.0, rows=ROWS):
-    """Lower bounds on the rows, the better ones of the walk and of intervals."""
+    """Lower bounds on the rows: the better of the backward walk and of intervals."""
     with np.errstate(all="ignore"):
         walk = check.Bounds(nodes, ball, word, unit, 0.0)
         last = len(nodes) - 1
@@ -72,7 +72,7 @@ def test_no_bound_lies_above_an_exact_value(norm):
                 assert Fraction(below) <= first - second <= -Fraction(above), word
                 size = abs(below) + 1e-30
                 attained += first - second - Fraction(below) < Fraction(1e-9 * size)
-    assert attained > 50  # bounds that are not needlessly wide
+    assert attained > 50  # the bounds are not needlessly wide
 
 
 def test_no_float32_program_leaves_the_bounds():
@@ -86,7 +86,7 @@ def test_no_float32_program_leaves_the_bounds():
 
 
 def cancelling():
-    """`(x + 2^24) - 2^24` and its like, as sums whose terms cancel."""
+    """`(x + 2^24) - 2^24` and similar sums whose terms cancel."""
     nodes = networks.start(2)
     large = np.float32(12345.678)
     networks.dense(nodes, 0, np.float32([[large, 0.1], [-large, 0.1]]), np.float32([1e-9, 0]))
@@ -102,13 +102,13 @@ def test_cancelling_weights_in_degenerate_sets(word, eps):
     below, above = lower_bounds(nodes, sets(x, eps), word)
     first, second = networks.exact(nodes, x)
     assert Fraction(below) <= first - second <= -Fraction(above)
-    # A float32 program may compute anything of the size of its roundings here.
+    # Here the result of a float32 program is nothing but rounding errors.
     wide = lower_bounds(nodes, sets(x, eps), word, FLOAT32)
     assert wide[1] < above - 1e-4
 
 
 def big_sum(terms=256):
-    """A sum of equal terms after one that is large, which float32 loses one by one."""
+    """A large term followed by many equal ones, which float32 loses one by one."""
     nodes = networks.start(terms)
     weights = np.full((terms, 1), 0.9, np.float32)
     weights[0] = 2.0**24
@@ -150,7 +150,7 @@ def test_the_rounding_of_the_checker_is_charged_and_the_test_sees_it(word, monke
 
 
 def test_a_value_with_two_users_may_be_rounded_anew_for_each(monkeypatch):
-    """`relu(y) - relu(y)` is 0, but not if `y` is computed twice, in another order."""
+    """`relu(y) - relu(y)` is 0, unless `y` is computed twice and added in another order."""
     nodes = networks.start(64)
     weights = networks.cancelling_terms(64)
     place = networks.dense(nodes, 0, weights[:, None], np.float32([1.0]))
@@ -184,7 +184,7 @@ def test_lines_of_smooth_functions(op, middle, radius):
     f = np.array([function(v) for v in x])
     assert (below[0, 0] * x + ends[0][0, 0] <= f).all()
     assert (f <= above[0, 0] * x + ends[1][0, 0]).all()
-    # At the middle, both lines are close to the envelopes: nearly as tight as constant ones.
+    # At the middle, the gap between the lines is hardly larger than that of constant lines.
     at = (low + high)[0, 0] / 2
     width = (above[0, 0] * at + ends[1][0, 0]) - (below[0, 0] * at + ends[0][0, 0])
     rounding = 1e-13 * (1.0 + np.abs(f).max() * (1.0 + np.abs(x).max()))

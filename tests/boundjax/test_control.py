@@ -1,4 +1,4 @@
-"""Control flow: loops, branches, indices; what is written out, what is refused."""
+"""Control flow: loops, branches and indices, unrolled or refused."""
 
 import warnings
 
@@ -47,7 +47,7 @@ def backwards(x):
 
 
 def counting(x):
-    """Carries that are constant beside those that are not, constant and perturbed inputs."""
+    """Constant and perturbed carries side by side, with constant and perturbed inputs."""
 
     def body(carry, inputs):
         count, state, unused = carry
@@ -107,7 +107,7 @@ def check_samples(function, *transforms, box=BOX):
 def test_loops_are_sound_and_compute_the_function(name, limit):
     function = LOOPS[name]
     with unroll_limit(limit):
-        # Two of the loops have one inside that stays below the limit.
+        # Two of the loops contain one that stays below the limit.
         assert ("scan" in primitives(function)) == (limit == 2)
         assert "while" not in primitives(function)
         found = jax.jit(lambda x: (graph_values(function, x), function(x)))(X)
@@ -165,7 +165,7 @@ def test_labels_and_pre_activations_around_a_long_loop():
             transform = bj.linear(function, intermediate=intermediate, has_aux=True)
             aux = traced_aux(transform, BOX)
             assert list(aux.pre_activations) == ["relu", "scan", "relu_1"]
-            # A loop's bounds are constants, so that nothing before it has a slope of its own.
+            # A loop is bounded by constants, so no op before it needs slopes of its own.
             assert "relu_1" in aux.slopes
 
 
@@ -389,7 +389,7 @@ def test_what_no_output_depends_on_is_not_refused():
 
 
 def test_one_value_at_two_operands_of_a_scatter():
-    """Its two bounds are different values, though the equation has one variable."""
+    """The equation uses one variable twice, but its two bounds are different values."""
     bounds = bj.interval(lambda x: x.at[np.arange(3)].subtract(x))(BOX)
     np.testing.assert_allclose(bounds.upper, 0.4, rtol=1e-5)
     np.testing.assert_allclose(bounds.lower, -0.4, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Values without elements: a maximum, a sum, a product over nothing is a constant."""
+"""Empty arrays: a maximum, sum or product over no elements is a constant."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def pool(x, start, function, padding):
     return lax.reduce_window(x, np.float32(start), function, (2,), (1,), [padding])
 
 
-# Functions of `[4]` that grow with their input, so that their exact bounds are those at its ends.
+# Increasing functions of `[4]`, whose exact bounds are their values at the ends of the box.
 NOTHING = {
     "max": lambda x: jnp.max(x[:0], initial=0.3) + x,
     "min": lambda x: jnp.min(x[:0], initial=-0.7) + x,
@@ -122,7 +122,7 @@ def test_layers_without_units_have_no_l2_bounds():
 
 @pytest.mark.parametrize("name", WITHOUT_L2)
 def test_windows_of_nothing_but_padding_have_their_own_value(name):
-    """The largest of no numbers is -inf, and stays a bound with a gradient behind a maximum."""
+    """The maximum of no numbers is -inf; a later maximum makes it a bound with a gradient."""
     lower, upper = jnp.float32([-1.0, 0.05, 0.3, -0.2]), jnp.float32([1.0, 0.15, 0.9, -0.1])
 
     def padded(sign, scale=1.0):
@@ -136,7 +136,7 @@ def test_windows_of_nothing_but_padding_have_their_own_value(name):
         np.testing.assert_array_equal(ends[:, [0, 1, 7, 8]], np.full((2, 4), -sign * np.inf))
         np.testing.assert_allclose(ends, exact, atol=1e-6)
 
-    if name == "optimized":  # whose gradient is not that of the bounds
+    if name == "optimized":  # its gradient holds the slopes fixed
         return
 
     def total(scale):

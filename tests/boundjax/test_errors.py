@@ -29,7 +29,7 @@ HALF = half, half.init(jax.random.key(0), IMAGES)
 identity_box = bj.Box(jnp.zeros(3), jnp.ones(3))
 ZEROS = jnp.zeros(3)
 
-# What is called, the error's type, and what its message must say.
+# The call, the type of the error, and what its message must say.
 BAD_INPUT = {
     "eps negative": (lambda: certify(IMAGES, -0.1), ValueError, r"eps must be .*>= 0, got -0\.1"),
     "eps nan": (lambda: certify(IMAGES, np.nan), ValueError, r"eps .*got nan"),

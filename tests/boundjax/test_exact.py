@@ -1,4 +1,4 @@
-"""Every method against the exact optimum of a MILP, and against the linear relaxation's optimum."""
+"""Every method against the exact optimum of a MILP and the optimum of the linear relaxation."""
 
 import functools
 import itertools
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.xdist_group("exact")
 
 
 def draw(seed):
-    """Layers as drawn by PyTorch (uniform in 1/sqrt(fan-in)) and an input, float64."""
+    """Layers with PyTorch's initialisation (uniform in 1/sqrt(fan-in)) and an input; float64."""
     rng = np.random.default_rng(seed)
     layers = [
         (
@@ -69,7 +69,7 @@ def margins_of(method):
 
 @pytest.fixture(scope="module")
 def bounds():
-    """Lower bounds on the margins `[nets, 3]` by method, and what is exact."""
+    """Lower bounds on the margins `[nets, 3]` by method, and the exact minima."""
     with jax.enable_x64(True):
         found = {}
         for method in METHODS:
@@ -116,8 +116,8 @@ def test_mean_margins_are_ordered(bounds):
 
 
 def test_forward_intermediates_equal_backward_ones_of_two_hidden_layers():
-    # Both relax the first layer by the same lines, and nothing else lies before the second. Without
-    # the intersection with interval bounds: backward ones of stable units stay as they are.
+    # Both use the same lines for the first layer, the only nonlinear one before the second. Compare
+    # without the intersection with intervals, with which the backward walk skips stable units.
     @on_host
     def run(layers, x):
         def linear_part(intermediate):

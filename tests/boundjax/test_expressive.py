@@ -120,7 +120,7 @@ def test_small_boxes_lie_in_the_ball():
         middle = np.clip(adversarial, cut[0] + radius, np.maximum(cut[1] - radius, cut[0] + radius))
         np.testing.assert_allclose(of_clipped, (middle - radius, middle + radius), atol=1e-6)
         for box, (least, most) in ((plain, (lower, upper)), (clipped, cut), (of_clipped, cut)):
-            # Exactly, not but for rounding.
+            # Exactly, not merely up to rounding.
             assert (least <= box[0]).all()
             assert (box[0] <= box[1]).all()
             assert (box[1] <= most).all()
@@ -138,7 +138,7 @@ def test_no_gradient_reaches_the_attack():
     at = jnp.array([0.5, 0.52]), jnp.array([0.3, 0.5]), jnp.float32(0.2)
     adversarial, center, eps = jax.jacrev(width_and_middle, argnums=(0, 1, 2))(*at)
     assert not np.any(adversarial)
-    # The first is projected, and the box moves with the center; the second is not.
+    # The first element is projected, so its box moves with the center; the second is not.
     np.testing.assert_allclose(center.sum(axis=-1), [[1, 0], [1, 0]], atol=1e-6)
     np.testing.assert_allclose(eps, [[0.5, -0.25], [1.0, 0.25]], atol=1e-6)
 

@@ -1,6 +1,6 @@
 """Intervals near the ends of the floating-point range, where products, squares and widths overflow.
 
-What is expected is computed in float64, in which nothing here overflows.
+Expected values are computed in float64, where nothing here overflows.
 """
 
 import jax
@@ -13,7 +13,7 @@ from scalar_lines import scalar_node
 import boundjax as bj
 from boundjax import verify, vnnlib
 
-# Upper ends of x0 and x1 >= 0, of which the functions see x0 - x1, behind a relu of its own.
+# Upper ends of x0 and x1 >= 0. The functions see x0 - x1, each behind its own relu.
 BOXES = [
     (3.0, 3e38),
     (1e-2, 1e37),
@@ -36,7 +36,7 @@ FUNCTIONS = {
     "tanh": (jnp.tanh, np.tanh),
     "soft_sign": (jax.nn.soft_sign, lambda z: z / (1 + np.abs(z))),
     "asinh": (jnp.arcsinh, np.arcsinh),
-    # Written so that nothing cancels left of 0.
+    # In a form without cancellation left of 0.
     "squareplus": (
         jax.nn.squareplus,
         lambda z: np.maximum(z, 0) + 2 / (np.abs(z) + np.hypot(z, 2)),
@@ -67,14 +67,14 @@ def test_elementwise_functions_of_huge_intervals(name):
         assert not np.isnan(bounds[0]).any()
         for found in bounds:
             if np.isnan(found.lower):
-                continue  # lines may say nothing
+                continue  # lines may give no bound
             assert found.lower <= values.min() + slack, upper
             assert found.upper >= values.max() - slack, upper
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_lines_on_huge_intervals(name):
-    """Without what intervals know; only smooth functions may have none, which is NaN."""
+    """Lines alone, without interval bounds; only smooth functions may give none (NaN)."""
     function, expected = FUNCTIONS[name]
     node = scalar_node(function, jnp.zeros(5))
     ends = np.array(
@@ -132,7 +132,7 @@ def test_norms_of_values_whose_squares_overflow(scale):
     lengths = np.sqrt(np.sum(points**2, axis=1, keepdims=True))
     of_length, of_norm = run(jnp.asarray(lower, jnp.float32), jnp.asarray(upper, jnp.float32))
     for found in of_length:
-        # NaN says nothing.
+        # NaN is no bound.
         assert not found.lower / scale > lengths.min() + 1e-4
         assert not found.upper / scale < lengths.max() - 1e-4
     for found in of_norm:
@@ -144,11 +144,11 @@ def test_norms_of_values_whose_squares_overflow(scale):
 
 @pytest.mark.parametrize("magnitude", [10.0, 1e3, 1e4, 1e5, 1e7, 1e10])
 def test_planes_of_log_sum_exp_of_wide_rows(magnitude):
-    """Far from the middle the error of a slope counts as often as the row is wide."""
+    """Far from the middle the error of a slope is multiplied by the width of the row."""
     rng = np.random.default_rng(0)
     center = magnitude * rng.normal(size=(200, 3))
     radius = magnitude * np.abs(rng.normal(size=(200, 3))) * (rng.uniform(size=(200, 3)) < 0.8)
-    # Rows that differ by little, so that several weights count, behind a common shift.
+    # Entries close to one another after a common shift, so that several weights matter.
     center[100:] = magnitude + rng.normal(size=(100, 3))
     radius[100:] = 0.9 * magnitude
     lower, upper = ((center + s * radius).astype(np.float32) for s in (-1, 1))
@@ -175,7 +175,7 @@ def test_planes_of_log_sum_exp_of_wide_rows(magnitude):
 def test_no_proof_where_values_inside_are_large_off_the_points_that_are_looked_at(
     inputs, method, seed
 ):
-    """Weights of 1e5 cancel to about 1, and pairs of inputs at the centre and at equal ends."""
+    """Weights of 1e5 cancel to about 1, as do pairs of inputs at the centre and at equal ends."""
     rng = np.random.default_rng(seed)
     half = (rng.uniform(0.1, 1, (inputs // 2, 64)) * 1e5).astype(np.float32)
     exact = half.astype(np.float64)

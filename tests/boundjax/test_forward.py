@@ -1,4 +1,4 @@
-"""Forward linear bounds: the definition, soundness on every network, and where they stand."""
+"""Forward linear bounds: the definition, soundness on every network, and other methods."""
 
 import functools
 
@@ -40,7 +40,7 @@ VARIANTS = ("forward-parallel", "forward-constant", "forward-backward")
 
 
 def grouped(network, *others):
-    """Parameters of a test that one worker runs with all others of its network."""
+    """Parameters of a test; one worker runs all tests of a network."""
     marks = pytest.mark.xdist_group(network)
     return pytest.param(network, *others, marks=marks, id="-".join([network, *others]))
 
@@ -159,7 +159,7 @@ def test_bounds_of_an_mlp_equal_the_definition(seed):
             np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
         for ours, theirs in zip(functions, (*below, *above), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
-        # The same pre-activations are behind intermediate="forward".
+        # intermediate="forward" uses the same pre-activations.
         for ours, theirs in zip(pre.values(), expected[:-1], strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
 
@@ -176,7 +176,7 @@ def aux_of_mlp():
     return run
 
 
-# The slopes are chosen without the ball, the ball is met behind the slopes.
+# The choice of the slopes does not depend on the ball, which matters only after them.
 @pytest.mark.parametrize(
     ("slopes", "orders"), [("adaptive", (1, 2, np.inf)), ("parallel", (2,)), ("zero", (np.inf,))]
 )
@@ -189,7 +189,7 @@ def test_one_hidden_layer_equals_the_backward_walk(slopes, orders):
         def apply(x):
             return affine(layers[1], jax.nn.relu(affine(layers[0], x)))
 
-        # Behind one affine layer intermediate linear bounds are the same, too.
+        # After one affine layer, intermediate linear bounds are the same, too.
         transforms = (
             bj.forward_linear(apply, slopes=slopes, has_aux=True),
             bj.linear(apply, slopes=slopes, intermediate="linear", has_aux=True),
@@ -310,7 +310,7 @@ def over_balls(p: float):
 
 
 def test_fill_values_and_masks_are_no_coefficients():
-    """A gather's fill value is a parameter; -1e38 plus a coefficient has none of its digits."""
+    """A fill value or a mask is an offset: -1e38 plus a coefficient would lose all its digits."""
 
     def filled(x):
         return jnp.take(x, jnp.array([0, 7, 1]), mode="fill", fill_value=5.0)
@@ -329,7 +329,7 @@ def test_fill_values_and_masks_are_no_coefficients():
 
 
 def test_infinite_lines_leave_interval_bounds():
-    """The logarithm reaches -inf on [0, 4]; what follows keeps what is known of it."""
+    """The logarithm reaches -inf on [0, 4]; later ops fall back to interval bounds."""
     box = bj.Box(jnp.array([0.0, 1.0]), jnp.array([4.0, 2.0]))
 
     def apply(x):

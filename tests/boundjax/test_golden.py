@@ -12,7 +12,7 @@ import boundjax as bj
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
-# Both files agree with each other to 3e-6; what is asked of us is 1e-4.
+# The two files agree to 3e-6; our bounds must agree to 1e-4.
 TOLERANCE = 1e-4
 
 GOLDEN_METHODS = {
@@ -84,7 +84,7 @@ def batch_bounds(function, method, x, eps, **options):
 def test_jax_verify(shared, net, method):
     data = np.load(shared / "golden" / "jax_verify.npz")
     function = jax_verify_network(data, net)
-    # Full CROWN runs one backward pass per neuron: a few examples of the convolutional net will do.
+    # Full CROWN runs one backward pass per neuron, so the convolutional net gets a few examples.
     count = 4 if (net, method) == ("conv", "crown") else 16
     x, eps = jnp.asarray(data["x"][:count]), float(data["eps"])
     np.testing.assert_allclose(
@@ -116,7 +116,7 @@ def test_auto_lirpa_intermediate_bounds(shared, net, method):
     count = 2
     x, eps = jnp.asarray(data[f"bounds/{net}/x"][:count]), float(data[f"bounds/{net}/eps"])
     _, aux = batch_bounds(function, method, x, eps, has_aux=True)
-    # bj.interval knows pre-activation bounds alone.
+    # bj.interval returns pre-activation bounds only.
     pre_activations = aux if method == "ibp" else aux.pre_activations
     stored = sorted(
         key.removesuffix("/lb")
@@ -135,7 +135,7 @@ def test_auto_lirpa_intermediate_bounds(shared, net, method):
             np.testing.assert_allclose(ours[unstable], expected[unstable], rtol=0, atol=TOLERANCE)
 
 
-# Intermediate bounds, whether their slopes are optimised too, and how many examples to spend.
+# Intermediate bounds, whether their slopes are optimised, too, and the number of examples.
 ALPHA = {
     "alpha_fixed_ibp_interm": ("interval", False, {"mlp": 16, "small": 16}),
     "alpha_fixed_crown_interm": ("linear", False, {"mlp": 16, "small": 2}),
@@ -159,7 +159,7 @@ def test_alpha_crown_is_no_looser_than_auto_lirpa(shared, net, stored):
     transform = bj.linear(function, slopes=slopes, intermediate=intermediate, max_bytes=2**28)
     bounds = jax.jit(jax.vmap(lambda x: transform(bj.LpBall(x, eps))))(x)
     lower, upper = (data[f"bounds/{net}/{stored}/{end}"][: counts[net]] for end in ("lb", "ub"))
-    # On average no looser; 20 steps of two optimizers need not agree on every single bound.
+    # No looser on average: after 20 steps two optimizers need not agree on every bound.
     assert bounds.width.mean() <= (upper - lower).mean()
     assert (bounds.lower >= lower - 1e-3).all()
     assert (bounds.upper <= upper + 1e-3).all()

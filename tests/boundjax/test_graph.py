@@ -1,4 +1,4 @@
-"""Tracing: what is inlined, folded, named and refused."""
+"""Tracing: inlining, constant folding, names and refusals."""
 
 import functools
 import pathlib
@@ -57,7 +57,7 @@ def test_what_does_not_depend_on_the_input_is_folded():
     matrix = jnp.eye(3)
 
     def function(x):
-        # A chain of ops that have no bounds, on weights only.
+        # A chain of unsupported ops, on weights only.
         weight = jnp.linalg.norm(jnp.exp(matrix) / jnp.sqrt(matrix + 2.0), axis=0)
         return x * jnp.where(weight > 1.0, weight, 0.0)
 
@@ -80,7 +80,7 @@ def test_unused_ops_are_not_looked_at():
 
 
 def test_only_the_activations_of_jax_are_taken_by_name():
-    """Somebody's own function may be called relu; its equations decide, not its name."""
+    """A user's function may be called relu; its equations decide what it is, not its name."""
 
     @jax.jit
     def relu(x):
@@ -130,7 +130,7 @@ def test_composite_activations_are_named(name, function):
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.bfloat16, jnp.float16, bool])
 def test_casts_that_lose_digits_are_refused(dtype):
-    """`linear_transpose` accepts them without a word; a truncated value has no linear bounds."""
+    """`linear_transpose` accepts them silently, but truncated values have no linear bounds."""
 
     def function(x):
         return x.astype(dtype).astype(jnp.float32)
@@ -206,7 +206,7 @@ def test_names_come_from_flax_scopes():
     assert list(aux.pre_activations) == ["Dense_0/relu", "Dense_1/tanh", "block/Dense_0/relu"]
     relus = {"Dense_0/relu", "block/Dense_0/relu"}
     assert aux.slopes.keys() == relus | {"Dense_1/tanh", "Dense_1/tanh:below"}
-    # The model's own shapes: a batch of one example.
+    # Shapes are those inside the model: a batch of one example.
     assert aux.pre_activations["Dense_0/relu"].lower.shape == (1, 4)
 
 
@@ -220,7 +220,7 @@ def test_names_are_unique_without_scopes():
 
 def test_one_operand_used_twice_is_one_value():
     box = bj.Box(-jnp.ones(2), jnp.ones(2))
-    # Intervals forget that both operands are the same value, linear bounds do not.
+    # Unlike intervals, linear bounds know that both operands are the same value.
     functions = (lambda x: x - x, lambda x: jnp.maximum(x, x), lambda x: x + x)
     found = jax.jit(lambda box: [bj.linear(function)(box).upper for function in functions])(box)
     for upper, expected in zip(found, (0.0, 1.0, 2.0), strict=True):

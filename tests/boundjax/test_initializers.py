@@ -10,7 +10,7 @@ pytestmark = pytest.mark.quick
 
 @pytest.mark.parametrize("inputs", [64, 784, 4096])
 def test_absolute_weights_of_a_unit_add_up_to_two(inputs):
-    # So that a ReLU, which halves the width of bounds on average, passes on as much as it got.
+    # A ReLU halves the width of bounds on average, so weights that double it keep it constant.
     kernel = np.asarray(ibp_normal()(jax.random.key(0), (inputs, 256)))
     sums = np.abs(kernel).sum(axis=0)
     # E|w| = sigma sqrt(2 / pi); the mean over 256 units has a relative deviation of .76 / sqrt(n).

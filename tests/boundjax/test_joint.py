@@ -1,4 +1,4 @@
-"""Entries of joint ops, alone: image and planes on boxes of every kind against dense samples."""
+"""Joint ops on their own: image and planes on boxes of every kind against dense samples."""
 
 import functools
 import itertools
@@ -29,7 +29,7 @@ from boundjax.ops import product
 
 
 def random_position(key):
-    """Uniform positions, other ones for every free plane."""
+    """Uniform random positions, drawn anew for every free plane."""
 
     def position(lower, upper, default):
         nonlocal key
@@ -42,7 +42,7 @@ def random_position(key):
 
 
 def evaluated(node):
-    """`(intervals, values, key) -> image, outputs, planes` compiled; of two choices of planes."""
+    """Compiled `(intervals, values, key) -> image, outputs, planes`, for two choices of planes."""
 
     def at(planes, values):
         below = jax.vmap(lambda *v: planes.product(planes.lower_weights, *v))(*values)
@@ -118,7 +118,7 @@ def test_images_are_attained_at_corners(name):
 
 
 def test_the_image_of_a_matrix_product_is_attained(monkeypatch):
-    """Every term is at a corner of its own; the fallback for large products is wider, not wrong."""
+    """Every term reaches its own corner; the fallback for large products is wider but sound."""
     rng = np.random.default_rng(2)
     with jax.enable_x64(True):
         node = joint_node(lambda x, y: x @ y, (1, 3), (3, 1))
@@ -145,7 +145,7 @@ def test_the_image_of_a_matrix_product_is_attained(monkeypatch):
 
 
 def test_planes_of_the_default_are_parallel():
-    """Half of the work in a walk; other positions are not."""
+    """Parallel planes halve the work of a walk; at other positions planes are not parallel."""
     for name in ("mul", "matmul"):
         function, *shapes = JOINT[name]
         node = joint_node(function, *shapes, dtype=np.float32)
@@ -160,7 +160,7 @@ def test_planes_of_the_default_are_parallel():
 
 
 def test_the_product_of_planes_is_linear_and_grows_with_the_operands():
-    """What the forward walk relies on: it splits weights by their sign."""
+    """The forward walk relies on this when it splits weights by sign."""
     with jax.enable_x64(True):
         for name, (function, *shapes) in JOINT.items():
             for both, apart, rise in products_of_planes(joint_node(function, *shapes)):
@@ -201,7 +201,7 @@ def lowest_plane_above(function, lower, upper):
     choices = np.array(list(itertools.product((0, 1), repeat=lower.size)))
     vertices = np.where(choices, upper, lower)
     values = np.array([float(function(v)) for v in vertices])
-    # The concave envelope: the largest mean of values over weights of vertices around the middle.
+    # The concave envelope: the largest weighted mean of the values at vertices around the middle.
     equal = np.concatenate([vertices.T, np.ones((1, len(vertices)))])
     found = scipy.optimize.linprog(-values, A_eq=equal, b_eq=[*(0.5 * (lower + upper)), 1.0])
     return -found.fun
@@ -230,7 +230,7 @@ def test_the_plane_above_logsumexp_is_close_to_the_best(count):
             growth = np.exp(upper) - np.exp(lower)
             if growth.max() >= growth.sum() / 2:
                 optimal += 1
-                assert ours <= best + 2e-6  # up to the threshold for narrow intervals
+                assert ours <= best + 2e-6  # the tolerance is the threshold for narrow intervals
             gaps.append((ours - best) / (best - scipy.special.logsumexp(centre)))
         assert optimal >= 10
         assert optimal == 60 or count > 2
@@ -239,7 +239,7 @@ def test_the_plane_above_logsumexp_is_close_to_the_best(count):
 
 
 def test_products_of_mccormick_are_the_envelopes():
-    """Optimal at the middle, and at the positions 0 and 1 exact at two corners."""
+    """Planes are optimal at the middle, and exact at two corners at positions 0 and 1."""
     x, y = bj.Interval(jnp.array(-1.0), jnp.array(2.0)), bj.Interval(jnp.array(0.5), jnp.array(3.0))
     for position, corners in ((0.0, [(-1, 0.5), (-1, 3), (2, 0.5)]), (1.0, [(2, 3), (-1, 3)])):
         planes = product.product_planes(x, y, lambda low, up, d, p=position: jnp.full_like(d, p))
@@ -323,7 +323,7 @@ def test_masked_entries_of_a_softmax_do_not_matter(optimized):
 
 
 def reciprocal_interval(lower, upper, axes, eps):
-    """The interval that interval propagation finds for r."""
+    """The interval of r by interval propagation."""
     least = np.maximum(np.maximum(lower, -upper), 0.0)
     most = np.maximum(np.abs(lower), np.abs(upper))
     with np.errstate(divide="ignore"):
@@ -354,7 +354,7 @@ def test_normalize_contains_samples(shape, axes, eps, dtype):
             intervals = [interval, reciprocal_interval(lower, upper, axes, eps)]
             r = reciprocals(d)
             found = run(intervals, [d, r], jax.random.key(k))
-            # Terms of the planes are as large as the ends of both operands; 1e3 / sqrt(eps).
+            # Terms of the planes grow with the ends of both operands, up to 1e3 / sqrt(eps).
             size = np.abs([lower, upper]).max() * np.nan_to_num(intervals[1].upper, posinf=0).max()
             check(found, node, (1 + size) * (3e-5 if dtype == np.float32 else 1e-12), kind)
             tight = 3e-5 if dtype == np.float32 else 1e-12
@@ -365,7 +365,7 @@ def test_normalize_contains_samples(shape, axes, eps, dtype):
 
 
 def test_normalize_is_tighter_than_the_product_and_exact_for_one_free_element():
-    """Only `d_0` moves: the joint formula is then a monotone function of it."""
+    """With `d_0` alone perturbed, the joint formula is a monotone function of it."""
     with jax.enable_x64(True):
         lower, upper = np.array([-1.0, 0.5, -2.0]), np.array([3.0, 0.5, -2.0])
         node = joint_node(normalize, (3,), (3,))

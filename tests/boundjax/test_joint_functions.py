@@ -1,4 +1,4 @@
-"""Joint ops in whole functions: an attention block, positions, gradients, transforms of JAX."""
+"""Joint ops in whole functions: an attention block, positions, gradients, JAX's transforms."""
 
 import functools
 
@@ -28,7 +28,7 @@ def attention_weights(dtype, seed=0):
 
 
 def shares(scores):
-    # Not exp, which other tests cover: the log-softmax squashed.
+    # A squashed log-softmax; other tests cover exp.
     return jax.nn.sigmoid(log_softmax(scores))
 
 
@@ -36,7 +36,7 @@ def sampled_shares(scores):
     return jax.nn.sigmoid(normalization.log_softmax(scores, (-1,)))
 
 
-# In float32 the network "attention" runs through test_soundness.py.
+# test_soundness.py covers the network "attention" in float32.
 def test_an_attention_block():
     rng = np.random.default_rng(5)
     with jax.enable_x64(True):
@@ -77,7 +77,7 @@ def test_positions_given_by_label_are_sound_and_move_the_planes():
         lower, upper = x - 0.2, x + 0.2
         function = functools.partial(attention, weights, softmax=shares)
         _, aux = jax.jit(bj.linear(function, has_aux=True))(bj.Box(lower, upper))
-        # Two matrix products and a log-softmax: of each a plane above and one below.
+        # Two matrix products and a log-softmax, each with a plane above and one below.
         names = sorted(label.split("/")[-1] for label in aux.slopes if "logistic" not in label)
         products = ["dot_general", "dot_general:below", "dot_general_1", "dot_general_1:below"]
         assert names == [*products, "log_softmax", "log_softmax:below"]
@@ -112,7 +112,7 @@ FUNCTIONS = {
 }
 
 
-# One worker compiles a function's gradients and shares them.
+# One worker compiles the gradients of a function for all tests.
 each_function = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.xdist_group(f"joint {n}")) for n in FUNCTIONS]
 )
@@ -162,7 +162,7 @@ def test_gradients_are_finite_at_every_radius(name, dtype):
             _, found = gradients_function(name)(x, dtype(eps), weights)
             size = max(np.abs(g).max() for g in found)
             assert np.isfinite(size)
-            # On a narrow box nothing may be a quotient of roundings.
+            # On a narrow box no gradient may be a quotient of rounding errors.
             assert size < 1e3 * (1 + eps) ** 3, (eps, size)
 
 

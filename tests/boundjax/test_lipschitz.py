@@ -1,4 +1,4 @@
-"""Ball and box: sound on every network, no looser than its parts, exact where exact is known."""
+"""Ball and box: sound on every network, no looser than either alone, exact in known cases."""
 
 import functools
 import itertools
@@ -13,7 +13,7 @@ from networks import ball_points
 
 import boundjax as bj
 
-# Networks without products of perturbed values: they have Lipschitz constants.
+# Networks without products of perturbed values, so that they have Lipschitz constants.
 WITH_CONSTANTS = ("mlp", "cnn", "transposed", "residual", "linen", "pooling", "leaky", "rare")
 
 
@@ -76,7 +76,7 @@ def check_ball(name, p, clip, box, seed):
 
 @functools.cache
 def compared(name):
-    """Lower bounds of outputs: intervals over a ball, BCP and intervals over the box around it."""
+    """Lower bounds on outputs: intervals over a ball, BCP, and intervals over the enclosing box."""
     network = BY_NAME[name]
 
     @on_host
@@ -134,7 +134,7 @@ def test_without_a_box_it_is_the_margin_of_lipschitz_constants():
         run = jax.jit(bj.lipschitz(function, box=False))
         found = run(bj.LpBall(x, eps, p=2), specification)
         np.testing.assert_allclose(found.lower, expected, rtol=1e-2)
-        assert (found.lower <= expected + 1e-12).all()  # its norms are upper bounds
+        assert (found.lower <= expected + 1e-12).all()  # the norms behind it are upper bounds
         given = dict(zip(bj.spectral_norms(function, x), norms[:3], strict=True))
         exact = jax.jit(bj.lipschitz(function, box=False, norms=given))
         found = exact(bj.LpBall(x, eps, p=2), specification)
@@ -149,7 +149,7 @@ def test_first_layer_of_a_ball_is_exact(transform):
     with jax.enable_x64(True):
         function, weights, x = dense_net(1, 5, 7, 3)
         ball = bj.LpBall(x, 0.2, p=2)
-        # Behind a normalisation, too.
+        # After a normalisation of the input, too.
         run = transform(lambda x: function((3.0 * x - 1.0) / 1.5), has_aux=True)
 
         @on_host
@@ -304,11 +304,11 @@ def test_certify_in_l2(tiny_model):
 
 @pytest.mark.parametrize("box", [True, False])
 def test_tau_of_a_linear_function_is_known(box):
-    # Without a clip range the most that <w_i - w_j, x> can grow is eps ||w_i - w_j||.
+    # Without a clip range <w_i - w_j, x> grows by at most eps ||w_i - w_j||.
     matrix = jax.random.normal(jax.random.key(0), (3, 6))
     ball = bj.LpBall(jax.random.normal(jax.random.key(1), (6,)), 0.7, 2.0)
     translation = functools.partial(bj.diagnostics.mean_translation, lambda x: matrix @ x, box=box)
     found = jax.jit(translation)(ball)
     lengths = [np.linalg.norm(matrix[i] - matrix[j]) for i in range(3) for j in range(3) if i != j]
-    # BCP also knows the box around the ball, which cuts nothing off here.
+    # BCP also uses the box around the ball, which does not help here.
     assert float(found) == pytest.approx(0.7 * np.mean(lengths), rel=1e-4)

@@ -1,4 +1,4 @@
-"""l2 bounds against what is exact, against attacks, at the ball's border, and what they take."""
+"""l2 bounds against exact minima and attacks, at the ball's border, and their memory."""
 
 import functools
 import itertools
@@ -25,7 +25,7 @@ CLIP = (-0.6, 0.7)
 
 
 def draw(seed: int, widths: tuple[int, ...]):
-    """Layers as drawn by PyTorch, but larger, and an input within the clip range; float64."""
+    """Layers with PyTorch's initialisation, but larger, and an input in the clip range; float64."""
     rng = np.random.default_rng(seed)
     layers = [
         (rng.uniform(-2, 2, size=s) * np.sqrt(3.0 / s[0]), rng.uniform(-1, 1, size=s[1]))
@@ -77,7 +77,7 @@ def found(request):
         sizes = np.minimum(rng.uniform(0, 2, size=(20_000, 1)), 1.0)  # half of them 1
         points = center + EPS * sizes * sphere(rng, 20_000, widths[0])
         if clip is not None:
-            points = np.clip(points, *clip)  # nearer to the centre, which is in the range
+            points = np.clip(points, *clip)  # nearer to the centre, which lies in the range
         results["sampled"].append((forward(layers, points) @ rows.T).min(0))
     return {name: np.array(values) for name, values in results.items()}
 
@@ -99,7 +99,7 @@ def test_ball_and_box_are_no_looser_than_ball_or_box(found):
 
 @pytest.mark.parametrize("clip", [None, CLIP])
 def test_a_linear_network_is_bounded_exactly(clip):
-    # Nothing is lost where no nonlinear op is passed: the input set is ball and clip range.
+    # Without a nonlinear op nothing is lost: the input set is the ball cut to the clip range.
     for seed in range(NETS):
         layers, center = draw(seed, (3, 4))
         with jax.enable_x64(True):
@@ -129,7 +129,7 @@ def test_active_units_behind_a_rotation_are_bounded_exactly(box):
             rows, (lower, by_default) = run(layers, center, norms)
         exact = exact_minima(layers, center, EPS, rows)
         np.testing.assert_allclose(lower, exact, rtol=0, atol=1e-9)
-        # By default the norm is a bound: of three equal singular values 3 ** (1 / 4096).
+        # The default norms are bounds: three equal singular values cost a factor 3 ** (1 / 4096).
         spread = rows @ forward(layers, center) - exact
         assert (by_default <= exact + 1e-9).all()
         assert (by_default >= exact - 3e-4 * spread).all()
@@ -140,7 +140,7 @@ def test_active_units_behind_a_rotation_are_bounded_exactly(box):
 
 @functools.cache
 def bounds_and_values(name: str, clip: tuple[float, float] | None):
-    """Bounds on the margins, the margins at the centre, at ends of attacks, at given points.
+    """Bounds on the margins, and the margins at the centre, where attacks end, and at `rays`.
 
     In `u = (x - center) / eps` the set is the unit ball, for one eps and for one per feature.
     Clipped points are nearer to the centre, which is in the range.
@@ -196,7 +196,7 @@ def test_no_attack_and_no_point_of_the_sphere_passes_a_bound(name, clip):
             within = np.isfinite(lower) & (lower <= least + slack)
             assert within.all(), (method, seed, scale, per_feature)
             assert (upper >= sampled.max(0) - slack).all(), (method, seed, scale, per_feature)
-    assert np.mean(successes) > 0.9  # an attack that finds nothing shows nothing
+    assert np.mean(successes) > 0.9  # an attack that rarely succeeds would test nothing
 
 
 # ------------------------------------------------------------------ degenerate sets and networks
@@ -249,7 +249,7 @@ def test_a_huge_ball_has_finite_bounds_that_hold():
 def test_dead_units_give_the_constant_that_is_left(layer):
     for seed, clip in itertools.product(range(NETS), (None, CLIP)):
         layers, center = draw(seed, (3, 4, 4, 3))
-        if layer == 0:  # hardly dead: on the box around the ball they are not
+        if layer == 0:  # just dead on the ball, but not on the box around it
             kernel, reach = layers[0][0], EPS * np.linalg.norm(layers[0][0], axis=0)
             layers[0] = kernel, -center @ kernel - reach - 1e-9
         else:
@@ -265,14 +265,14 @@ WIDTH, BATCH = 128, 16
 
 
 def temporary_bytes(classes: int, training: bool) -> int:
-    """Of margins of a batch, or of the gradient of the robust loss in the weights; float32."""
-    # Nothing is run, the shapes are enough.
+    """Memory of a batch's margins, or of the robust loss's gradient in the weights; float32."""
+    # Compiling needs the shapes only; nothing runs.
     layers = [(jnp.ones(s), jnp.zeros(s[1])) for s in ((64, WIDTH), (WIDTH, classes))]
     xs, labels = jnp.ones((BATCH, 64)), jnp.arange(BATCH, dtype=jnp.int32)
 
     def margins(layers, xs):
         function = functools.partial(network, layers)
-        # Of the weights alone: once, not once per example.
+        # The norms depend on the weights alone, so they are computed once, not once per example.
         first, last = (jnp.linalg.norm(kernel) for kernel, _ in layers)
         norms = {"dot_general": first, "dot_general_1": last}
         bounds = bj.lipschitz(function, norms=norms)
@@ -294,6 +294,6 @@ def temporary_bytes(classes: int, training: bool) -> int:
 @pytest.mark.parametrize("training", [False, True])
 def test_the_last_step_takes_classes_times_width_for_an_example(training):
     few, many = (temporary_bytes(classes, training) for classes in (100, 200))
-    # Arrays of one row per class and example; the rows of the specification are arrays, too.
+    # A few arrays with one row per class and example, among them the specification.
     assert many <= (16 if training else 10) * 200 * WIDTH * BATCH * 4
     assert many < 2.6 * few

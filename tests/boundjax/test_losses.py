@@ -170,7 +170,7 @@ def test_fused_loss_is_sound_and_no_looser_than_intervals():
         fused, rows, intervals, attacked = results.T
         assert (fused >= attacked - 1e-12).all()
         assert (fused <= intervals + 1e-12).all()
-        # One row instead of one per class costs tightness, on average.
+        # One row instead of one per class costs tightness on average.
         assert rows.mean() < fused.mean() < intervals.mean()
 
 
@@ -181,7 +181,7 @@ def test_fused_loss_of_points_is_the_cross_entropy():
 
 
 def test_fused_loss_at_extremes():
-    # Margins of +-1e3 neither overflow nor vanish, NaN stays, and gradients are finite.
+    # Margins of +-1e3 neither overflow nor vanish, NaN stays NaN, and gradients are finite.
     def fused(lower, upper):
         margins = bj.Interval(lower, upper)
         return fused_robust_cross_entropy(margins, lambda weights: weights @ lower)

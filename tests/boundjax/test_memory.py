@@ -1,4 +1,4 @@
-"""What a call is said to take, against what it takes, and what follows from it."""
+"""The memory that a call is estimated to take, what it takes, and the batch size chosen from it."""
 
 import subprocess
 import sys

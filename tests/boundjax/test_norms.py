@@ -1,4 +1,4 @@
-"""Spectral norms and row norms of linear ops against their written-out matrices."""
+"""Spectral norms and row norms of linear ops against their explicit matrices."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def unrolled(request, monkeypatch):
 
 
 def matrix_and(function, shape, *others):
-    """The matrix of a linear function, and what functions of no arguments return: one program."""
+    """The matrix of a linear function and the results of thunks, in one compiled program."""
 
     @on_host
     def run(x):
@@ -36,7 +36,7 @@ def layers_of(function, shape):
 
 
 def check_layer(function, shape, tight):
-    """The bound is never below the norm, and not more than `tight` times as large."""
+    """The bound is never below the norm and at most `tight` times as large."""
     (node,) = layers_of(function, shape)
     matrix, bound, (rows,) = matrix_and(
         function, shape, lambda: norms.spectral_bound(node), lambda: norms.row_norms(node)
@@ -91,7 +91,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions(name, unrolled):
     function, shape = convolution(np.random.default_rng(0), **CONVOLUTIONS[name])
-    # A torus knows nothing of an image's border, which matters more the smaller the image is.
+    # A torus has no border, and the smaller the image, the more its border matters.
     tight = 1.005 if unrolled else {"small image": 1.6, "wide padding": 1.4}.get(name, 1.12)
     check_layer(function, shape, tight)
 

@@ -1,4 +1,4 @@
-"""Choices between computed values: what they choose, and what their derivatives do at ties."""
+"""Choices between computed values, and their derivatives at ties."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def test_the_infinite_derivative_of_what_was_not_chosen_stays_out(infinite):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_rounding_cannot_lose_or_double_a_derivative(dtype):
-    """As it does where the comparison is repeated: shares that depend on the last digit."""
+    """If the comparison were repeated, the shares would depend on the last digit."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         first = rng.normal(size=1000).astype(dtype)
@@ -66,7 +66,7 @@ def test_rounding_cannot_lose_or_double_a_derivative(dtype):
 
 
 def test_gradients_where_interval_and_linear_bounds_are_equal():
-    """In a first layer both are exact, and differ by rounding only."""
+    """In a first layer both bounds are exact and differ by rounding only."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         first, second = rng.normal(size=(2, 40, 40)) / 6
@@ -99,7 +99,7 @@ def test_materialized_is_the_identity_and_so_is_its_derivative():
         assert tree[1] is None
         return tree[0] * jnp.where(tree[2], 2.0, 1.0)
 
-    # The improbable value makes two rounds instead of one.
+    # NaN, infinite and huge values pass unchanged, too.
     x = jnp.asarray([-1.0, 0.5, NAN, INF, 1.2345e30], jnp.float32)
     for run in (function, jax.jit(function), jax.vmap(function), jax.jit(jax.vmap(function))):
         expected = jnp.sin(x) * jnp.where(x > 0, 2.0, 1.0)
@@ -109,7 +109,7 @@ def test_materialized_is_the_identity_and_so_is_its_derivative():
 
 
 def test_materialized_values_survive_optimisation_once(optimized):
-    """The compiled program holds the loop, and the sine once for its two consumers."""
+    """The compiled program has the loop, and computes the sine once for its two consumers."""
 
     def function(x, y):
         kept = numerics.materialized(jnp.sin(x))
@@ -131,7 +131,7 @@ def test_signed_parts_add_up():
 def test_lengths():
     run = jax.jit(numerics.length)
     np.testing.assert_allclose(run(jnp.array([[3.0, 0.0], [0.0, -4.0]])), 5.0)
-    for scale in (1e-30, 1e30):  # squares would leave the floats
+    for scale in (1e-30, 1e30):  # whose squares would overflow or underflow
         np.testing.assert_allclose(run(scale * jnp.array([3.0, 4.0])), 5.0 * scale, rtol=1e-6)
     assert run(jnp.array([1.0, -INF])) == INF
     assert np.isnan(run(jnp.array([1.0, NAN, INF])))

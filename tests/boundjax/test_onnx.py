@@ -32,7 +32,7 @@ def examples(shape, count=2):
 
 
 def check(path, count=2):
-    """The imported model gives what onnxruntime gives."""
+    """The imported model agrees with onnxruntime."""
     model = bj.from_onnx(path)
     x = examples(model.input_shape, count)
     expected = models.reference(path, x).reshape(len(x), *model.output_shape)
@@ -198,7 +198,7 @@ def test_dilated_pooling_has_the_gradient_of_finite_differences(case, tmp_path):
 
 
 def test_an_attack_passes_dilated_pooling(tmp_path):
-    """Its gradient finds a corner of many inputs, which no point that is drawn hits."""
+    """Gradients lead to a corner of many inputs, which random points never hit."""
     nodes = [
         node("MaxPool", "x", "m", kernel_shape=[2, 2], dilations=[3, 2]),
         node("Flatten", "m", "f"),
@@ -238,7 +238,7 @@ def edited(model, edit):
 
 
 def doubling(count):
-    """A few nodes that describe a value of 2^count elements."""
+    """A model of a few nodes with a value of 2^count elements."""
     nodes = [node("Concat", f"v{k} v{k}", f"v{k + 1}", axis=0) for k in range(count)]
     return network(
         [*nodes, node("ReduceSum", f"v{count}", "s"), node("Add", "x s")], [1, 3], {"v0": f32(2)}
@@ -442,7 +442,7 @@ def test_truncated_files(tmp_path):
 
 
 def test_damaged_files(tmp_path):
-    """Any change of a byte gives a model or an OnnxError."""
+    """A file with one changed byte gives a model or an OnnxError."""
     content = CASES["transposed_strides"].SerializeToString()
     path = tmp_path / "model.onnx"
     rng = np.random.default_rng(0)

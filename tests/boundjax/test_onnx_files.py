@@ -1,4 +1,4 @@
-"""What an ONNX file may say about itself: weights in other files, versions of operator sets."""
+"""ONNX files with weights in other files, and versions of operator sets."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def branch(*tensors):
 
 
 def sparse(**external):
-    """A sparse tensor of which one part is in another file."""
+    """A sparse tensor with one part in another file."""
     parts = {"values": f32(2), "indices": i64(0, 1)}
     message = onnx.SparseTensorProto(dims=[3])
     for name, values in parts.items():
@@ -76,7 +76,7 @@ def mistyped():
 
 
 def without_a_location():
-    """Marked by its entries alone."""
+    """An external tensor that only its entries reveal."""
     model = with_unused("Constant", "", value=outside())
     model.graph.node[0].attribute[0].t.data_location = TensorProto.DEFAULT
     return model
@@ -133,7 +133,7 @@ def test_weights_in_other_files_are_refused_wherever_they_stand(case, tmp_path):
 
 
 def test_nothing_else_is_said_of_a_file_with_weights_elsewhere(tmp_path):
-    """Not even that its operators are unknown, or that it has no version."""
+    """Unknown operators and a missing version are not mentioned."""
     model = with_unused("If", "", then_branch=branch(outside()))
     model.ClearField("opset_import")
     model.graph.node.append(node("Unheard", "x", "q"))

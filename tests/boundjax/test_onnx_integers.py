@@ -1,4 +1,4 @@
-"""Integers of ONNX files that depend on the input: bounds only where float32 says what they are."""
+"""ONNX integers that depend on the input: bounds only where float32 determines them."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from onnx import TensorProto
 from onnx_models import f32, i64, network, node, scalar, single
 
 INT32, INT64, FLOAT = TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT
-# The largest float32 that an int32 can hold, and the next one.
+# The largest float32 that fits an int32, and the next one.
 MOST, TOO_MUCH = 2147483520.0, 2147483648.0
 
 
@@ -47,14 +47,14 @@ each_transform = pytest.mark.parametrize("transform", TRANSFORMS)
 
 
 def integers(nodes, shape=(1, 3), constants=None):
-    """A network that casts its input to the value `i`, and what `nodes` give to float32."""
+    """A network that casts its input to the integers `i` and the result of `nodes` to float32."""
     to = INT32 if any(v.dtype == np.int32 for v in (constants or {}).values()) else INT64
     first, last = node("Cast", "x", "i", to=to), node("Cast", "z", to=FLOAT)
     return network([first, *nodes, last], list(shape), constants)
 
 
 def cast(to, *between):
-    """Mul by 1, what is between, Cast to an integer type and back."""
+    """Mul by 1, then the ops `between`, then Cast to an integer type and back."""
     names = ["a", *(f"b{k}" for k in range(len(between)))]
     nodes = [node("Mul", "x one", "a")]
     nodes += [node(op, names[k], names[k + 1]) for k, op in enumerate(between)]
@@ -63,7 +63,7 @@ def cast(to, *between):
 
 
 def bounds_of(model, tmp_path, boxes, transform="interval"):
-    """Bounds over boxes, compiled once; their ends are given per input or once."""
+    """Bounds over boxes, compiled once; ends are one per input or one for all."""
     imported = bj.from_onnx(models.save(model, tmp_path))
     shape = (len(boxes), *imported.input_shape)
     ends = [np.stack([np.broadcast_to(box[k], shape[1:]) for box in boxes]) for k in range(2)]
@@ -94,7 +94,7 @@ def test_a_cast_has_bounds_where_its_type_holds_the_interval(transform, tmp_path
     assert np.isnan([low, high])[:, len(HELD) :].all()
     low, high = low[: len(HELD)], high[: len(HELD)]
     exact = np.trunc(np.float32(HELD)).T
-    slack = 1e-6 * np.abs(exact).max(0)  # of linear bounds, which round
+    slack = 1e-6 * np.abs(exact).max(0)  # linear bounds round
     assert (np.abs([low, high] - exact) <= slack).all()
 
 
@@ -102,7 +102,7 @@ def test_the_range_is_that_of_the_file_s_type(tmp_path):
     wide = bounds(cast(INT64), tmp_path, 0.0, 2.0**62)
     assert np.isfinite(wide).all()
     assert np.isnan(bounds(cast(INT64), tmp_path, 0.0, 2.0**63)).all()
-    # Of int64 to int32 as well, which wraps around.
+    # A cast of int64 to int32 wraps around.
     nodes = [node("Cast", "i", "j", to=INT32), node("Identity", "j", "z")]
     assert np.isnan(bounds(integers(nodes), tmp_path, 0.0, 3e9)).all()
     assert np.isfinite(bounds(integers(nodes), tmp_path, 0.0, 2e9)).all()
@@ -118,7 +118,7 @@ def test_elements_are_held_or_not_each_by_itself(between, tmp_path):
 
 
 def test_no_bound_comes_back_behind_a_cast_that_overflows(tmp_path):
-    """Neither a clip nor a comparison makes a certificate of it."""
+    """Neither a clip nor a comparison turns the lost bound into a certificate."""
     nodes = [
         node("Cast", "x", "i", to=INT32),
         node("Cast", "i", "f", to=FLOAT),
@@ -162,7 +162,7 @@ def test_integer_arithmetic_has_bounds_up_to_2_to_the_24(case, tmp_path):
         y = np.asarray(imported.single(x))
         assert (low[0] <= y).all()
         assert (y <= high[0]).all()
-        if case != "sum":  # which onnxruntime does not have for integers
+        if case != "sum":  # onnxruntime has none for integers
             expected = models.reference(tmp_path / "model.onnx", x[None])
             np.testing.assert_array_equal(y, expected.reshape(y.shape))
 
@@ -184,14 +184,14 @@ def test_comparisons_and_moves_of_large_integers_are_exact(tmp_path):
 
 
 def test_one_hot_casts_indices_that_are_no_integers(tmp_path):
-    """To int64, says the operator's definition: rounded towards 0, where that is possible."""
+    """The operator's definition casts them to int64: they are rounded towards 0 where possible."""
     constants = {"depth": np.float32([3]), "values": f32(2)}
     model = network([node("OneHot", "x depth values")], [1, 2], constants)
     path = models.save(model, tmp_path)
     x = np.float32([[2.7, -1.2], [0.0, 1.9]])
     np.testing.assert_array_equal(bj.from_onnx(path)(x), models.reference(path, x)[:, 0])
     low, high = bounds(model, tmp_path, [2.1, 0.0], [2.9, 2.0**63])
-    on = low[0] == high[0]  # decided; whatever the second index is, its row has two values
+    on = low[0] == high[0]  # decided; each entry of the second index's row may have either value
     assert on.all()
     assert (low[1] == constants["values"].min()).all()
     assert (high[1] == constants["values"].max()).all()
@@ -227,7 +227,7 @@ def test_casts_to_narrower_types_are_refused(to, tmp_path):
 
 
 def test_an_overflow_is_no_proof(tmp_path):
-    """The comparison with onnxruntime at a few points would not notice it."""
+    """Comparing with onnxruntime at a few points would not notice the overflow."""
     nodes = [
         node("Mul", "x s", "a"),
         node("Cast", "a", "i", to=INT32),
@@ -252,7 +252,7 @@ def test_an_overflow_is_no_proof(tmp_path):
 
     assert evaluate(np.float32([0.9]))[0] < -1e6
     result = decide(1.0)
-    assert result.verdict == "sat"  # and it is onnxruntime that says so
+    assert result.verdict == "sat"  # as decided by onnxruntime
     assert result.counterexample.outputs[0] < -1e6
     assert decide(0.5).verdict == "unsat"
 

@@ -15,11 +15,10 @@ from boundjax.ir import table
 from boundjax.ir.table import all_ops
 from boundjax.ops import convolution, extremum
 from boundjax.tracing.trace import trace
-from boundjax.transforms import backward
 
 
 def pure_linear(function, slopes="adaptive"):
-    """The linear bounds alone: intersected with interval bounds an error could hide."""
+    """The linear bounds alone, since intersection with interval bounds could hide an error."""
 
     def bounds(input_set):
         with_aux = bj.linear(function, slopes=slopes, has_aux=True)
@@ -30,7 +29,7 @@ def pure_linear(function, slopes="adaptive"):
 
 
 def contains_samples(function, lower, upper, methods=(bj.interval, pure_linear), slack=1e-5):
-    """Bounds of every method hold on samples of the box; returns the last method's."""
+    """Checks every method's bounds on samples of the box; returns those of the last method."""
     lower, upper = np.asarray(lower), np.asarray(upper)
     inputs = points(np.random.default_rng(0), lower, upper)
 
@@ -97,7 +96,7 @@ def test_max_pool_over_dilated_windows_and_inputs():
 
 def test_a_window_with_a_clear_winner_is_exact():
     lower, upper = np.array([0.0, 3.0, 1.0], np.float32), np.array([1.0, 4.0, 2.5], np.float32)
-    # The maximum is the middle entry: linear bounds see through it, and x - max(x) is 0 there.
+    # The middle entry is always the maximum, so linear bounds of x[1] - max(x) are exactly 0.
     bounds = bj.linear(lambda x: x[1] - x.max())(bj.Box(jnp.asarray(lower), jnp.asarray(upper)))
     np.testing.assert_allclose([bounds.lower, bounds.upper], 0.0, atol=1e-6)
 
@@ -124,7 +123,7 @@ def test_gradient_of_bounds_through_a_max_pool_equals_finite_differences():
 @pytest.mark.parametrize("transform", [bj.interval, bj.linear, bj.forward_linear, bj.lipschitz])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_bounds_have_a_gradient_behind_dilated_windows(sign, transform):
-    """JAX has none for these poolings; that of bounds equals finite differences."""
+    """JAX cannot differentiate these poolings; their bounds' gradient equals finite differences."""
     rng = np.random.default_rng(0)
     x, scale, direction = (rng.normal(size=(5, 4)) for _ in range(3))
     start, function = (-jnp.inf, jax.lax.max) if sign > 0 else (jnp.inf, jax.lax.min)
@@ -201,7 +200,7 @@ def test_window_lines_at_ties_and_points(sign):
     ],
 )
 def test_linear_ops_with_constants_keep_their_offset(function):
-    """An offset (a pad or fill value, an addend) that the backward walk forgot would show here."""
+    """Fails if the backward walk forgets an offset: a pad or fill value, or an addend."""
     lower, upper = box(4)
     contains_samples(lambda x: jax.nn.relu(function(x)) + function(x), lower, upper)
 
@@ -236,7 +235,7 @@ CONVOLUTIONS = [
     ids=str,
 )
 def test_convolution_lowerings_agree_in_value_and_gradient(options, layout):
-    """The sub-pixel form of a transposed convolution against XLA's own."""
+    """The sub-pixel form of a transposed convolution agrees with XLA's own."""
     rng = np.random.default_rng(0)
     groups = options.get("feature_group_count", 1)
     kernel = rng.normal(size=(3, 2, 4 // groups, 6)).astype(np.float32)
@@ -267,7 +266,7 @@ def test_convolution_lowerings_agree_in_value_and_gradient(options, layout):
 
 
 def test_precision_is_full_whatever_the_model_was_traced_with():
-    """TF32 or bfloat16 products would make wrong certificates on accelerators."""
+    """Products in TF32 or bfloat16 would make wrong certificates on accelerators."""
 
     def function(x):
         return jnp.dot(x, jnp.ones((3, 2)), precision="fastest")
@@ -335,9 +334,9 @@ def test_slopes_that_were_used_give_the_same_bounds_again():
 
 def test_bounds_that_contradict_each_other_are_nan():
     known, wrong = bj.Interval(jnp.zeros(2), jnp.ones(2)), bj.Interval(jnp.full(2, 1.1), 2.0)
-    assert np.isnan(backward.intersect(known, wrong)).all()
+    assert np.isnan(known.intersect(wrong)).all()
     rounded = bj.Interval(jnp.full(2, 1.0 + 1e-6), jnp.full(2, 2.0))
-    lower, upper = backward.intersect(known, rounded)
+    lower, upper = known.intersect(rounded)
     assert (lower <= upper).all()
 
 
@@ -350,7 +349,7 @@ def test_a_function_of_jax_is_recognised_by_its_entry(op):
     (_, node) = trace(lambda x: op.traced_as(x, *ends), jnp.zeros(2)).nodes
     assert node.op is op
 
-    # A function of another's that only bears the name is inlined.
+    # A user's function that happens to have the name is inlined.
     def other(x):
         return 3.0 * x
 

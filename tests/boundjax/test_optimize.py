@@ -53,7 +53,7 @@ def test_the_best_iterate_is_kept_and_nan_moves_nothing():
 
 
 def test_an_iterate_without_a_bound_never_replaces_one_with_a_bound():
-    # Each step adds 0.2; positions beyond 0.35 have no bound.
+    # Each step adds 0.2; positions beyond 0.35 give NaN.
     def until(parameters):
         position = parameters["position"][:, 0]
         return jnp.where(position > 0.35, jnp.nan, position)

@@ -1,4 +1,4 @@
-"""Patterns: which functions are recognised by their equations, which are not, and the values."""
+"""Patterns: functions that are or are not recognised by their equations, and their values."""
 
 import flax.linen as nn
 import jax
@@ -168,7 +168,7 @@ def test_masked_functions_are_named_by_their_equations(case, jit):
 
 def test_other_masks_of_exponentials_stay():
     functions = (
-        # The mask of the sum is not that of the exponentials.
+        # The sum and the exponentials have different masks.
         lambda x: jnp.exp(x) / jnp.where(MASK, jnp.exp(x), 0.0).sum(-1, keepdims=True),
         lambda x: jnp.where(MASK, jnp.exp(x), 1.0) / jnp.exp(x).sum(-1, keepdims=True),
     )
@@ -200,7 +200,7 @@ def test_normalisation_is_one_op(case):
     function = NORMALIZED[case]
     found = primitives(function)
     assert found.count("normalize") == 1
-    # The fast variance's difference of two means of squares is gone: sums of squares are of d.
+    # The fast variance's difference of two means is gone: all sums of squares are of d.
     assert found.count("reduce_sum") <= 3
     assert found.count("square") + found.count("integer_pow") == 1
     # The parameters of Flax's modules are float32.
@@ -209,7 +209,7 @@ def test_normalisation_is_one_op(case):
 
 
 def both_values(function):
-    """What the graph of a function computes, and what the function does."""
+    """The values that the traced graph computes, and the function's own."""
     return on_host(lambda x: (graph_values(function, x), function(x)))
 
 
@@ -219,7 +219,7 @@ def same_values(function, dtypes=(np.float64, np.float32)):
         with jax.enable_x64(dtype == np.float64):
             run = both_values(function)
             for x in np.asarray(POINTS, dtype):
-                # What the function itself computes loses digits where the pattern does not.
+                # The function itself loses digits that the pattern keeps.
                 ours, theirs = run(x)
                 assert ours.dtype == dtype
                 np.testing.assert_allclose(ours, theirs, rtol=slack, atol=slack)
@@ -263,7 +263,7 @@ def test_prelu_with_a_traced_slope():
     np.testing.assert_allclose(jax.jit(jax.grad(widths))(0.5), 2.0, rtol=1e-6)
 
 
-# What differs from a pattern in one place, and the op that must not occur in it.
+# Functions that differ from a pattern in one place, and the op that must not be recognised.
 NEAR_MISSES = {
     "sum over another axis": (
         lambda x: jnp.exp(x[:, :3]) / jnp.exp(x[:, :3]).sum(0)[:, None],
@@ -340,7 +340,7 @@ def test_variance_needs_one_value_and_one_set_of_axes():
 
 
 def test_fast_variance_does_not_explode():
-    """The difference of two intervals of squares would be wide; a sum of squares is not."""
+    """A difference of intervals of squares would be wide; a sum of squares is not."""
     x = 100.0 + X
     box = bj.Box(x - 0.01, x + 0.01)
     fast = on_host(bj.interval(lambda x: jnp.mean(x**2, -1) - jnp.mean(x, -1) ** 2))(box)
@@ -349,7 +349,7 @@ def test_fast_variance_does_not_explode():
 
 
 def test_softmax_forgets_what_was_subtracted():
-    """The maximum is no part of the graph, so a shift of the logits costs nothing."""
+    """The maximum is not in the graph, so shifting the logits costs nothing."""
     box = bj.Box(X - 0.3, X + 0.3)
     functions = (jax.nn.softmax, lambda x: jax.nn.softmax(x - 3.0 * jnp.sum(x, -1, keepdims=True)))
     plain, shifted = (on_host(bj.linear(function))(box) for function in functions)
@@ -370,7 +370,7 @@ def test_an_op_that_is_missing_from_the_table_is_not_named(monkeypatch):
 
 @pytest.mark.parametrize("function", [jax.nn.softmax, jax.nn.log_softmax, jax.nn.logsumexp])
 def test_rows_that_an_added_mask_removes_have_no_finite_bounds(function):
-    """They are NaN or infinite, whatever the subtracted maximum would cancel."""
+    """Bounds stay NaN or infinite, even though subtracting the maximum would cancel infinities."""
     mask = jnp.asarray([[0.0, 0.0, 0.0], [-jnp.inf] * 3])
 
     def masked(x):

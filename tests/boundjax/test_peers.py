@@ -1,4 +1,4 @@
-"""What other libraries got wrong (all reproduced on them once) is right here."""
+"""Wrong answers of other libraries, each reproduced there once, are right here."""
 
 import functools
 
@@ -14,17 +14,17 @@ import boundjax as bj
 SCALAR_CASES = {
     # jax_verify linearised exp above 12 in the upper chord too: 651,019 instead of 3,269,017.
     "exp on [13, 15]": (jnp.exp, 13.0, 15.0),
-    # jax_verify took every leaky relu for convex.
+    # jax_verify treated every leaky relu as convex.
     "leaky relu with slope 3": (lambda x: nn.leaky_relu(x, 3.0), -2.0, 1.0),
-    # jax_verify's backward bounds left the range of the function: [-0.41, 1.41].
+    # jax_verify's backward bounds exceeded the function's range: [-0.41, 1.41].
     "sigmoid on [-8, 8]": (jax.nn.sigmoid, -8.0, 8.0),
     # auto_LiRPA on even powers of one sign: 48 instead of 81.
     "x ** 4 on [1, 3]": (lambda x: x**4, 1.0, 3.0),
     "x ** 4 on [-3, -1]": (lambda x: x**4, -3.0, -1.0),
-    # auto_LiRPA, after a silent change of its tracer's opset.
+    # auto_LiRPA was wrong after its tracer's opset changed silently.
     "pow(x, 2)": (lambda x: jnp.power(x, 2.0), 0.5, 3.0),
     "x ** 2": (lambda x: x**2, -1.0, 3.0),
-    # jax_verify: NaN unless a list of intermediate bounds was kept by hand.
+    # jax_verify gave NaN unless the user kept a list of intermediate bounds.
     "tanh and softplus in depth": (
         lambda x: jnp.tanh(jax.nn.softplus(jnp.tanh(2.0 * x)) - 1.0),
         -1.0,
@@ -45,14 +45,14 @@ def test_wrong_answers_of_others(case, method):
         assert np.isfinite(bounds.width).all()
         assert bounds.lower[0] <= values.min() + 1e-12
         assert bounds.upper[0] >= values.max() * (1 - 1e-12)
-        # Not loose either: every bound is intersected with the function's own range.
+        # The bounds are tight, too: each is intersected with the function's range.
         assert bounds.width[0] <= 1.0001 * (values.max() - values.min()) + 1e-9
 
 
 @pytest.mark.parametrize("c", [-3.0, -0.5, 0.2, 1.0])
 @pytest.mark.parametrize("case", SCALAR_CASES)
 def test_wrong_answers_of_others_in_composition(case, c):
-    """A relaxation that holds alone may fail inside `f(x) - c x`."""
+    """An unsound relaxation may look right alone and fail inside `f(x) - c x`."""
     function, lower, upper = SCALAR_CASES[case]
     with jax.enable_x64(True):
         grid = jnp.linspace(lower, upper, 2001)
@@ -92,7 +92,7 @@ def test_bounds_do_not_depend_on_the_order_of_calls():
 
 @pytest.mark.parametrize("eps", [1e-7, 1e-6, 1e-5])
 def test_tiny_radii_in_float64_exclude_nothing_that_is_attained(eps):
-    """In float32 both libraries' bounds exclude values by up to 1.2e-7; bound in float64 then."""
+    """In float32 both libraries' bounds miss values by up to 1.2e-7; float64 bounds do not."""
     with jax.enable_x64(True):
         apply = small_network(jnp.float64)
         rng = np.random.default_rng(1)
@@ -107,7 +107,7 @@ def test_tiny_radii_in_float64_exclude_nothing_that_is_attained(eps):
 
 
 def test_nan_is_never_turned_into_a_bound():
-    """BCP's NaN translations became 0, that is: certified."""
+    """BCP's code turned NaN translations into 0, and so certified."""
     weights = jnp.full((3, 2), jnp.nan)
     certificate = bj.certify(lambda x: x @ weights, np.zeros((1, 3), np.float32), 0.0)
     assert not certificate.verified.any()

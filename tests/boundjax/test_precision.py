@@ -1,4 +1,4 @@
-"""The precision of products: full in bounds, lowered where training asks for it."""
+"""The precision of products: full in bounds, lower where training asks for it."""
 
 import re
 
@@ -29,7 +29,7 @@ def net():
 
 
 def _precisions(function, *arguments):
-    """Of all products of a program, `HIGHEST` and its like."""
+    """The precisions of all products of a program, such as `HIGHEST`."""
     text = jax.jit(function).lower(*arguments).as_text()
     products = re.findall(r"stablehlo\.(?:convolution|dot_general).*", text)
     assert products
@@ -64,7 +64,7 @@ def test_bounds_and_their_gradients_run_at_the_precision_asked_for(net, name, pr
         with bj.training_precision(precision):
             return jax.grad(loss)(variables)
 
-    exact = {"HIGHEST"}  # selections of what lies in windows, and their transposes
+    exact = {"HIGHEST"}  # of selections of windows, and their transposes
     assert _precisions(gradient, variables) - exact <= {precision.upper()}
     assert precision.upper() in _precisions(gradient, variables)
 
@@ -85,7 +85,7 @@ def test_certificates_are_exact_whoever_asks(net, method):
     model, variables, x = net
     apply = bj.PureModel.of((model, variables)).apply
     with bj.training_precision("default"):
-        # First, so that nothing that was traced for a loss is taken for a certificate.
+        # Trace the loss first: a certificate must not reuse what was traced for it.
         bounds = presets.METHODS[method](
             lambda image: model.apply(variables, image[None])[0], 2**28
         )

@@ -1,4 +1,4 @@
-"""CAP's random-projection estimates: their statistics, their exact limit, and that they say so."""
+"""CAP's random-projection estimates: their statistics, their exact limit, and their type."""
 
 import functools
 import itertools
@@ -33,14 +33,14 @@ def mlp(rng, *widths):
 
 
 def ratios(p: float, projections: int, size: int = 120, units: int = 8, draws: int = 1000):
-    """Estimated over true radius of linear units over a ball, `[draws, units]`."""
+    """Ratio of estimated to true radius of linear units over a ball, `[draws, units]`."""
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(rng.normal(size=(size, units)) * rng.uniform(size=(size, 1)), jnp.float32)
     eps = jnp.asarray(rng.uniform(0.1, 1.0, size=size), jnp.float32)
     ball = bj.LpBall(jnp.zeros(size), eps, p=p)
 
     def width(key):
-        # The relaxed op makes its operand a pre-activation.
+        # The ReLU makes its operand a pre-activation.
         (found,) = pre_activations(lambda x: jax.nn.relu(x @ kernel), ball, key, projections)
         return found.radius
 
@@ -97,7 +97,7 @@ def test_the_median_is_the_lower_of_two(dtype):
         np.testing.assert_array_equal(gradient, [0.0, 0.0, -1.0, 0.0])
 
 
-# --- exact where nothing is projected -------------------------------------------------------------
+# --- exact without projections --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("p", [2, np.inf])
@@ -123,7 +123,7 @@ def test_small_networks_have_the_bounds_of_fast_lin(name, p):
 
 @pytest.mark.parametrize("name", ["leaky", "clipped", "smooth", "thresholds", "pooling", "rare"])
 def test_other_ops_have_parallel_lines_too(name):
-    """Where nothing is projected, estimates hold for any op that has two lines."""
+    """Without projections, estimates are bounds, for any op that has two lines."""
     network = BY_NAME[name]
     with jax.enable_x64(True):
         weights = network.weights(3, np.float64)
@@ -193,7 +193,7 @@ def test_estimates_scatter_around_the_bounds(large, p):
     found = jax.jit(jax.vmap(lower))(jax.random.split(jax.random.key(0), 60))
     width = aux.linear.upper - aux.linear.lower
     np.testing.assert_allclose(found.mean(0), aux.linear.lower, atol=0.1 * float(width.max()))
-    # Estimates, not bounds: a good part of them claims more than holds of the relaxation.
+    # Estimates are no bounds: many are tighter than the relaxation's own bounds.
     assert 0.1 < float((found > aux.linear.lower[None]).mean()) < 0.9
 
 

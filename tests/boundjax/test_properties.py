@@ -1,4 +1,4 @@
-"""Whether outputs are unsafe: decided exactly, infinite ones too."""
+"""Whether outputs are unsafe is decided exactly, even for infinite ones."""
 
 from fractions import Fraction
 
@@ -16,7 +16,7 @@ def test_random_rows_as_fractions_decide():
     for _ in range(300):
         outputs = rng.normal(size=4).astype(np.float32)
         weights = rng.integers(-3, 4, size=(2, 4)) * 2.0 ** rng.integers(-20, 20, size=(2, 1))
-        # Next to the value itself, where rounding decides.
+        # Thresholds next to the value itself, where rounding matters.
         offset = -(weights @ outputs.astype(np.float64))
         offset = np.nextafter(offset, rng.choice([-np.inf, np.inf], size=2))
         expected = all(

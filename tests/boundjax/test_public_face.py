@@ -1,4 +1,4 @@
-"""`import boundjax`: what is public, when it is loaded, and what static tools see."""
+"""`import boundjax`: its public names, lazy loading, and what static tools see."""
 
 import ast
 import inspect
@@ -64,7 +64,7 @@ def test_certify_is_the_function_and_no_module():
 
 
 def test_the_table_of_ops_is_complete_whichever_name_comes_first(capsys):
-    # JAX is loaded once; boundjax is forgotten before each name.
+    # JAX is loaded once; boundjax is imported anew for each name.
     program = f"""
 import contextlib, io, json, sys
 tables = {{}}

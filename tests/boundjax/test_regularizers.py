@@ -53,7 +53,7 @@ def _layer(*bounds):
 
 
 def _gradients_are_finite_differences(run, argument):
-    """Of the compiled `run: argument -> (value, gradient)`, in one random direction."""
+    """Checks a compiled `run: argument -> (value, gradient)` in one random direction."""
     rng = np.random.default_rng(0)
     direction = jax.tree.map(lambda a: rng.normal(size=a.shape), argument)
 
@@ -95,7 +95,7 @@ TAUS = (0.3, 0.5, 1.0)
 
 @on_host
 def _short_warmup(arguments):
-    """Both losses, weighted at random, and their gradient; the losses for each tolerance."""
+    """A weighted sum of both losses, the losses for each tolerance, and the sum's gradient."""
 
     def weighted(arguments):
         box, bounds = arguments
@@ -109,7 +109,7 @@ def _short_warmup(arguments):
 def test_losses_of_short_warmup_are_their_definitions():
     with jax.enable_x64(True):
         box, bounds = _batch_bounds(0.05)
-        # ReLUs out of balance: of both kinds, and more inactive ones than active ones.
+        # Unbalanced ReLUs: active and inactive ones, more of the latter.
         bounds["relu_1"] = bj.Interval(*(end - 0.3 for end in bounds["relu_1"]))
         expected = np.array([(_tightness(box, bounds, t), _balance(bounds, t)) for t in TAUS])
         assert (expected[1:] > 0).all()
@@ -153,8 +153,8 @@ def test_degenerate_balance():
 
 
 def test_losses_at_the_ends_of_float32():
-    # Squares and quotients that over- or underflow make no NaN; where nothing is wide, nothing is
-    # due.
+    # Squares and quotients that overflow or underflow make no NaN, and losses of intervals without
+    # width are 0.
     losses = on_host(
         lambda box, bounds: [
             jax.value_and_grad(loss)(bounds)
@@ -186,7 +186,7 @@ def test_nan_shows():
     for bad in (bj.Interval(nan * lower, upper), bj.Interval(lower, nan * upper)):
         assert np.isnan(run(box, {**bounds, "relu_0": bad})).all()
         assert np.isnan(run(bad, bounds)[0])
-        # Also where neither kind of ReLU is left, or both are.
+        # This holds with neither active nor inactive ReLUs, too, and with both.
         for shift in (-100.0, 100.0, 100.0 * np.sign(lower)):
             moved = jax.tree.map(lambda b, shift=shift: b + shift, bad)
             assert np.isnan(run(box, {**bounds, "relu_0": moved})).all()
@@ -369,7 +369,7 @@ def test_gap_and_slack_of_fast_lin():
                 unstable = (lower < 0) & (upper > 0)
                 negative = rows[label] < 0
                 kinds += [int((unstable & side).sum()) for side in (~negative, negative)]
-        assert kinds.min() > 20  # both lines were met
+        assert kinds.min() > 20  # both lines occur
 
 
 def test_nets_without_unstable_units_have_no_gap_and_no_slack():
@@ -419,11 +419,11 @@ def test_gradient_of_the_slack():
         _gradients_are_finite_differences(run, (bounds, values, rows))
         _, gradient = run((bounds, values, rows))
         assert not np.any(gradient[2]["a"])
-        # The bounds matter at chords only, and so do their gradients.
+        # Bounds affect the chords only, so they have a gradient only there.
         at_chords = ((rows["a"] < 0) & (bounds["a"].upper > 0)).any(axis=0)
         assert 0 < at_chords.sum() < 6
         np.testing.assert_array_equal(np.any(gradient[0]["a"], axis=0), at_chords)
-        # Pre-activations on the relaxation are where they should be.
+        # There is no slack where pre-activations lie on the relaxation.
         values = {"a": np.where(rows["a"] < 0, bounds["a"].lower, 0.0)}
         value, gradient = run((bounds, values, rows))
         assert value == 0

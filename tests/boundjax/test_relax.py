@@ -50,7 +50,7 @@ def test_a_relaxation_serves_several_specifications(intermediate):
 
 
 def test_centers_that_are_references_leave_the_gradient_as_it_is():
-    # Values and references share one product with the weights; the derivative has both parts.
+    # Values and references share one product with the weights; its derivative must have both parts.
     function, weights = _network()
     rows = bj.margin_specification(jnp.int32(1), 3, rows="others")
 
@@ -96,7 +96,7 @@ def test_known_bounds_take_the_place_of_intermediate_ones():
     np.testing.assert_allclose(given.bounds(rows), crown.bounds(rows), rtol=1e-5, atol=1e-5)
     plain = _relaxed().bounds(rows)
     assert (given.bounds(rows).lower > plain.lower + 1e-3).any()
-    # What is no tighter changes nothing.
+    # Known bounds that are no tighter change nothing.
     wide = {k: bj.Interval(v.lower - 1, v.upper + 1) for k, v in _relaxed().pre_activations.items()}
     np.testing.assert_allclose(_relaxed(wide).bounds(rows), plain, rtol=1e-6, atol=1e-6)
 
@@ -107,7 +107,7 @@ def test_with_known_bounds_the_result_holds_where_they_do(intermediate, intersec
     function, weights = _network()
     options = {"intermediate": intermediate, "intersect": intersect}
     first, second = _relaxed(**options).pre_activations.items()
-    # Some units of both layers on one side of their kinks.
+    # Some units of both layers are fixed to one side of their kinks.
     known = {
         first[0]: bj.Interval(first[1].lower.at[0].set(0.0), first[1].upper),
         second[0]: bj.Interval(second[1].lower, second[1].upper.at[1].set(0.3)),
@@ -132,7 +132,7 @@ def test_with_known_bounds_the_result_holds_where_they_do(intermediate, intersec
 @pytest.mark.parametrize("p", [1, 2, jnp.inf])
 @pytest.mark.parametrize("intermediate", ["interval", "linear", "forward"])
 def test_known_bounds_on_the_input_itself(p, intermediate):
-    """A set's spread is about its own middle, which is not that of what is known."""
+    """A set's spread is measured from its own middle, not from that of the known bounds."""
     ball = bj.LpBall(jnp.zeros(2), 1.0, p=p)
 
     def function(x):
@@ -187,5 +187,5 @@ def test_the_radii_of_affine_nodes_are_those_before_any_intersection():
     np.testing.assert_allclose(walk.radii[affine[0]], radius, rtol=1e-5)
     second = walk.intervals[affine[1] - 1].radius @ jnp.abs(weights[1])
     np.testing.assert_allclose(walk.radii[affine[1]], second, rtol=1e-5)
-    # Linear bounds are narrower than what intervals give.
+    # Linear bounds are narrower than interval bounds.
     assert (walk.radii[affine[1]] > walk.intervals[affine[1]].radius + 1e-4).any()

@@ -14,14 +14,14 @@ KINKED = [name for name in SCALARS if name not in ("sigmoid", "tanh", "softplus"
 
 
 def cases():
-    """Function, domain, its methods, dtype, and whether gradients are looked at."""
+    """Function, domain, methods, dtype, and whether to check gradients."""
     for name in KINKED:
         every = ("interval", "crown-ibp", "fast-lin", "zero", "one", "constant")
         yield name, SCALARS[name], EVERYWHERE, every, np.float64, True
         yield name, SCALARS[name], EVERYWHERE, ("interval", "crown-ibp"), np.float32, True
-    # No policy moves the lines of the others. Their derivatives are the larger part of the program:
-    # whether those exist is asked in float32, which overflows first. Their values in float64 are
-    # compared with finite differences in `test_smooth.py`.
+    # No policy moves the lines of the other functions. Their derivatives make up most of the
+    # program, so only float32, which overflows first, checks that they are finite.
+    # `test_smooth.py` compares their values in float64 with finite differences.
     smooth = {name: (f, EVERYWHERE) for name, f in SCALARS.items() if name not in KINKED} | SMOOTH
     for name, (function, domain) in smooth.items():
         yield name, function, domain, ("interval", "crown-ibp", "constant"), np.float64, False
@@ -36,7 +36,7 @@ def cases():
     ],
 )
 def test_scalar_relaxations_contain_a_dense_grid(function, domain, methods, dtype, differentiate):
-    # f(x) - c x: for c != 0 the interval bounds are loose and the lines themselves are seen.
+    # f(x) - c x: for c != 0 interval bounds are loose, which exposes the lines themselves.
     ends = np.clip(scalar_intervals(), *domain)
     lower, upper = (np.repeat(end[:, None], 5, 1).ravel().astype(dtype) for end in ends)
     slopes = np.tile(np.array([-1.0, -0.3, 0.0, 0.5, 2.0], dtype), lower.size // 5)
@@ -55,7 +55,7 @@ def test_scalar_relaxations_contain_a_dense_grid(function, domain, methods, dtyp
 
         @on_host
         def run(lower, upper, grid):
-            # A gradient must exist, at kinks too.
+            # Gradients must be finite, even at kinks.
             of = jax.grad(total, has_aux=True) if differentiate else total
             return {m: of((lower, upper), m) for m in methods}, jax.vmap(shifted)(grid)
 

@@ -1,4 +1,4 @@
-"""Ends of certificates' input sets, rounded outwards: against exact fractions."""
+"""Outward rounding of certificates' input sets, against exact fractions."""
 
 from fractions import Fraction
 
@@ -18,11 +18,11 @@ def exactly(values):
 
 
 def centers_and_radii(dtype, count=4000):
-    """Centers of all sizes with radii from far below their spacing to far above."""
+    """Centers of all magnitudes, with radii from far below to far above their spacing."""
     rng = np.random.default_rng(0)
     size = 2.0 ** rng.integers(-40, 40, count)
     center = (rng.choice([-1, 1], count) * rng.uniform(1, 2, count) * size).astype(dtype)
-    # Next to powers of two spacings differ on both sides.
+    # At a power of two the spacings below and above differ.
     center[::5] = np.sign(center[::5]) * size[::5].astype(dtype)
     spacing = np.spacing(np.abs(center)).astype(np.float64)
     radius = (spacing * 2.0 ** rng.uniform(-30, 30, count)).astype(dtype)
@@ -42,11 +42,11 @@ def test_outward_ends_hold_the_exact_ones_and_are_next_to_them(dtype):
     for x, r, low, high, near_low, near_high in rows:
         assert low <= x - r
         assert x + r <= high
-        # What is exact stays as it is.
+        # Ends that are exact stay as they are.
         assert low == near_low or near_low != x - r
         assert high == near_high or near_high != x + r
         collapsed += near_low == near_high and r > 0
-    assert collapsed > 100  # the case that matters is among them
+    assert collapsed > 100  # the samples include radii that rounding to nearest loses
     one_further = np.nextafter(nearest[0], -np.inf), np.nextafter(nearest[1], np.inf)
     assert (lower >= one_further[0]).all()
     assert (upper <= one_further[1]).all()
@@ -68,7 +68,7 @@ def test_middle_and_half_width_describe_the_ends_exactly(dtype):
     with jax.enable_x64(dtype == "float64"):
         center, radius = centers_and_radii(FLOATS[dtype])
         lower, upper = center - radius, center + radius
-        upper[::3] = np.nextafter(lower[::3], np.inf)  # one spacing, whose half is none
+        upper[::3] = np.nextafter(lower[::3], np.inf)  # one spacing; its half is not representable
         lower[1::11] = -0.3 * upper[1::11]
         lower, upper = np.minimum(lower, upper), np.maximum(lower, upper)
         moved = jax.jit(rounding.with_exact_middle)(jnp.asarray(lower), jnp.asarray(upper))
@@ -160,9 +160,9 @@ def steep(x):
 def test_a_radius_below_the_spacing_of_the_input_is_not_lost(method, clip):
     x, labels = np.float32([[1000.0]]), np.array([0])
     options = {"labels": labels, "method": method, "clip": clip}
-    # The rounding of x - 1000 is charged otherwise, although it is exact.
+    # Otherwise the proof charges the rounding of x - 1000, although that is exact.
     nearest = {**options, "rounding": "nearest"}
-    if clip == (0.0, 1000.0):  # then 1000 is the worst point, and all is well
+    if clip == (0.0, 1000.0):  # the worst point is 1000 itself, which is robust
         assert bj.certify(steep, x, 2e-5, **nearest).verified.all()
         return
     assert bj.certify(steep, x, 0.0, **nearest).verified.all()

@@ -52,7 +52,7 @@ def test_linear_schedule(step, expected):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_ends_are_exact(schedule):
-    # The loop compares with 0 and eps_max to see which bounds a step needs.
+    # The training loop compares with 0 and eps_max to decide which bounds a step needs.
     for eps_max in (0.1, 0.2, 0.3, 8 / 255, 0.0348):
         for start, end in [(0, 7), (5, 1000), (468, 468 * 4), (3, 3), (2, 4)]:
             assert float(schedule(start - 1, start, end, eps_max)) == 0.0

@@ -89,7 +89,7 @@ def test_selections_contain_samples(name, dtype):
 
 
 def test_a_decided_selection_is_the_chosen_case():
-    """Its planes are the case itself, so that the difference to it is bounded by zero."""
+    """Its planes equal the chosen case, so their difference is bounded by exactly zero."""
     box = bj.Box(jnp.array([1.0, 2.0]), jnp.array([2.0, 3.0]))
     for function in (
         lambda x: jnp.where(x > 0, x, jnp.nan) - x,

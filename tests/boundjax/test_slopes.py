@@ -1,4 +1,4 @@
-"""Slope policies that draw, and slopes that are optimised."""
+"""Random slope policies and optimised slopes."""
 
 import functools
 
@@ -19,7 +19,7 @@ NARROW, LEANING_LEFT, LEANING_RIGHT = (-1e-3, 1e-3), (-2.0, 1.0), (-1.0, 2.0)
 
 
 def relu_slopes(slopes, count=4000):
-    """The slopes over an interval, of `count` units that all have it."""
+    """The slopes of `count` units that share one interval."""
 
     @on_host
     def run(low, high):
@@ -101,8 +101,8 @@ def optimised(name: str, rule: str, steps: int, intermediate: str, optimize_inte
     return run
 
 
-# What a rule does and what an op's lines do to it are apart: all rules on one network, one rule of
-# each kind on every network.
+# Rules and ops are independent of each other, so one network runs with all rules, and the others
+# with one rule of each kind.
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
@@ -132,7 +132,7 @@ def test_more_steps_are_never_looser_and_all_are_sound(name, rule):
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_optimised_bounds_are_ordered(name):
-    """CROWN, fixed intermediate bounds with optimised slopes, optimised intermediate bounds."""
+    """CROWN, then optimised slopes alone, then optimised intermediate bounds as well."""
     network = BY_NAME[name]
     with jax.enable_x64(True):
         weights, lower, upper = random_box(network, 5, 0.8)

@@ -1,4 +1,4 @@
-"""The solver of smooth functions' lines, and what each function's entry states."""
+"""The solver for lines of smooth functions, and the facts in each function's entry."""
 
 import warnings
 
@@ -27,7 +27,7 @@ from boundjax.ops import domain, envelope, smooth
 
 @each_function
 def test_lines_are_as_tight_as_the_best_pair(name):
-    """The mean width, which is the width at the middle, against the concave envelopes there."""
+    """Compares the mean width (the width at the middle) with that of the envelopes there."""
     with jax.enable_x64(True):
         lower, upper = in_domain(INTERVALS, *FUNCTIONS[name][1])
         lines = compiled_lines(name, lower, upper)
@@ -41,7 +41,7 @@ def test_lines_are_as_tight_as_the_best_pair(name):
         for x, y, m in zip(grid.T, values.T, middle, strict=True)
     ]
     rounding = 1e-13 * (1 + np.abs(values).max(0) + np.abs(grid).max(0))
-    # Promised are 10 %; the grid of the brute force accounts for what is allowed here.
+    # The solver promises 10 %; it does better, and 0.5 % covers the grid of the brute force.
     excess = (width - rounding) / np.maximum(best, 1e-300)
     worst = np.argmax(excess)
     assert excess[worst] <= 1.005, f"[{lower[worst]}, {upper[worst]}]: {excess[worst]}"
@@ -50,7 +50,7 @@ def test_lines_are_as_tight_as_the_best_pair(name):
 @each_function
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_any_position_gives_lines_that_hold_exactly(name, dtype):
-    """No slack: the lines are moved outward by the rounding of what they are computed from."""
+    """Without slack, because the solver moves the lines outward by its own rounding."""
     rng = np.random.default_rng(0)
     lower, upper = drawn_intervals(name, rng).astype(dtype)
     positions = rng.uniform(size=(2, lower.size))
@@ -61,7 +61,7 @@ def test_any_position_gives_lines_that_hold_exactly(name, dtype):
     assert all(np.isfinite(line).all() for line in lines)
     grid, values = grid_and_values(name, lower.astype(np.float64), upper.astype(np.float64), 401)
     gaps = least_gaps(lines, grid, values)
-    # float64 has no reference to be exact against: the values themselves are rounded.
+    # In float64 there is no exact reference: the values themselves are rounded.
     rounding = 0.0 if dtype == np.float32 else 1e-15 * (np.abs(values).max(0) + np.abs(grid).max(0))
     worst = np.argmin(gaps + rounding)
     assert (gaps >= -rounding).all(), f"[{lower[worst]}, {upper[worst]}]: {gaps[worst]}"
@@ -75,10 +75,10 @@ def test_any_position_gives_lines_that_hold_exactly(name, dtype):
     ],
 )
 def test_gradients_of_lines_equal_finite_differences(name):
-    """In both ends and both positions."""
+    """Gradients in both ends and both positions."""
     with jax.enable_x64(True):
         low, high = FUNCTIONS[name][1]
-        # Not with an end on a kink.
+        # No end may lie on a kink.
         lower, upper = in_domain(INTERVALS + 1e-3, low + 0.01, high - 0.01)
         rng = np.random.default_rng(0)
         arguments = np.stack([lower, upper, *rng.uniform(0.1, 0.9, size=(2, lower.size))])
@@ -134,7 +134,7 @@ def test_gradients_in_an_operand_equal_finite_differences(activation, operand):
 
 
 def random_piecewise(rng, pieces):
-    """A continuous function of random parabolas and lines, with kinks, and its curve."""
+    """A continuous function with kinks, made of random parabolas and lines, and its curve."""
     bends = np.sort(rng.uniform(-3, 3, size=pieces - 1))
     curvatures = rng.integers(-1, 2, size=pieces)
     slopes = rng.normal(size=pieces)
@@ -168,14 +168,14 @@ def test_solver_on_random_piecewise_functions(seed):
         ends = np.sort(rng.uniform(-5, 5, size=(2, 200)), axis=0)
         share = rng.uniform(size=(2, 200))
         lower, upper = map(jnp.asarray, ends)
-        # The image plays no part where it is finite.
+        # A finite image has no effect.
         image = (lower * 0.0, lower * 0.0)
         run = jax.jit(lambda *a: smooth.lines(function, curve, lower, upper, Given(*a), image))
         lines = jax.device_get(run(*map(jnp.asarray, share)))
         grid = ends[0] + np.linspace(0, 1, 2001)[:, None] * (ends[1] - ends[0])
         values = np.asarray(function(jnp.asarray(grid)))
     assert (least_gaps(lines, grid, values) >= -1e-14).all()
-    # A line that only the lower one has a choice of is the first to ask.
+    # If only one of the lines has a choice, it is the one that asks first.
     asked = [c > 0 for c in curve.curvatures]
     first = share[0] if len(asked) > 1 or not all(asked) else None
     at = ends[0] + first * (ends[1] - ends[0])
@@ -187,7 +187,7 @@ def test_solver_on_random_piecewise_functions(seed):
 
 @pytest.mark.parametrize("name", ["gelu", "sin", "tanh", "elu_concave_kink", "cube", "hard_silu"])
 def test_no_slope_makes_a_wrong_line(name, monkeypatch):
-    """The intercept is a bound for whatever slope the search returns."""
+    """The intercept makes a valid bound from any slope that the search returns."""
     rng = np.random.default_rng(0)
     lower, upper = in_domain(INTERVALS, *FUNCTIONS[name][1])
     wild = jnp.asarray(rng.normal(size=lower.size))[upper - lower < 4 * np.pi]
@@ -216,7 +216,7 @@ def test_lipschitz_constants_bound_the_slope(name):
         constant, slopes = constant_and_slopes(lower, upper, grid)
     quotients = np.abs(np.diff(values, axis=0) / np.diff(grid, axis=0)).max(0)
     assert (quotients <= constant * (1 + 1e-9) + 1e-9).all()
-    # And no larger than that; beside the kinks of hard_silu the derivative is one side's.
+    # The constant is tight. At the kinks of hard_silu the derivative is that of one side.
     largest = np.maximum(slopes.max(0), quotients)
     assert ((constant <= 1.01 * largest) | (np.isinf(largest) & np.isinf(constant))).all()
 
@@ -320,14 +320,14 @@ def test_the_edge_of_a_closed_domain_is_inside(function):
 
 
 def finished(run, *arguments):
-    """The result, after everything that the run has to say."""
+    """The result, after all warnings of the run have arrived."""
     result = jax.block_until_ready(run(*arguments))
     jax.effects_barrier()
     return result
 
 
 def test_domain_warnings_under_transformations():
-    """From compiled code too; and they leave values and derivatives alone."""
+    """Compiled code warns, too, and warnings leave values and derivatives alone."""
 
     def total(low):
         found = bounds_of(lambda x: jnp.log(x) * 0.5)(low, jnp.full(2, 2.0))
@@ -391,7 +391,7 @@ def test_nan_and_infinite_ends(name):
         assert np.isnan(lines[3]).all()
         assert np.isnan(np.asarray(image)[:, 2]).all()
         assert np.isnan(np.asarray(image)[:, :2]).any(0).all()
-        # On infinite intervals a line may be anything that holds: check it far outside.
+        # On infinite intervals any valid line will do; check it far outside.
         ends = np.array([[0.5, -np.inf, -np.inf], [np.inf, -0.5, np.inf]])
         lines = compiled_lines(name, *ends, dtype=np.float32)
         jax.effects_barrier()

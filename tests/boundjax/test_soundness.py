@@ -1,6 +1,6 @@
 """Every method on every network: bounds contain samples and attacks and are as tight as defined.
 
-float64 finds a wrong rule (slack 1e-12 of the magnitudes met), float32 a wrong precision.
+float64 reveals wrong rules (slack: 1e-12 of the magnitudes that occur), float32 wrong precision.
 """
 
 import functools
@@ -71,8 +71,8 @@ def test_bounds_contain_samples_and_attacks(network, method, seed):
         check_network(network, method, seed, np.float64)
 
 
-# Elementwise ops and single joint ones have float32 tests of their own (`test_relaxations.py`,
-# `test_joint.py`): here are those over windows, indices, loops and branches, and whole walks.
+# Elementwise and single joint ops have their own float32 tests (`test_relaxations.py`,
+# `test_joint.py`). These networks cover windows, indices, loops, branches and whole walks.
 IN_FLOAT32 = (
     *("mlp", "cnn", "transposed", "residual", "linen", "pooling", "repeated", "structure", "rare"),
     *("gated", "attention", "decisions", "loops", "branches", "indexing"),
@@ -91,10 +91,10 @@ def test_every_op_of_the_table_occurs_in_a_network():
         apply = functools.partial(network.apply, network.weights(0))
         nodes = trace(apply, jnp.zeros(network.input_shape)).nodes
         used |= {id(node.op) for node in nodes}
-    # Only a weakly typed input is cast to its own dtype; test_ops.py bounds one.
+    # Only a weakly typed input is cast to its own dtype; test_ops.py bounds such a cast.
     cast = trace(lambda x: jax.lax.convert_element_type(x, jnp.float32), jnp.asarray(0.5))
     used |= {id(node.op) for node in cast.nodes}
-    # Expansions are gone from a graph; what they become is what is bounded.
+    # Graphs contain no expansions, only the ops that they expand to.
     kept = (op for op in all_ops() if not isinstance(op, Expansion))
     missing = [f"{op.name} ({op.note})" for op in kept if id(op) not in used]
     assert not missing, f"add these ops to a network in tests/support/networks.py: {missing}"
@@ -131,7 +131,7 @@ def test_bounds_agree_under_jit_vmap_and_pmap(name, method):
     mapped = jax.pmap(jax.vmap(bounds))(centres.reshape(devices, -1, *network.input_shape))
     mapped = jax.tree.map(lambda end: end.reshape(len(centres), -1), mapped)
     single = jax.jit(bounds)(centres[0])
-    # Eager code compiles every operation for itself: of a few layers only.
+    # Eager code compiles every operation separately, so only the small network runs eagerly.
     eager = bounds(centres[0]) if name == "mlp" else single
     for k, expected in enumerate(batched):
         np.testing.assert_allclose(mapped[k], expected, rtol=1e-5, atol=1e-5)
@@ -144,7 +144,7 @@ def test_bounds_agree_under_jit_vmap_and_pmap(name, method):
     [
         *[("mlp", m) for m in ("interval", "crown", "fast-lin")],
         *[(n, "crown-ibp") for n in ("leaky", "clipped", "smooth")],
-        # With linear intermediate bounds: `test_windows.py`.
+        # `test_windows.py` covers linear intermediate bounds.
         ("cnn", "crown-ibp"),
     ],
 )
@@ -153,7 +153,7 @@ def test_gradients_equal_finite_differences(name, method):
 
 
 def test_gradient_of_relu_at_zero_is_zero():
-    """As jax.nn.relu's; the inlined max(x, 0) would give 0.5."""
+    """It is 0, as for jax.nn.relu; an inlined max(x, 0) would give 0.5."""
 
     def ends(bias):
         bounds = bj.interval(lambda x: jax.nn.relu(x + bias))(bj.Box(jnp.zeros(1), jnp.zeros(1)))
@@ -193,7 +193,7 @@ def test_specification_merges_with_the_last_layer(method, seed):
 
 @pytest.mark.parametrize("slopes", ["adaptive", "one", "zero", "parallel"])
 def test_a_row_is_never_looser_than_the_logits_combined(slopes):
-    """Before bounds are intersected with intervals, which may be tighter for a single logit."""
+    """Before the intersection with intervals, which may be tighter for a single logit."""
     network = BY_NAME["mlp"]
     with jax.enable_x64(True):
         weights, lower, upper = random_box(network, 0, 0.4)
@@ -218,7 +218,7 @@ def specified(method: str):
     def run(weights, lower, upper, specification):
         box = bj.Box(lower, upper)
         apply = functools.partial(network.apply, weights)
-        # The last layer with the specification multiplied in by hand.
+        # The last layer, multiplied with the specification by hand.
         last = {name: value @ specification.T for name, value in weights[-1].items()}
         merged = functools.partial(network.apply, [*weights[:-1], last])
         transform = METHODS[method]
@@ -241,7 +241,7 @@ def test_any_slopes_in_the_unit_interval_are_sound(name, seed):
         outputs = values_function(network)(weights, jnp.asarray(inputs))
         assert (outputs >= bounds.lower - 1e-10).all()
         assert (outputs <= bounds.upper + 1e-10).all()
-        # The policy's own slopes, passed by hand, give the policy's bounds.
+        # Passing the policy's slopes by hand gives the policy's bounds.
         again = bounds_with_slopes(network)(weights, lower, upper, slopes)
         policy = bounds_function(network, "crown-ibp")(weights, lower, upper)
         for ours, expected in zip(again, policy, strict=True):
@@ -311,13 +311,13 @@ def ball_bounds(p: float, method: str):
     return run
 
 
-# --- numbers that are not numbers ---------------------------------------------------------------
+# --- NaN and infinity ---------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore::boundjax.ops.domain.DomainWarning")
 @each_pair("interval", "crown", but=SLOW)
 def test_nan_inputs_give_no_bound(network, method):
-    # Under jit nothing raises; then no output that depends on the input may have a finite bound.
+    # Nothing raises under jit, but no output that depends on the input may have a finite bound.
     with jax.enable_x64(True):
         weights, lower, upper = random_box(network, 0, 0.1)
         bounds = bounds_function(network, method)(weights, lower * jnp.nan, upper)

@@ -1,6 +1,6 @@
-"""The public verification suites: values, counterexamples, bounds of another library, answers.
+"""The public verification suites: values, counterexamples, reference bounds, verdicts.
 
-By default a sample of each; `pytest -m suites` takes all rows of all tables.
+By default a sample of each suite; `pytest -m suites` runs all rows of all tables.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ if not suites.PUBLIC.is_dir():
 
 
 def params(keys):
-    """One test per key, those of one benchmark on one worker, which compiles for all of them."""
+    """One test per key; one worker runs all tests of a benchmark, to compile only once."""
     return [
         pytest.param(*key, marks=pytest.mark.xdist_group(key[0]), id="-".join(map(str, key)))
         for key in dict.fromkeys(keys)
@@ -65,7 +65,7 @@ def stored_points_are_counterexamples(benchmark, count):
         row, x = instances[int(name[1:])], points[name].reshape(-1)
         assert row["known_result"] == "sat"
         y = np.asarray(suites.programs(benchmark, row["onnx"]).forward(x))
-        # They were confirmed by onnxruntime, which rounds differently.
+        # onnxruntime, which rounds differently, confirmed them.
         assert suites.unsafe(suites.asked(benchmark, row["vnnlib"]), x, y, slack=1e-5), row
 
 
@@ -82,8 +82,8 @@ def test_all_stored_counterexamples(benchmark):
 
 # --- bounds ------------------------------------------------------------------------------------
 
-# Adaptive slopes are no monotone function of the bounds that they are placed by: intersecting
-# these with intervals, as our CROWN does and the reference does not, mostly helps, but not here.
+# Tighter pre-activation bounds do not always give tighter bounds with adaptive slopes. Our CROWN
+# intersects them with intervals, the reference does not; that mostly helps, but not here.
 INCOMPARABLE = {
     ("acasxu", "4_2.onnx"),
     ("cora_mnist", "mnist-point.onnx"),
@@ -92,13 +92,13 @@ INCOMPARABLE = {
     ("reach_prob", "robot.onnx"),
     ("sri_resnet_a", "sri_a.onnx"),
 }
-# These have units with `upper = -lower`, where rounding decides which of the two slopes they get:
-# relative tolerances of CROWN. Seen by breaking ties otherwise in tll; sri has one such row.
+# Relative tolerances of CROWN for networks with units where `upper = -lower`, so that rounding
+# decides between two slopes. Breaking ties the other way in tll showed this; sri has one such row.
 TIED = {"tll": 0.1, "sri_resnet_a": 2e-3}
 
 BOUNDED = [(b, row) for b in suites.benchmarks("ref_bounds.csv") for row in suites.bounded(b)]
 ALL = params((b, row["onnx"], row["method"]) for b, row in BOUNDED)
-# CROWN of the others compiles for many seconds.
+# For the other networks CROWN takes many seconds to compile.
 QUICK_CROWN = ("acasxu", "mnist_fc", "oval21", "reach_prob", "rl", "safenlp")
 SAMPLE = params(
     (b, row["method"]) for b, row in BOUNDED if row["method"] != "CROWN" or b in QUICK_CROWN
@@ -121,7 +121,7 @@ def bounds_equal_the_reference(benchmark, row):
 
 
 def preset_is_no_looser(benchmark, row):
-    """And so proves what the reference proves."""
+    """The preset is no looser, so it proves what the reference proves."""
     found, reference, tolerance = compared(benchmark, row, preset=True)
     if row["method"] != "CROWN" or (benchmark, row["onnx"]) not in INCOMPARABLE:
         assert (found >= reference - tolerance).all(), (row, found)

@@ -1,4 +1,4 @@
-"""Bounds are no looser than the method's definition: exact cases and a second implementation."""
+"""Bounds are as tight as the method's definition: exact cases and a second implementation."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What a type checker, and so an editor, knows about the bounds that transforms return."""
+"""The types that checkers and editors infer for the bounds that transforms return."""
 
 import importlib.util
 import inspect

@@ -1,4 +1,4 @@
-"""Verdicts: on functions with known answers, on files, and what must never be said."""
+"""Verdicts on functions with known answers and on files, and verdicts that must never occur."""
 
 from typing import ClassVar
 
@@ -29,7 +29,7 @@ def decide(function, property, **options):
 
 
 def check(result, function, property, shape=(-1,)):
-    """Holds a counterexample against the definition, in float64."""
+    """Checks a counterexample against the definition, in float64."""
     assert result.verdict == "sat"
     x, y = result.counterexample.inputs, result.counterexample.outputs
     assert x.dtype == np.float32
@@ -61,7 +61,7 @@ def compiled():
         ("(>= Y_0 1.9)", "sat"),
         ("(<= Y_0 -0.01)", "unsat"),
         ("(and (>= Y_0 1.9) (<= Y_1 -0.8))", "sat"),
-        # Either alone is possible, both together are not: needs cuts.
+        # Either condition alone is possible, both together are not; proving that needs splits.
         ("(and (>= Y_0 1.5) (<= Y_1 -1.1))", "unsat"),
         ("(and (<= Y_0 0.5) (>= Y_1 0.6))", "unsat"),
         ("(or (>= Y_0 2.1) (>= Y_1 1.1) (<= Y_1 -1.1))", "unsat"),
@@ -86,7 +86,7 @@ def test_a_tie_is_unsafe():
 
 
 def test_what_float32_cannot_tell_is_not_proved():
-    """The least value lies above the threshold by less than rounding accounts for."""
+    """The least value lies above the threshold by less than rounding errors may be."""
     property = box([(-1, 1)], 1, "(<= Y_0 0.9999999)")
     assert decide(lambda x: x * x + 1.0, property, timeout=1.0).verdict in ("unknown", "timeout")
 
@@ -118,7 +118,7 @@ def test_several_boxes_must_all_be_refuted():
 
 
 def test_fixed_inputs_and_an_input_that_is_no_float32():
-    ends = [(0.1, 0.1), (-1, 1), *[(2, 2)] * 30]  # more inputs than are ever split
+    ends = [(0.1, 0.1), (-1, 1), *[(2, 2)] * 30]  # more inputs than verify ever splits
 
     def function(x):
         return jnp.stack([nn.relu(x[1]) - nn.relu(-x[1]) + jnp.sum(x[2:]), x[0]])
@@ -133,7 +133,7 @@ def test_fixed_inputs_and_an_input_that_is_no_float32():
 
 
 def test_many_inputs_go_through_the_methods():
-    """Not split: here CROWN proves what cheaper bounds cannot, and cannot prove the last one."""
+    """No splitting: CROWN proves what cheaper bounds cannot, but not the last property."""
 
     def function(x):
         both = nn.relu(jnp.sum(x)), nn.relu(-jnp.sum(x))
@@ -152,7 +152,7 @@ def test_many_inputs_go_through_the_methods():
 
 
 def test_the_arbiter_has_the_last_word():
-    """Nothing is `sat` that the other runtime does not confirm, wherever the point came from."""
+    """A point is `sat` only if the other runtime confirms it, wherever it came from."""
     seen = []
 
     def evaluate(x):
@@ -170,7 +170,7 @@ def test_the_arbiter_has_the_last_word():
 
 
 def test_rounding_that_shows_itself_proves_nothing():
-    """A lower bound above a value of the row is no bound."""
+    """A lower bound above an attained value of the row is wrong and proves nothing."""
     weights, offset, outputs = np.ones((1, 1)), np.zeros(1), np.array([1.0])
     for lower, expected in ((0.5, True), (1.1, False), (0.0, False), (np.nan, False)):
         found = search._positive(np.array([lower]), weights, offset, outputs)
@@ -199,7 +199,7 @@ def test_time_runs_out():
 
 
 def test_what_will_not_compile_in_time_is_not_begun():
-    # Intervals of the two terms do not know of each other: only linear bounds prove their sum.
+    # Intervals treat the two terms as independent; only linear bounds prove their sum.
     function = lambda x: 1.0 + nn.relu(x) - 0.5 * nn.relu(2.0 * x)  # noqa: E731
     property = box([(0, 1)], 1, "(<= Y_0 0.5)")
     programs = Programs(function, (1,))
@@ -237,7 +237,7 @@ def test_an_unsupported_op_is_named_after_the_attack():
 
 
 class FakeNetwork:
-    """Stands for an imported ONNX file: its name says what happens."""
+    """A stand-in for an imported ONNX file; its name determines what happens."""
 
     opened: ClassVar[list[str]] = []
 
@@ -349,7 +349,7 @@ def test_the_command_on_a_benchmark(shared, capsys, tmp_path):
     assert "agreed      3" in printed
     assert "WRONG       0" in printed
 
-    # A property of our own on one of its networks, which is violated: Y_0 >= 100 nowhere, < 100.
+    # Our own property on one of its networks; every output is unsafe, since Y_0 < 100 everywhere.
     (tmp_path / "p.vnnlib").write_text(
         "(declare-const X_0 Real)(declare-const Y_0 Real)"
         "(assert (and (>= X_0 -1) (<= X_0 1)))(assert (<= Y_0 100))"
@@ -369,7 +369,7 @@ def test_rounding_of_values_that_cancel_is_no_proof(seed):
     second = rng.normal(size=64)
     second = (second - second.mean()).astype(np.float32)
     lower, upper = (float(np.float32(end)) for end in (0.4, 0.6))
-    # All units are active: a linear function, whose minimum is known.
+    # All units are active, so the function is linear and its minimum is known.
     slopes = first.astype(np.float64) @ second.astype(np.float64)
     least = 1e4 * second.astype(np.float64).sum()
     least += np.where(slopes > 0, slopes * lower, slopes * upper).sum()
@@ -382,7 +382,7 @@ def test_rounding_of_values_that_cancel_is_no_proof(seed):
 
 
 def test_a_counterexample_satisfies_the_property_exactly():
-    """The output is 1, which float64 cannot tell from the threshold."""
+    """The output is 1, which float64 cannot distinguish from the threshold."""
     function = lambda x: nn.relu(x) + 1.0  # noqa: E731
     for digits, verdict in (("0." + "9" * 20, ("unknown", "timeout")), ("1." + "0" * 20, ("sat",))):
         property = box([(-2, -1)], 1, f"(<= Y_0 {digits})")
@@ -401,7 +401,7 @@ def _(primals, tangents):
 
 
 def test_an_attack_that_fails_costs_no_verdict():
-    """Where a model has no gradient its bounds prove, and points are looked at."""
+    """A model without a gradient is still bounded, and points are still evaluated."""
 
     def function(x):
         return jnp.sum(without_gradient(x), keepdims=True)
@@ -440,7 +440,7 @@ def test_an_attack_that_fails_once_is_not_tried_again(monkeypatch):
         "no point was attacked: evaluating the model failed (ValueError: "
     )
     assert len(result.note) < 400
-    # Sub-boxes are looked at all the same.
+    # Sub-boxes are searched all the same.
     assert decide(hat, box(SQUARE, 2, "(>= Y_0 1.9)"), programs=programs).verdict == "sat"
     assert len(calls) == 2
 

@@ -1,4 +1,4 @@
-"""A batch run of the command: what it leaves, whatever ends it."""
+"""A batch run of the command, and the results file that it leaves however it ends."""
 
 import csv
 import os
@@ -57,7 +57,7 @@ def listed(tmp_path):
 
 
 def until(condition, process):
-    """Waits for what the process has to do; it must not have ended before."""
+    """Waits until the condition holds; the process must not end before."""
     end = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -78,7 +78,7 @@ def test_what_is_done_stays_whatever_ends_a_run(number, listed, tmp_path, projec
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
     with process:
-        # Both rows are in the file while the third instance is at work.
+        # Both rows are in the file while the third instance is still running.
         until(lambda: results.exists() and results.read_text().count("\n") == 3, process)
         process.send_signal(number)
         printed, errors = process.communicate(timeout=60)

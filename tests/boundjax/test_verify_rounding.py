@@ -1,4 +1,4 @@
-"""No proof by rounding: the bounds of `verify` against exact arithmetic and float32 programs."""
+"""Rounding proves nothing: bounds of `verify` against exact arithmetic and float32 programs."""
 
 from fractions import Fraction
 
@@ -32,7 +32,7 @@ def property_of(lower, upper, outputs, unsafe):
 
 
 SMALL = Fraction(1, 2**12)
-# In fractions and in JAX. The second one's hidden values are about 1, whatever the input does.
+# In fractions and in JAX. The hidden values of the second are about 1 for every input.
 CANCELLING = {
     "first layer": (lambda w, x: x @ w, lambda w, x: x @ w),
     "second layer": (
@@ -45,9 +45,9 @@ CANCELLING = {
 def wrong_by_rounding(name, inputs, boxes):
     """Weights of a network on inputs in `[1, 1 + 2 spacings]`, and a threshold for its output.
 
-    The threshold lies above the exact value at a point and below the bound that is not rounded, as
-    far from both as any of some seeds allows. Products of so many boxes at once add in an order of
-    their own.
+    The threshold lies above the exact value at a point and below the bound without outward
+    rounding. Of several seeds the one with the widest gap is used. The number of boxes matters,
+    because it changes the order in which products are added.
     """
     in_fractions, in_jax = CANCELLING[name]
     lower = np.ones(inputs, np.float32)
@@ -79,7 +79,7 @@ def wrong_by_rounding(name, inputs, boxes):
     ("name", "inputs", "boxes"), [("first layer", 64, 1), ("second layer", 12, 16)]
 )
 def test_terms_that_cancel_in_one_product_are_no_proof(name, inputs, boxes, method):
-    """Of the whole box, and of 16 boxes at once where so few inputs are split."""
+    """One call bounds the whole box, or 16 boxes at once where inputs are few enough to split."""
     lower, upper, weights, threshold = wrong_by_rounding(name, inputs, boxes)
     result = verify.verify(
         lambda x: CANCELLING[name][1](weights, x)[None],
@@ -101,17 +101,17 @@ def test_what_cancels_far_above_its_rounding_is_proved():
 
 
 def test_the_rounding_of_rows_is_lost():
-    """One tenth is no float32, one third not even a float64."""
+    """One tenth is no float32; the rounding of such a coefficient is charged."""
     text = "(declare-const X_0 Real)(assert (>= X_0 0))(assert (<= X_0 1))(declare-const Y_0 Real)"
     text += "(declare-const Y_1 Real)(assert (<= (+ (* 0.1 Y_0) (* -0.5 Y_1)) 0.1))"
     rows = search._Rows.of(vnnlib.parse(text).cases[0].conjunctions, 1)
     distance = abs(Fraction(1, 10) - Fraction(float(np.float32(0.1))))
     lost = search._lost(rows.errors, rows.offset, np.float32([1e9, 1e9]))
     assert float(distance) * 1e9 < lost[0] < 1.001 * float(distance) * 1e9 + 1e-5
-    # Where an output is unbounded only rows without a weight on it say anything.
+    # If an output is unbounded, only rows without a weight on it can prove anything.
     assert search._lost(np.array([[0.0, 1.0]]), np.zeros(1), np.array([np.inf, 2.0]))[0] == 2.0
     assert search._lost(np.array([[1.0, 0.0]]), np.zeros(1), np.array([np.inf, 2.0]))[0] == np.inf
-    # What float32 has no normal number for counts whole; what overflows proves nothing.
+    # Weights below the normal float32 numbers are charged in full; overflowing ones prove nothing.
     tiny = vnnlib.Conjunction(np.array([[1e-40, 1e300]]), np.zeros(1))
     rows = search._Rows.of([tiny], 1)
     assert rows.single[0, 0] == 0

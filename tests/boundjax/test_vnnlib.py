@@ -114,7 +114,7 @@ def test_boxes_are_rounded_outward_and_never_shrink():
                 assert case.inner_lower[0] == case.inner_upper[0] == np.float32(end)
             for outer in (case.lower[0], case.upper[0]):  # XLA flushes subnormal numbers to 0
                 assert outer == 0 or abs(outer) >= np.finfo(np.float32).tiny
-    # One step outward, no more; exact where the decimals are.
+    # At most one step outward, and none where the decimal is exact.
     case = parse("(assert (<= X_1 0.1))(assert (<= Y_0 0))").cases[0]
     assert float(case.upper[1]) == float(np.float32(0.1)) > 0.1
     assert case.inner_upper[1] == np.nextafter(np.float32(0.1), np.float32(0))
@@ -247,7 +247,7 @@ def test_long_files_take_time_in_proportion():
 
 
 def test_every_public_property_is_read(shared):
-    """Two or three files of every benchmark; a few known facts about them."""
+    """Two or three files of every benchmark, with a few known facts about them."""
     suites = shared / "suites" / "public"
     if not suites.is_dir():
         pytest.skip("no suites/public/ in the shared folder")
@@ -282,7 +282,7 @@ def test_stored_counterexamples_lie_in_the_boxes(shared):
             assert any(((c.lower <= x) & (x <= c.upper)).all() for c in found.cases), archive
 
 
-# --- numbers that floating point cannot hold, and what it would round ---------------------------
+# --- numbers that floating point cannot hold or would round -------------------------------------
 
 NINE_TINY, NINE_HUGE = "1e-38 " * 9, "1e38 " * 9
 
@@ -362,7 +362,7 @@ def test_outputs_are_held_against_exact_rows(formula, outputs, unsafe):
 
 def test_rows_that_are_arrays_are_exact_themselves():
     conjunction = vnnlib.Conjunction(np.array([[0.1, -0.3], [0.0, 1.0]]), np.array([0.0, -1.0]))
-    # In float64 the first row is 5.6e-17 at (3, 1), and exactly it is the error of both weights.
+    # At (3, 1) the first row is 5.6e-17 in float64; its exact value is the error of both weights.
     exact = 3 * Fraction(0.1) - Fraction(0.3)
     assert conjunction.contains(np.array([3, 1])) is (exact <= 0)
     assert conjunction.contains(np.array([2.9, 1.0]))

@@ -107,7 +107,7 @@ FUNCTIONS = (
 )
 SHAPE = (6, 6, 2)
 X = np.ones(SHAPE, np.float32)
-# One worker runs the tests of a function, which share bounds.
+# One worker runs all tests of a function, which share its bounds.
 named = pytest.mark.parametrize(
     "function",
     [pytest.param(f, marks=pytest.mark.xdist_group(f"windows {f.__name__}")) for f in FUNCTIONS],
@@ -128,7 +128,7 @@ def bounds(function, **options):
 
 
 def bounds_of_complete_rows(function, **options):
-    """No window is worth its while."""
+    """Bounds with windows disabled: none counts as smaller than complete rows."""
     with mock.patch.object(windows, "smaller", return_value=False):
         return bounds.__wrapped__(function, **options)
 
@@ -148,7 +148,7 @@ def test_blocks_give_the_same_bounds(function):
 
 @named
 def test_rows_are_the_derivatives_of_linear_parts(function):
-    """Through everything before the first nonlinear op; their coefficients, not only bounds."""
+    """Compares coefficients, not only bounds, up to the first nonlinear op."""
     with jax.enable_x64(True):
         traced = trace(function, jnp.zeros(SHAPE))
         first = next(n for n in traced.nodes[1:] if not hasattr(n.op, "local"))
@@ -181,7 +181,7 @@ def test_windows_are_small_and_frames_tell_their_size():
         sizes = [[axis.size for axis in frames[i]] for i in sorted(frames)]
     assert sizes[-1] == [1, 1, 1, 1]  # a unit of the second convolution
     assert [1, 4, 4, 4] in sizes  # its patch of the first
-    assert sizes[0] == [6, 6, 2]  # of the image, nothing that is worth a window
+    assert sizes[0] == [6, 6, 2]  # the whole image, where a window would not pay
 
 
 @pytest.mark.xdist_group("windows strided")
@@ -233,7 +233,7 @@ def logarithmic(x):
 
 
 def test_functions_with_a_domain_at_the_border():
-    # Windows reach over the border, where there is no interval and every coefficient is 0.
+    # Windows extend beyond the border, where there are no intervals and coefficients are 0.
     slopes = bj.optimized(1, optimize_intermediate=True)
     ours = bounds(logarithmic, slopes=slopes)
     expected = bounds_of_complete_rows(logarithmic, slopes=slopes)
@@ -320,5 +320,5 @@ def test_a_factor_that_repeats_the_value_is_not_folded(operation, channels):
 
 def test_batch_normalisation_is_folded():
     primitives = [node.primitive for node in trace(normalised, jnp.zeros(SHAPE)).nodes]
-    # The factor per row of the image is not one per channel, and stays.
+    # A factor per row of the image, unlike one per channel, cannot be folded.
     assert primitives.count("mul") == 1

@@ -36,7 +36,7 @@ def _network(rng):
 
 
 def _inputs_of_ops(function, x, labels):
-    """The values of pre-activations at points, by label: their degenerate intervals."""
+    """The values of pre-activations at points, by label, from intervals of single points."""
 
     def at(point):
         relaxation = bj.relax(function)(bj.Box(point, point))
@@ -89,7 +89,7 @@ def test_every_row_holds_where_its_intervals_do(kind, slopes, sides):
 @pytest.mark.parametrize("kind", ["plain", "joint", "pooled"])
 @pytest.mark.parametrize("sides", ["lower", "upper", "both"])
 def test_a_row_within_is_the_bound_with_these_intervals_known(kind, sides):
-    # No other op depends on what the last one meets.
+    # No other op depends on the pre-activations of the last one.
     rng = np.random.default_rng(1)
     function = _network(rng)[kind]
     with jax.enable_x64(True):
@@ -104,7 +104,7 @@ def test_a_row_within_is_the_bound_with_these_intervals_known(kind, sides):
         row = jnp.asarray(rng.normal(size=2))
         within = {label: jax.tree.map(lambda *ends: jnp.stack(ends), *halves)}
         rows = jnp.stack([row, row])
-        # Compared before they are intersected with interval bounds, which know nothing of rows.
+        # Compare before the intersection with interval bounds, which do not depend on the row.
         bounds = relaxation.bounds(rows, within=within, has_aux=True)[1].linear
         plain = relaxation.bounds(rows, has_aux=True)[1].linear
         gains = []

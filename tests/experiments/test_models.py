@@ -213,6 +213,78 @@ def test_convolutions_may_start_by_their_outputs():
         jax.tree.map(np.testing.assert_array_equal, of["fan_in"][name], of["fan_out"][name])
 
 
+# Residual blocks, in which every convolution has a noise of its own, and a list of layers.
+NOISY = {
+    "blocks": {"convolutions": (C(4, 3, 1, 1),), "blocks": (models.Block(3, halve=True),)},
+    "layers": {"convolutions": (C(4, 3, 1, 1), C(3, 4, 2, 1)), "hidden": (5,), "batch_norm": True},
+}
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_noise_comes_before_every_convolution(name):
+    """RSE: 0.2 on the image, 0.1 elsewhere; the noises are added to what convolutions take."""
+    model = models.ConvolutionalClassifier(**NOISY[name], noise=(0.2, 0.1))
+    x, key = jnp.full((1, 20, 20, 1), 0.5), jax.random.key(0)
+    variables = model.init(key, x)
+    plain = models.ConvolutionalClassifier(**NOISY[name])
+    jax.tree.map(np.testing.assert_array_equal, variables, plain.init(key, x))
+    inputs = []
+
+    def intercept(call, arguments, options, context):
+        if isinstance(context.module, nn.Conv):
+            inputs.append(arguments[0])
+        return call(*arguments, **options)
+
+    with nn.intercept_methods(intercept):
+        logits, recorded = model.apply(variables, x, rngs={"noise": key}, mutable=["draws"])
+    noises = {name: layer["noise"] for name, layer in recorded["draws"].items()}
+    assert len(noises) == len(inputs) == sum("Conv" in name for name in variables["params"])
+    for index in range(len(noises)):
+        expected = 0.2 if index == 0 else 0.1
+        assert np.std(noises[f"GaussianNoise_{index}"]) == pytest.approx(expected, rel=0.25)
+    np.testing.assert_array_equal(inputs[0], x + noises["GaussianNoise_0"])
+    np.testing.assert_array_equal(model.apply({**variables, **recorded}, x), logits)
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_without_deviation_noise_changes_no_bit(name):
+    x, key = jax.random.uniform(jax.random.key(3), (2, 8, 8, 1)), jax.random.key(0)
+    plain = models.ConvolutionalClassifier(**NOISY[name])
+    variables = plain.init(key, x)
+    quiet = models.ConvolutionalClassifier(**NOISY[name], noise=(0.0, 0.0))
+    for train in (False, True):
+        results = [
+            model.apply(variables, x, train, rngs={"noise": key}, mutable=["batch_stats"])
+            for model in (plain, quiet)
+        ]
+        jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_noise_is_no_layer_of_its_own():
+    plain, noisy = (
+        models.ConvolutionalClassifier(**NOISY["layers"], noise=noise)
+        for noise in (None, (0.2, 0.1))
+    )
+    assert noisy.layer_count == plain.layer_count
+    x, key = jnp.ones((1, 8, 8, 1)), {"noise": jax.random.key(1)}
+    variables = noisy.init(jax.random.key(0), x)
+    whole = noisy.apply(variables, x, rngs=key)
+    for cut in range(noisy.layer_count):
+        latent = noisy.apply(variables, x, rngs=key, stop=cut)
+        np.testing.assert_array_equal(noisy.apply(variables, latent, rngs=key, start=cut), whole)
+
+
+def test_every_network_may_have_gaussian_weights():
+    """Adv-BNN on a network with batch normalisation: a fixed draw is certified."""
+    network = models.ConvolutionalClassifier(**NOISY["layers"])
+    model = bj.stochastic.GaussianWeights(network, prior_std=0.1)
+    x = jax.random.uniform(jax.random.key(3), (2, 8, 8, 1))
+    pure = bj.PureModel.of((model, jax.jit(model.init)(jax.random.key(0), x)))
+    certificate = bj.certify(pure.fixed_draw(jax.random.key(1), x), x, 1e-4, method="interval")
+    assert certificate.arithmetic == "real"
+    assert certificate.verified.all()
+
+
 @pytest.mark.parametrize("inputs", [64, 784, 4096])
 def test_ibp_kernels_neither_widen_nor_narrow_intervals(inputs):
     dense = ibp_normal()(jax.random.key(inputs), (inputs, 500))
