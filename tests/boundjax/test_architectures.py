@@ -114,6 +114,7 @@ def bounds_of(family: str, method: str):
     return relaxed(lambda centre, eps: transform(bj.LpBall(centre, eps)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "method"),
     [

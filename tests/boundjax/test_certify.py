@@ -170,6 +170,7 @@ def attack(variables, x, labels, eps):
     return pgd(apply, x, labels, eps, **options)
 
 
+@pytest.mark.slow
 def test_best_is_the_union_of_the_sound_methods(model, images):
     # All methods but alpha-CROWN, which costs more than the others together.
     names = [name for name in NAMES if name != "alpha-crown"]
@@ -318,6 +319,7 @@ def test_logits_that_overflow_are_never_verified(kind, method):
     assert not certificate.verified.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["interval", "crown-ibp"])
 @pytest.mark.parametrize("norm", [2, jnp.inf])
 def test_certified_radius_is_certified_and_nearly_the_largest(method, norm, model, images):

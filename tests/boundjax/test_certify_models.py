@@ -87,6 +87,7 @@ def test_a_flax_module_in_train_mode_is_refused(images):
         bj.certify(dropping, x, 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("mask", [None, -1e9, -np.inf])
 def test_rounding_is_not_mistaken_for_mixing(scale, mask):
@@ -155,6 +156,7 @@ class Recurrent(nnx.Module):
         return self.head(self.rnn(x)[:, -1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [nnx.GRUCell, nnx.OptimizedLSTMCell, nnx.SimpleCell])
 def test_nnx_modules_that_draw_keys_while_they_are_traced(cell):
     module = Recurrent(cell(4, 5, rngs=nnx.Rngs(1)), nnx.Rngs(0))

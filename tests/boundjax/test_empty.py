@@ -120,6 +120,7 @@ def test_layers_without_units_have_no_l2_bounds():
             bj.lipschitz(LAYERS[name])(box)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITHOUT_L2)
 def test_windows_of_nothing_but_padding_have_their_own_value(name):
     """The maximum of no numbers is -inf; a later maximum makes it a bound with a gradient."""

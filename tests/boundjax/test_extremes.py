@@ -200,6 +200,7 @@ def test_no_proof_where_values_inside_are_large_off_the_points_that_are_looked_a
     assert verify.verify(model, case, method=method, timeout=10).verdict != "unsat"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["one-step", "best"])
 def test_slopes_are_optimised_in_networks_with_ops_that_have_no_free_line(method):
     rng = np.random.default_rng(0)

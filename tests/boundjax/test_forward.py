@@ -367,6 +367,7 @@ def test_weights_that_are_not_finite_certify_nothing(layer, bad, name):
     bad_weights_certify_nothing(network, transformed(network, name), layer, bad)
 
 
+@pytest.mark.slow
 @each_network("mlp", "clipped", "smooth", "cnn")
 def test_gradients_equal_finite_differences(name):
     gradients_equal_finite_differences(BY_NAME[name], bj.forward_linear)

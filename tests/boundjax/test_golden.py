@@ -143,6 +143,7 @@ ALPHA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["mlp", "small"])
 @pytest.mark.parametrize("stored", ALPHA)
 def test_alpha_crown_is_no_looser_than_auto_lirpa(shared, net, stored):

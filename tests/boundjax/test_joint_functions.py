@@ -37,6 +37,7 @@ def sampled_shares(scores):
 
 
 # test_soundness.py covers the network "attention" in float32.
+@pytest.mark.slow
 def test_an_attention_block():
     rng = np.random.default_rng(5)
     with jax.enable_x64(True):
@@ -135,6 +136,7 @@ def output_shape(name):
     return jax.eval_shape(FUNCTIONS[name], jnp.zeros(4)).shape
 
 
+@pytest.mark.slow
 @each_function
 def test_gradients_equal_finite_differences(name):
     rng = np.random.default_rng(7)
@@ -152,6 +154,7 @@ def test_gradients_equal_finite_differences(name):
                 np.testing.assert_allclose(ours, (ahead - behind) / 2e-6, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @each_function
 def test_gradients_are_finite_at_every_radius(name, dtype):
@@ -166,6 +169,7 @@ def test_gradients_are_finite_at_every_radius(name, dtype):
             assert size < 1e3 * (1 + eps) ** 3, (eps, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_joint_ops_under_vmap_and_jit(name):
     function = FUNCTIONS[name]

@@ -290,6 +290,7 @@ def tiny_model():
     return module, module.init(jax.random.key(0), xs), xs
 
 
+@pytest.mark.slow
 def test_certify_in_l2(tiny_model):
     module, variables, xs = tiny_model
     found = {

@@ -47,6 +47,7 @@ def model(x):
 IMAGES = np.linspace(-1.0, 1.0, 40, dtype=np.float32).reshape(10, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc to measure a peak"
 )

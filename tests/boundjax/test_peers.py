@@ -90,6 +90,7 @@ def test_bounds_do_not_depend_on_the_order_of_calls():
         np.testing.assert_array_equal(ours.lower, expected.lower)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eps", [1e-7, 1e-6, 1e-5])
 def test_tiny_radii_in_float64_exclude_nothing_that_is_attained(eps):
     """In float32 both libraries' bounds miss values by up to 1.2e-7; float64 bounds do not."""

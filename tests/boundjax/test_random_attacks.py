@@ -142,6 +142,7 @@ def test_the_expected_gradient_of_a_linear_network_tends_to_that_of_the_mean_wei
         np.testing.assert_allclose(error(draws), s * np.sqrt(2 / draws), rtol=0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["best", "last"])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(("norm", "draws"), [(jnp.inf, 1), (jnp.inf, 4), (2, 1), (2, 2)])

@@ -49,6 +49,7 @@ def test_a_relaxation_serves_several_specifications(intermediate):
     assert np.all(whole.lower <= function(weights, BALL.center))
 
 
+@pytest.mark.slow
 def test_centers_that_are_references_leave_the_gradient_as_it_is():
     # Values and references share one product with the weights; its derivative must have both parts.
     function, weights = _network()

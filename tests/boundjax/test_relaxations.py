@@ -28,6 +28,7 @@ def cases():
         yield name, function, domain, ("interval", "crown-ibp"), np.float32, True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "domain", "methods", "dtype", "differentiate"),
     [

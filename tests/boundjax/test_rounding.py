@@ -175,6 +175,7 @@ def test_a_radius_below_the_spacing_of_the_input_is_not_lost(method, clip):
     assert radius[0] <= 5.000001e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [1, 2, jnp.inf])
 @pytest.mark.parametrize("method", ["interval", "crown-ibp", "bcp", "lmt"])
 def test_pixels_up_to_255_have_small_radii_too(norm, method):

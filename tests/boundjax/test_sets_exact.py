@@ -60,6 +60,7 @@ def members(random, center, eps, p, clip, coefficients):
     yield point
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("p", [1, 2, np.inf])
 @pytest.mark.parametrize("size", [1, 7])

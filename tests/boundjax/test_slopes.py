@@ -103,6 +103,7 @@ def optimised(name: str, rule: str, steps: int, intermediate: str, optimize_inte
 
 # Rules and ops are independent of each other, so one network runs with all rules, and the others
 # with one rule of each kind.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rule"),
     [

@@ -25,6 +25,7 @@ import boundjax as bj
 from boundjax.ops import domain, envelope, smooth
 
 
+@pytest.mark.slow
 @each_function
 def test_lines_are_as_tight_as_the_best_pair(name):
     """Compares the mean width (the width at the middle) with that of the envelopes there."""

@@ -139,6 +139,7 @@ def test_bounds_agree_under_jit_vmap_and_pmap(name, method):
         np.testing.assert_allclose(single[k], expected[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
     [

@@ -109,6 +109,7 @@ def test_measures_change_nothing(finished, tmp_path):
     assert not (tmp_path / "run" / "landscape.jsonl").exists()
 
 
+@pytest.mark.slow
 @one_worker
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_run_that_was_stopped_measures_every_step_once(finished, tmp_path, monkeypatch, stop):
