@@ -79,6 +79,7 @@ IN_FLOAT32 = (
 )
 
 
+@pytest.mark.slow
 @each_pair("crown", only=IN_FLOAT32)
 @given(seed=SEEDS)
 def test_bounds_contain_samples_and_attacks_in_float32(network, method, seed):

@@ -49,6 +49,7 @@ CASES = [(kind, slopes, "both") for kind in ("plain", "joint", "pooled") for slo
 CASES += [("plain", slopes, side) for slopes in ("adaptive", "per row") for side in ONE_SIDE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "slopes", "sides"), CASES)
 def test_every_row_holds_where_its_intervals_do(kind, slopes, sides):
     rng = np.random.default_rng(len(kind + slopes + sides))

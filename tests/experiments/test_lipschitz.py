@@ -236,6 +236,7 @@ def test_a_run_in_l2_says_so(finished, capsys):
     assert 5_000 < (workdir / "curves.png").stat().st_size < 200_000
 
 
+@pytest.mark.slow
 @one_worker
 def test_an_interrupted_run_ends_bit_identically(finished, tmp_path, monkeypatch):
     config, whole_workdir, whole = finished

@@ -433,6 +433,7 @@ def _command(project, workdir, *settings, config="digits_crown.py"):
     )
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_and_the_same_command_again(project, tmp_path):
     settings = (
         "robust.method=ibp",
