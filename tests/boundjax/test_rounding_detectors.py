@@ -31,8 +31,8 @@ class Detector(NamedTuple):
       threshold: lies between the values of two programs, or of a program and the exact one.
       eps: radius of a ball on which they differ.
       programs: further values that programs may compute at `x`.
-      fools: whether bounds that are not rounded take one of the values for impossible. Bounds of
-        functions have some room in any case, and factors that underflow give NaN.
+      fools: whether bounds that are not rounded certainly take one of the values for impossible.
+        Bounds of functions have some room in any case, and factors that underflow may give NaN.
     """
 
     function: Callable[[Any, Any], Any]
@@ -159,7 +159,7 @@ def test_bounds_hold_for_what_is_promised(name):
         assert not exclude(bounds_of(detector, transform, "real"), values[0])
         nearest = bounds_of(detector, transform, "nearest")
         fooled |= exclude(nearest, min(values)) or exclude(nearest, max(values))
-    assert fooled == detector.fools
+    assert fooled or not detector.fools
 
 
 @pytest.mark.parametrize("name", ["layers", "residual"])
