@@ -135,13 +135,13 @@ def landscape(
 
 def _lengths(multiples: Sequence[float]) -> list[float]:
     """The multiples beyond 0, ascending, with 1."""
-    given = [float(k) for k in multiples]
-    if not given:
+    lengths = [float(k) for k in multiples]
+    if not lengths:
         raise ValueError("multiples must hold at least one step length, got none")
-    for k in given:
+    for k in lengths:
         if not 0 < k < math.inf:
             raise ValueError(f"multiples must be positive and finite (0 is added), got {k}")
-    return sorted({*given, 1.0})
+    return sorted({*lengths, 1.0})
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -106,10 +106,10 @@ def slope_shares(
             )
         # Written so that a NaN bound counts as unstable, and a NaN slope as none of the three.
         unstable = ~((lower >= 0) | (upper <= 0))
-        known = ~jnp.isnan(lower + upper)
+        bounded = ~jnp.isnan(lower + upper)
         kinds = (positions <= 0, (positions > 0) & (positions < 1), positions >= 1)
-        found = [jnp.sum(unstable & known & kind) for kind in kinds]
-        counts = counts + jnp.stack([*found, jnp.sum(unstable)]).astype(jnp.int32)
+        sums = [jnp.sum(unstable & bounded & kind) for kind in kinds]
+        counts = counts + jnp.stack([*sums, jnp.sum(unstable)]).astype(jnp.int32)
     *kinds, unstable = counts
     complete = kinds[0] + kinds[1] + kinds[2] == unstable
     return SlopeShares(*(jnp.where(complete, kind / unstable, jnp.nan) for kind in kinds))

@@ -35,14 +35,14 @@ def gemm(node: Node, x: Value, y: Value, z: Value | None = None) -> Value:
         raise node.error(f"expected two matrices, got shapes {x.shape} and {y.shape}")
     x, y = (x.T if transpose_x else x), (y.T if transpose_y else y)
     if alpha != 1.0:
-        y = y * np.float32(alpha)
+        y = jnp.multiply(y, np.float32(alpha))  # traced, so that bounds count its rounding
     result = jnp.matmul(x, y, precision=_EXACT)
     if z is None or beta == 0.0:
         return result
     if np.broadcast_shapes(z.shape, result.shape) != result.shape:
         raise node.error(f"expected a C that broadcasts to {result.shape}, got {z.shape}")
     addend = z.reshape((1,) * (2 - z.ndim) + z.shape)
-    return result + (addend if beta == 1.0 else addend * np.float32(beta))
+    return result + (addend if beta == 1.0 else jnp.multiply(addend, np.float32(beta)))
 
 
 class _Window:

@@ -338,7 +338,7 @@ def check_on_this_machine(name: str, exponent: float | None = None) -> bool:
 
 # `experiments.benchmarks.ulps` measured their functions, see docs/results/functions.md.
 MEASURED_JAXLIBS = frozenset(["0.9.0", "0.10.2", "0.12.0.1"])
-# What the ops that combine functions are made of.
+# Functions that joint ops call.
 _PARTS: Mapping[str, Sequence[str]] = dict.fromkeys(("log_softmax", "logsumexp"), ("exp", "log"))
 
 

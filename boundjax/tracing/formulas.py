@@ -141,7 +141,7 @@ def _is_exact(name: str, operands: Sequence[Any], results: Sequence[Any]) -> boo
     if name == "convert_element_type":
         return _converts_exactly(operands[0], jnp.result_type(results[0]))
     if name in accuracy.STATED:
-        # Of a step, both sides count where a weight is subnormal.
+        # A step at 0 has two possible values where a weight is subnormal.
         return accuracy.STATED[name] == accuracy.EXACT and not table.jumps(name)
     return name in _EXACT or table.selects_numbers(name)
 

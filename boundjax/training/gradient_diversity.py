@@ -122,12 +122,12 @@ def gradient_diversity_loss(
     """
     if measure not in MEASURES:
         raise ValueError(f"unknown measure {measure!r}: use one of {', '.join(MEASURES)}")
-    found = gradient_directions(gradients)
-    identity = jnp.eye(found.cosines.shape[-1], dtype=found.cosines.dtype)[None]
+    directions = gradient_directions(gradients)
+    identity = jnp.eye(directions.cosines.shape[-1], dtype=directions.cosines.dtype)[None]
     # Derivatives of what is left out have to be finite, too.
-    cosines = jnp.where(found.kept[:, None, None], found.cosines, identity)
-    values = jnp.where(found.kept, MEASURES[measure](cosines, found.size), 0.0)
-    return jnp.sum(values) / jnp.maximum(jnp.sum(found.kept, dtype=values.dtype), 1.0)
+    cosines = jnp.where(directions.kept[:, None, None], directions.cosines, identity)
+    values = jnp.where(directions.kept, MEASURES[measure](cosines, directions.size), 0.0)
+    return jnp.sum(values) / jnp.maximum(jnp.sum(directions.kept, dtype=values.dtype), 1.0)
 
 
 def loss_increase_bound(

@@ -376,14 +376,15 @@ class ErrorAnalysis:
         if isinstance(node.op, Weighted):
             assert node.op.change is not None, "`_require_stated` refuses ops without one"
             (index,) = node.inputs
-            return node.op.change(node, self.errors[index].size, errors) * self.more
+            change = node.op.change(node, self.errors[index].size, errors)
+            return change * (self.more + 2.0 * self.arithmetic.gamma(node.op.terms(node)))
         zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in node.input_shapes]
-        others = {
+        without_numbers = {
             k: _no_numbers(operand)
             for k, operand in enumerate(node.operands)
             if not isinstance(operand, Perturbed)
         }
-        return jnp.abs(node.with_constants(others | errors).apply(*zeros)) * self.more
+        return jnp.abs(node.with_constants(without_numbers | errors).apply(*zeros)) * self.more
 
     def _of_constant(self, node: Node, position: int) -> Array:
         """How far exact and computed values of a constant may be from the number in the graph."""

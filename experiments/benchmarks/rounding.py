@@ -52,7 +52,7 @@ ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 RADII = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 # Networks that are bounded and computed at once.
 BATCH = 64
-# What is bounded: logits and margins.
+# The specification: logits and margins.
 ROWS = np.asarray([[1, 0, 0, 0], [0, -1, 0, 0], [1, -1, 0, 0], [0, 0, -1, 1]], np.float32)
 assert ROWS.shape[1] == OUTPUTS
 

@@ -126,7 +126,7 @@ class Certain(NamedTuple):
 # Twice the unit of float64: a sum of n terms in any order is off by less than n of these times the
 # sum of their sizes, and the surplus pays for the rounding of error bounds themselves.
 _UNIT = 2.0**-52
-# Of exp and tanh in float64, in units of `_UNIT`. An assumption: a few times what is documented.
+# Assumed errors of exp and tanh in float64, in units of `_UNIT`: a few times the documented ones.
 _FUNCTION = 16.0
 
 

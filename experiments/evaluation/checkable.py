@@ -32,7 +32,7 @@ from experiments.records.files import replace
 from experiments.settings.errors import ExperimentError, one_line
 
 _WEIGHTS, _INPUTS, _PGD = "weights.npz", "inputs.npz", "pgd.npz"
-# What derives the bounds of a method that has no rule of its own: it may prove less.
+# The rules by which the checker bounds methods that it has no rule for; they may prove less.
 _SUBSTITUTES = ("crown-ibp", "crown")
 # Seconds to wait until a network file system shows the points that another machine wrote.
 _TIMEOUT, _INTERVAL = 60.0, 0.2

@@ -67,7 +67,7 @@ def test_true_certificates_are_proved(name, method, norm, tmp_path, capsys):
         bounds = exact_walk.bound(len(nodes) - 1, check_exact.exact(rows), flat)
         for low, exact in zip(within, bounds, strict=True):
             assert low <= exact
-            # Of units whose lines coincide it does not refine the intervals.
+            # It does not refine the intervals of units whose lines coincide.
             assert flat or float(exact) - low < 1e-8 * max(1.0, abs(low))
 
 

@@ -6,6 +6,7 @@ import pytest
 
 import boundjax as bj
 from boundjax.ir.node import NoProofError
+from boundjax.tracing.trace import trace
 from boundjax.transforms.errors import ErrorAnalysis
 
 onnx = pytest.importorskip("onnx")
@@ -150,3 +151,12 @@ def test_batch_norm_of_tiny_variance_behind_a_convolution(tmp_path):
             assert (computed <= np.asarray(upper)).all()
             wrong += bool((np.asarray(nearest(x).lower) > computed).any())
     assert wrong >= 8
+
+
+def test_factors_of_a_gemm_are_rounded_constants(tmp_path):
+    """`alpha W` and `beta b` are products, which the exact network does not round."""
+    weights = {"w": models.f32(3, 2), "b": models.f32(2)}
+    nodes = [node("Gemm", "x w b", alpha=0.3, beta=0.7)]
+    single = bj.from_onnx(models.save(network(nodes, [1, 3], weights), tmp_path)).single
+    formulas = trace(single, jax.numpy.asarray(X[0]), "real").constants.nodes
+    assert [formula.primitive for formula in formulas].count("mul") == 2

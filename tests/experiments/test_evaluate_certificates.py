@@ -227,7 +227,7 @@ def test_old_evaluations_have_no_points(evaluated, workdir, capsys, project):
     assert status == 0, printed
     wrong = (~result.certificates.correct).sum()
     assert f"{wrong} of 120 examples have a misclassified point ({wrong} the input" in printed
-    # What belongs to another evaluation is removed with it.
+    # The files of an evaluation are removed with it.
     (folder / "attack-7.npz").write_bytes(b"")
     again.path.unlink()
     evaluate_run(workdir, OPTIONS)
