@@ -161,6 +161,23 @@ def test_formulas_are_kept_through_calls_loops_and_weights_that_are_traced():
     jax.jit(traced)(WEIGHTS)
 
 
+CARRIERS = {
+    "jit": lambda x: x * jax.jit(tiny, static_argnums=0)(jnp),
+    "checkpoint": lambda x: jax.checkpoint(lambda v: v * tiny(jnp))(x),
+    "vmap": lambda x: jax.vmap(lambda a, w: a * jnp.sqrt(w))(x, WEIGHTS[1]),
+    "scan": lambda x: jax.lax.scan(lambda c, w: (c * jnp.sqrt(w), None), x, WEIGHTS[1])[0],
+    "branch": lambda x: jax.lax.cond(True, lambda v: v * tiny(jnp), lambda v: v, x),
+    "update": lambda x: x * jnp.zeros(3).at[1:].set(tiny(jnp)[:2]),
+    "no gradient": lambda x: x * jax.lax.stop_gradient(tiny(jnp)),
+    "barrier": lambda x: x * jax.lax.optimization_barrier(tiny(jnp)),
+}
+
+
+@pytest.mark.parametrize("name", CARRIERS)
+def test_no_way_of_passing_a_constant_on_loses_its_formula(name):
+    assert "sqrt" in formulas_of(CARRIERS[name])
+
+
 def test_a_formula_in_the_factor_of_a_layer_norm_is_kept():
     """A rewrite that takes over constants must not lose their formulas."""
 
