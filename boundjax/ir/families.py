@@ -173,6 +173,8 @@ class Scalar(Op):
       pieces: whether it is piecewise linear, so that a tighter interval cannot change lines that
         coincide.
       jumps: whether it has steps, so that its slope may be infinite.
+      kinks: `node -> points` that cut the line into parts on which the function is linear, numbers
+        or arrays that broadcast to the operand's shape; none if it has no such parts, or too many.
     """
 
     is_nonlinear: ClassVar[bool] = True
@@ -184,6 +186,7 @@ class Scalar(Op):
     partial: bool = False
     pieces: bool = False
     jumps: bool = False
+    kinks: Callable[[Node], tuple[Array | float, ...]] = lambda node: ()
     terms: Callable[[Node], int] = one
     reach: Callable[[Node], int] = one
 

@@ -42,7 +42,11 @@ _increasing = functools.partial(
 
 register(
     _increasing(
-        name="relu", note="gradient 0 at 0", traced_as=jax.nn.relu, lines=piecewise.relu_lines
+        name="relu",
+        note="gradient 0 at 0",
+        traced_as=jax.nn.relu,
+        lines=piecewise.relu_lines,
+        kinks=piecewise.at_zero,
     )
 )
 register(
@@ -54,6 +58,7 @@ register(
         image=piecewise.leaky_image,
         lines=piecewise.leaky_lines,
         lipschitz=piecewise.leaky_lipschitz,
+        kinks=piecewise.at_zero,
     )
 )
 register(
@@ -63,6 +68,7 @@ register(
         image=piecewise.abs_image,
         lines=piecewise.abs_lines,
         lipschitz=piecewise.constant_slope(1.0),
+        kinks=piecewise.at_zero,
     )
 )
 register(
@@ -73,6 +79,7 @@ register(
         commutative=True,
         accepts=_one_constant,
         lines=piecewise.max_lines,
+        kinks=piecewise.at_constants,
     )
 )
 register(
@@ -83,10 +90,21 @@ register(
         commutative=True,
         accepts=_one_constant,
         lines=piecewise.min_lines,
+        kinks=piecewise.at_constants,
     )
 )
-register(_increasing(name="relu6", traced_as=jax.nn.relu6, lines=piecewise.ramp(0.0, 6.0)))
-register(_increasing(name="hard_tanh", traced_as=jax.nn.hard_tanh, lines=piecewise.ramp(-1.0, 1.0)))
+for _name, _function, _ends in (
+    ("relu6", jax.nn.relu6, (0.0, 6.0)),
+    ("hard_tanh", jax.nn.hard_tanh, (-1.0, 1.0)),
+):
+    register(
+        _increasing(
+            name=_name,
+            traced_as=_function,
+            lines=piecewise.ramp(*_ends),
+            kinks=lambda node, ends=_ends: ends,
+        )
+    )
 register(
     _increasing(
         name="clip",
@@ -94,6 +112,7 @@ register(
         note="jnp.clip with constant ends",
         accepts=lambda node: len(node.constants) == 2 and node.perturbed[0],
         lines=piecewise.clip_lines,
+        kinks=piecewise.at_constants,
     )
 )
 register(
@@ -102,6 +121,7 @@ register(
         note="lax.clamp with constant ends",
         accepts=lambda node: len(node.constants) == 2 and node.perturbed[1],
         lines=piecewise.clip_lines,
+        kinks=piecewise.at_constants,
     )
 )
 

@@ -47,5 +47,6 @@ register(
         lines=_lines,
         lipschitz=_lipschitz,
         pieces=True,
+        kinks=piecewise.at_zero,
     )
 )

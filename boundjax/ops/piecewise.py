@@ -115,6 +115,16 @@ def constant_slope(slope: float) -> Callable[[Node, Array, Array], Array]:
     return lambda node, lower, upper: jnp.full_like(lower, slope)
 
 
+def at_zero(node: Node) -> tuple[float]:
+    """The kink of a function with two pieces that meet at 0."""
+    return (0.0,)
+
+
+def at_constants(node: Node) -> tuple[Number, ...]:
+    """The kinks of a function that is cut at its constant operands."""
+    return tuple(number(node, index) for index in range(len(node.constants)))
+
+
 def relu_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
     """Lines of `max(t, 0)`."""
     return hinge_lines(lower, upper, 0.0, 1.0, position)

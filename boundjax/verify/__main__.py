@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from boundjax.verify.errors import VerifyError, one_line
-from boundjax.verify.method import LADDER
+from boundjax.verify.method import METHODS
 
 
 def _write(path: Path, text: str) -> None:
@@ -51,7 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vnnlib", type=Path, help="the property, .vnnlib or .vnnlib.gz")
     parser.add_argument("--instances", type=Path, help="a benchmark's csv: onnx,vnnlib,timeout")
     parser.add_argument(
-        "--method", default="alpha-crown", choices=LADDER, help="the tightest bounds to try"
+        "--method",
+        default="alpha-crown",
+        choices=METHODS,
+        help="the tightest bounds to try; complete also splits the units of piecewise linear ops",
     )
     parser.add_argument(
         "--rounding",

@@ -1,9 +1,10 @@
-"""The methods of the search by name, from the loosest to the tightest."""
+"""The methods of the search by name, from the loosest to the tightest; `complete` splits."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
-Method = Literal["interval", "crown-ibp", "crown", "alpha-crown"]
+Method = Literal["interval", "crown-ibp", "crown", "alpha-crown", "complete"]
 
-LADDER: tuple[Method, ...] = get_args(Method)
+METHODS: tuple[Method, ...] = get_args(Method)
+LADDER = METHODS[:-1]

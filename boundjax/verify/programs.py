@@ -21,6 +21,7 @@ from boundjax.precision import training_precision
 from boundjax.sets.box import Box
 from boundjax.sets.rounding import Rounding
 from boundjax.transforms.linear import LinearOptions, RelaxOptions, relax
+from boundjax.verify.domains import DomainPrograms
 from boundjax.verify.method import Method
 
 _OPTIONS: Mapping[Method, LinearOptions] = {
@@ -107,6 +108,11 @@ class Programs:
         self.particles = _power_below(2**18 // largest, 4, 64)
         self.boxes = _power_below(max_bytes // (16 * largest**2), 8, 1024)
         self.forward = jax.jit(self.flat)
+
+    @functools.cached_property
+    def domains(self) -> DomainPrograms:
+        """Those of a search over domains."""
+        return DomainPrograms(self.flat, self.input_size, self.rounding, self._max_bytes)
 
     @functools.cached_property
     def attack(self) -> Callable[..., tuple[Array, Array]]:

@@ -15,13 +15,14 @@ from jaxtyping import Float32, Num
 
 from boundjax.sets.rounding import Rounding
 from boundjax.verify.boxes import halve
-from boundjax.verify.method import LADDER, Method
+from boundjax.verify.method import LADDER, METHODS, Method
 from boundjax.verify.programs import Programs, power_above
-from boundjax.vnnlib import Case, Conjunction, Property
+from boundjax.verify.rows import Rows, lost_of, positive_rows
+from boundjax.verify.tree import Tree
+from boundjax.vnnlib import Case, Property
 
 # Points with a row at most this far above 0 are shown to the runtime that decides.
 _NEARLY_UNSAFE = 1e-6
-_FLOAT64 = 2.0**-50  # relative error of weights rounded to float64, and of sums in float64
 
 _FEW_BOXES = 16  # batch size while at most twice as many sub-boxes are left
 _MAX_WORKLIST_BYTES = 2**30
@@ -122,8 +123,8 @@ def verify(
         any device but a CPU.
     """
     start = time.monotonic()
-    if method not in LADDER:
-        raise ValueError(f"method must be one of {', '.join(LADDER)}, got {method!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if not timeout > 0:
         raise ValueError(f"timeout must be positive, in seconds, got {timeout}")
     if programs is None:
@@ -152,73 +153,6 @@ def _evaluate(programs: Programs, x: np.ndarray) -> np.ndarray:
     return np.asarray(programs.forward(jnp.asarray(x)))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Rows:
-    """The rows of all conjunctions of a case, stacked; the last one is repeated to make up `R`."""
-
-    weights: np.ndarray  # float64 [R, m]
-    single: np.ndarray  # float32 [R, m], the weights with which bounds are computed
-    errors: np.ndarray  # float64 [R, m], at least the distance of `single` from the exact weights
-    offset: np.ndarray  # float64 [R]
-    member: np.ndarray  # int32 [R], the index of the row's conjunction
-
-    @classmethod
-    def of(cls, conjunctions: Sequence[Conjunction], rows: int) -> _Rows:
-        counts = [len(c.offset) for c in conjunctions]
-        index = np.minimum(np.arange(rows), sum(counts) - 1)
-        weights = np.concatenate([c.weights for c in conjunctions])[index].astype(np.float64)
-        with np.errstate(over="ignore"):  # an infinite weight proves nothing
-            single = weights.astype(np.float32)
-        single[np.abs(single) < np.finfo(np.float32).tiny] = 0.0  # XLA treats subnormals as 0
-        return cls(
-            weights,
-            single,
-            np.abs(weights - single) + _FLOAT64 * np.abs(weights),
-            np.concatenate([c.offset for c in conjunctions])[index],
-            np.repeat(np.arange(len(counts), dtype=np.int32), counts)[index],
-        )
-
-
-def _lost(errors: np.ndarray, offset: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """Bounds what the rounding of the rows may change, `[..., R]`.
-
-    Args:
-      errors: `[..., R, m]`, of the weights.
-      offset: `[..., R]`.
-      largest: `[..., m]`, the largest magnitude of each output; one that is not finite makes the
-        rows infinite in which that output has a weight.
-    """
-    finite = np.isfinite(largest)
-    sizes = np.where(finite, largest, 0.0).astype(np.float64)
-    unknown = ((errors != 0) & ~finite[..., None, :]).any(axis=-1)
-    lost = (errors @ sizes[..., None])[..., 0] + _FLOAT64 * np.abs(offset)
-    return np.where(unknown, np.inf, lost)
-
-
-def _positive(
-    lower: np.ndarray,
-    weights: np.ndarray,
-    offset: np.ndarray,
-    outputs: np.ndarray,
-    lost: np.ndarray | float = 0.0,
-) -> np.ndarray:
-    """Which rows are proved positive, `[..., R]`.
-
-    Args:
-      lower: `[..., R]`, lower bounds of `weights @ y`.
-      weights: `[..., R, m]`.
-      offset: `[..., R]`.
-      outputs: `[..., m]` at a point of the box.
-      lost: `[..., R]`, errors that the bounds do not include yet.
-    """
-    lower, outputs = lower.astype(np.float64), outputs.astype(np.float64)
-    value = lower + offset
-    attained = (weights @ outputs[..., None])[..., 0] + offset
-    # A lower bound above an attained value is wrong. NaN compares as False.
-    with np.errstate(invalid="ignore"):
-        return np.isfinite(lower) & (value > lost) & (value <= attained + lost)
-
-
 class _Search:
     """The state of one search: the conjunctions of each case that are not refuted yet."""
 
@@ -236,8 +170,9 @@ class _Search:
         self.random = np.random.default_rng(seed)
         cases = property.cases
         count = max(sum(len(c.offset) for c in case.conjunctions) for case in cases)
-        self.rows = [_Rows.of(case.conjunctions, power_above(count)) for case in cases]
+        self.rows = [Rows.of(case.conjunctions, power_above(count)) for case in cases]
         self.open = [np.ones(len(case.conjunctions), bool) for case in cases]
+        self.undecided = ""
 
     @property
     def note(self) -> str:
@@ -250,18 +185,32 @@ class _Search:
                 "points were looked at but not moved: the attack by gradients failed "
                 f"({reasons['attack']})"
             )
-        return ""
+        return self.undecided
 
     def run(self, method: Method) -> NoReturn:
         """Runs the search, which ends with `_Decided`."""
-        ladder = LADDER[: LADDER.index(method) + 1]
         self.attack(rounds=4)
         if all(self.is_splittable(case) for case in self.property.cases):
-            self.split(method)
-        for rung in ladder:
+            self.split("crown" if method == "complete" else method)
+        if method == "complete":
+            self.search_domains()
+        for rung in LADDER[: LADDER.index(method) + 1]:
             if rung == "alpha-crown":
                 self.attack(rounds=8)
             self.bound(rung)
+        self.attack(rounds=16)
+        raise _Decided("unknown")
+
+    def search_domains(self) -> NoReturn:
+        """Refutes the conjunctions of every box on domains, see `tree`."""
+        for index, case in enumerate(self.property.cases):
+            tree = Tree(self.programs.domains, case, case.conjunctions, _AroundBox(self, index))
+            if tree.refutes():
+                self.open[index][:] = False
+            else:
+                self.undecided = tree.reason
+        if not any(still_open.any() for still_open in self.open):
+            raise _Decided("unsat")
         self.attack(rounds=16)
         raise _Decided("unknown")
 
@@ -302,8 +251,8 @@ class _Search:
             bounds = function(*map(jnp.asarray, arguments))
             lower, outputs, largest = map(np.asarray, bounds)
             self.programs.first_call.setdefault(method, time.monotonic() - start)
-            lost = _lost(rows.errors, rows.offset, largest)
-            positive = _positive(lower, rows.weights, rows.offset, outputs, lost)
+            lost = lost_of(rows.errors, rows.offset, largest)
+            positive = positive_rows(lower, rows.weights, rows.offset, outputs, lost)
             still_open[rows.member[positive]] = False
         if not any(still_open.any() for still_open in self.open):
             raise _Decided("unsat")
@@ -340,7 +289,7 @@ class _Search:
         count = power_above(
             max(len(k.offset) for case in self.property.cases for k in case.conjunctions)
         )
-        repeated = [_Rows.of([conjunction], count) for conjunction in conjunctions]
+        repeated = [Rows.of([conjunction], count) for conjunction in conjunctions]
         arrays = (
             lower,
             upper,
@@ -420,8 +369,8 @@ class _Search:
             )
             results = function(*(jnp.asarray(a[fill]) for a in arguments))
             bounds, largest, influence, points, outputs = (np.asarray(a)[:count] for a in results)
-            lost = _lost(errors[source], offset[source], largest)
-            positive = _positive(bounds, weights[source], offset[source], outputs[:, 0], lost)
+            lost = lost_of(errors[source], offset[source], largest)
+            positive = positive_rows(bounds, weights[source], offset[source], outputs[:, 0], lost)
             flags = flags.copy()
             box, row = np.nonzero(positive)
             flags[box, member[source][box, row]] = False
@@ -491,3 +440,30 @@ class _Search:
             np.clip(upper[indices], inner_lower, inner_upper),
             points[indices, point[indices]],
         )
+
+
+class _AroundBox:
+    """What a search does for the tree of one box, see `tree.Attacker`."""
+
+    def __init__(self, search: _Search, index: int):
+        self.search, self.index = search, index
+        self.check_time = search.check_time
+
+    def look_at(self, members: np.ndarray, points: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        case = self.search.property.cases[self.index]
+        rows = self.search.rows[self.index]
+        values = outputs.astype(np.float64) @ rows.weights.T + rows.offset
+        values = np.where(rows.member == members[:, None], values, -np.inf).max(axis=1)
+        values = np.where(np.isnan(values), np.inf, values)
+        for i in np.argsort(values, kind="stable")[:4]:
+            if values[i] <= _NEARLY_UNSAFE:
+                self.search.confirm(case, points[i])
+        return values
+
+    def attack_from(self, members: np.ndarray, points: np.ndarray) -> None:
+        case = self.search.property.cases[self.index]
+        indices = np.arange(self.search.programs.particles) % len(points)
+        shape = (len(indices), 1)
+        lower, upper = (np.tile(end, shape) for end in (case.inner_lower, case.inner_upper))
+        pairs = [(self.index, int(member)) for member in members[indices]]
+        self.search.descend(pairs, lower, upper, points[indices])

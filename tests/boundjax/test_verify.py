@@ -173,10 +173,10 @@ def test_rounding_that_shows_itself_proves_nothing():
     """A lower bound above an attained value of the row is wrong and proves nothing."""
     weights, offset, outputs = np.ones((1, 1)), np.zeros(1), np.array([1.0])
     for lower, expected in ((0.5, True), (1.1, False), (0.0, False), (np.nan, False)):
-        found = search._positive(np.array([lower]), weights, offset, outputs)
+        found = rows.positive_rows(np.array([lower]), weights, offset, outputs)
         assert found.tolist() == [expected]
-    assert not search._positive(np.array([np.inf]), weights, offset, np.array([np.inf]))[0]
-    assert not search._positive(np.array([1.0]), weights, offset, np.array([np.nan]))[0]
+    assert not rows.positive_rows(np.array([np.inf]), weights, offset, np.array([np.inf]))[0]
+    assert not rows.positive_rows(np.array([1.0]), weights, offset, np.array([np.nan]))[0]
 
 
 def test_halves_cover_the_box():

@@ -104,16 +104,16 @@ def test_the_rounding_of_rows_is_lost():
     """One tenth is no float32; the rounding of such a coefficient is charged."""
     text = "(declare-const X_0 Real)(assert (>= X_0 0))(assert (<= X_0 1))(declare-const Y_0 Real)"
     text += "(declare-const Y_1 Real)(assert (<= (+ (* 0.1 Y_0) (* -0.5 Y_1)) 0.1))"
-    rows = search._Rows.of(vnnlib.parse(text).cases[0].conjunctions, 1)
+    rows = Rows.of(vnnlib.parse(text).cases[0].conjunctions, 1)
     distance = abs(Fraction(1, 10) - Fraction(float(np.float32(0.1))))
-    lost = search._lost(rows.errors, rows.offset, np.float32([1e9, 1e9]))
+    lost = lost_of(rows.errors, rows.offset, np.float32([1e9, 1e9]))
     assert float(distance) * 1e9 < lost[0] < 1.001 * float(distance) * 1e9 + 1e-5
     # If an output is unbounded, only rows without a weight on it can prove anything.
-    assert search._lost(np.array([[0.0, 1.0]]), np.zeros(1), np.array([np.inf, 2.0]))[0] == 2.0
-    assert search._lost(np.array([[1.0, 0.0]]), np.zeros(1), np.array([np.inf, 2.0]))[0] == np.inf
+    assert lost_of(np.array([[0.0, 1.0]]), np.zeros(1), np.array([np.inf, 2.0]))[0] == 2.0
+    assert lost_of(np.array([[1.0, 0.0]]), np.zeros(1), np.array([np.inf, 2.0]))[0] == np.inf
     # Weights below the normal float32 numbers are charged in full; overflowing ones prove nothing.
     tiny = vnnlib.Conjunction(np.array([[1e-40, 1e300]]), np.zeros(1))
-    rows = search._Rows.of([tiny], 1)
+    rows = Rows.of([tiny], 1)
     assert rows.single[0, 0] == 0
     assert rows.errors[0, 0] >= 1e-40
     assert rows.errors[0, 1] == np.inf

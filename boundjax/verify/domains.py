@@ -1,0 +1,284 @@
+"""The compiled parts of a search over domains: bounds of the root, an optimiser's step, bounds.
+
+Everything of a property is an argument, so that a network is compiled once for all properties whose
+arrays have the same shapes. Arrays of a batch have one of two sizes (`sizes`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from boundjax import slopes
+from boundjax.certification.presets import LINEAR_OPTIONS
+from boundjax.ir.families import Scalar
+from boundjax.precision import training_precision
+from boundjax.sets.box import Box
+from boundjax.sets.interval import Interval
+from boundjax.sets.rounding import Rounding
+from boundjax.transforms import domains
+from boundjax.transforms.domains import Domains, Splits
+from boundjax.transforms.linear import RelaxOptions, relax
+from boundjax.transforms.optimize import Ascent, BestPositions, State, unit_interval
+from boundjax.transforms.walk import Walk
+
+# Units that are looked at before one of them is split.
+CANDIDATES = 6
+_RATE = optax.exponential_decay(0.1, transition_steps=1, decay_rate=0.98)
+_OPTIONS = slopes.optimized(1, optax.adam(_RATE), per_spec=True)
+
+
+class Root(NamedTuple):
+    """Bounds on the whole box.
+
+    Attributes:
+      lower: `[R]`, of the rows.
+      largest: `[m]`, the largest magnitude of each output.
+      outputs: `[m]`, at the centre.
+      intervals: of the operands of nonlinear ops, by label.
+      positions: `[Q]`, those of all free lines.
+      active: bool `[Q]`, whether a position matters.
+      unstable: bool `[U]`, the units that can be split.
+    """
+
+    lower: Array
+    largest: Array
+    outputs: Array
+    intervals: Mapping[str, Interval]
+    positions: Array
+    active: Array
+    unstable: Array
+
+
+class Parameters(NamedTuple):
+    """The parameters of the bounds on `N` domains, arrays or functions of them.
+
+    Attributes:
+      positions: `[N, Q]`, of all free lines.
+      multipliers: `[N, U]`, of the splits.
+      mix: `[N, R]`, the weights of the rows of a conjunction, which sum to 1: if all rows can be at
+        most 0 together, so can each such mean of them.
+    """
+
+    positions: Any
+    multipliers: Any
+    mix: Any
+
+
+class Evaluated(NamedTuple):
+    """Bounds on `N` domains.
+
+    Attributes:
+      lower: `[N]`, of the rows.
+      empty: `[N]`, whether splits contradict one another.
+      candidates: int `[N, K]`, the units to split, best first.
+      scores: `[N, K]`, theirs; negative for one that cannot be split.
+      points: `[N, n]`, where the linear bounds are least.
+      outputs: `[N, m]`, there.
+    """
+
+    lower: Array
+    empty: Array
+    candidates: Array
+    scores: Array
+    points: Array
+    outputs: Array
+
+
+def _mean_weights(mix: Array) -> Array:
+    """The projection of the weights of rows, which need not be the nearest ones."""
+    positive = jax.nn.relu(mix)
+    return positive / jnp.maximum(jnp.sum(positive, axis=1, keepdims=True), 1e-12)
+
+
+_PROJECTION = Parameters(unit_interval, jax.nn.relu, _mean_weights)
+
+
+class DomainPrograms:
+    """Jitted functions of one network for a search over domains.
+
+    Attributes:
+      sizes: the two sizes of batches.
+    """
+
+    def __init__(
+        self,
+        flat: Callable[[Array], Array],
+        input_size: int,
+        rounding: Rounding,
+        max_bytes: int,
+    ) -> None:
+        """Traces nothing yet.
+
+        Args:
+          flat: the network as a function from `[n]` to `[m]`.
+          input_size: `n`.
+          rounding: what bounds hold for.
+          max_bytes: memory budget of one call.
+        """
+        self._flat = flat
+        self._input_size = input_size
+        self._rounding: Rounding = rounding
+        self._max_bytes = max_bytes
+
+    @functools.cached_property
+    def _layout(self) -> tuple[Splits, dict[str, tuple[int, ...]]]:
+        """The units, and the shapes of the positions by label, in their order."""
+        layout: list[tuple[Splits, dict[str, tuple[int, ...]]]] = []
+
+        def trace(lower: Array) -> None:
+            walk = self._walk(lower, lower, {})
+            shapes = {label: p.shape for label, p in walk.relaxations.slopes.items()}
+            layout.append((Splits.of(walk.graph), shapes))
+
+        jax.eval_shape(trace, jax.ShapeDtypeStruct((self._input_size,), jnp.float32))
+        return layout[0]
+
+    @property
+    def units(self) -> int:
+        """`U`, the number of units."""
+        return self._layout[0].size
+
+    @functools.cached_property
+    def sizes(self) -> tuple[int, int]:
+        """Small enough that the rows of all nodes of a batch fit into the memory budget."""
+        splits, shapes = self._layout
+        row = 4 * (splits.size + sum(int(np.prod(shape)) for shape in shapes.values()))
+        # The optimiser keeps five copies of every parameter, and its gradient the rows of a walk.
+        most = self._max_bytes // (16 * max(1, row))
+        large = min(256, max(16, 1 << max(0, int(most).bit_length() - 1)))
+        return min(16, large), large
+
+    def _walk(self, lower: Array, upper: Array, intervals: Mapping[str, Interval]) -> Walk:
+        relaxed = relax(
+            self._flat,
+            known=intervals,
+            sides="lower",
+            rounding=self._rounding,
+            max_bytes=self._max_bytes,
+        )
+        walk = relaxed(Box(lower, upper)).walk
+        walk.relaxations.make(range(1, len(walk.graph.nodes)))
+        return walk
+
+    @functools.cached_property
+    def root(self) -> Callable[[Array, Array, Array], Root]:
+        """`(lower [n], upper [n], rows [R, m]) -> Root`, by CROWN."""
+        options: RelaxOptions = {
+            "sides": "lower",
+            "rounding": self._rounding,
+            "max_bytes": self._max_bytes,
+            **LINEAR_OPTIONS["crown"],
+        }
+        relaxed = relax(self._flat, **options)
+
+        @training_precision("highest")
+        def root(lower: Array, upper: Array, rows: Array) -> Root:
+            relaxation = relaxed(Box(lower, upper))
+            walk = relaxation.walk
+            bounds = relaxation.bounds(rows).lower
+            walk.relaxations.make(range(1, len(walk.graph.nodes)))
+            splits = Splits.of(walk.graph)
+            positions = walk.relaxations.slopes
+            kinked = {kink.node.label: kink for kink in splits.kinks}
+
+            def active(label: str) -> Array:
+                kink = kinked.get(label.removesuffix(":below"))
+                if kink is None:
+                    return jnp.ones(positions[label].size, bool)
+                assert isinstance(kink.node.op, Scalar), "other ops have no kinks"
+                kinks = [k for k in splits.kinks if k.node is kink.node]
+                inside = Splits(tuple(kinks), 0).unstable(walk.intervals)
+                return jnp.any(inside.reshape(len(kinks), -1), axis=0)
+
+            labels = list(self._layout[1])
+            empty = jnp.zeros(0)
+            return Root(
+                bounds,
+                relaxation.largest_output(),
+                self._flat(jnp.clip(0.5 * lower + 0.5 * upper, lower, upper)),
+                relaxation.pre_activations,
+                jnp.concatenate([empty, *(positions[label].reshape(-1) for label in labels)]),
+                jnp.concatenate([empty.astype(bool), *map(active, labels)]),
+                splits.unstable(walk.intervals),
+            )
+
+        return jax.jit(root)
+
+    def _domains(self, signs: Array, parameters: Parameters) -> Domains:
+        positions: dict[str, Array] = {}
+        start = 0
+        for label, shape in self._layout[1].items():
+            stop = start + int(np.prod(shape))
+            positions[label] = parameters.positions[:, start:stop].reshape(-1, *shape)
+            start = stop
+        return Domains(signs, positions, parameters.multipliers)
+
+    def _ascent(
+        self, box: Box, intervals: Mapping[str, Interval], signs: Array, rows: Array, offset: Array
+    ) -> Ascent:
+        walk = self._walk(box.lower, box.upper, intervals)
+
+        def bound(parameters: Parameters) -> Array:
+            mean = jnp.einsum("nr,nrm->nm", parameters.mix, rows)
+            bounds = domains.bound(walk, mean, self._domains(signs, parameters))
+            return bounds.lower + jnp.sum(parameters.mix * offset, axis=1)
+
+        return Ascent(bound, True, _OPTIONS, _PROJECTION)
+
+    @functools.cached_property
+    def begin(self) -> Callable[[Parameters], State]:
+        """The state of the optimiser before the first step, with these parameters."""
+
+        def begin(parameters: Parameters) -> State:
+            worst = jnp.full(len(parameters.mix), -jnp.inf)
+            memory = _OPTIONS.transformation().init(parameters)
+            return State(parameters, memory, BestPositions(worst, parameters), jnp.float32(jnp.inf))
+
+        return jax.jit(begin)
+
+    @functools.cached_property
+    def step(self) -> Callable[..., State]:
+        """`(box, intervals, signs [N, U], rows [N, R, m], offset [N, R], state) -> state`."""
+
+        @training_precision("highest")
+        def step(
+            box: Box,
+            intervals: Mapping[str, Interval],
+            signs: Array,
+            rows: Array,
+            offset: Array,
+            state: State,
+        ) -> State:
+            return self._ascent(box, intervals, signs, rows, offset).step(state)
+
+        return jax.jit(step)
+
+    @functools.cached_property
+    def evaluate(self) -> Callable[..., Evaluated]:
+        """`(box, intervals, signs [N, U], rows [N, m], parameters) -> Evaluated`."""
+
+        @training_precision("highest")
+        def evaluate(
+            box: Box,
+            intervals: Mapping[str, Interval],
+            signs: Array,
+            rows: Array,
+            parameters: Parameters,
+        ) -> Evaluated:
+            walk = self._walk(box.lower, box.upper, intervals)
+            bounds = domains.bound(walk, rows, self._domains(signs, parameters))
+            count = min(CANDIDATES, self.units)
+            scores, candidates = jax.lax.top_k(bounds.scores, count)
+            points = bounds.worst_input
+            outputs = jax.vmap(self._flat)(points)
+            return Evaluated(bounds.lower, bounds.empty, candidates, scores, points, outputs)
+
+        return jax.jit(evaluate)

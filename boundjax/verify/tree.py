@@ -1,0 +1,329 @@
+"""Branch and bound over domains: a conjunction is refuted on the parts of a box, one by one.
+
+A domain whose bound is not positive is split where the relaxation costs most, at a kink of one unit
+or of several, until every domain is refuted. The units are chosen as in BaBSR (Bunel et al. 2020),
+and the best of them by bounds on both children (kFSB, De Palma et al. 2021); the bounds are those
+of beta-CROWN (Wang et al. 2021).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from boundjax.sets.box import Box
+from boundjax.verify.domains import DomainPrograms, Parameters
+from boundjax.verify.rows import FLOAT64, Rows, lost_of, positive_rows
+from boundjax.vnnlib import Case, Conjunction
+
+_ROOT_STEPS = 40
+_STEPS = 12
+_LEVELS = 3  # splits of one domain at once, while few are left
+_ATTACK_EVERY = 8  # rounds
+_MAX_BYTES = 2**30  # of the queue
+_ATTACKED = 16  # points of an attack
+
+
+class Attacker(Protocol):
+    """What a tree asks of the search that it is a part of; any call may end the search."""
+
+    def check_time(self) -> None:
+        """Ends the search when its time is over."""
+        ...
+
+    def look_at(self, members: np.ndarray, points: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """Ends the search at a counterexample.
+
+        Args:
+          members: `[P]`, the conjunction that each point is to satisfy.
+          points, outputs: `[P, n]` and `[P, m]`.
+
+        Returns:
+          `[P]`, how far each point is from unsafe.
+        """
+        ...
+
+    def attack_from(self, members: np.ndarray, points: np.ndarray) -> None:
+        """Moves points towards unsafe ones."""
+        ...
+
+
+class _Ordered(NamedTuple):
+    """What the programs know about the root, as arrays on the host."""
+
+    intervals: Any
+    positions: np.ndarray
+    active: np.ndarray  # indices of the positions that matter
+    unstable: np.ndarray  # indices of the units that can be split
+    largest: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Queue:
+    """Domains that are not refuted yet, in arrays with a leading axis.
+
+    Attributes:
+      member: the conjunction of each.
+      signs: int8 `[N, A]`, of the units that are unstable on the whole box.
+      positions: float16 `[N, B]`, of the free lines that matter.
+      multipliers: `[N, A]`.
+      mix: `[N, R]`.
+      value: the lower bounds, float64.
+      candidates, scores: see `Evaluated`; the candidates number the `A` units.
+    """
+
+    member: np.ndarray
+    signs: np.ndarray
+    positions: np.ndarray
+    multipliers: np.ndarray
+    mix: np.ndarray
+    value: np.ndarray
+    candidates: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.member)
+
+    def take(self, indices: Any) -> _Queue:
+        """Some of the domains."""
+        return _Queue(*(array[indices] for array in self._arrays()))
+
+    def followed_by(self, other: _Queue) -> _Queue:
+        """These domains and then others."""
+        pairs = zip(self._arrays(), other._arrays(), strict=True)
+        return _Queue(*map(np.concatenate, pairs))
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of all arrays."""
+        return sum(array.nbytes for array in self._arrays())
+
+    def _arrays(self) -> list[np.ndarray]:
+        return [getattr(self, field.name) for field in dataclasses.fields(self)]
+
+
+class Tree:
+    """The search for one box.
+
+    Attributes:
+      domains: how many domains have been bounded.
+      reason: why the search ended without an answer; empty before.
+    """
+
+    def __init__(
+        self,
+        programs: DomainPrograms,
+        case: Case,
+        conjunctions: Sequence[Conjunction],
+        attacker: Attacker,
+    ) -> None:
+        """Prepares the rows.
+
+        Args:
+          programs: of the network.
+          case: the box.
+          conjunctions: those that are not refuted yet.
+          attacker: looks for counterexamples, and at the clock.
+        """
+        self.domains, self.reason = 0, ""
+        self._programs, self._attacker = programs, attacker
+        self._lower, self._upper = jnp.asarray(case.lower), jnp.asarray(case.upper)
+        self._conjunctions = conjunctions
+        count = max(len(c.offset) for c in conjunctions)
+        rows = [Rows.of([conjunction], count) for conjunction in conjunctions]
+        self._weights = np.stack([r.weights for r in rows])  # [C, R, m]
+        self._offset = np.stack([r.offset for r in rows])  # [C, R]
+
+    def refutes(self) -> bool:
+        """Whether every conjunction is refuted; `reason` says why not."""
+        root, queue = self._root()
+        if not len(queue):
+            return True
+        queue = self._bounded(root, queue, _ROOT_STEPS)
+        rounds = 0
+        while len(queue):
+            self._attacker.check_time()
+            if (queue.scores[:, 0] < 0).any():
+                stuck = queue.take(queue.scores[:, 0] < 0)
+                self.reason = (
+                    f"{len(stuck)} domains have nothing left to split; their bounds lack up to "
+                    f"{-stuck.value.min():.3g}"
+                )
+                return False
+            if queue.nbytes > _MAX_BYTES:
+                self.reason = f"the {len(queue)} open domains take more than {_MAX_BYTES} bytes"
+                return False
+            parents = max(1, self._programs.sizes[1] // 2)
+            rest, taken = queue.take(slice(0, -parents)), queue.take(slice(-parents, None))
+            children = self._bounded(root, self._children(root, taken), _STEPS, rounds)
+            # Depth first, the easiest last.
+            children = children.take(np.argsort(children.value, kind="stable"))
+            queue = rest.followed_by(children)
+            rounds += 1
+        return True
+
+    def _root(self) -> tuple[_Ordered, _Queue]:
+        """Bounds the whole box; queues the conjunctions that this leaves open."""
+        total = sum(len(c.offset) for c in self._conjunctions)
+        rows = Rows.of(self._conjunctions, 1 << max(0, total - 1).bit_length())
+        root = self._programs.root(self._lower, self._upper, jnp.asarray(rows.single))
+        lower, largest, outputs = map(np.asarray, (root.lower, root.largest, root.outputs))
+        lost = lost_of(rows.errors, rows.offset, largest)
+        positive = positive_rows(lower, rows.weights, rows.offset, outputs, lost)
+        still_open = np.setdiff1d(np.arange(len(self._conjunctions)), rows.member[positive])
+        ordered = _Ordered(
+            root.intervals,
+            np.asarray(root.positions),
+            np.flatnonzero(root.active),
+            np.flatnonzero(root.unstable),
+            largest,
+        )
+        value = np.where(np.isfinite(lower), lower + rows.offset - lost, -np.inf)
+        mix = np.zeros((len(still_open), self._offset.shape[1]), np.float32)
+        best = np.full(len(still_open), -np.inf)
+        for index, member in enumerate(still_open):
+            values = value[rows.member == member][: self._offset.shape[1]]
+            mix[index, values.argmax()], best[index] = 1.0, values.max()
+        count, units = len(still_open), len(ordered.unstable)
+        positions = ordered.positions[ordered.active].astype(np.float16)
+        return ordered, _Queue(
+            member=still_open,
+            signs=np.zeros((count, units), np.int8),
+            positions=np.tile(positions, (count, 1)),
+            multipliers=np.zeros((count, units), np.float32),
+            mix=mix,
+            value=best,
+            candidates=np.zeros((count, 1), int),
+            scores=np.zeros((count, 1)),
+        )
+
+    def _children(self, root: _Ordered, parents: _Queue) -> _Queue:
+        """Splits every domain at its best candidates; several at once while domains are few."""
+        count, width = parents.candidates.shape
+        usable = parents.scores >= 0
+        levels = int(np.log2(max(1, self._programs.sizes[1] // 2 // count)))
+        levels = max(1, min(_LEVELS, levels, int(usable.sum(axis=1).min())))
+        order = np.tile(np.arange(width), (count, 1))
+        if width > 1:
+            # The bounds on both halves, with the parameters of the parent.
+            halves = parents.take(np.repeat(np.arange(count), 2 * width))
+            index = np.arange(len(halves))
+            halves.signs[index, np.repeat(parents.candidates, 2)] = np.tile([1, -1], count * width)
+            lower = self._values(root, halves)[0].reshape(count, width, 2)
+            lower = np.where(usable[..., None] & ~np.isnan(lower), lower, -np.inf)
+            with np.errstate(invalid="ignore"):
+                quality = lower.min(axis=-1) + 0.1 * np.minimum(lower.max(axis=-1), 1.0)
+            order = np.argsort(-quality, axis=1, kind="stable")
+        signs = np.array([*itertools.product([1, -1], repeat=levels)], np.int8)
+        children = parents.take(np.repeat(np.arange(count), len(signs)))
+        index = np.arange(len(children))
+        for level in range(levels):
+            unit = parents.candidates[np.arange(count), order[:, level]]
+            children.signs[index, np.repeat(unit, len(signs))] = np.tile(signs[:, level], count)
+        return children
+
+    def _bounded(self, root: _Ordered, queue: _Queue, steps: int, rounds: int = 0) -> _Queue:
+        """Optimises the bounds of domains, looks at their worst inputs, returns the open ones."""
+        self.domains += len(queue)
+        parts, points, distances = [], [], []
+        for part, arrays in self._batches(root, queue):
+            self._attacker.check_time()
+            signs, parameters = arrays
+            member = np.resize(part.member, len(signs))
+            member[len(part) :] = part.member[-1]
+            context = Box(self._lower, self._upper), root.intervals, signs
+            rows = jnp.asarray(self._weights[member], jnp.float32)
+            offset = jnp.asarray(self._offset[member], jnp.float32)
+            state = self._programs.begin(parameters)
+            for step in range(steps):
+                state = self._programs.step(*context, rows, offset, state)
+                if step % 4 == 3 and bool((state.best.values > 0.0).all()):
+                    break
+            self._attacker.check_time()
+            best: Parameters = state.best.parameters
+            part = dataclasses.replace(
+                part,
+                positions=np.asarray(best.positions)[: len(part), root.active].astype(np.float16),
+                multipliers=np.asarray(best.multipliers)[: len(part), root.unstable],
+                mix=np.asarray(best.mix)[: len(part)],
+            )
+            value, candidates, scores, where, outputs = self._values(root, part)
+            part = dataclasses.replace(
+                part,
+                value=np.fmax(part.value, value),
+                candidates=candidates,
+                scores=scores,
+            )
+            still_open = ~(part.value > 0.0)
+            part = part.take(still_open)
+            if len(part):
+                where = where[still_open]
+                distance = self._attacker.look_at(part.member, where, outputs[still_open])
+                points.append(where)
+                distances.append(distance)
+            parts.append(part)
+        remaining = parts[0]
+        for part in parts[1:]:
+            remaining = remaining.followed_by(part)
+        if len(remaining) and rounds % _ATTACK_EVERY == 0:
+            nearest = np.argsort(np.concatenate(distances), kind="stable")[:_ATTACKED]
+            self._attacker.attack_from(remaining.member[nearest], np.concatenate(points)[nearest])
+        return remaining
+
+    def _batches(self, root: _Ordered, queue: _Queue) -> list[tuple[_Queue, Any]]:
+        """Domains in batches, each with its arrays, filled up by copies of the last domain."""
+        small, large = self._programs.sizes
+        size = large if len(queue) > 2 * small else small
+        batches = []
+        for first in range(0, len(queue), size):
+            part = queue.take(slice(first, first + size))
+            fill = np.minimum(np.arange(size), len(part) - 1)
+            signs = np.zeros((size, self._programs.units), np.int8)
+            multipliers = np.zeros(signs.shape, np.float32)
+            positions = np.tile(root.positions, (size, 1))
+            signs[:, root.unstable] = part.signs[fill]
+            multipliers[:, root.unstable] = part.multipliers[fill]
+            positions[:, root.active] = part.positions[fill]
+            arrays = positions, multipliers, part.mix[fill]
+            batches.append((part, (jnp.asarray(signs), Parameters(*map(jnp.asarray, arrays)))))
+        return batches
+
+    def _values(self, root: _Ordered, queue: _Queue) -> tuple[np.ndarray, ...]:
+        """Proved lower bounds of domains, candidates, their scores, worst inputs, their outputs.
+
+        A mean of the rows that is positive on a domain refutes the conjunction there. It is bounded
+        for the float32 numbers nearest to its weights; what this changes is subtracted.
+        """
+        results = []
+        inverse = np.zeros(self._programs.units, int)
+        inverse[root.unstable] = np.arange(len(root.unstable))
+        for part, (signs, parameters) in self._batches(root, queue):
+            mix = part.mix.astype(np.float64)[:, None]
+            weights = (mix @ self._weights[part.member])[:, 0]
+            sizes = (mix @ np.abs(self._weights[part.member]))[:, 0]
+            offset = (mix[:, 0] * self._offset[part.member]).sum(axis=1)
+            single = weights.astype(np.float32)
+            single[np.abs(single) < np.finfo(np.float32).tiny] = 0.0
+            errors = np.abs(weights - single) + 4.0 * FLOAT64 * sizes * mix.shape[-1]
+            lost = lost_of(errors, np.abs(offset), root.largest)
+            fill = np.minimum(np.arange(len(signs)), len(part) - 1)
+            evaluated = self._programs.evaluate(
+                Box(self._lower, self._upper),
+                root.intervals,
+                signs,
+                jnp.asarray(single[fill]),
+                parameters,
+            )
+            lower, empty, candidates, scores, points, outputs = (
+                np.asarray(array)[: len(part)] for array in evaluated
+            )
+            value = lower.astype(np.float64) + offset - lost
+            value = np.where(np.isfinite(value), value, -np.inf)
+            value[empty] = np.inf
+            results.append((value, inverse[candidates], scores, points, outputs))
+        return tuple(map(np.concatenate, zip(*results, strict=True)))
