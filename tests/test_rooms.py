@@ -86,6 +86,7 @@ ROOMS = {
     "boundjax.onnx": ("boundjax.ops",),
     "boundjax.verify": (
         "boundjax.precision",
+        "boundjax.slopes",
         "boundjax.vnnlib",
         "boundjax.sets",
         "boundjax.ir",

@@ -32,7 +32,9 @@ from boundjax.transforms.walk import Walk
 # Units that are looked at before one of them is split.
 CANDIDATES = 6
 _RATE = optax.exponential_decay(0.1, transition_steps=1, decay_rate=0.98)
-_OPTIONS = slopes.optimized(1, optax.adam(_RATE), per_spec=True)
+# Adam, whose rate has a count of its own.
+_RULE = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda k: -_RATE(k)))
+_OPTIONS = slopes.optimized(1, _RULE, per_spec=True)
 
 
 class Root(NamedTuple):
@@ -234,12 +236,13 @@ class DomainPrograms:
         return Ascent(bound, True, _OPTIONS, _PROJECTION)
 
     @functools.cached_property
-    def begin(self) -> Callable[[Parameters], State]:
-        """The state of the optimiser before the first step, with these parameters."""
+    def begin(self) -> Callable[[Parameters, Array], State]:
+        """`(parameters, count) -> state` before the first step, with the rate of step `count`."""
 
-        def begin(parameters: Parameters) -> State:
+        def begin(parameters: Parameters, count: Array) -> State:
             worst = jnp.full(len(parameters.mix), -jnp.inf)
-            memory = _OPTIONS.transformation().init(parameters)
+            adam, rate = _RULE.init(parameters)
+            memory = (adam, rate._replace(count=count))
             return State(parameters, memory, BestPositions(worst, parameters), jnp.float32(jnp.inf))
 
         return jax.jit(begin)

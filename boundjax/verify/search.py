@@ -52,8 +52,8 @@ class Result:
         before that.
       counterexample: an unsafe input if the verdict is `"sat"`, else None.
       seconds: wall-clock time, including compilation.
-      note: one line about anything that failed in the search, such as the attack; else empty. The
-        verdict holds nevertheless.
+      note: one line about anything that failed in the search, such as the attack, or about what
+        `"complete"` left open; else empty. The verdict holds nevertheless.
     """
 
     verdict: Verdict
@@ -84,7 +84,7 @@ def verify(
     max_split_inputs: int = 20,
     seed: int = 0,
 ) -> Result:
-    """Decides whether a network can be unsafe: attack, bounds, and splitting of the input box.
+    """Decides whether a network can be unsafe: attack, bounds, splits of the box and of units.
 
     By default a proof holds for the network in real arithmetic, and for any float32 program that
     computes the same ops, whatever the order of its additions: `rounding="float32"` of
@@ -101,7 +101,8 @@ def verify(
         may have any shape.
       property: a property, as `boundjax.vnnlib.load` reads it.
       method: the tightest bounds to try, after all cheaper ones: `"interval"`, `"crown-ibp"`,
-        `"crown"` or `"alpha-crown"`.
+        `"crown"` or `"alpha-crown"`; or `"complete"`: after CROWN, branch and bound that splits the
+        units of piecewise linear ops, such as ReLUs, see `boundjax.verify.tree`.
       timeout: seconds of wall-clock time. It is checked between compiled calls, which take seconds,
         and longer with alpha-CROWN on a large network.
       rounding: what a proof holds for, see `boundjax.linear`.

@@ -23,6 +23,11 @@ from boundjax.vnnlib import Case, Conjunction
 
 _ROOT_STEPS = 40
 _STEPS = 12
+# A domain with nothing left to split is a linear program. Its multipliers take more steps, which
+# begin with a smaller rate in every try: as if so many steps had been taken before.
+_LEAF_STEPS = 200
+_LEAF_TRIES = 6
+_EARLIER_STEPS = 20
 _LEVELS = 3  # splits of one domain at once, while few are left
 _ATTACK_EVERY = 8  # rounds
 _MAX_BYTES = 2**30  # of the queue
@@ -75,6 +80,7 @@ class _Queue:
       mix: `[N, R]`.
       value: the lower bounds, float64.
       candidates, scores: see `Evaluated`; the candidates number the `A` units.
+      tries: how often the bound of a domain with nothing left to split has been optimised.
     """
 
     member: np.ndarray
@@ -85,6 +91,7 @@ class _Queue:
     value: np.ndarray
     candidates: np.ndarray
     scores: np.ndarray
+    tries: np.ndarray
 
     def __len__(self) -> int:
         return len(self.member)
@@ -148,13 +155,12 @@ class Tree:
         rounds = 0
         while len(queue):
             self._attacker.check_time()
-            if (queue.scores[:, 0] < 0).any():
-                stuck = queue.take(queue.scores[:, 0] < 0)
-                self.reason = (
-                    f"{len(stuck)} domains have nothing left to split; their bounds lack up to "
-                    f"{-stuck.value.min():.3g}"
-                )
-                return False
+            leaves = (queue.scores < 0).all(axis=1)
+            if leaves.any():
+                queue = queue.take(~leaves).followed_by(self._leaves(root, queue.take(leaves)))
+                if self.reason:
+                    return False
+                continue
             if queue.nbytes > _MAX_BYTES:
                 self.reason = f"the {len(queue)} open domains take more than {_MAX_BYTES} bytes"
                 return False
@@ -166,6 +172,19 @@ class Tree:
             queue = rest.followed_by(children)
             rounds += 1
         return True
+
+    def _leaves(self, root: _Ordered, leaves: _Queue) -> _Queue:
+        """Optimises the bounds of domains with nothing left to split; the ones that stay open."""
+        tries = int(leaves.tries.min())
+        leaves = self._bounded(root, leaves, _LEAF_STEPS, earlier=tries * _EARLIER_STEPS)
+        leaves = dataclasses.replace(leaves, tries=leaves.tries + 1)
+        hopeless = leaves.take(leaves.tries >= _LEAF_TRIES)
+        if len(hopeless):
+            self.reason = (
+                f"{len(hopeless)} domains have nothing left to split; their bounds lack up to "
+                f"{-hopeless.value.min():.3g}"
+            )
+        return leaves
 
     def _root(self) -> tuple[_Ordered, _Queue]:
         """Bounds the whole box; queues the conjunctions that this leaves open."""
@@ -183,7 +202,8 @@ class Tree:
             np.flatnonzero(root.unstable),
             largest,
         )
-        value = np.where(np.isfinite(lower), lower + rows.offset - lost, -np.inf)
+        with np.errstate(invalid="ignore"):
+            value = np.where(np.isfinite(lower), lower + rows.offset - lost, -np.inf)
         mix = np.zeros((len(still_open), self._offset.shape[1]), np.float32)
         best = np.full(len(still_open), -np.inf)
         for index, member in enumerate(still_open):
@@ -200,6 +220,7 @@ class Tree:
             value=best,
             candidates=np.zeros((count, 1), int),
             scores=np.zeros((count, 1)),
+            tries=np.zeros(count, np.int8),
         )
 
     def _children(self, root: _Ordered, parents: _Queue) -> _Queue:
@@ -227,7 +248,9 @@ class Tree:
             children.signs[index, np.repeat(unit, len(signs))] = np.tile(signs[:, level], count)
         return children
 
-    def _bounded(self, root: _Ordered, queue: _Queue, steps: int, rounds: int = 0) -> _Queue:
+    def _bounded(
+        self, root: _Ordered, queue: _Queue, steps: int, rounds: int = 0, earlier: int = 0
+    ) -> _Queue:
         """Optimises the bounds of domains, looks at their worst inputs, returns the open ones."""
         self.domains += len(queue)
         parts, points, distances = [], [], []
@@ -239,7 +262,7 @@ class Tree:
             context = Box(self._lower, self._upper), root.intervals, signs
             rows = jnp.asarray(self._weights[member], jnp.float32)
             offset = jnp.asarray(self._offset[member], jnp.float32)
-            state = self._programs.begin(parameters)
+            state = self._programs.begin(parameters, jnp.int32(earlier))
             for step in range(steps):
                 state = self._programs.step(*context, rows, offset, state)
                 if step % 4 == 3 and bool((state.best.values > 0.0).all()):
@@ -322,7 +345,8 @@ class Tree:
             lower, empty, candidates, scores, points, outputs = (
                 np.asarray(array)[: len(part)] for array in evaluated
             )
-            value = lower.astype(np.float64) + offset - lost
+            with np.errstate(invalid="ignore"):
+                value = lower.astype(np.float64) + offset - lost
             value = np.where(np.isfinite(value), value, -np.inf)
             value[empty] = np.inf
             results.append((value, inverse[candidates], scores, points, outputs))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from kinked import KINKED
 
 import boundjax as bj
 from boundjax.ir import table
@@ -17,20 +18,6 @@ from boundjax.transforms.domains import Domains, Splits
 pytestmark = pytest.mark.quick
 N = 40
 POINTS = jnp.asarray(np.random.default_rng(2).uniform(-1.0, 1.0, size=(4000, 3)), jnp.float32)
-CUTS = jnp.asarray([-0.3, 0.1, 0.4, -0.1, 0.2])
-KINKED = {
-    "relu": jax.nn.relu,
-    "leaky relu": lambda x: jax.nn.leaky_relu(x, 0.2),
-    "hinge": lambda x: jnp.where(x > 0, 0.5 * x, -0.2 * x),
-    "abs": jnp.abs,
-    "max": lambda x: jnp.maximum(x, CUTS),
-    "min": lambda x: jnp.minimum(x, CUTS),
-    "relu6": lambda x: jax.nn.relu6(3.0 * x + 3.0),
-    "hard tanh": lambda x: jax.nn.hard_tanh(2.0 * x),
-    "clip": lambda x: jnp.clip(x, -0.2, CUTS + 0.4),
-    "clamp": lambda x: jax.lax.clamp(jnp.float32(-0.2), x, jnp.float32(0.3)),
-    "relu and tanh": lambda x: jax.nn.relu(x) + jnp.tanh(x),
-}
 
 
 def network(kinked):

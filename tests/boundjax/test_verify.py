@@ -10,8 +10,9 @@ from jax import numpy as jnp
 
 from boundjax import UnsupportedOpError, verify, vnnlib
 from boundjax.verify import __main__ as command
-from boundjax.verify import benchmark, boxes, search
+from boundjax.verify import benchmark, boxes
 from boundjax.verify.programs import Programs
+from boundjax.verify.rows import positive_rows
 
 
 def box(ends, outputs, unsafe):
@@ -173,10 +174,10 @@ def test_rounding_that_shows_itself_proves_nothing():
     """A lower bound above an attained value of the row is wrong and proves nothing."""
     weights, offset, outputs = np.ones((1, 1)), np.zeros(1), np.array([1.0])
     for lower, expected in ((0.5, True), (1.1, False), (0.0, False), (np.nan, False)):
-        found = rows.positive_rows(np.array([lower]), weights, offset, outputs)
+        found = positive_rows(np.array([lower]), weights, offset, outputs)
         assert found.tolist() == [expected]
-    assert not rows.positive_rows(np.array([np.inf]), weights, offset, np.array([np.inf]))[0]
-    assert not rows.positive_rows(np.array([1.0]), weights, offset, np.array([np.nan]))[0]
+    assert not positive_rows(np.array([np.inf]), weights, offset, np.array([np.inf]))[0]
+    assert not positive_rows(np.array([1.0]), weights, offset, np.array([np.nan]))[0]
 
 
 def test_halves_cover_the_box():
@@ -214,7 +215,10 @@ def test_what_will_not_compile_in_time_is_not_begun():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "crwn"}, "method must be one of interval, crown-ibp, crown, alpha-crown, got"),
+        (
+            {"method": "crwn"},
+            "method must be one of interval, crown-ibp, crown, alpha-crown, complete, got",
+        ),
         ({"timeout": 0.0}, "timeout must be positive, in seconds, got 0.0"),
         ({"timeout": float("nan")}, "timeout must be positive"),
         ({"input_shape": (2,)}, "the model has 2 inputs, but the property declares 3"),

@@ -1,0 +1,196 @@
+"""`method="complete"`: splits of piecewise linear ops, against exact optima and known answers."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from jax import nn
+from jax import numpy as jnp
+from kinked import KINKED
+from milp import exact_minimum
+
+from boundjax import verify, vnnlib
+from boundjax.verify import tree
+from boundjax.verify.programs import Programs
+
+NEAR = 1e-3  # distance of thresholds below an exact optimum; what lies above is for an attack
+
+
+def property_of(ends, outputs, unsafe):
+    text = "".join(f"(declare-const X_{i} Real)" for i in range(len(ends)))
+    text += "".join(f"(declare-const Y_{i} Real)" for i in range(outputs))
+    for i, (lower, upper) in enumerate(ends):
+        text += f"(assert (>= X_{i} {lower}))(assert (<= X_{i} {upper}))"
+    return vnnlib.parse(f"{text}(assert {unsafe})")
+
+
+def decide(function, property, **options):
+    """The verdict with splits of ops alone: no box is halved."""
+    options = {"method": "complete", "timeout": 60.0, "max_split_inputs": 0} | options
+    return verify.verify(function, property, **options)
+
+
+def layers_of(seed, sizes):
+    random = np.random.default_rng(seed)
+    return [
+        (random.normal(size=shape) / shape[0] ** 0.5, 0.3 * random.normal(size=shape[1]))
+        for shape in itertools.pairwise(sizes)
+    ]
+
+
+def dense(layers):
+    layers = [tuple(map(jnp.float32, layer)) for layer in layers]
+
+    def function(x):
+        for kernel, bias in layers[:-1]:
+            x = nn.relu(x @ kernel + bias)
+        return x @ layers[-1][0] + layers[-1][1]
+
+    return function
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2))])
+def test_thresholds_beside_the_exact_optimum(seed):
+    """What a MILP says is reached just so is `sat`, and what is just not reached is `unsat`."""
+    layers = layers_of(seed, (4, 8, 8, 2))
+    function = dense(layers)
+    programs = Programs(function, (4,))
+    for output in range(2):
+        row = np.eye(2)[output]
+        least = exact_minimum(layers, np.full(4, -1.0), np.full(4, 1.0), row)
+        for threshold, verdict in ((least - NEAR, "unsat"), (least + 0.05, "sat")):
+            property = property_of([(-1, 1)] * 4, 2, f"(<= Y_{output} {threshold:.7f})")
+            assert decide(function, property, programs=programs).verdict == verdict
+    # CROWN alone decides none of the unsat ones.
+    property = property_of([(-1, 1)] * 4, 2, f"(<= Y_1 {least - NEAR:.7f})")
+    loose = decide(function, property, programs=programs, method="crown")
+    assert loose.verdict == "unknown"
+
+
+NIGHTLY = ("leaky relu", "max", "min", "relu6", "hard tanh", "clamp")
+NAMES = ["hinge", "abs", "clip", *(pytest.param(n, marks=pytest.mark.slow) for n in NIGHTLY)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_op_with_kinks_is_split(name):
+    random = np.random.default_rng(3)
+    first, second = random.normal(size=(2, 5)), random.normal(size=(5, 1))
+    first, second = (jnp.asarray(array, jnp.float32) for array in (first, second))
+    kinked = KINKED[name]
+
+    def function(x):
+        return kinked(x @ first) @ second
+
+    # The least value of a piecewise linear function of two inputs is where two kinks, or edges,
+    # meet; a grid comes near.
+    grid = jnp.linspace(-1.0, 1.0, 301)
+    points = jnp.stack(jnp.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
+    least = float(np.min(jax.jit(jax.vmap(function))(points)))
+    programs = Programs(function, (2,))
+    for threshold, verdict in ((least - 0.05, "unsat"), (least + 0.01, "sat")):
+        property = property_of([(-1, 1)] * 2, 1, f"(<= Y_0 {threshold:.7f})")
+        assert decide(function, property, programs=programs).verdict == verdict
+
+
+def test_a_split_whose_multiplier_is_zero_still_counts():
+    """The leaf `x <= 0` of `0.5 - relu(x)` is proved without its multiplier; 1 is unsafe."""
+    function = lambda x: 0.5 - nn.relu(x)  # noqa: E731
+    result = decide(function, property_of([(-1, 1)], 1, "(<= Y_0 0)"))
+    assert result.verdict == "sat"
+    assert result.counterexample.inputs[0] >= 0.5
+    assert decide(function, property_of([(-1, 1)], 1, "(<= Y_0 -0.51)")).verdict == "unsat"
+
+
+def hat(x):
+    """`[2] -> [2]`: `|x_0| + |x_1|` and `max(x_0, x_1)`."""
+    return jnp.stack([jnp.sum(nn.relu(x) + nn.relu(-x)), x[0] + nn.relu(x[1] - x[0])])
+
+
+@pytest.fixture(scope="module")
+def programs_of_hat():
+    return Programs(hat, (2,))
+
+
+@pytest.mark.parametrize(
+    ("unsafe", "verdict"),
+    [
+        ("(>= Y_0 2.01)", "unsat"),
+        ("(and (>= Y_0 1.9) (<= Y_1 -0.8))", "sat"),
+        # No row alone is refuted on every domain, but a mean of both is.
+        ("(and (>= Y_0 1.5) (<= Y_1 -1.1))", "unsat"),
+        ("(and (<= Y_0 0.5) (>= Y_1 0.6))", "unsat"),
+        ("(or (>= Y_0 2.1) (and (<= Y_0 0.5) (>= Y_1 0.51)))", "unsat"),
+    ],
+)
+def test_conjunctions_of_several_rows(unsafe, verdict, programs_of_hat):
+    result = decide(hat, property_of([(-1, 1)] * 2, 2, unsafe), programs=programs_of_hat)
+    assert result.verdict == verdict
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_network_that_is_not_finite_is_never_proved(bad):
+    function = lambda x: jnp.sum(nn.relu(x), keepdims=True) + jnp.float32(bad)  # noqa: E731
+    property = property_of([(-1, 1)] * 3, 1, "(<= Y_0 -9999)")
+    result = decide(function, property)
+    assert result.verdict == "unknown"
+    assert "nothing left to split" in result.note
+
+
+def test_a_network_without_kinks_has_optimised_bounds(monkeypatch):
+    monkeypatch.setattr(tree, "_LEAF_STEPS", 5)
+    function = lambda x: jnp.tanh(x[:1]) - 0.5 * jnp.tanh(x[1:])  # noqa: E731
+    programs = Programs(function, (2,))
+    for threshold, verdict in ((-1.2, "unsat"), (-1.1, "sat")):
+        property = property_of([(-1, 1)] * 2, 1, f"(<= Y_0 {threshold})")
+        assert decide(function, property, programs=programs).verdict == verdict
+
+
+@pytest.mark.slow
+def test_what_cannot_be_split_is_unknown_and_says_so(monkeypatch):
+    """Only the relu is split; the two sines stay as they are."""
+    monkeypatch.setattr(tree, "_LEAF_STEPS", 5)
+
+    def function(x):
+        return jnp.sin(3.0 * x[:1]) - jnp.sin(3.0 * x[:1] + 0.1) + nn.relu(x[1:])
+
+    result = decide(function, property_of([(-2, 2), (-1, 1)], 1, "(<= Y_0 -0.5)"))
+    assert result.verdict == "unknown"
+    assert "nothing left to split; their bounds lack up to" in result.note
+
+
+def test_the_search_is_the_same_every_time(monkeypatch):
+    layers = layers_of(7, (4, 8, 8, 2))
+    function = dense(layers)
+    least = exact_minimum(layers, np.full(4, -1.0), np.full(4, 1.0), np.eye(2)[0])
+    property = property_of([(-1, 1)] * 4, 2, f"(<= Y_0 {least - NEAR:.7f})")
+    programs, counts = Programs(function, (4,)), []
+    refutes = tree.Tree.refutes
+
+    def counted(self):
+        answer = refutes(self)
+        counts.append(self.domains)
+        return answer
+
+    monkeypatch.setattr(tree.Tree, "refutes", counted)
+    for _ in range(2):
+        assert decide(function, property, programs=programs).verdict == "unsat"
+    assert counts[0] == counts[1] > 2
+
+
+def test_a_queue_that_outgrows_its_memory_ends_the_search(monkeypatch):
+    monkeypatch.setattr(tree, "_MAX_BYTES", 1)
+    layers = layers_of(7, (4, 8, 8, 2))
+    least = exact_minimum(layers, np.full(4, -1.0), np.full(4, 1.0), np.eye(2)[0])
+    property = property_of([(-1, 1)] * 4, 2, f"(<= Y_0 {least - NEAR:.7f})")
+    result = decide(dense(layers), property)
+    assert result.verdict == "unknown"
+    assert "open domains take more than 1 bytes" in result.note
+
+
+def test_time_ends_the_search():
+    layers = layers_of(8, (20, 60, 60, 60, 2))
+    least = 0.0
+    property = property_of([(-3, 3)] * 20, 2, f"(<= Y_0 {least - 3.0:.7f})")
+    result = decide(dense(layers), property, timeout=0.1)
+    assert result.verdict == "timeout"
