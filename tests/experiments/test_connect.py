@@ -1,6 +1,7 @@
 """Curves between two runs: training, losses along them, resumption, verdict, refusals."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ NETWORKS = {
 EPS = 0.03
 # Four steps in an epoch, checkpoints between the ends of epochs.
 OPTIONS = Options(
-    loss="crown-ibp",
+    loss="interval",
     epochs=2,
     lr=5e-3,
     batch_size=128,
@@ -117,7 +118,7 @@ def test_a_curve_leaves_its_results(finished, runs):
     assert result["settings"]["batch_size"] == batch_size(60) == 30
     assert result["t"] == [0.0, 0.5, 1.0]
     assert result["methods"] == ["ibp", "ibp"]
-    assert (result["eps"], result["trained_on"]) == (EPS, "crown-ibp")
+    assert (result["eps"], result["trained_on"]) == (EPS, "interval")
     assert 5_000 < (out / "connectivity.png").stat().st_size < 200_000
     assert [line["step"] for line in _lines(out, "metrics.jsonl")] == [4, 8]
     assert [(line["path"], line["t"]) for line in _lines(out)] == [
@@ -127,7 +128,7 @@ def test_a_curve_leaves_its_results(finished, runs):
     curve, segment = (connection.points[path] for path in PATHS)
     for index in (0, 2):  # the same networks
         assert {**curve[index], "path": ""} == {**segment[index], "path": ""}
-    assert curve[1]["crown-ibp"]["loss"] < segment[1]["crown-ibp"]["loss"]  # it was trained
+    assert curve[1]["interval"]["loss"] < segment[1]["interval"]["loss"]  # it was trained
 
 
 @one_worker
@@ -219,29 +220,27 @@ def test_a_curve_that_was_killed_ends_with_the_same_numbers(
 
 
 @one_worker
-def test_more_points_keep_those_that_are_measured(finished, runs, tmp_path, capsys):
-    out, _ = finished
-    before = _lines(out)
+def test_fewer_points_are_taken_from_those_that_are_measured(finished, runs, tmp_path, capsys):
+    out = shutil.copytree(finished[0], tmp_path / "curve")
     connection = connect(*runs, OPTIONS._replace(out=out, points=2))
-    assert _lines(out) == before
+    assert _lines(out) == _lines(finished[0])
     assert connection.result["t"] == [0.0, 1.0]
     assert "measuring" not in capsys.readouterr().out
-    connect(*runs, OPTIONS._replace(out=out))  # as the other tests expect it
 
 
-def test_batch_normalisation_has_the_statistics_of_every_network(tmp_path):
-    """Also in l2, and on the loss with random slopes."""
-    config = _config("test_bn", robust={"norm": "2", "eps_train": 0.1})
+@pytest.mark.parametrize(
+    ("loss", "norm", "eps"),
+    [("crown-ibp", "inf", 0.03), pytest.param("one-step", "2", 0.1, marks=pytest.mark.slow)],
+)
+def test_batch_normalisation_has_the_statistics_of_every_network(tmp_path, loss, norm, eps):
+    config = _config("test_bn", robust={"norm": norm, "eps_train": eps})
     a, b = (_run(tmp_path / name, config, seed) for seed, name in enumerate("ab"))
-    options = OPTIONS._replace(loss="one-step", epochs=1, out=tmp_path / "curve")
+    options = OPTIONS._replace(loss=loss, epochs=1, out=tmp_path / "curve")
     connection = connect(a, b, options)
-    assert connection.result["norm"] == "2"
+    assert (connection.result["norm"], connection.result["eps"]) == (norm, eps)
     start, end = trained.load(a), trained.load(b)
-    middle = bezier(
-        0.5,
-        start.variables["params"],
-        jax.tree.map(lambda p, q: (p + q) / 2, start.variables["params"], end.variables["params"]),
-        end.variables["params"],
+    middle = jax.tree.map(
+        lambda p, q: (p + q) / 2, start.variables["params"], end.variables["params"]
     )
     images = prepare(config).splits.train.images[:512]
     variables = {"params": middle, "batch_stats": start.variables["batch_stats"]}
@@ -249,12 +248,12 @@ def test_batch_normalisation_has_the_statistics_of_every_network(tmp_path):
     network = lambda x: start.model.apply(variables, x[None])[0]  # noqa: E731
     test, labels = (jnp.asarray(part) for part in start.test.take(slice(60)))
     rows = bj.margin_specification(labels, 10, rows="others")
+    threat = bj.Threat(eps, config.robust.order, (0.0, 1.0))
 
-    def loss(image, row):
-        ball = bj.Threat(0.1, 2.0, (0.0, 1.0))(image)
-        return robust_cross_entropy(bj.interval(network)(ball, row).lower)
+    def of_example(image, row):
+        return robust_cross_entropy(bj.interval(network)(threat(image), row).lower)
 
-    expected = np.mean(jax.jit(jax.vmap(loss))(test, rows))
+    expected = np.mean(jax.jit(jax.vmap(of_example))(test, rows))
     assert connection.points["segment"][1]["interval"]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
@@ -408,7 +407,7 @@ def test_options_out_of_range(runs, tmp_path, capsys, flags, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (_config("tiny"), "must agree in model.name, got 'test_mlp' in"),
+        (_config("test_other"), "must agree in model.name, got 'test_mlp' in"),
         (_config(model={"std": (0.5,)}), "must agree in model.std, got () in"),
         (_config(robust={"norm": "2"}), "must agree in robust.norm, got 'inf' in"),
         (_config(robust={"clip": False}), "must agree in robust.clip, got True in"),
@@ -450,7 +449,7 @@ def test_runs_that_have_not_ended(runs, tmp_path, capsys):
 @one_worker
 def test_a_folder_of_something_else_is_refused(finished, runs, tmp_path, capsys):
     out, _ = finished
-    flags = ["--loss=crown-ibp", "--epochs=2", "--lr=5e-3", "--points=3", "--train-count=512"]
+    flags = ["--loss=interval", "--epochs=2", "--lr=5e-3", "--points=3", "--train-count=512"]
     flags += ["--batch-size=128", "--checkpoint-every=3", f"--out={out}"]
     other = _run(tmp_path / "other", _config(), 3)
     for pair, extra, message in (
