@@ -11,7 +11,8 @@ the curve, and along the straight segment from A to B. A loss has a barrier if i
 ends by more than twice its spread over batches of test images.
 
 The folder `--out` gets `connectivity.json`, `connectivity.jsonl` (a line per position) and
-`connectivity.png`. The same command resumes after a kill.
+`connectivity.png`. The same command resumes after a kill. One process computes, on all of its
+devices.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.cluster import distributed, process_group
 from experiments.connectivity.connect import Options, connect
 from experiments.settings import radius
 from experiments.settings.errors import ExperimentError, fail
@@ -51,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if flags["eps"] is not None:
             flags["eps"] = radius.parse(flags["eps"])
-        connect(run_a, run_b, Options(**flags))
+        # One process, which SIGTERM ends with a checkpoint.
+        with distributed.joined(process_group.from_flags(distributed="off")):
+            connect(run_a, run_b, Options(**flags))
     except ExperimentError as error:
         fail(error)
 

@@ -1,7 +1,9 @@
 """Curves between two runs: training, losses along them, resumption, verdict, refusals."""
 
 import json
+import os
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +97,14 @@ def finished(runs, tmp_path_factory):
     return out, connect(*runs, OPTIONS._replace(out=out))
 
 
+def _flags(options):
+    return [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in options._asdict().items()
+        if value is not None
+    ]
+
+
 def _lines(out, name="connectivity.jsonl"):
     return [json.loads(line) for line in (out / name).read_text().splitlines()]
 
@@ -185,25 +195,34 @@ def test_a_curve_that_was_killed_ends_with_the_same_numbers(
     out = tmp_path / "curve"
     options = OPTIONS._replace(out=out)
 
-    def killed_after(owner, name, calls):
+    def stop_after(patch, owner, name, calls, stop):
         method, counted = getattr(owner, name), []
 
         def call(self, line):
             method(self, line)
             counted.append(line)
             if len(counted) == calls:
-                raise KeyboardInterrupt
+                stop()
 
-        return lambda patch: patch.setattr(owner, name, call)
+        patch.setattr(owner, name, call)
 
-    for kill in (
-        killed_after(Records, "append_metrics", 1),  # after step 4, which no checkpoint has
-        killed_after(ConnectionRecords, "append_point", 4),
-    ):
-        with monkeypatch.context() as patch:
-            kill(patch)
-            with pytest.raises(KeyboardInterrupt):
-                connect(*runs, options)
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, Records, "append_metrics", 1, interrupt)  # no checkpoint has this step
+        with pytest.raises(KeyboardInterrupt):
+            connect(*runs, options)
+    with monkeypatch.context() as patch:
+        stop_after(
+            patch,
+            ConnectionRecords,
+            "append_point",
+            4,
+            lambda: os.kill(os.getpid(), signal.SIGTERM),
+        )
+        with pytest.raises(SystemExit, match="0"):
+            command.main([str(run) for run in runs] + _flags(options))
     with (out / "connectivity.jsonl").open("a") as stream:
         stream.write('{"path": "cur')  # as a kill leaves it
     capsys.readouterr()
@@ -449,14 +468,13 @@ def test_runs_that_have_not_ended(runs, tmp_path, capsys):
 @one_worker
 def test_a_folder_of_something_else_is_refused(finished, runs, tmp_path, capsys):
     out, _ = finished
-    flags = ["--loss=interval", "--epochs=2", "--lr=5e-3", "--points=3", "--train-count=512"]
-    flags += ["--batch-size=128", "--checkpoint-every=3", f"--out={out}"]
+    flags = _flags(OPTIONS._replace(out=out))
     other = _run(tmp_path / "other", _config(), 3)
     for pair, extra, message in (
         (runs, ["--count=40"], "holds another curve, which differs in batch_size, test_images"),
-        ((runs[0], other), ["--count=60"], "which differs in parameters_sha256; choose another"),
-        (runs, ["--count=60", "--epochs=3"], "which differs in train.epochs; choose another run"),
-        (runs, ["--count=60", f"--out={runs[0]}"], f"{runs[0]} holds a run that is no curve"),
+        ((runs[0], other), [], "which differs in parameters_sha256; choose another"),
+        (runs, ["--epochs=3"], "which differs in train.epochs; choose another run"),
+        (runs, [f"--out={runs[0]}"], f"{runs[0]} holds a run that is no curve"),
     ):
         assert message in _refused(capsys, *pair, *flags, *extra)
 
