@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from experiments.records.connection import LOSSES, PATHS, Connection, read
 from experiments.settings.config import NORMS
 from experiments.settings.errors import ExperimentError, fail
 
 _STYLES = dict(zip(PATHS, ("-", "--"), strict=True))
+# Losses whose largest is more than this times the least have a log scale.
+_WIDE = 4.0
 _COLOURS = dict(zip(LOSSES, ("C0", "C3", "C2"), strict=True))
 
 
@@ -59,7 +62,14 @@ def _draw(axes: Any, connection: Connection) -> None:
     result = connection.result
     radius = f"{NORMS[result['norm']].label} eps {result['eps']:.4g}"
     losses.set_title(_caption(result), fontsize=9, loc="left")
-    losses.set(ylabel=f"certified loss at {radius}", yscale="log")
+    losses.set(ylabel=f"certified loss at {radius}")
+    every = [point for name in PATHS for point in connection.points[name]]
+    values = [point[loss]["loss"] for point in every for loss in LOSSES]
+    if min(values) > 0 and max(values) > _WIDE * min(values):
+        losses.set_yscale("log")
+        formatter = LogFormatter(minor_thresholds=(2, 0.5))
+        losses.yaxis.set_major_formatter(formatter)
+        losses.yaxis.set_minor_formatter(formatter)
     standard.set(ylabel="standard error [%]")
     verified.set(ylabel="verified error [%]")
     first, last = result["methods"]
@@ -69,7 +79,9 @@ def _draw(axes: Any, connection: Connection) -> None:
 
 
 def _caption(result: dict[str, Any]) -> str:
-    return f"{result['data']}, {result['model']}; curve trained on the {result['trained_on']} loss"
+    trained_on = result["trained_on"]
+    verdict = "barrier" if result["barriers"]["curve"][trained_on]["exists"] else "no barrier"
+    return f"{result['data']}, {result['model']}, curve on the {trained_on} loss: {verdict}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
