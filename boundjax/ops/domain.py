@@ -6,6 +6,7 @@ infinite. If it only touches a pole at the edge of the domain, one end is.
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import jax
@@ -42,9 +43,14 @@ def warn(node: Node, outside: Array, reason: str) -> None:
 
     anywhere = jnp.any(jax.lax.stop_gradient(outside))
     if isinstance(anywhere, Tracer):
-        jax.debug.callback(tell, anywhere)
+        # A callback takes a millisecond, and hardly any run has something to tell.
+        jax.lax.cond(anywhere, functools.partial(jax.debug.callback, tell), _nothing, anywhere)
     else:
         tell(anywhere)
+
+
+def _nothing(anywhere: Array) -> None:
+    del anywhere
 
 
 def extended(function: Function, least: float, at_least: ArrayLike) -> Function:

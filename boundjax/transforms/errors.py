@@ -49,9 +49,6 @@ from boundjax.ops.accuracy import EXACT, accuracy
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Arithmetic, Rounding
 
-# So many constants may be added to a product as if its sum began with them, at no further charge.
-_SHIFTS = 2
-
 
 class NodeErrors(NamedTuple):
     """What rounding may do to the value of one node, in arrays of its shape.
@@ -162,6 +159,7 @@ class ErrorAnalysis:
         for node in nodes:
             for index in node.inputs:
                 self._consumers[index] += 1
+        self._later_terms = _later_terms(nodes)
 
     @property
     def more(self) -> float:
@@ -222,7 +220,7 @@ class ErrorAnalysis:
         assert isinstance(op, Weighted)
         (index,) = node.inputs
         _, self._sums[node.index] = self._product(node)
-        gamma = self.arithmetic.gamma(op.terms(node) + _SHIFTS)
+        gamma = self.arithmetic.gamma(op.terms(node) + self._later_terms[node.index])
         radius = operand.radius + self._times * gamma * self.errors[index].size
         radius = op.magnitude(node, radius) * (1.0 + 2.0 * gamma) + self._flushed(op.terms(node))
         radius = radius + self._of_constants(node)
@@ -314,7 +312,7 @@ class ErrorAnalysis:
         assert isinstance(op, Weighted)
         (index,) = node.inputs
         operand, terms = self.errors[index], op.terms(node)
-        charged = terms + _SHIFTS
+        charged = terms + self._later_terms[node.index]
         # Whatever of these products nobody uses, XLA drops: mostly the first.
         exact = 1.0 + 2.0 * gamma(charged)  # of sums of positive products
         mass = op.magnitude(node, operand.size) * exact
@@ -357,16 +355,18 @@ class ErrorAnalysis:
             return self.outward(interval, changed), _Sum(loss, mass, terms, charged, changed)
         # A program that adds results may sum the terms of all of them at once.
         terms = local + sum(max(1, o.terms) for o in operands)
-        error: Array | float = gamma(terms) * constant + self._flushed(terms)
+        if charged < terms:
+            charged = terms + self._later_terms[node.index]
+        error: Array | float = gamma(charged) * constant + self._flushed(terms)
         for position, operand in enumerate(operands):
-            share = gamma(terms) - gamma(operand.charged) * (operand.charged > 0)
+            share = gamma(charged) - gamma(operand.charged) * (operand.charged > 0)
             if share <= 0.0:
                 continue
             alone = [o.mass if k == position else 0.0 * o.size for k, o in enumerate(operands)]
             error = error + share * absolute(node, alone) * exact
         error = self._times * error + changed
         loss = error if loss is None else loss + error
-        return self.outward(interval, error), _Sum(loss, mass, terms, terms, error)
+        return self.outward(interval, error), _Sum(loss, mass, terms, charged, error)
 
     def _of_constants(self, node: Node) -> Array | float:
         """By how much a linear node's value may change because its constants are rounded."""
@@ -426,6 +426,27 @@ class ErrorAnalysis:
             stated = node.op.error(node, [o.size for o in operands], self.arithmetic)
             return self._times * (stated.absolute + stated.relative * size)
         return None
+
+
+def _later_terms(nodes: Sequence[Node]) -> list[int]:
+    """How many terms the elementwise sums and scales after a node add to its sum, by its index.
+
+    A product that is charged for them at once spares each of them the masses of the product, which
+    take another product to compute: batch normalisation after a convolution has four of them.
+    """
+    later = [0] * len(nodes)
+    for node in reversed(nodes):
+        op = node.op
+        if not isinstance(op, Structural | Weighted) or len(node.inputs) != 1:
+            continue
+        (index,) = node.inputs
+        terms = op.terms(node)
+        if isinstance(op, Structural) and terms == 1:
+            terms = 0
+        elif terms > 2 or (isinstance(op, Weighted) and not op.diagonal):
+            continue
+        later[index] = max(later[index], terms + later[node.index])
+    return later
 
 
 def absolute(node: Node, values: list[Array]) -> Array:

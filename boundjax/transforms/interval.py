@@ -157,7 +157,8 @@ def analysis_of(graph: Graph | Built, rounding: Rounding) -> ErrorAnalysis | Non
                     "computes a constant; compute it beforehand, or take rounding='nearest'"
                 )
         exact = [Interval(weight, weight) for weight in weights]
-        bounds = _swept(nodes, exact, ErrorAnalysis(nodes, rounding))
+        # Constants are small, and a fusion would compute them again for every element they act on.
+        bounds = materialized(_swept(nodes, exact, ErrorAnalysis(nodes, rounding)))
     return ErrorAnalysis(graph.nodes, rounding, bounds)
 
 

@@ -287,6 +287,23 @@ def test_little_is_lost_on_an_ordinary_network(method):
     assert (lost < 1e-3).all()
 
 
+def test_constants_after_a_product_take_no_other_product(optimized):
+    """A shift, a factor and a shift, as of batch normalisation, are charged with the product."""
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(8, 16)).astype(np.float32)
+    factor, shift = random.normal(size=(2, 16)).astype(np.float32)
+
+    def function(x):
+        return jax.nn.relu(((x @ weights + 1.0) * factor - shift) * factor + shift)
+
+    def products(rounding):
+        bounds = jax.jit(lambda x: bj.interval(function, rounding=rounding)(bj.LpBall(x, 0.1)))
+        return bounds.lower(jnp.zeros(8)).compile().as_text().count(" dot(")
+
+    assert products("nearest") == 2  # of the middle, and of the radius
+    assert products("float32") == 2
+
+
 def test_a_loop_is_charged_step_by_step():
     def function(x):
         return jax.lax.scan(lambda y, _: (0.5 * y + 1.0, None), x, length=50)[0]
