@@ -17,7 +17,7 @@ from experiments.connectivity.curve import control_of, middle, prepare_curve, tr
 from experiments.connectivity.ends import Ends
 from experiments.connectivity.points import METHOD_OF, Measurement, batch_size
 from experiments.data import Splits
-from experiments.evaluation.evaluate import parameters_sha256
+from experiments.evaluation.evaluate import images_sha256, parameters_sha256
 from experiments.methods.method import PyTree
 from experiments.plots.connectivity import plot_connectivity
 from experiments.records.connection import LOSSES, PATHS, Connection, ConnectionRecords
@@ -186,6 +186,7 @@ def _settings(ends: Ends, splits: Splits) -> dict[str, Any]:
     """Returns what decides the results, beside the configuration and the positions."""
     return {
         "parameters_sha256": [parameters_sha256(run.variables["params"]) for run in ends],
+        "images_sha256": images_sha256(splits.test),
         "train_images": len(splits.train),
         "test_images": len(splits.test),
         "batch_size": batch_size(len(splits.test)),

@@ -471,7 +471,7 @@ def test_a_folder_of_something_else_is_refused(finished, runs, tmp_path, capsys)
     flags = _flags(OPTIONS._replace(out=out))
     other = _run(tmp_path / "other", _config(), 3)
     for pair, extra, message in (
-        (runs, ["--count=40"], "holds another curve, which differs in batch_size, test_images"),
+        (runs, ["--count=40"], "holds another curve, which differs in batch_size, images_sha256"),
         ((runs[0], other), [], "which differs in parameters_sha256; choose another"),
         (runs, ["--epochs=3"], "which differs in train.epochs; choose another run"),
         (runs, [f"--out={runs[0]}"], f"{runs[0]} holds a run that is no curve"),
