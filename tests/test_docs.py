@@ -127,6 +127,15 @@ def test_the_code_about_random_networks_runs(project):
         assert namespace[name].verified.all()
 
 
+def test_the_code_about_connectivity_runs(project, capsys):
+    (code,) = blocks(project / "docs" / "connectivity.md", "python")
+    namespace = {}
+    exec(compile(code, "connectivity.md", "exec"), namespace)
+    assert namespace["middle"]["w"].tolist() == [3.0, 2.25]
+    assert namespace["barrier"].exists
+    assert capsys.readouterr().out == "True 4.0625 0.5\n"
+
+
 def test_the_table_of_ops_is_what_supported_ops_prints(project):
     (table,) = blocks(project / "docs" / "ops.md", "text")
     printed = io.StringIO()

@@ -1,5 +1,9 @@
 """Measures of bounds and of the training on them, as pure functions; nothing here is trained."""
 
+from boundjax.diagnostics.connectivity import Barrier as Barrier
+from boundjax.diagnostics.connectivity import barrier as barrier
+from boundjax.diagnostics.connectivity import bezier as bezier
+from boundjax.diagnostics.connectivity import spread_over_batches as spread_over_batches
 from boundjax.diagnostics.landscape import MULTIPLES as MULTIPLES
 from boundjax.diagnostics.landscape import Landscape as Landscape
 from boundjax.diagnostics.landscape import Measure as Measure

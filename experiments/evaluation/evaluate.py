@@ -122,7 +122,7 @@ def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> E
     data = images.take(slice(options.count))
     settings = {
         "parameters_sha256": parameters_sha256(run.variables),
-        "images_sha256": _sha256_of_images(data),
+        "images_sha256": images_sha256(data),
         "data": run.title,
         "split": options.split,
         "count": len(data),
@@ -275,7 +275,8 @@ def parameters_sha256(variables: Any) -> str:
     return digest.hexdigest()
 
 
-def _sha256_of_images(data: Images) -> str:
+def images_sha256(data: Images) -> str:
+    """SHA-256 over the type, shape and bytes of images and labels."""
     digest = hashlib.sha256(f"{data.images.dtype} {data.images.shape}\n".encode())
     digest.update(np.ascontiguousarray(data.images).tobytes())
     digest.update(np.ascontiguousarray(data.labels).tobytes())

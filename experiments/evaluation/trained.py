@@ -32,6 +32,7 @@ class Trained(NamedTuple):
       title: the data set's title.
       validation: the images on which the epoch was selected; may be empty.
       label: names the network: `last epoch (20)`, `selected epoch (15)`, `step 400 of 800`.
+      finished: whether the training has reached its last step.
     """
 
     config: Config
@@ -41,6 +42,7 @@ class Trained(NamedTuple):
     title: str
     validation: Images
     label: str
+    finished: bool = True
 
     @property
     def pure(self) -> bj.PureModel:
@@ -107,4 +109,5 @@ def load(workdir: Path, which: Which = "last", data_dir: str | None = None) -> T
         title=splits.title,
         validation=splits.validation,
         label=label,
+        finished=step == steps,
     )

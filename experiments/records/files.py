@@ -1,11 +1,15 @@
-"""Replaces files atomically: neither a reader nor a kill ever leaves half of one."""
+"""Replaces files atomically, so that a kill never leaves half of one; reads and writes JSON."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from experiments.records.formats import FormatError, parse_object
+from experiments.settings.errors import ExperimentError
 
 
 def temporary_name(name: str) -> str:
@@ -32,3 +36,27 @@ def replace_text(path: Path, text: str) -> None:
       OSError: if the file cannot be written.
     """
     replace(path, lambda stream: stream.write(text.encode()))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads the object of a JSON file.
+
+    Raises:
+      ExperimentError: if the file cannot be read, or holds something else.
+    """
+    try:
+        return parse_object(path.read_text())
+    except (OSError, FormatError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ExperimentError(
+            f"{path} cannot be read ({reason}); delete it, or use another run folder"
+        ) from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replaces or creates the JSON file at `path`.
+
+    Raises:
+      OSError: if the file cannot be written.
+    """
+    replace_text(path, json.dumps(content, indent=2) + "\n")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from experiments.cluster import distributed
 from experiments.records.checkpoints import Checkpoints
-from experiments.records.files import replace_text
+from experiments.records.files import read_json, write_json
 from experiments.records.formats import (
     NUMBER,
     OBJECT,
     FormatError,
     check_group,
     integer,
-    parse_object,
 )
 from experiments.records.json_lines import JsonLines
 from experiments.records.same_config import check_same_config
@@ -52,7 +50,7 @@ class Records:
         self._summary_file = path / "summary.json"
         self._checkpoints: Checkpoints | None = None
         if self._config_file.exists():
-            check_same_config(_read_json(self._config_file), config, path)
+            check_same_config(read_json(self._config_file), config, path)
 
     @property
     def _writes(self) -> bool:
@@ -71,9 +69,9 @@ class Records:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ExperimentError(
-                f"--workdir={self.path}: cannot create it ({error.strerror}); choose another folder"
+                f"{self.path}: cannot create it ({error.strerror}); choose another run folder"
             ) from error
-        _write_json(self._config_file, self.config.to_dict())
+        write_json(self._config_file, self.config.to_dict())
 
     def summary(self) -> dict[str, Any] | None:
         """Returns the summary if the run has finished, as process 0 reads it, or None.
@@ -100,7 +98,7 @@ class Records:
     def _read_summary(self) -> dict[str, Any] | None:
         if not self._summary_file.exists():
             return None
-        summary = _read_json(self._summary_file)
+        summary = read_json(self._summary_file)
         try:
             check_summary(summary, several=self.config.seeds > 1)
         except FormatError as error:
@@ -112,7 +110,7 @@ class Records:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Marks the run as finished."""
         if self._writes:
-            _write_json(self._summary_file, summary)
+            write_json(self._summary_file, summary)
 
     # ----------------------------------------------------------------------- metrics
 
@@ -227,7 +225,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
     path = workdir / "config.json"
     if not path.exists():
         raise ExperimentError(f"{workdir} holds no run: expected {path.name} in it")
-    return _read_json(path)
+    return read_json(path)
 
 
 def _check_metrics(record: dict[str, Any]) -> None:
@@ -238,17 +236,3 @@ def _check_metrics(record: dict[str, Any]) -> None:
 def _check_landscape(record: dict[str, Any]) -> None:
     known = {"step": integer(0), "epoch": integer(0), "rate": NUMBER}
     check_group("", record, dict.fromkeys(record, OBJECT) | known)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return parse_object(path.read_text())
-    except (OSError, FormatError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ExperimentError(
-            f"{path} cannot be read ({reason}); delete it, or use another --workdir"
-        ) from error
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    replace_text(path, json.dumps(content, indent=2) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from experiments.settings.errors import ExperimentError
 
 
 class JsonLines:
-    """A file of records, each with the `step` that it belongs to."""
+    """A file of records, one per line; `drop_after` needs their `step`."""
 
     def __init__(self, path: Path, check: Callable[[dict[str, Any]], None]):
         """Opens nothing yet; `check` raises a `FormatError` for an object that is no record."""
@@ -36,7 +36,7 @@ class JsonLines:
         except OSError as error:
             raise ExperimentError(
                 f"{self._path} cannot be read ({error.strerror}); delete it, or use "
-                "another --workdir"
+                "another run folder"
             ) from error
         lines = content.split(b"\n")
         records = []
@@ -60,8 +60,11 @@ class JsonLines:
 
     def drop_after(self, step: int) -> None:
         """Deletes the records of later steps."""
-        kept = [record for record in self.read() if record["step"] <= step]
-        replace_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        self.replace([record for record in self.read() if record["step"] <= step])
+
+    def replace(self, records: Sequence[dict[str, Any]]) -> None:
+        """Writes the file again, with these records only."""
+        replace_text(self._path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def _is_json(line: bytes) -> bool:

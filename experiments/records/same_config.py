@@ -30,5 +30,5 @@ def check_same_config(stored: dict[str, Any], config: Config, where: Path) -> No
     if keys:
         raise ExperimentError(
             f"{where} holds a run of another config, which differs in {', '.join(keys)}; "
-            "choose another --workdir, or repeat that run's settings"
+            "choose another run folder, or repeat that run's settings"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -28,6 +29,13 @@ def population_statistics(
       images: the training images `[N, H, W, channels]` without augmentation.
       batch_size: number of images in one pass.
     """
+    return statistics_over(model, images, batch_size)(variables)
+
+
+def statistics_over(
+    model: nn.Module, images: np.ndarray, batch_size: int = BATCH_SIZE
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Creates `variables -> population_statistics(model, variables, images)`, compiled once."""
     size = min(batch_size, len(images))
 
     @jax.jit
@@ -43,13 +51,18 @@ def population_statistics(
         }
 
     starts = range(0, len(images) - size + 1, size)
-    # Use float64 on the host, because the second moment and the square of the mean nearly cancel.
-    total: dict[tuple[str, ...], np.ndarray] = {}
-    for start in starts:
-        for path, value in moments(variables, images[start : start + size]).items():
-            total[path] = total.get(path, 0.0) + np.asarray(value, np.float64) / len(starts)
-    flat = {
-        path: value - total[*path[:-1], "mean"] ** 2 if path[-1] == "var" else value
-        for path, value in total.items()
-    }
-    return unflatten_dict({path: value.astype(np.float32) for path, value in flat.items()})
+
+    def statistics(variables: dict[str, Any]) -> dict[str, Any]:
+        # Use float64 on the host, because the second moment and the square of the mean nearly
+        # cancel.
+        total: dict[tuple[str, ...], np.ndarray] = {}
+        for start in starts:
+            for path, value in moments(variables, images[start : start + size]).items():
+                total[path] = total.get(path, 0.0) + np.asarray(value, np.float64) / len(starts)
+        flat = {
+            path: value - total[*path[:-1], "mean"] ** 2 if path[-1] == "var" else value
+            for path, value in total.items()
+        }
+        return unflatten_dict({path: value.astype(np.float32) for path, value in flat.items()})
+
+    return statistics

@@ -186,7 +186,7 @@ class Watch:
             f"training diverged at step {step + 1} (epoch {step // self._steps_per_epoch + 1}, "
             f"loss {losses[bad[0]]}, norm of the network {norms[bad[0]]}); {before}; "
             f"{member.records.path} keeps a checkpoint from before; lower config.optim.lr or set "
-            "config.optim.clip_norm, with a new --workdir"
+            "config.optim.clip_norm, with a new run folder"
         )
 
 
