@@ -43,7 +43,7 @@ _RECIPES = {
     ),
     "cifar10": _Recipe(
         *("cifar10_plain", "vgg16", 200, (80.0, 140.0, 180.0), 6.0, 90.0),
-        *(8 / 255, _HUNDREDTHS, 0.1, "dpp", 1.0),
+        *(0.03, _HUNDREDTHS, 0.1, "dpp", 1.0),
     ),
     "stl10": _Recipe(
         *("stl10", "graddiv_stl10", 120, (60.0, 100.0), 6.0, 60.0),
@@ -69,32 +69,34 @@ def train(config: common.ConfigDict, name: str, options: types.SimpleNamespace) 
     config.optim.lr, config.optim.milestones = 1e-3, recipe.milestones
     config.robust.method = "natural" if options.defence == "none" else options.defence
     config.robust.eps_train = config.robust.eps_test = recipe.eps
+    if name == "cifar10":  # trained at 8/255, which is not among the radii of the tables
+        config.robust.eps_train = 8 / 255
     config.robust.schedule = "constant"
     config.robust.warmup_epochs, config.robust.ramp_epochs = recipe.warmup, recipe.ramp
     config.adversary.steps, config.adversary.step_size = 10, 0.25
     config.evaluation.pgd_steps, config.evaluation.pgd_loss = 20, "cross_entropy"
     config.evaluation.radii = recipe.radii
+    config.evaluation.methods = ("interval",)
     if options.defence == "adv-bnn":
         config.random.prior_std = recipe.prior_std
     elif options.defence == "rse":
         config.random.noise = (0.2, 0.1)
     else:  # a deterministic network has nothing to diversify
-        for measure in ("none", *MEASURES):
-            common.exclude(options, f"defence={options.defence}", f"graddiv={measure}")
+        common.exclude(options, f"defence={options.defence}", "graddiv")
         return
     if options.graddiv != "none":
         config.diversity.measure, config.diversity.weight = options.graddiv, recipe.weight
 
 
 def mnist_two_cores(config: common.ConfigDict) -> None:
-    """Shortens MNIST for 2 CPU cores: a smaller network, 12,000 images, 8 epochs, 5 steps.
+    """Shortens MNIST for 2 CPU cores: a smaller network, 12,000 images, 6 epochs, 5 steps.
 
     In so few steps nothing is learned at the full radius, so that the radius grows over the ramp.
     """
     config.model.name = "small_star_leaky"
     config.data.train = 12_000
-    config.train.epochs, config.train.precision = 8, "highest"
-    config.optim.milestones = (6.0,)
+    config.train.epochs, config.train.precision = 6, "highest"
+    config.optim.milestones = (5.0,)
     config.robust.schedule = "linear"
     config.robust.warmup_epochs, config.robust.ramp_epochs = 1.0, 3.0
     config.adversary.steps = 5
