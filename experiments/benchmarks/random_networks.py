@@ -85,7 +85,8 @@ def measure(
             attacked = Images(points, block.labels)
             right = [int(network.correct(attacked, [other]).sum()) for other in drawn]
             accuracy[row] += right
-    return Diversity(*map(float, sums), accuracy / len(data))
+    rho, mean, dpp, kappa = map(float, sums)
+    return Diversity(rho, mean, dpp, kappa, accuracy / len(data))
 
 
 def measure_run(

@@ -7,6 +7,7 @@ certifies: these are empirical defences.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,7 @@ def random_objective(
     draws, diversity = random_config.draws, setting.config.diversity
 
     def objective(params, collections, batch, coefficients, key) -> tuple[jax.Array, Outcome]:
-        attack_key, draw, diversity_key = jax.random.split(key, 3)
+        attack_key, draw, diversity_key = _keys(key)
         running = with_statistics(params, collections["batch_stats"])
         images = batch.images
         if attacks:
@@ -79,12 +80,11 @@ def random_objective(
         robust = jnp.mean(training.cross_entropy(logits, batch.labels))
         loss = robust
         if diverges:
-            divergence = model.apply({"params": params}, method="kl")
+            divergence: Any = model.apply({"params": params}, method="kl")
             loss = loss + random_config.kl / setting.images * divergence
         if diverse:
-            points = images if diversity.at == "attacked" else batch.images
-            keys = list(jax.random.split(diversity_key, diversity.draws))
-            gradients = input_gradients(model, running, points, batch.labels, keys)
+            points = Batch(images if diversity.at == "attacked" else batch.images, batch.labels)
+            gradients = input_gradients(model, running, points, diversity_key, diversity.draws)
             measure = training.gradient_diversity_loss(gradients, diversity.measure)
             loss = loss + coefficients.ramp * diversity.weight * measure
         # The same draw on clean images; without an attack these are the logits of the loss.
@@ -132,19 +132,46 @@ def attacked(
 def input_gradients(
     model: nn.Module,
     variables: PyTree,
-    images: jax.Array,
-    labels: jax.Array,
-    keys: list[jax.Array],
+    batch: Batch,
+    key: jax.Array,
+    draws: int,
 ) -> jax.Array:
-    """The gradients `[n, B, H, W, channels]` of the cross-entropy of several draws at images.
+    """The gradients `[n, B, H, W, channels]` of the cross-entropy of `draws` draws at images.
 
     They can be differentiated with respect to `variables`. The draws are unrolled, see `attacked`.
     """
 
     def gradient_of(draw: jax.Array) -> Callable[[jax.Array], jax.Array]:
         def loss(x: jax.Array) -> jax.Array:
-            return jnp.sum(training.cross_entropy(apply(model, variables, x, draw), labels))
+            return jnp.sum(training.cross_entropy(apply(model, variables, x, draw), batch.labels))
 
         return jax.grad(loss)
 
-    return jnp.stack([gradient_of(draw)(images) for draw in keys])
+    keys = list(jax.random.split(key, draws))
+    return jnp.stack([gradient_of(draw)(batch.images) for draw in keys])
+
+
+def gradient_measures(
+    setting: Setting, variables: PyTree, batch: Batch, radius: jax.Array, key: jax.Array
+) -> dict[str, jax.Array]:
+    """GradDiv's measures of the gradients of a step, as its objective with `key` would take them.
+
+    Means over the batch: `rho`, the mean resultant length, and the measures `kappa`, `mean` and
+    `dpp` of `boundjax.training.gradient_diversity_loss`.
+    """
+    diversity = setting.config.diversity
+    attack_key, _, diversity_key = _keys(key)
+    if setting.config.robust.method != "rse" and diversity.at == "attacked":
+        batch = batch._replace(images=attacked(setting, variables, batch, radius, attack_key))
+    gradients = input_gradients(setting.model, variables, batch, diversity_key, diversity.draws)
+    cosines = training.gradient_directions(gradients).cosines
+    measures = {
+        name: training.gradient_diversity_loss(gradients, name) for name in ("kappa", "mean", "dpp")
+    }
+    return {"rho": jnp.mean(training.mean_resultant_length(cosines)), **measures}
+
+
+def _keys(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The keys of a step's attack, of the draw of its loss, and of the draws of GradDiv."""
+    attack_key, draw, diversity_key = jax.random.split(key, 3)
+    return attack_key, draw, diversity_key

@@ -201,7 +201,7 @@ def _of_random_network(folder: Path, summary: dict[str, Any], data_dir: str | No
     print_random(evaluated)
     errors = evaluated.results.errors()["attack_errors"]
     (reported,) = summary["results"].values()
-    numbers = Numbers(*(100 * reported[key] for key in ("standard_error", "pgd_error")), 100.0)
+    numbers = Numbers(100 * reported["standard_error"], 100 * reported["pgd_error"], 100.0)
     return Seed(
         {"last": numbers},
         evaluated.results.settings["parameters_sha256"],

@@ -28,7 +28,7 @@ class Norm(NamedTuple):
     label: str
 
 
-DIAGNOSTICS = ("landscape", "relaxation", "relus", "norms")
+DIAGNOSTICS = ("landscape", "relaxation", "relus", "norms", "gradients")
 NORMS = {"inf": Norm(math.inf, "l-inf"), "2": Norm(2.0, "l2")}
 
 
@@ -95,8 +95,9 @@ class TrainConfig:
     `diagnostics` names measures that are written to `landscape.jsonl` every `diagnostics_every`
     steps, from `DIAGNOSTICS`: `"landscape"`, the loss along the update at the scheduled and at the
     final radius; `"relaxation"`, slopes and the relaxed gradient; `"relus"`, states, slopes and
-    widths of bounds by layer; `"norms"`, the product of the norms of the layers of BCP and LMT.
-    They do not change the training.
+    widths of bounds by layer; `"norms"`, the product of the norms of the layers of BCP and LMT;
+    `"gradients"`, how far the gradients of a random network's draws point the same way. They do not
+    change the training.
     """
 
     epochs: int = 1

@@ -107,7 +107,12 @@ class Prepared:
     def diagnostics(self) -> Diagnostics:
         """The measures that are taken while training."""
         return Diagnostics(
-            self.config, self.method, self.schedule, self.learning_rate, self.steps_per_epoch
+            self.config,
+            self.method,
+            self.schedule,
+            self.learning_rate,
+            self.steps_per_epoch,
+            self.model,
         )
 
     def train_steps(self, seeds: tuple[int, ...]) -> list[Callable[..., Any]]:

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from several import start
 
 import boundjax as bj
 from boundjax import attacks, stochastic
@@ -239,6 +240,27 @@ def test_the_command_prints_that_the_defence_is_empirical(finished, evaluated, c
     error = evaluated.results.errors()["attack_errors"]["eot-pgd-n3-eps0.1"]
     (line,) = (line for line in printed.splitlines() if line.startswith("EOT-PGD, n = 3"))
     assert line.split()[-2] == f"{100 * error:.2f}"
+
+
+PROCESS = """
+import sys
+from experiments import evaluate, models
+models.MODELS["test_mlp"] = {"hidden": (16,)}
+evaluate.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_find_the_same(workdir, evaluated):
+    flags = ["--eps=0.05,0.1", "--attack-draws=1,3", "--count=60", "--batch-size=25"]
+    ended = start([["-c", PROCESS, f"--workdir={workdir}", *flags]] * 2)
+    assert [process.status for process in ended] == [0, 0], ended
+    results = random_files.read(workdir / "evaluations" / FILE)
+    np.testing.assert_array_equal(results.correct, evaluated.results.correct)
+    for name in NAMES:
+        np.testing.assert_array_equal(
+            results.resisted_by[name], evaluated.results.resisted_by[name]
+        )
 
 
 # ------------------------------------------------------------------------------ damaged files

@@ -11,7 +11,7 @@ import pytest
 from boundjax import attacks, training
 from experiments import methods, models
 from experiments.methods.method import Batch, Coefficients
-from experiments.methods.random import attacked
+from experiments.methods.random import attacked, gradient_measures
 from experiments.settings.checks import from_config_dict
 from experiments.settings.errors import ExperimentError
 from experiments.train.step import create_schedule
@@ -166,6 +166,29 @@ def test_an_objective_is_what_numpy_says_and_so_is_its_gradient(name):
         slopes = jax.tree.map(lambda g, d: float(jnp.sum(g * d)), gradient, direction)
         slope = sum(jax.tree.leaves(slopes))
         assert slope == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5)
+
+
+def test_measures_of_a_step_are_those_of_its_objective():
+    config = _config("adv-bnn", GAUSSIAN | _diverse("mean"))
+    model = models.from_config(config.model, config.random)
+    images = jax.random.uniform(jax.random.key(0), (4, *IMAGE))
+    batch, key = Batch(images, jnp.asarray([0, 1, 2, 0])), jax.random.key(2)
+    params = model.init(jax.random.key(1), images)["params"]
+    method = methods.create(model, config, images=IMAGES)
+    weights = Coefficients(*map(jnp.float32, WEIGHTS))
+
+    @jax.jit
+    def run(params):
+        setting = methods.Setting(model, config)
+        measures = gradient_measures(setting, {"params": params}, batch, weights.eps, key)
+        losses = [o(params, {"batch_stats": {}}, batch, weights, key)[0] for o in method.objectives]
+        return measures, losses
+
+    measures, (without, loss) = run(params)
+    assert float(loss - without) == pytest.approx(0.4 * 0.7 * float(measures["mean"]), rel=1e-4)
+    # rho^2 = (1 + (n - 1) R_mean) / n, example by example.
+    assert measures["rho"] ** 2 <= (1 + 2 * measures["mean"]) / 3 + 1e-6
+    assert measures["dpp"] > 0
 
 
 # ------------------------------------------------------------------------------ sigma 0
