@@ -24,6 +24,7 @@ from experiments.settings.errors import ExperimentError
 # One worker makes the trained network, once.
 pytestmark = pytest.mark.xdist_group("random")
 
+RANDOM = {"prior_std": 0.3, "initial_std": 0.05}
 # 60 images in batches of 25, the last of which is filled up.
 OPTIONS = RandomOptions(radii=(0.05, 0.1), attack_draws=(1, 3), count=60, batch_size=25)
 FILE = "test-last-l-inf-eot-first60.npz"
@@ -44,7 +45,7 @@ def _config(**random):
         {
             "data": {"name": "digits", "train": 640},
             "model": {"name": "test_mlp"},
-            "train": {"epochs": 4, "batch_size": 64},
+            "train": {"epochs": 20, "batch_size": 64},
             "optim": {"lr": 2e-2},
             "robust": {"method": "adv-train", "eps_train": 0.05, "eps_test": 0.05},
             "adversary": {"steps": 1},
@@ -63,7 +64,7 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "test_mlp", {"hidden": (16,)})
-        config = _config(prior_std=0.1, initial_std=0.3)
+        config = _config(**RANDOM)
         return workdir, runs.run(config, workdir, "test")
 
 
@@ -86,7 +87,7 @@ def test_a_run_ends_with_attacks_and_certifies_nothing(finished, capsys):
     workdir, summary = finished
     assert (summary["bounds"], summary["test_images"]) == ([], 50)
     ((label, errors),) = summary["results"].items()
-    assert label == "last epoch (4)"
+    assert label == "last epoch (20)"
     assert set(errors["attack_errors"]) == {
         f"eot-{kind}-n1-eps{eps}" for kind in ("fgsm", "pgd") for eps in (0.05, 0.1)
     }
@@ -95,7 +96,7 @@ def test_a_run_ends_with_attacks_and_certifies_nothing(finished, capsys):
     at_radius = [errors["attack_errors"][f"eot-{kind}-n1-eps0.05"] for kind in ("fgsm", "pgd")]
     assert errors["pgd_error"] == max(at_radius)
     assert (workdir / "evaluations" / "summary-last.npz").exists()
-    assert runs.run(_config(prior_std=0.1, initial_std=0.3), workdir, "test") == summary
+    assert runs.run(_config(**RANDOM), workdir, "test") == summary
     printed = capsys.readouterr().out
     assert "empirical defence: nothing is certified" in printed
     assert "EOT-PGD, n = 1" in printed
@@ -125,7 +126,7 @@ def test_the_file_holds_everything(finished, evaluated):
 
 def test_an_evaluation_goes_on_where_it_was_stopped(workdir, evaluated, monkeypatch):
     """The same to the bit, and from another order of attacks."""
-    write, writes = random_files.write, iter(range(5))
+    write, writes = random_files.write, iter(range(6))
 
     class _Interrupted(Exception):
         pass
@@ -308,8 +309,9 @@ def test_measures_of_a_run_are_printed(finished, capsys):
     gradients = np.concatenate(
         [network.gradients(data.take(s), keys) for s in (slice(20), slice(20, 30))], axis=1
     ).reshape(6, 30, -1)
-    units = gradients / np.linalg.norm(gradients, axis=-1, keepdims=True)
-    rho = np.linalg.norm(units.mean(axis=0), axis=-1)
+    lengths = np.linalg.norm(gradients, axis=-1, keepdims=True)
+    assert (lengths > 1e-9).all()
+    rho = np.linalg.norm((gradients / lengths).mean(axis=0), axis=-1)
     assert found.rho == pytest.approx(rho.mean(), rel=1e-4)
     assert found.mean == pytest.approx(((6 * rho**2 - 1) / 5).mean(), abs=1e-4)
     assert found.transfer.shape == (3, 3)
