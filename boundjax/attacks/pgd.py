@@ -122,6 +122,9 @@ class Descent:
             for _ in range(steps):
                 iterate, best = descent.step(iterate, best)
             best = descent.end(iterate, best)
+
+    The draws of a random network can be in a Python loop as well: the direction of a step is the
+    mean over `draws` of `gradient(iterate, draw)`, which `move` follows.
     """
 
     def __init__(
@@ -167,8 +170,18 @@ class Descent:
         )
         if not self._keeps_last:
             best = self._better(iterate, margins, best)
+        return self.move(iterate, direction), best
+
+    def gradient(self, iterate: Float[Array, "B ..."], draw: Array) -> Float[Array, "B ..."]:
+        """The gradient of what the attack descends, of one draw; `draw` is its key."""
+        return descent_gradient(self._f, iterate, self._labels, self._loss, draw[None])[0]
+
+    def move(
+        self, iterate: Float[Array, "B ..."], direction: Float[Array, "B ..."]
+    ) -> Float[Array, "B ..."]:
+        """The next iterate, a step against `direction` and back into the set."""
         moved = iterate - self._step_size * _steepest(direction, self._threat.norm)
-        return self._project(moved), best
+        return self._project(moved)
 
     def end(self, iterate: Float[Array, "B ..."], best: Best, key: Array | None = None) -> Best:
         """Returns the best including the last iterate of a restart; `key` is that of the draws."""

@@ -8,7 +8,7 @@ from experiments.data import npz
 from experiments.data.dataset import DataSet, Parts, Reader
 from experiments.data.images import Images as Images
 from experiments.data.images import Splits as Splits
-from experiments.data.images import from_raw, hold_out
+from experiments.data.images import first, from_raw, hold_out
 from experiments.data.table import DATASETS as DATASETS
 from experiments.data.tfds import read_tfds
 from experiments.settings.config import DataConfig
@@ -21,8 +21,8 @@ def load(config: DataConfig) -> Splits:
     With `config.dir` it reads the files there, in the data set's first format that has a file.
     Without it, it reads the data set from its Python package, or as TFDS has prepared it.
 
-    The validation images are the last `config.validation` training images, which are then held out
-    from training; 0 holds out none.
+    Of the training images the first `config.train` are kept; 0 keeps all. The validation images are
+    the last `config.validation` of these, which are then held out from training; 0 holds out none.
 
     Raises:
       ExperimentError: for an unknown name, missing or damaged data, or a validation split that
@@ -46,6 +46,7 @@ def load(config: DataConfig) -> Splits:
         for raw, count in zip(parts, (dataset.train, dataset.test), strict=True)
     )
     del parts  # frees the bytes before the images are processed further
+    train = first(train, config.train)
     train, validation = hold_out(train, config.validation)
     return Splits(train, validation, test, title, dataset.classes)
 

@@ -96,6 +96,20 @@ def need_labels(labels: np.ndarray, first: int, last: int, source: str) -> None:
         )
 
 
+def first(train: Images, count: int) -> Images:
+    """Keeps the first `count` training images; 0 keeps all.
+
+    Raises:
+      ExperimentError: for more than there are.
+    """
+    if not 0 <= count <= len(train):
+        raise ExperimentError(
+            f"config.data.train must lie in [0, {len(train)}], the number of training images, "
+            f"got {count}"
+        )
+    return train.take(slice(count or None))
+
+
 def hold_out(train: Images, count: int) -> tuple[Images, Images]:
     """Splits off the last `count` images: returns (training images, validation images).
 

@@ -42,7 +42,7 @@ _METHODS = (*METHODS, BEST)
 # the first versions for the second.
 ARITHMETICS = ("exact-real", "nearest", "real", "float32")
 # Most characters of the metadata, which usually have about two thousand.
-_LONGEST = 1_000_000
+LONGEST = 1_000_000
 
 
 class Layout(NamedTuple):
@@ -77,14 +77,14 @@ def _are_losses(value: Any) -> bool:
     )
 
 
-_SHA256 = Rule(
+SHA256 = Rule(
     "a SHA-256 in hexadecimal digits",
     lambda value: isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None,
 )
 
 _SETTINGS = {
-    "parameters_sha256": _SHA256,
-    "images_sha256": _SHA256,
+    "parameters_sha256": SHA256,
+    "images_sha256": SHA256,
     "data": TEXT,
     "split": one_of(("test", "validation")),
     "count": integer(1),
@@ -126,10 +126,9 @@ def read_metadata(archive: ArrayArchive) -> dict[str, Any]:
     header = archive.header(METADATA)
     if header.dtype.kind != "U" or header.shape != ():
         raise FormatError(f"{METADATA} must be one text, got {header}")
-    if header.dtype.itemsize > 4 * _LONGEST:
+    if header.dtype.itemsize > 4 * LONGEST:
         raise FormatError(
-            f"{METADATA} must be at most {_LONGEST:,} characters, "
-            f"got {header.dtype.itemsize // 4:,}"
+            f"{METADATA} must be at most {LONGEST:,} characters, got {header.dtype.itemsize // 4:,}"
         )
     metadata = _parsed(archive.array(METADATA))
     _check_format(metadata)

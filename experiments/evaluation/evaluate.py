@@ -40,7 +40,7 @@ class Options(NamedTuple):
     clip: bool | None = None
     which: Which = "last"
     split: Literal["test", "validation"] = "test"
-    count: int | None = None  # how many images, from the first on; None: all
+    count: int | None = None  # how many images, from the first on; None: as the run
     pgd_steps: int | None = 100
     pgd_restarts: int | None = 2
     batch_size: int | None = None
@@ -113,13 +113,18 @@ def evaluate_trained(run: trained.Trained, workdir: Path, options: Options) -> E
     config, seed = applied.evaluation, applied.seed
     eps, norm = applied.robust.eps_test, applied.robust.norm
     clip = (0.0, 1.0) if applied.robust.clip else None
+    if run.config.random.draws:
+        raise ExperimentError(
+            f"{workdir} has a random network: fresh draws for every query cannot be certified; "
+            "experiments.evaluate measures it by attacks"
+        )
     check_methods(config.methods)
     _check_options(options, norm, config)
     radius.check("--eps", eps, norm, run.test.images.shape[1:], run.title)
     images = run.test if options.split == "test" else run.validation
     if len(images) == 0:
         raise ExperimentError(f"{workdir} has no {options.split} images: data.validation was 0")
-    data = images.take(slice(options.count))
+    data = images.take(slice(options.count or config.images or None))
     settings = {
         "parameters_sha256": parameters_sha256(run.variables),
         "images_sha256": images_sha256(data),
@@ -246,13 +251,7 @@ def _name_of(options: Options, norm: str, eps: float, clip: tuple[float, float] 
 
 
 def _check_options(options: Options, norm: str, config: EvaluationConfig) -> None:
-    for flag, value, allowed in (
-        ("--which", options.which, ("last", "selected")),
-        ("--split", options.split, ("test", "validation")),
-        ("--norm", norm, tuple(NORMS)),
-    ):
-        if value not in allowed:
-            raise ExperimentError(f"{flag} must be {' or '.join(allowed)}, got {value!r}")
+    check_choices(options.which, options.split, norm, options.name)
     for flag, number, minimum in (
         ("--count", 1 if options.count is None else options.count, 1),
         ("--pgd-steps", config.pgd_steps, 0),
@@ -261,8 +260,23 @@ def _check_options(options: Options, norm: str, config: EvaluationConfig) -> Non
     ):
         if number < minimum:
             raise ExperimentError(f"{flag} must be >= {minimum}, got {number}")
-    if options.name is not None and Path(options.name).name != options.name:
-        raise ExperimentError(f"--name must be a file name without folders, got {options.name!r}")
+
+
+def check_choices(which: str, split: str, norm: str, name: str | None) -> None:
+    """Checks the options that evaluations of all networks have.
+
+    Raises:
+      ExperimentError: for a value that is not among those allowed, or a name with folders.
+    """
+    for flag, value, allowed in (
+        ("--which", which, ("last", "selected")),
+        ("--split", split, ("test", "validation")),
+        ("--norm", norm, tuple(NORMS)),
+    ):
+        if value not in allowed:
+            raise ExperimentError(f"{flag} must be {' or '.join(allowed)}, got {value!r}")
+    if name is not None and Path(name).name != name:
+        raise ExperimentError(f"--name must be a file name without folders, got {name!r}")
 
 
 def parameters_sha256(variables: Any) -> str:

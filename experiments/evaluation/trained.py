@@ -50,6 +50,19 @@ class Trained(NamedTuple):
         return bj.PureModel.of((self.model, self.variables))
 
 
+def read_run_config(workdir: Path) -> Config:
+    """Returns the configuration of the run in a folder.
+
+    Raises:
+      ExperimentError: if there is none, or it is damaged.
+    """
+    stored = read_config(workdir)
+    try:
+        return from_config_dict(stored)
+    except ExperimentError as error:
+        raise ExperimentError(f"{workdir / 'config.json'}: {error}") from error
+
+
 def load(workdir: Path, which: Which = "last", data_dir: str | None = None) -> Trained:
     """Loads a network that `experiments.main --workdir=...` trained.
 
@@ -63,11 +76,7 @@ def load(workdir: Path, which: Which = "last", data_dir: str | None = None) -> T
       ExperimentError: if the run, a checkpoint, the selection or the run's data are missing, or if
         its configuration is damaged.
     """
-    stored = read_config(workdir)
-    try:
-        config = from_config_dict(stored)
-    except ExperimentError as error:
-        raise ExperimentError(f"{workdir / 'config.json'}: {error}") from error
+    config = read_run_config(workdir)
     if config.seeds > 1:
         raise ExperimentError(
             f"{workdir} holds the runs of {config.seeds} seeds; choose one of them, "
@@ -76,11 +85,11 @@ def load(workdir: Path, which: Which = "last", data_dir: str | None = None) -> T
     if data_dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
     splits = data.load(config.data)
-    model = models.from_config(config.model)
+    model = models.from_config(config.model, config.random)
     steps_per_epoch = len(splits.train) // config.train.batch_size
     optimizer = create_optimizer(config.optim, steps_per_epoch)
     state = create_state(
-        methods.create(model, config),
+        methods.create(model, config, images=len(splits.train)),
         model,
         optimizer,
         splits.train.images.shape[1:],

@@ -20,6 +20,7 @@ from experiments.methods.method import Objective as Objective
 from experiments.methods.method import Setting as Setting
 from experiments.methods.method import TrainingMethod as TrainingMethod
 from experiments.methods.natural import natural
+from experiments.methods.random import random
 from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError
 
@@ -103,11 +104,18 @@ METHODS: dict[str, TrainingMethod] = {
     "cc-ibp": _expressive("cc-ibp"),
     "taps": TrainingMethod(_taps, norms=("inf",), needs_split=True),
     "staps": TrainingMethod(_staps, norms=("inf",), needs_split=True),
+    "adv-train": TrainingMethod(lambda s: random(s, attacks=True), regularizers=(), draws="any"),
+    "adv-bnn": TrainingMethod(
+        lambda s: random(s, attacks=True, diverges=True), regularizers=(), draws="weights"
+    ),
+    "rse": TrainingMethod(lambda s: random(s, attacks=False), regularizers=(), draws="noise"),
 }
 
 
-def create(model: nn.Module, config: Config, mesh: Mesh | None = None) -> Method:
+def create(model: nn.Module, config: Config, mesh: Mesh | None = None, images: int = 1) -> Method:
     """Creates the method that `config` names, for `model`, on the devices of `mesh`.
+
+    `images` is the number of training images, by which Adv-BNN divides its divergence.
 
     Raises:
       ExperimentError: for an unknown name, or settings that the method does not support.
@@ -124,7 +132,7 @@ def create(model: nn.Module, config: Config, mesh: Mesh | None = None) -> Method
             f"config.mesh.spec={mesh.shape['spec']} divides rows of linear bounds, which needs "
             f"{_divisible()}, got robust.method={name!r}; set config.mesh.spec=1"
         )
-    return method.creates(Setting(model, config, mesh))
+    return method.creates(Setting(model, config, mesh, images))
 
 
 def _check(name: str, method: TrainingMethod, config: Config) -> None:
@@ -135,6 +143,7 @@ def _check(name: str, method: TrainingMethod, config: Config) -> None:
             f"robust.method={name!r} needs robust.norm={' or '.join(map(repr, method.norms))}, "
             f"got {config.robust.norm!r}"
         )
+    _check_draws(name, method, config)
     if method.needs_split and config.adversary.split < 1:
         raise ExperimentError(
             f"robust.method={name!r} needs adversary.split, the number of layers before the attack"
@@ -149,6 +158,38 @@ def _check(name: str, method: TrainingMethod, config: Config) -> None:
                 f"regularizers.{key} needs a method that trains on intervals, "
                 f"got robust.method={name!r}"
             )
+
+
+def _check_draws(name: str, method: TrainingMethod, config: Config) -> None:
+    """Refuses a random network that the method cannot train, and one that it needs and lacks."""
+    random, diversity = config.random, config.diversity
+    if method.draws == "none" and random.draws:
+        trainable = ", ".join(key for key, other in METHODS.items() if other.draws != "none")
+        raise ExperimentError(
+            f"robust.method={name!r} trains deterministic networks, got a random one by "
+            f"config.random; use one of {trainable}"
+        )
+    if method.draws == "noise" and (not random.noise or random.prior_std):
+        raise ExperimentError(
+            f"robust.method={name!r} needs random.noise, such as (0.2, 0.1), and random.prior_std="
+            f"0, got random.noise={random.noise} and random.prior_std={random.prior_std:g}"
+        )
+    if method.draws == "weights" and not random.prior_std:
+        raise ExperimentError(
+            f"robust.method={name!r} needs random weights: set random.prior_std, such as 0.1"
+        )
+    if diversity.weight and not (random.prior_std or any(random.noise)):
+        raise ExperimentError(
+            f"diversity.weight={diversity.weight:g} needs a random network, whose gradients differ "
+            "between draws: set random.noise or random.prior_std, with a method that trains it"
+        )
+    if random.draws and (config.data.validation or config.evaluation.precise_bn):
+        key = "data.validation" if config.data.validation else "evaluation.precise_bn"
+        raise ExperimentError(
+            f"config.{key} is for networks with bounds, which a random one does not have: no epoch "
+            f"is selected, and running averages are its statistics; set config.{key} to "
+            f"{'0' if config.data.validation else 'False'}"
+        )
 
 
 def _relaxing() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 import boundjax as bj
+from boundjax.stochastic import STREAM, GaussianWeights
 from boundjax.training import cross_entropy, relu_states
 from experiments.settings.config import NORMS, Config
 
@@ -47,13 +48,14 @@ class Setting(NamedTuple):
     """The model, configuration and devices that a method is created for.
 
     `model` is a Linen module with `__call__(x, train=False)`; with batch normalisation it has a
-    field `bn_momentum`. `mesh` holds the devices that share the work (`experiments.train.mesh`);
-    None means one device.
+    field `bn_momentum`, or its network has one. `mesh` holds the devices that share the work
+    (`experiments.train.mesh`); None means one device. `images` is the number of training images.
     """
 
     model: nn.Module
     config: Config
     mesh: Mesh | None = None
+    images: int = 1
 
     @property
     def clip(self) -> tuple[float, float] | None:
@@ -134,6 +136,8 @@ class TrainingMethod:
       relaxes: it has a linear relaxation, which the regularizers `gap` and `slack` read.
       divisible_rows: devices can divide the rows of its bounds (axis `spec` of the mesh).
       needs_split: it attacks between two blocks of layers; `adversary.split` says where.
+      draws: the networks that it trains: `"none"`, deterministic ones; `"noise"` or `"weights"`,
+        those with such draws; `"any"`.
       regularizers: which keys of `ON_INTERVALS` it supports.
       variants: other forms of the method, by the key of `config.relaxation` that selects them.
       otherwise: of a variant, what messages call the method without it.
@@ -144,6 +148,7 @@ class TrainingMethod:
     relaxes: bool = False
     divisible_rows: bool = False
     needs_split: bool = False
+    draws: Literal["none", "noise", "weights", "any"] = "none"
     regularizers: tuple[str, ...] = ON_INTERVALS
     variants: Mapping[str, TrainingMethod] = field(default_factory=dict)
     otherwise: str = ""
@@ -156,27 +161,55 @@ class TrainingMethod:
         return self
 
 
-def apply(model: nn.Module, variables: PyTree, images: jax.Array) -> jax.Array:
-    """Returns the logits `[B, C]` of the eval-mode model."""
-    logits = model.apply(variables, images)
+def apply(
+    model: nn.Module, variables: PyTree, images: jax.Array, key: jax.Array | None = None
+) -> jax.Array:
+    """Returns the logits `[B, C]` of the eval-mode model; `key` is that of a draw."""
+    logits = model.apply(variables, images, rngs=_streams(key))
     assert not isinstance(logits, tuple)  # Flax returns a pair only with `mutable` collections
     return logits
 
 
 def clean_pass(
-    model: nn.Module, params: PyTree, batch_stats: PyTree, images: jax.Array
+    model: nn.Module,
+    params: PyTree,
+    batch_stats: PyTree,
+    images: jax.Array,
+    key: jax.Array | None = None,
 ) -> tuple[jax.Array, PyTree]:
     """Returns the logits `[B, C]` of the clean batch and the statistics to bound the model with.
 
     With batch normalisation the statistics are the (differentiable) mean and variance of the clean
-    batch, as in Shi et al. 2021. Without it they are empty.
+    batch, as in Shi et al. 2021. Without it they are empty. `key` is that of a random network's
+    draw.
     """
     if not jax.tree.leaves(batch_stats):
-        return apply(model, {"params": params}, images), batch_stats
-    logits, updated = model.clone(bn_momentum=0.0).apply(
-        {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+        return apply(model, {"params": params}, images, key), batch_stats
+    logits, updated = with_momentum(model, 0.0).apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        train=True,
+        mutable=["batch_stats"],
+        rngs=_streams(key),
     )
     return logits, updated["batch_stats"]
+
+
+def _streams(key: jax.Array | None) -> dict[str, jax.Array]:
+    return {} if key is None else {STREAM: key}
+
+
+def with_momentum(model: nn.Module, momentum: float) -> nn.Module:
+    """The model with another `bn_momentum`."""
+    if isinstance(model, GaussianWeights):
+        return model.clone(network=model.network.clone(bn_momentum=momentum))
+    return model.clone(bn_momentum=momentum)
+
+
+def momentum_of(model: nn.Module) -> float:
+    """The field `bn_momentum` of a model, or of the network whose weights it draws."""
+    network: Any = model.network if isinstance(model, GaussianWeights) else model
+    return network.bn_momentum
 
 
 def with_statistics(params: PyTree, statistics: PyTree) -> dict[str, PyTree]:

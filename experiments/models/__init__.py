@@ -13,3 +13,4 @@ from experiments.models.table import MODELS as MODELS
 from experiments.models.table import count_parameters as count_parameters
 from experiments.models.table import create as create
 from experiments.models.table import from_config as from_config
+from experiments.models.table import network_of as network_of

@@ -17,6 +17,7 @@ mlp_2x100                REG                                                    
 small                    LLM, CROWN-IBP                                         550,406     730,118
 small_valid              IBP: its small, without padding                        329,606     470,918
 small_star               LLM: Small*; CAP, REG: Small                           166,406     214,918
+small_star_leaky         ours: the same with LeakyReLU, for GradDiv on 2 cores  166,406     214,918
 small_star_bn            the same with batch normalisation                      166,702     215,214
 medium                   LLM; BCP: 4C3F; CAP, REG: Large                      1,974,762   2,466,858
 medium_valid             IBP: its medium, without padding                       893,418   1,188,906
@@ -69,6 +70,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from boundjax.stochastic import GaussianWeights, adv_bnn_means
 from experiments.models.convnet import (
     Block,
     ConvolutionalClassifier,
@@ -77,7 +79,7 @@ from experiments.models.convnet import (
     Residual,
 )
 from experiments.models.convnet import Convolution as C
-from experiments.settings.config import ModelConfig
+from experiments.settings.config import ModelConfig, RandomConfig
 from experiments.settings.errors import ExperimentError
 
 _SMALL = (C(16, 4, 2, 1), C(32, 4, 1, 1))
@@ -168,6 +170,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "small": {"convolutions": _SMALL, "hidden": (100,)},
     "small_valid": {"convolutions": _unpadded(_SMALL), "hidden": (100,)},
     "small_star": {"convolutions": _SMALL_STAR, "hidden": (100,)},
+    "small_star_leaky": {"convolutions": _SMALL_STAR, "hidden": (100,), "negative_slope": 0.01},
     "small_star_bn": {"convolutions": _SMALL_STAR, "hidden": (100,), "batch_norm": True},
     "medium": {"convolutions": _MEDIUM, "hidden": (512, 512)},
     "medium_valid": {"convolutions": _unpadded(_MEDIUM), "hidden": (512, 512)},
@@ -262,18 +265,48 @@ def create(name: str, **overrides: Any) -> ConvolutionalClassifier:
     return ConvolutionalClassifier(**{**MODELS[name], **overrides})
 
 
-def from_config(config: ModelConfig) -> ConvolutionalClassifier:
+def from_config(config: ModelConfig, random: RandomConfig = RandomConfig()) -> nn.Module:  # noqa: B008 - frozen
     """Creates the unbound module of a run's configuration.
 
+    With `random.prior_std` it is a `boundjax.stochastic.GaussianWeights` around the network, whose
+    first means are Adv-BNN's.
+
     Raises:
-      ExperimentError: for an unknown name.
+      ExperimentError: for an unknown name, initial weights that Gaussian ones do not have, or noise
+        in a network without convolutions.
     """
-    return create(
+    network = create(
         config.name,
         mean=config.mean or None,
         std=config.std or None,
         kernel_init=config.init,
+        noise=random.noise or None,
     )
+    if random.noise and not network.convolutions:
+        raise ExperimentError(
+            f"config.random.noise comes before convolutions, and {config.name!r} has none; choose "
+            "another network, or random weights by config.random.prior_std"
+        )
+    if not random.prior_std:
+        return network
+    if config.init != "fan_in":
+        raise ExperimentError(
+            f"config.random.prior_std needs config.model.init='fan_in', got {config.init!r}: "
+            "the first means of Gaussian weights are Adv-BNN's"
+        )
+    return GaussianWeights(
+        network.clone(parent=None),
+        random.prior_std,
+        random.initial_std or None,
+        adv_bnn_means,
+    )
+
+
+def network_of(model: nn.Module) -> ConvolutionalClassifier:
+    """The network whose weights `model` draws, or `model` itself."""
+    network = model.network if isinstance(model, GaussianWeights) else model
+    assert isinstance(network, ConvolutionalClassifier)
+    return network
 
 
 def count_parameters(model: nn.Module, image_shape: Sequence[int]) -> int:

@@ -13,57 +13,18 @@ there are rows of several lengths.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
 
-from experiments.published import tables
+from experiments.published import random_rows, tables
+from experiments.published.row import DEFAULT as DEFAULT
+from experiments.published.row import Budget as Budget
+from experiments.published.row import Row as Row
 from experiments.published.tables import Numbers as Numbers
-
-_DEFAULT = ("interval", "crown-ibp")
-Budget = Literal["cpu", "gpu"]
-
-
-class Row(NamedTuple):
-    """One row of results.
-
-    Attributes:
-      name: its name on the command line.
-      config: a configuration of `experiments.main`, `experiments/configs/FILE.py[:ARGUMENTS]`.
-      published: the numbers of the paper.
-      source: paper, table and row of these numbers.
-      tolerance: percentage points by which the mean over the seeds may exceed the anchor, in
-        verified and in standard error. It is one-sided: a better result is within.
-      note: the reason for the tolerance, and what differs from the published row.
-      methods: bounds whose union gives the verified error.
-      budget: `"cpu"` for minutes to some hours per seed on 2 cores, `"gpu"` for an accelerator.
-      seeds: the number of runs, with seeds 0, 1, ...
-      prototype: numbers that such a network reached with such bounds; if there are any, they are
-        the anchor.
-      overrides: settings by dotted key, applied to the configuration.
-    """
-
-    name: str
-    config: str
-    published: Numbers
-    source: str
-    tolerance: float
-    note: str
-    methods: tuple[str, ...] = _DEFAULT
-    budget: Budget = "cpu"
-    seeds: int = 3
-    prototype: Numbers | None = None
-    overrides: Mapping[str, Any] = {}
-
-    @property
-    def anchor(self) -> Numbers:
-        """The numbers to compare with."""
-        return self.published if self.prototype is None else self.prototype
-
 
 _LINEAR = ("interval", "crown-ibp", "one-step")
 _DUAL = ("interval", "crown-ibp", "fast-lin")
 _BALLS = ("bcp", "lmt")
 _INTERVALS = ("interval",)
-# Methods by the ending of the configuration's file name; the rest use `_DEFAULT`.
+# Methods by the ending of the configuration's file name; the rest use `DEFAULT`.
 _BOUNDS = {
     **dict.fromkeys(("one_step", "slopes"), _LINEAR),
     **dict.fromkeys(("cap", "tightness"), _DUAL),
@@ -95,7 +56,7 @@ def _row(
     config = _joined(":", f"experiments/configs/{stem}.py", arguments)
     if methods is None:
         matches = (bounds for ending, bounds in _BOUNDS.items() if stem.endswith(ending))
-        methods = next(matches, _DEFAULT)
+        methods = next(matches, DEFAULT)
     name = name.replace("_", "-").replace("+", "-")
     return Row(name, config, errors, source, tolerance, note, methods, budget, seeds, prototype)
 
@@ -265,7 +226,7 @@ def _tightness() -> Iterator[Row]:
             + ("" if baseline else f" with {terms}"),
             2.0,
             _LAST_EPOCH,
-            methods=_DEFAULT if large else None,
+            methods=DEFAULT if large else None,
         )
 
 
@@ -299,7 +260,7 @@ def _families() -> Iterator[Row]:
                 3.0,
                 _NOT_PUBLISHED.format(description),
                 budget="cpu",
-                methods=_LINEAR if end == "one-step" else _DEFAULT,
+                methods=_LINEAR if end == "one-step" else DEFAULT,
             )
         for end, arguments, standard, verified, source in (
             ("crown-ibp", "method=crown-ibp,epochs=140", None, again, "CROWN-IBP"),
@@ -481,7 +442,15 @@ def _two_cores(rows: Mapping[str, Row]) -> Iterator[Row]:
 
 
 def _all() -> dict[str, Row]:
-    papers = (_stability, _lipschitz, _families, _tightness, _short_warmup, _ctbench)
+    papers = (
+        _stability,
+        _lipschitz,
+        _families,
+        _tightness,
+        _short_warmup,
+        _ctbench,
+        random_rows.graddiv,
+    )
     rows = _landscape() | {row.name: row for rows_of in papers for row in rows_of()}
     ordered = [*_two_cores(rows), *rows.values()]
     ordered.sort(key=lambda row: row.budget != "cpu")  # cheap rows first

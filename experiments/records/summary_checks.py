@@ -27,7 +27,7 @@ def _is_fraction(value: Any) -> bool:
 
 
 def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(map(is_text, value))
+    return isinstance(value, list) and all(map(is_text, value))
 
 
 _FRACTION = Rule("a fraction in [0, 1]", _is_fraction)
@@ -58,7 +58,7 @@ _SUMMARY = {
             or (isinstance(value, list) and len(value) == 2 and all(map(is_number, value)))
         ),
     ),
-    "bounds": Rule("names of methods", _is_texts),
+    "bounds": Rule("names of methods; none of a random network", _is_texts),
     "attack": TEXT,
     "method": TEXT,
     "model": TEXT,

@@ -13,11 +13,18 @@ import jax
 
 from experiments.cluster import distributed
 from experiments.evaluation import evaluate
+from experiments.evaluation.random_evaluate import RandomOptions, attacks_of, evaluate_random
 from experiments.evaluation.trained import Trained, Which
 from experiments.plots.curves import plot_curves
 from experiments.records.folder import Records
 from experiments.records.printing import Report
-from experiments.run.summary import of_run, print_summary
+from experiments.run.summary import (
+    Measured,
+    describe_attack,
+    describe_random_attacks,
+    of_run,
+    print_summary,
+)
 from experiments.settings.config import Config
 from experiments.train.loop import Member, open_members, train
 from experiments.train.prepare import Prepared, prepare
@@ -122,19 +129,66 @@ def _conclude(
     """Evaluates a trained run on the test images, draws its curves and prints its summary."""
     config, splits = member.records.config, prepared.splits
     print(
-        f"evaluating on {len(splits.test):,} test images of {splits.title} "
+        f"evaluating on {config.evaluation.images or len(splits.test):,} test images of "
+        f"{splits.title} "
         f"at {config.robust.norm_label} eps {config.robust.eps_test:.6g}"
     )
     began = time.monotonic()
-    methods = options.applied(config).evaluation.methods
-    results, settings = _test_errors(prepared, member, options, methods)
+    methods: Sequence[str] = ()
+    if config.random.draws:
+        results, settings = _random_errors(prepared, member, options)
+        attack = describe_random_attacks(settings)
+    else:
+        methods = options.applied(config).evaluation.methods
+        results, settings = _test_errors(prepared, member, options, methods)
+        attack = describe_attack(settings["attack"])
     title = f"{name}: {config.robust.method}, {config.model.name}, {splits.title}"
     member.records.draw_curves(
         lambda metrics, path: plot_curves(metrics, title, path, config.robust.norm_label)
     )
-    summary = of_run(prepared, member, name, results, methods, settings, time.monotonic() - began)
+    weights = settings["parameters_sha256"]
+    measured = Measured(results, methods, attack, weights, time.monotonic() - began)
+    summary = of_run(prepared, member, name, measured)
     print_summary(summary, member.records.path)
     return summary
+
+
+def _random_errors(
+    prepared: Prepared, member: Member, options: evaluate.Options
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Returns the errors of the last network, which is random, by label, and the settings.
+
+    Nothing verifies a random network. Its PGD error is the largest of those at `eps_test`.
+    """
+    config, label = member.records.config, f"last epoch ({prepared.config.train.epochs})"
+    random_options = RandomOptions(
+        data_dir=options.data_dir,
+        name=None if options.name is None else f"{options.name}-last",
+        replace=options.replace,
+    )
+    network = _trained(prepared, member, label, member.state)
+    results = evaluate_random(network, member.records.path, random_options).results
+    errors = results.errors()
+    at_radius = [
+        errors["attack_errors"][attack.name]
+        for attack in attacks_of(config, random_options)
+        if attack.eps == config.robust.eps_test
+    ]
+    errors |= {"pgd_error": max(at_radius), "verified_error": 1.0, "verified_error_by": {}}
+    return {label: errors}, results.settings
+
+
+def _trained(prepared: Prepared, member: Member, label: str, state: dict[str, Any]) -> Trained:
+    splits = prepared.splits
+    return Trained(
+        config=member.records.config,
+        model=prepared.model,
+        variables=deployed(member.records.config, prepared.model, state, splits),
+        test=splits.test,
+        title=splits.title,
+        validation=splits.validation,
+        label=label,
+    )
 
 
 def _test_errors(
@@ -158,15 +212,7 @@ def _test_errors(
         if which == "last" and selected == config.train.epochs:
             results[label] = dict(next(iter(results.values())))
             continue
-        network = Trained(
-            config=config,
-            model=prepared.model,
-            variables=deployed(config, prepared.model, state, splits),
-            test=splits.test,
-            title=splits.title,
-            validation=splits.validation,
-            label=label,
-        )
+        network = _trained(prepared, member, label, state)
         name = None if options.name is None else f"{options.name}-{which}"
         network_options = options._replace(which=which, name=name)
         certificates = evaluate.evaluate_trained(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.evaluation.random_evaluate import WARNING, table_of
 from experiments.records.printing import print_table, table_rows
 from experiments.records.versions import versions
 from experiments.settings.config import NORMS, Config
@@ -33,10 +34,47 @@ _COMMON = (
 )
 
 
+class Measured(NamedTuple):
+    """What the evaluation at the end of a run measured.
+
+    Attributes:
+      results: errors on the test images by the label of the network; the first is the reported one.
+      methods: bounds whose union is the verified error; none of a random network.
+      attack: what attacked the network, in words.
+      parameters_sha256: of the reported network.
+      seconds: duration of the evaluation.
+    """
+
+    results: dict[str, dict[str, Any]]
+    methods: Sequence[str]
+    attack: str
+    parameters_sha256: str
+    seconds: float
+
+
+def describe_attack(attack: dict[str, Any]) -> str:
+    """Describes the attack of an evaluation by its settings."""
+    return (
+        f"PGD-{attack['steps']}, {attack['restarts']} start(s), "
+        f"{' and '.join(attack['losses'])} loss, best iterate"
+    )
+
+
+def describe_random_attacks(settings: dict[str, Any]) -> str:
+    """Describes the attacks on a random network by the settings of their file."""
+    return (
+        f"EOT-FGSM and EOT-PGD-{settings['pgd_steps']}, mean softmax of "
+        f"{settings['prediction_draws']} draws, {WARNING}"
+    )
+
+
 def print_summary(summary: dict[str, Any], workdir: Path) -> None:
     """Prints the errors on the test images, how they were measured and the run folder."""
-    header, rows = table_rows(summary["results"])
-    print_table(_title(summary), header, rows)
+    if summary["bounds"]:
+        print_table(_title(summary), *table_rows(summary["results"]))
+    else:
+        errors = next(iter(summary["results"].values()))
+        print_table(_title(summary), *table_of(errors))
     print(f"selection: {summary['selection']}")
     print(
         f"trained in {summary['train_seconds']} s, evaluated in {summary['evaluation_seconds']} s; "
@@ -56,8 +94,9 @@ def print_seeds(summary: dict[str, Any], workdir: Path) -> None:
     title = f"{_title(summary)}; {len(rows)} seeds"
     rows.append(["mean +- standard deviation", *means])
     print_table(title, ["run", "standard", "PGD", "verified"], rows)
+    verified = f"verified by {' or '.join(summary['bounds'])}" if summary["bounds"] else WARNING
     print(
-        f"verified by {' or '.join(summary['bounds'])}; selection: {summary['selection']}; "
+        f"{verified}; selection: {summary['selection']}; "
         f"trained in {summary['train_seconds']:.1f} s"
     )
     print(f"run folder: {workdir}", flush=True)
@@ -77,10 +116,7 @@ def of_run(
     prepared: Prepared,
     member: Member,
     name: str,
-    results: dict[str, dict[str, Any]],
-    methods: Sequence[str],
-    settings: dict[str, Any],
-    evaluation_seconds: float,
+    measured: Measured,
 ) -> dict[str, Any]:
     """Makes the content of `summary.json` for one run.
 
@@ -88,16 +124,12 @@ def of_run(
       prepared: the training.
       member: the trained run.
       name: name of the experiment.
-      results: errors on the test images by the label of the network; the first is the reported one.
-      methods: bounds whose union is the verified error.
-      settings: settings in the evaluation's file.
-      evaluation_seconds: duration of the evaluation.
+      measured: its evaluation.
     """
     config, splits, threat = member.records.config, prepared.splits, prepared.threat
-    attack = settings["attack"]
     return {
         "experiment": name,
-        "results": results,
+        "results": measured.results,
         "selection": (
             f"smallest verified error ({config.evaluation.selection_method}) on the last "
             f"{len(splits.validation)} training images, which were not trained on"
@@ -108,24 +140,21 @@ def of_run(
         "eps_train": config.robust.eps_train,
         "norm": config.robust.norm,
         "clip": list(threat.clip) if threat.clip else None,
-        "bounds": list(methods),
-        "attack": (
-            f"PGD-{attack['steps']}, {attack['restarts']} start(s), "
-            f"{' and '.join(attack['losses'])} loss, best iterate"
-        ),
+        "bounds": list(measured.methods),
+        "attack": measured.attack,
         "method": config.robust.method,
         "model": config.model.name,
         "parameters": prepared.parameters,
-        "parameters_sha256": settings["parameters_sha256"],
+        "parameters_sha256": measured.parameters_sha256,
         "data": splits.title,
         "train_images": len(splits.train),
         "validation_images": len(splits.validation),
-        "test_images": len(splits.test),
+        "test_images": len(splits.test.take(slice(config.evaluation.images or None))),
         "epochs": config.train.epochs,
         "steps": prepared.total_steps,
         "seed": member.seed,
         "train_seconds": round(member.seconds, 1),
-        "evaluation_seconds": round(evaluation_seconds, 1),
+        "evaluation_seconds": round(measured.seconds, 1),
         "device": prepared.devices,
         "versions": versions(),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),

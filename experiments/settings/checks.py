@@ -18,7 +18,9 @@ from experiments.settings.config import (
     AttackLoss,
     Border,
     Config,
+    GradientPoint,
     Init,
+    Measure,
     MeshConfig,
     OptimizerName,
     Precision,
@@ -117,7 +119,11 @@ def _validate(config: Config) -> None:
     at_least(1, "seeds", "train.epochs", "train.batch_size", "relaxation.steps")
     at_least(1, "adversary.restarts", "evaluation.every", "evaluation.batch_size")
     at_least(1, "evaluation.pgd_restarts", "checkpoint.every", "train.diagnostics_every")
-    at_least(0, "data.validation", "augment.crop", "evaluation.pgd_steps")
+    at_least(1, "evaluation.draws")
+    at_least(2, "diversity.draws")
+    at_least(0, "data.train", "data.validation", "augment.crop")
+    at_least(0, "evaluation.pgd_steps", "evaluation.images")
+    at_least(0, "random.prior_std", "random.initial_std", "random.kl", "diversity.weight")
     require(0 <= config.seed < 2**31, "seed", "in [0, 2**31)")
     require(all(std > 0 for std in config.model.std), "model.std", "positive")
     one_of("train.precision", typing.get_args(Precision))
@@ -127,6 +133,13 @@ def _validate(config: Config) -> None:
         f"some of {', '.join(DIAGNOSTICS)}",
     )
     one_of("model.init", typing.get_args(Init))
+    require(
+        len(config.random.noise) in (0, 2) and all(0 <= s < math.inf for s in config.random.noise),
+        "random.noise",
+        "() or two standard deviations >= 0, before the first convolution and all others",
+    )
+    one_of("diversity.measure", typing.get_args(Measure))
+    one_of("diversity.at", typing.get_args(GradientPoint))
     one_of("augment.border", typing.get_args(Border))
     one_of("optim.name", typing.get_args(OptimizerName))
     require(0 < config.optim.lr < math.inf, "optim.lr", "positive")
@@ -165,6 +178,13 @@ def _validate(config: Config) -> None:
     at_least(0, "adversary.taps_scale", *(f"regularizers.{f.name}" for f in _REGULARIZERS))
     require(config.regularizers.tau > 0, "regularizers.tau", "positive")
     require(len(config.evaluation.methods) > 0, "evaluation.methods", "at least one method")
+    require(
+        len(config.evaluation.attack_draws) > 0
+        and all(number >= 1 for number in config.evaluation.attack_draws),
+        "evaluation.attack_draws",
+        "numbers of draws >= 1, at least one",
+    )
+    require(all(0 <= eps < math.inf for eps in config.evaluation.radii), "evaluation.radii", ">= 0")
     one_of("evaluation.pgd_loss", typing.get_args(AttackLoss))
     one_of("evaluation.rounding", typing.get_args(Rounding))
     axes = [f.name for f in dataclasses.fields(MeshConfig)]

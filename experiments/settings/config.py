@@ -14,9 +14,11 @@ Precision: TypeAlias = Literal["highest", "high", "default"]
 Init: TypeAlias = Literal["fan_in", "fan_out", "ibp"]
 Border: TypeAlias = Literal["zeros", "edge"]
 OptimizerName: TypeAlias = Literal["adam", "sgd"]
-Schedule: TypeAlias = Literal["linear", "smoothed", "stairs"]
+Schedule: TypeAlias = Literal["linear", "smoothed", "stairs", "constant"]
 AttackLoss: TypeAlias = Literal["margin", "cross_entropy"]
 Rounding: TypeAlias = Literal["auto", "nearest", "real", "float32"]
+Measure: TypeAlias = Literal["kappa", "mean", "dpp", "max", "smoothmax"]
+GradientPoint: TypeAlias = Literal["attacked", "clean"]
 
 
 class Norm(NamedTuple):
@@ -26,7 +28,7 @@ class Norm(NamedTuple):
     label: str
 
 
-DIAGNOSTICS = ("landscape", "relaxation", "relus", "norms")
+DIAGNOSTICS = ("landscape", "relaxation", "relus", "norms", "gradients")
 NORMS = {"inf": Norm(math.inf, "l-inf"), "2": Norm(2.0, "l2")}
 
 
@@ -35,12 +37,13 @@ class DataConfig:
     """The data set.
 
     `dir` is a folder with the files of the data set; `tfds_dir` is the data folder of TFDS (empty:
-    its default).
+    its default). `train` keeps only the first training images.
     """
 
     name: str = "digits"
     dir: str = ""
     tfds_dir: str = ""
+    train: int = 0  # how many training images to use, before any are held out; 0: all
     validation: int = 0  # how many of the last training images to hold out for selection
 
 
@@ -61,6 +64,28 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class RandomConfig:
+    """What the network draws in every pass (`boundjax.stochastic`); nothing by default.
+
+    `noise` are the standard deviations of Gaussian noise before the first convolution and before
+    all others (RSE has 0.2 and 0.1). With a positive `prior_std` every parameter is Gaussian
+    (Adv-BNN): this is the standard deviation of the prior, and `initial_std` that of every
+    parameter at first. The method `adv-bnn` adds the divergence from the prior, times `kl` over
+    the number of training images.
+    """
+
+    noise: tuple[float, ...] = ()
+    prior_std: float = 0.0  # 0: weights are not random
+    initial_std: float = 0.0  # 0: as the prior's
+    kl: float = 0.02
+
+    @property
+    def draws(self) -> bool:
+        """Whether the network is random."""
+        return bool(self.noise) or self.prior_std > 0
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The length of the training and the batch size over all devices.
 
@@ -70,8 +95,9 @@ class TrainConfig:
     `diagnostics` names measures that are written to `landscape.jsonl` every `diagnostics_every`
     steps, from `DIAGNOSTICS`: `"landscape"`, the loss along the update at the scheduled and at the
     final radius; `"relaxation"`, slopes and the relaxed gradient; `"relus"`, states, slopes and
-    widths of bounds by layer; `"norms"`, the product of the norms of the layers of BCP and LMT.
-    They do not change the training.
+    widths of bounds by layer; `"norms"`, the product of the norms of the layers of BCP and LMT;
+    `"gradients"`, how far the gradients of a random network's draws point the same way. They do not
+    change the training.
     """
 
     epochs: int = 1
@@ -118,7 +144,9 @@ class RobustConfig:
     `"inf"` or `"2"` (a name, because JSON has no infinity).
 
     `schedule` is `"linear"`, `"smoothed"` (Shi et al. 2021) or `"stairs"`, which starts at
-    `eps_start` and is constant within every epoch (Wong & Kolter 2018).
+    `eps_start` and is constant within every epoch (Wong & Kolter 2018). With `"constant"` the
+    radius is `eps_train` from the first step on, and the ramp, which is linear, is that of
+    GradDiv's weight alone (Lee et al. 2022).
     """
 
     method: str = "crown-ibp"
@@ -165,7 +193,7 @@ class RelaxationConfig:
 
 @dataclass(frozen=True)
 class AdversaryConfig:
-    """The methods that train on attacked images: PGD, SABR, TAPS and the expressive losses.
+    """The methods that train on attacked images: PGD, SABR, TAPS, expressive losses, Adv-BNN.
 
     The attack takes `steps` steps of `step_size` times its radius from `restarts` random points;
     its radius is `scale` times the radius of the schedule. `alpha` weighs the interval bounds in
@@ -204,6 +232,20 @@ class RegularizerConfig:
 
 
 @dataclass(frozen=True)
+class DiversityConfig:
+    """GradDiv's term in the loss of a random network (Lee et al. 2022); weight 0 leaves it out.
+
+    `measure` is one of `boundjax.training.gradient_diversity_loss`, of the input gradients of
+    `draws` new draws at the attacked or the clean images. The weight grows over the ramp.
+    """
+
+    weight: float = 0.0
+    measure: Measure = "kappa"
+    draws: int = 3
+    at: GradientPoint = "attacked"
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """How errors are measured.
 
@@ -211,17 +253,25 @@ class EvaluationConfig:
     they are to hold for, as in `boundjax.certify`: "real", "float32" or "nearest"; "auto" is "real"
     where op and device have a proof. `precise_bn` recomputes the statistics of batch normalisation
     from all training images before every evaluation.
+
+    A random network has no bounds. It predicts by the mean softmax of `draws` draws, and EOT-PGD
+    attacks it with each of `attack_draws` draws per gradient at each of `radii`; EOT-FGSM has the
+    most of them. Without `radii` the radius is `robust.eps_test`.
     """
 
     methods: tuple[str, ...] = ("interval", "crown-ibp")
     selection_method: str = "interval"
     every: int = 1  # epochs between evaluations on the validation images
     batch_size: int = 500
+    images: int = 0  # how many of the first test images to evaluate on; 0: all
     pgd_steps: int = 40
     pgd_restarts: int = 2
     pgd_loss: AttackLoss = "margin"
     rounding: Rounding = "auto"
     precise_bn: bool = False
+    draws: int = 20
+    attack_draws: tuple[int, ...] = (1, 5, 10, 20)
+    radii: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -255,6 +305,7 @@ class Config:
     seeds: int = 1
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    random: RandomConfig = field(default_factory=RandomConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -262,6 +313,7 @@ class Config:
     relaxation: RelaxationConfig = field(default_factory=RelaxationConfig)
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     regularizers: RegularizerConfig = field(default_factory=RegularizerConfig)
+    diversity: DiversityConfig = field(default_factory=DiversityConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
 from boundjax import diagnostics, training_precision
 from experiments.cluster import distributed
 from experiments.methods import Batch, Coefficients, Method
 from experiments.methods.certified import normalised
-from experiments.methods.method import Outcome
+from experiments.methods.method import Outcome, Setting, with_statistics
+from experiments.methods.random import gradient_measures
 from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError
 from experiments.train.augment import create_augmentation
@@ -44,8 +46,10 @@ class Diagnostics:
         schedule: Callable[[int], Coefficients],
         learning_rate: optax.Schedule,
         steps_per_epoch: int,
+        model: nn.Module,
     ):
         """Compiles nothing yet."""
+        self._setting = Setting(model, config)
         self._config, self._method = config, method
         self._schedule, self._learning_rate = schedule, learning_rate
         self._steps_per_epoch = steps_per_epoch
@@ -95,6 +99,9 @@ class Diagnostics:
     ) -> dict[str, Any]:
         phase = self._phase(coefficients)
         groups: dict[str, Any] = {}
+        if "gradients" in self._names:
+            measures = self._gradients(params, data, coefficients.eps, key)
+            groups["gradients"] = _numbers(measures)
         gradient = None
         if self._names & {"landscape", "relaxation"}:
             here = self._landscape(phase)(params, rate, data, coefficients, key)
@@ -122,6 +129,16 @@ class Diagnostics:
             after = outcome(moved, data, coefficients, key)
             groups["relaxation"] = _numbers(_relaxation(before.bounds, after.bounds))
         return groups
+
+    @functools.cached_property
+    def _gradients(self) -> Callable[..., dict[str, jax.Array]]:
+        @jax.jit
+        def measures(params: Any, data: Any, radius: jax.Array, key: jax.Array) -> Any:
+            collections, images, labels = data
+            variables = with_statistics(params, collections["batch_stats"])
+            return gradient_measures(self._setting, variables, Batch(images, labels), radius, key)
+
+        return measures
 
     def _phase(self, coefficients: Coefficients) -> int:
         return int(self._method.phase(coefficients))
@@ -180,6 +197,7 @@ class Diagnostics:
             "relaxation": any(map(_has_slopes, outcomes)),
             "relus": any(outcome.bounds is not None for outcome in outcomes),
             "norms": any(outcome.norms for outcome in outcomes),
+            "gradients": self._config.random.draws,
         }
         for name in self._config.train.diagnostics:
             if not exist.get(name, True):
@@ -193,6 +211,7 @@ _NEEDS = {
     "relaxation": "linear bounds with free slopes",
     "relus": "bounds on the inputs of ReLUs",
     "norms": "norms of layers (use 'bcp' or 'lmt')",
+    "gradients": "draws whose gradients differ (use a random network)",
 }
 
 

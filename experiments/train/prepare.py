@@ -107,7 +107,12 @@ class Prepared:
     def diagnostics(self) -> Diagnostics:
         """The measures that are taken while training."""
         return Diagnostics(
-            self.config, self.method, self.schedule, self.learning_rate, self.steps_per_epoch
+            self.config,
+            self.method,
+            self.schedule,
+            self.learning_rate,
+            self.steps_per_epoch,
+            self.model,
         )
 
     def train_steps(self, seeds: tuple[int, ...]) -> list[Callable[..., Any]]:
@@ -194,14 +199,15 @@ def prepare(config: Config, splits: data.Splits | None = None) -> Prepared:
                 f"config.model.{key} must have one number per channel of {splits.title} "
                 f"({channels}) or none, got {values}"
             )
-    model = models.from_config(config.model)
-    if model.num_classes != splits.classes:
+    model = models.from_config(config.model, config.random)
+    classes = models.network_of(model).num_classes
+    if classes != splits.classes:
         raise ExperimentError(
-            f"config.model.name={config.model.name!r} has {model.num_classes} classes, but "
+            f"config.model.name={config.model.name!r} has {classes} classes, but "
             f"{splits.title} has {splits.classes}; choose a network with {splits.classes} classes"
         )
     parameters = models.count_parameters(model, splits.shape)
-    method = methods.create(model, config, devices)
+    method = methods.create(model, config, devices, len(splits.train))
     schedule = create_schedule(config.robust, steps_per_epoch)
     prepared = Prepared(
         config=config,

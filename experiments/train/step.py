@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from boundjax import training_precision
 from boundjax.training import eps_dependent, linear_schedule, smoothed_schedule, stairs_schedule
 from experiments.methods import Batch, Coefficients, Method, Objective
-from experiments.methods.method import RELU_METRICS, one_example
+from experiments.methods.method import RELU_METRICS, momentum_of, one_example
 from experiments.settings.config import OptimConfig, Precision, RobustConfig
 
 State = dict[str, Any]
@@ -47,6 +47,8 @@ def create_schedule(
     end = start + round(config.ramp_epochs * steps_per_epoch)
 
     def radius(step: jax.Array | int) -> jax.Array:
+        if config.schedule == "constant":
+            return jnp.float32(config.eps_train)
         if config.schedule == "stairs":
             eps = stairs_schedule(
                 step - start,
@@ -65,7 +67,9 @@ def create_schedule(
             eps=eps,
             kappa=eps_dependent(eps, config.eps_train, *config.kappa),
             beta=eps_dependent(eps, config.eps_train, *config.beta),
-            ramp=eps_dependent(eps, config.eps_train, 0.0, 1.0),
+            ramp=linear_schedule(step, start, end, 1.0)
+            if config.schedule == "constant"
+            else eps_dependent(eps, config.eps_train, 0.0, 1.0),
         )
 
     return schedule
@@ -205,5 +209,5 @@ def _norm(tree: Any) -> jax.Array:
 def _running_average(model: nn.Module, running: Any, statistics: Any) -> Any:
     if not jax.tree.leaves(running):
         return running
-    momentum = model.bn_momentum
+    momentum = momentum_of(model)
     return jax.tree.map(lambda r, s: momentum * r + (1.0 - momentum) * s, running, statistics)

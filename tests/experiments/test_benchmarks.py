@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import auto_lirpa, cases, process, side_by_side
+from experiments.benchmarks import auto_lirpa, cases, process, side_by_side, train_step
 from experiments.settings.errors import ExperimentError
 
 
@@ -13,6 +13,17 @@ def test_compared_methods_exist_on_both_sides():
     for net, methods in side_by_side.COMPARED.items():
         assert set(methods) - {"forward"} <= set(cases.METHODS) & set(auto_lirpa.METHODS)
         assert max(methods.values()) <= cases.NETS[net].examples
+
+
+def test_random_methods_are_compared_with_their_passes(capsys):
+    names = [name for name in train_step.CASES["small_star"].methods if name in train_step.PASSES]
+    assert set(names) == set(train_step.PASSES)
+    seconds = {name: 0.5 * passes for name, passes in train_step.PASSES.items()}
+    train_step.report_passes(seconds | {"adv-bnn": 2 * seconds["adv-bnn"]})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "  adv-train: 6 passes, 1.00x the time of so many"
+    assert printed[2] == "  adv-bnn: 6 passes, 2.00x the time of so many"
+    assert printed[-1].endswith("weights as well: 0.50x")
 
 
 def test_a_case_survives_its_file(tmp_path):

@@ -22,8 +22,17 @@ from experiments.train.step import (
 )
 from experiments.train.variables import nothing_selected
 
-NETWORK = {"hidden": (12, 10)}
+NETWORKS = {
+    "test_mlp": {"hidden": (12, 10)},
+    # Convolutions over the whole image and of one pixel, both normalised.
+    "test_conv": {
+        "convolutions": (models.Convolution(12, 8, 1, 0), models.Convolution(10, 1, 1, 0)),
+        "batch_norm": True,
+    },
+}
 EPS = 0.05
+# Little noise, and a prior that 64 images are not drawn to.
+GAUSSIAN = {"prior_std": 0.3, "initial_std": 0.02, "kl": 0.002}
 # What a method needs beside its name.
 SETTINGS = {
     "cap, projected": {"robust": {"method": "cap"}, "relaxation": {"projections": 8}},
@@ -49,13 +58,21 @@ SETTINGS = {
     "bcp": {"robust": {"norm": "2"}},
     "taps": {"adversary": {"split": 4}},
     "staps": {"adversary": {"split": 4, "box": 0.5}},
+    "rse": {"model": {"name": "test_conv"}, "random": {"noise": (0.1, 0.05)}},
+    "adv-bnn": {"random": GAUSSIAN},
+    "adv-bnn, graddiv": {
+        "robust": {"method": "adv-bnn"},
+        "random": GAUSSIAN,
+        "diversity": {"weight": 0.02, "measure": "mean"},
+    },
 }
 NAMES = [*methods.METHODS, *(name for name in SETTINGS if name not in methods.METHODS)]
 
 
 @pytest.fixture(autouse=True)
 def _tiny_network(monkeypatch):
-    monkeypatch.setitem(models.MODELS, "test_mlp", NETWORK)
+    for name, network in NETWORKS.items():
+        monkeypatch.setitem(models.MODELS, name, network)
 
 
 def _config(name, **groups):
@@ -87,8 +104,8 @@ def _batch():
 
 def _prepared(config, step=0):
     """The state and the compiled step that is due after `step` steps."""
-    model = models.from_config(config.model)
-    method = methods.create(model, config)
+    model = models.from_config(config.model, config.random)
+    method = methods.create(model, config, images=64)
     optimizer = create_optimizer(config.optim, 10)
     schedule = create_schedule(config.robust, 10)
     key = jax.random.key(config.seed)

@@ -18,6 +18,7 @@ MNIST_PARAMETERS = {
     "small": 550_406,
     "small_valid": 329_606,
     "small_star": 166_406,
+    "small_star_leaky": 166_406,
     "small_star_bn": 166_406 + 2 * (16 + 32 + 100),
     "medium": 1_974_762,
     "medium_valid": 893_418,

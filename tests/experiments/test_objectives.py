@@ -105,7 +105,9 @@ CASES = {
 
 
 def test_every_method_is_tried():
-    assert {case.method for case in CASES.values()} == set(methods.METHODS)
+    # `test_random_objectives` has those of random networks.
+    names = {name for name, method in methods.METHODS.items() if method.draws == "none"}
+    assert {case.method for case in CASES.values()} == names
 
 
 def _params(rng, hidden):

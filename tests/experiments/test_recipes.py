@@ -24,9 +24,10 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*_*.py") if path.stem != "__in
 NETWORKS = {
     *("tiny", "mlp_2x100", "small", "small_star", "small_star_bn", "medium", "large"),
     *("large_star", "cnn7", "cnn7_tiny", "6c2f", "8c2f", "wrn", "wide_resnet"),
+    *("graddiv_mnist", "small_star_leaky", "vgg16", "graddiv_stl10"),
     *("wide_resnet_tiny", "resnext", "resnext_tiny", *(f"family_{x}" for x in "abcdefghij")),
 }
-DATA = {"digits", "mnist", "cifar10", "svhn", "tiny_imagenet"}
+DATA = {"digits", "mnist", "cifar10", "svhn", "stl10", "tiny_imagenet"}
 COMBINATIONS = [
     ("mnist_ibp", "cpu60,eps=0.2"),
     ("mnist_one_step", "eps=0.3,kappa=0,eps_train=same,steps=7"),
@@ -50,6 +51,8 @@ COMBINATIONS = [
     ("cifar10_expressive", "eps=8,method=cc-ibp"),
     ("mnist_ctbench", "eps=0.3,method=taps"),
     ("cifar10_ctbench", "eps=8,method=staps"),
+    ("mnist_graddiv", "cpu,graddiv=none"),
+    ("cifar10_graddiv", "defence=rse,graddiv=kappa"),
 ]
 
 
@@ -195,6 +198,7 @@ def test_a_config_without_arguments_says_so():
         ("mnist_families", "method=fast,epochs=140", "method=fast", "epochs=140"),
         ("mnist_families", "cpu,epochs=140", "cpu", "epochs=140"),
         ("mnist_short_warmup", "net=resnext,cpu", "cpu", "net=resnext"),
+        ("stl10_graddiv", "defence=none,graddiv=dpp", "defence=none", "graddiv=dpp"),
     ],
 )
 def test_arguments_that_exclude_each_other(name, variant, one, other):

@@ -9,6 +9,7 @@ import pytest
 
 from boundjax.certification.presets import METHODS as CERTIFICATES
 from experiments import configs, methods, models
+from experiments.evaluation.random_evaluate import RandomOptions, attacks_of
 from experiments.published import reproduction, rows, tables
 from experiments.published.reproduction import SECTION, Reproduction, Seed, configuration, record
 from experiments.published.rows import ROWS, Numbers, Row
@@ -165,13 +166,16 @@ def test_every_row_has_a_configuration(name):
     assert row.name == name
     config = configuration(row, data_dir="somewhere")
     assert (config.seed, config.seeds, config.data.dir) == (0, 1, "somewhere")
-    assert set(row.methods) >= set(config.evaluation.methods)
+    # Nothing certifies a random network.
+    assert bool(row.methods) == bool(not config.random.draws) == bool(not row.attacks)
+    assert not row.methods or set(row.methods) >= set(config.evaluation.methods)
     assert set(row.methods) <= set(CERTIFICATES)
     assert row.note
     assert row.source
     assert 0 < row.tolerance < 10
     # A constant model has no more verified than standard errors.
-    assert row.anchor.verified >= (row.anchor.standard or 0)
+    worst = row.anchor.pgd if row.anchor.verified is None else row.anchor.verified
+    assert worst >= (row.anchor.standard or 0)
     # The name says at which radius, in pixels or 255ths, and how many epochs.
     radius = re.search(r"-(0\.\d+|2|4|6|8|16)(-[24]00)?$", name)
     if radius and "slopes" not in name:
@@ -180,8 +184,10 @@ def test_every_row_has_a_configuration(name):
     epochs = re.search(r"-(70|1[046]0|[24]00)$", name)
     assert not epochs or config.train.epochs == int(epochs[1])
     # What `prepare` refuses without data.
-    model = models.from_config(config.model)
-    assert model.num_classes == (200 if config.data.name == "tiny_imagenet" else 10)
+    model = models.from_config(config.model, config.random)
+    assert models.network_of(model).num_classes == (
+        200 if config.data.name == "tiny_imagenet" else 10
+    )
     methods.create(model, config)
 
 
@@ -278,6 +284,39 @@ def test_every_line_of_the_tables_has_a_row():
         cells.update(Numbers(*line) for line in ((None, None, first), (None, None, again)))
         cells.update([Numbers(standard_r, None, with_r)])
     assert cells <= rows_of
+
+
+def test_random_networks_are_compared_with_every_cell_of_their_tables():
+    """Accuracies as the thesis prints them; the configurations have these attacks."""
+    found = {name: row for name, row in ROWS.items() if row.attacks}
+    assert len(found) == 10
+    for name, attack, accuracy in (
+        ("mnist-adv-bnn", "eot-pgd-n20-eps0.36", 25.82),
+        ("mnist-adv-bnn-graddiv", "eot-pgd-n20-eps0.36", 63.34),
+        ("mnist-adv-bnn-graddiv", "eot-fgsm-n20-eps0.4", 92.32),
+        ("mnist-rse", "eot-pgd-n10-eps0.32", 0.51),
+        ("cifar10-adv-bnn", "eot-pgd-n5-eps0.07", 9.18),
+        ("cifar10-adv-bnn-graddiv", "eot-pgd-n20-eps0.07", 8.6),
+        ("cifar10-rse", "eot-pgd-n1-eps0.04", 14.06),
+        ("cifar10-rse-graddiv", "eot-pgd-n20-eps0.05", 5.2),
+        ("stl10-adv-bnn-graddiv", "eot-pgd-n20-eps0.03", 38.94),
+        ("stl10-rse", "eot-fgsm-n20-eps0.01", 47.86),
+    ):
+        assert found[name].attacks[attack] == pytest.approx(100 - accuracy)
+    for row in found.values():
+        attacks = attacks_of(configuration(row), RandomOptions())
+        assert set(row.attacks) <= {attack.name for attack in attacks}
+        # The number that counts is among them.
+        eps = configuration(row).robust.eps_test
+        assert row.published.pgd == row.attacks[f"eot-pgd-n20-eps{eps:g}"]
+    assert ROWS["cifar10-adv-train"].published == (21.17, 60.51, None)
+    assert ROWS["stl10-undefended"].published == (24.31, 99.89, None)
+
+
+def test_without_verified_errors_pgd_errors_are_compared():
+    row = TINY._replace(published=Numbers(50.0, 1.0, None))
+    assert not _found([0.0], row=row._replace(tolerance=0.5)).within
+    assert _found([0.0], row=row._replace(tolerance=1.5)).within
 
 
 def test_every_configuration_of_a_paper_is_a_row():

@@ -35,6 +35,9 @@ PREPARATIONS = {
     # LLM, BCP
     "cifar10": _CIFAR10,
     "cifar10_crown_ibp": _CIFAR10_NORMALISED,
+    # GradDiv: as LLM on CIFAR-10, and the same on STL-10
+    "cifar10_plain": _CIFAR10,
+    "stl10": Preparation("stl10", 500, flip=True, crop=4),
     # FAST, CTBench
     "cifar10_fast": _CIFAR10_NORMALISED._replace(crop=2, border="edge"),
     # CAP, REG: one deviation for all channels, so that a ball remains a ball
