@@ -147,7 +147,9 @@ ROOMS = {
         "boundjax",
         "experiments.settings",
         "experiments.data",
+        "experiments.models",
         "experiments.methods",
+        "experiments.records",
         "experiments.evaluation",
     ),
     "experiments.run": (

@@ -48,6 +48,26 @@ class Trained(NamedTuple):
         return bj.PureModel.of((self.model, self.variables))
 
 
+def single_config(workdir: Path) -> Config:
+    """Reads the configuration of a run of one seed.
+
+    Raises:
+      ExperimentError: if the folder holds no run or those of several seeds, or if its
+        configuration is damaged.
+    """
+    stored = read_config(workdir)
+    try:
+        config = from_config_dict(stored)
+    except ExperimentError as error:
+        raise ExperimentError(f"{workdir / 'config.json'}: {error}") from error
+    if config.seeds > 1:
+        raise ExperimentError(
+            f"{workdir} holds the runs of {config.seeds} seeds; choose one of them, "
+            f"{workdir / f'seed-{config.seed}'} and so on"
+        )
+    return config
+
+
 def load(workdir: Path, which: Which = "last", data_dir: str | None = None) -> Trained:
     """Loads a network that `experiments.main --workdir=...` trained.
 
@@ -61,16 +81,7 @@ def load(workdir: Path, which: Which = "last", data_dir: str | None = None) -> T
       ExperimentError: if the run, a checkpoint, the selection or the run's data are missing, or if
         its configuration is damaged.
     """
-    stored = read_config(workdir)
-    try:
-        config = from_config_dict(stored)
-    except ExperimentError as error:
-        raise ExperimentError(f"{workdir / 'config.json'}: {error}") from error
-    if config.seeds > 1:
-        raise ExperimentError(
-            f"{workdir} holds the runs of {config.seeds} seeds; choose one of them, "
-            f"{workdir / f'seed-{config.seed}'} and so on"
-        )
+    config = single_config(workdir)
     if data_dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
     splits = data.load(config.data)
