@@ -50,7 +50,8 @@ def lines(panel: Panel) -> tuple[np.ndarray, np.ndarray]:
     """
     box = bj.Box(jnp.array([panel.lower]), jnp.array([panel.upper]))
     bounds = bj.linear(jax.nn.relu, slopes=panel.slopes, has_aux=True)
-    slope_below, below, slope_above, above = map(np.ravel, bounds(box)[1].coefficients)
+    arrays = [np.ravel(leaf) for leaf in jax.tree.leaves(bounds(box)[1].coefficients)]
+    slope_below, below, slope_above, above = arrays
     return np.concatenate([slope_below, below]), np.concatenate([slope_above, above])
 
 

@@ -12,6 +12,7 @@ from experiments import models
 from experiments.data import Images
 from experiments.plots import (
     curves,
+    ellipse,
     figure,
     learning_curve,
     margins,
@@ -115,11 +116,16 @@ def test_the_command_of_a_figure(name, finished, tmp_path, capsys):
 
 
 @one_worker
-def test_the_figures_of_slopes_and_norms_are_written_to_the_run(finished, capsys):
+def test_figures_are_written_to_the_run(finished, capsys):
     slope_shares.main([str(finished["one-step"])])
     norms.main([str(finished["bcp"])])
+    ellipse.main([str(finished["bcp"]), "--image=3"])
     printed = capsys.readouterr().out
-    for path in (finished["one-step"] / "slope_shares.png", finished["bcp"] / "norms.png"):
+    for path in (
+        finished["one-step"] / "slope_shares.png",
+        finished["bcp"] / "norms.png",
+        finished["bcp"] / "ellipse.png",
+    ):
         assert f"figure: {path}" in printed
         assert path.stat().st_size > 3_000
 
@@ -145,6 +151,20 @@ def test_a_run_without_the_measures_is_refused_in_one_line(module, run, message,
             records.read(finished[run]),
             {slope_shares: "relaxation", smoothness: "landscape", norms: "norms"}[module],
         )
+
+
+@one_worker
+def test_the_lines_of_an_ellipse_are_the_bounds(finished):
+    network = margins.load(finished["bcp"], 5)
+    outline = ellipse.outline_of(network, 3)
+    assert outline.lmt <= outline.bcp <= outline.center[0] - outline.center[1]
+    # The line of LMT touches the ellipse.
+    assert np.min(outline.ellipse @ [1, -1]) == pytest.approx(outline.lmt, abs=1e-3)
+    for at in outline.attacked.values():
+        assert at[0] - at[1] >= outline.bcp
+    network = network._replace(threat=bj.Threat(0.02, np.inf, (0.0, 1.0)))
+    with pytest.raises(ExperimentError, match="the figure needs a run in l2"):
+        ellipse.outline_of(network, 3)
 
 
 @one_worker
