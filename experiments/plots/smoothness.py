@@ -6,23 +6,59 @@
 Panels: the variation of the loss along the update, the l2 distance and the cosine distance of the
 gradients before and after it, and the fraction of unstable ReLUs (Lee et al. 2021, "Loss Landscape
 Matters", Figures 2, 3, 10, 18 and 19; Figures 3.7, 3.8, 3.9, C.10 and C.11 of Lee's thesis).
-Lower is smoother; bold lines are running medians over 9 batches. The runs need the diagnostics
-`landscape`.
+Lower is smoother; bold lines are running medians over 9 batches. The command prints the means over
+the second half of the ramp. The runs need the diagnostics `landscape`.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.plots import figure, records
+from experiments.settings.errors import ExperimentError
 
 _PANELS = (
     ("variation", "loss variation"),
     ("gradient_difference", "gradient difference, $\\ell_2$"),
     ("cosine_distance", "gradients' cosine distance"),
 )
+
+
+def ramp_means(run: records.RunRecords, radius: str = "scheduled") -> dict[str, float]:
+    """Returns the means over the second half of the ramp, and the number of lines behind them.
+
+    With the diagnostics `relaxation`, `nonzero` is the mean share of the slopes of unstable ReLUs
+    that are not 0.
+
+    Raises:
+      ExperimentError: if the run has no records there.
+    """
+    begin, end = run.ramp
+    middle = 0.5 * (begin + end)
+
+    def mean(group: str, *keys: str) -> tuple[int, float]:
+        points = zip(*records.series(run, group, *keys), strict=True)
+        values = [value for epoch, value in points if middle <= epoch <= end]
+        if not values:
+            raise ExperimentError(f"{run.path} has recorded nothing in epochs {middle} to {end}")
+        return len(values), statistics.fmean(values)
+
+    group = records.RADII[radius]
+    losses = [
+        line[group]["losses"][0]
+        for line in records.need(run, group)
+        if middle <= line["step"] / run.steps_per_epoch <= end
+    ]
+    means = {key: mean(group, key) for key, _ in _PANELS}
+    summary: dict[str, float] = {"lines": means["variation"][0]}
+    summary |= {key: value for key, (_, value) in means.items()}
+    summary["loss"] = statistics.fmean(losses)
+    if any("relaxation" in line for line in run.landscape):
+        summary["nonzero"] = 1.0 - mean("relaxation", "slopes", "zero")[1]
+    return summary
 
 
 def plot_smoothness(
@@ -56,7 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the flags and writes the figure."""
 
     def draw(flags: argparse.Namespace, out: Path) -> None:
-        plot_smoothness([records.read(run) for run in flags.runs], out, flags.radius)
+        runs = [records.read(run) for run in flags.runs]
+        plot_smoothness(runs, out, flags.radius)
+        for run in runs:
+            means = ramp_means(run, flags.radius)
+            text = ", ".join(f"{key} {value:.4g}" for key, value in means.items())
+            print(f"{run.name}, seed {run.config.seed}: {text}")
 
     figure.command("smoothness", __doc__, arguments, draw, records.add_radius)
 

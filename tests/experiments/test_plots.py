@@ -181,6 +181,20 @@ def test_records_are_those_of_the_file(finished):
     assert [epoch for epoch, _ in zip(*records.over_epochs(run, "loss"), strict=True)] == [1, 2]
 
 
+@one_worker
+def test_the_means_are_those_of_the_second_half_of_the_ramp(finished):
+    run = records.read(finished["one-step"])
+    means = smoothness.ramp_means(run)
+    # The ramp is in epochs 0.2 to 1.2, of 5 steps: steps 4 and 6 are measured in its second half.
+    lines = [line for line in run.landscape if line["step"] in (4, 6)]
+    assert means["lines"] == len(lines) == 2
+    for key in ("variation", "gradient_difference"):
+        expected = sum(line["landscape"][key] for line in lines) / 2
+        assert means[key] == pytest.approx(expected)
+    zero = sum(line["relaxation"]["slopes"]["zero"] for line in lines) / 2
+    assert means["nonzero"] == pytest.approx(1 - zero)
+
+
 def test_a_running_median_ignores_a_peak():
     assert records.running_median([1.0, 1.0, 9.0, 1.0, 1.0], 3) == [1.0] * 5
     assert records.running_median([1.0, 2.0, 6.0], 1) == [1.0, 2.0, 6.0]
