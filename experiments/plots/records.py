@@ -102,7 +102,7 @@ def need(run: RunRecords, group: str) -> list[dict[str, Any]]:
     return lines
 
 
-def series(run: RunRecords, group: str, *keys: str) -> Series:
+def series(run: RunRecords, group: str, *keys: str | int) -> Series:
     """Returns a measure over epochs, without the lines in which it is not finite."""
     epochs, values = [], []
     for line in need(run, group):

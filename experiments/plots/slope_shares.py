@@ -38,6 +38,8 @@ def plot_slope_shares(runs: Sequence[records.RunRecords], path: Path) -> None:
         each.stackplot(epochs, shares, labels=labels, colors=colours)
         each.set_title(run.name, fontsize=9)
         each.set(xlabel="epoch", ylim=(0, 100), xlim=(epochs[0], epochs[-1]))
+        each.xaxis.get_major_locator().set_params(integer=True)
+        each.grid(visible=False)
         records.mark_ramp(each, [run])
     axes[0, 0].set_ylabel("unstable ReLUs [%]")
     figure.legend(canvas, axes[0, 0])

@@ -7,12 +7,13 @@ Panels: the variation of the loss along the update, the l2 distance and the cosi
 gradients before and after it, and the fraction of unstable ReLUs (Lee et al. 2021, "Loss Landscape
 Matters", Figures 2, 3, 10, 18 and 19; Figures 3.7, 3.8, 3.9, C.10 and C.11 of Lee's thesis).
 Lower is smoother; bold lines are running medians over 9 batches. The command prints the means over
-the second half of the ramp. The runs need the diagnostics `landscape`.
+both halves of the ramp. The runs need the diagnostics `landscape`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +28,10 @@ _PANELS = (
 )
 
 
-def ramp_means(run: records.RunRecords, radius: str = "scheduled") -> dict[str, float]:
-    """Returns the means over the second half of the ramp, and the number of lines behind them.
+def ramp_means(
+    run: records.RunRecords, radius: str = "scheduled", half: int = 2
+) -> dict[str, float]:
+    """Returns the means over the first or second half of the ramp, and the number of lines.
 
     With the diagnostics `relaxation`, `nonzero` is the mean share of the slopes of unstable ReLUs
     that are not 0.
@@ -38,24 +41,19 @@ def ramp_means(run: records.RunRecords, radius: str = "scheduled") -> dict[str, 
     """
     begin, end = run.ramp
     middle = 0.5 * (begin + end)
+    first, last = (begin, middle) if half == 1 else (middle, end)
 
-    def mean(group: str, *keys: str) -> tuple[int, float]:
+    def mean(group: str, *keys: str | int) -> tuple[int, float]:
         points = zip(*records.series(run, group, *keys), strict=True)
-        values = [value for epoch, value in points if middle <= epoch <= end]
+        values = [value for epoch, value in points if first <= epoch <= last]
         if not values:
-            raise ExperimentError(f"{run.path} has recorded nothing in epochs {middle} to {end}")
+            raise ExperimentError(f"{run.path} has recorded nothing in epochs {first} to {last}")
         return len(values), statistics.fmean(values)
 
     group = records.RADII[radius]
-    losses = [
-        line[group]["losses"][0]
-        for line in records.need(run, group)
-        if middle <= line["step"] / run.steps_per_epoch <= end
-    ]
-    means = {key: mean(group, key) for key, _ in _PANELS}
-    summary: dict[str, float] = {"lines": means["variation"][0]}
-    summary |= {key: value for key, (_, value) in means.items()}
-    summary["loss"] = statistics.fmean(losses)
+    count, loss = mean(group, "losses", 0)
+    summary: dict[str, float] = {"lines": count, "loss": loss}
+    summary |= {key: mean(group, key)[1] for key, _ in _PANELS}
     if any("relaxation" in line for line in run.landscape):
         summary["nonzero"] = 1.0 - mean("relaxation", "slopes", "zero")[1]
     return summary
@@ -94,10 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def draw(flags: argparse.Namespace, out: Path) -> None:
         runs = [records.read(run) for run in flags.runs]
         plot_smoothness(runs, out, flags.radius)
-        for run in runs:
-            means = ramp_means(run, flags.radius)
+        for half, run in itertools.product((1, 2), runs):
+            means = ramp_means(run, flags.radius, half)
             text = ", ".join(f"{key} {value:.4g}" for key, value in means.items())
-            print(f"{run.name}, seed {run.config.seed}: {text}")
+            print(f"half {half} of the ramp, {run.name}, seed {run.config.seed}: {text}")
 
     figure.command("smoothness", __doc__, arguments, draw, records.add_radius)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import models
+from experiments.cluster import distributed
 from experiments.methods import Batch
 from experiments.records.folder import Records
 from experiments.run import run as runs
@@ -223,6 +224,16 @@ def test_norms_are_measured_for_lipschitz_methods(tmp_path):
 def test_measures_that_a_method_does_not_have(method, name, message):
     with pytest.raises(ExperimentError, match=f"diagnostics has '{name}', .*'{method}' {message}"):
         prepare(_config(("landscape", name), method=method))
+
+
+def test_several_processes_are_refused(monkeypatch):
+    prepared = prepare(_config(("landscape",), method="ibp"))
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    message = (
+        r"diagnostics are measured in one process, got 2; start one, or set .*diagnostics=\(\)"
+    )
+    with pytest.raises(ExperimentError, match=message):
+        prepared.diagnostics.check([0], prepared.initial_state(0), None, None)
 
 
 def test_measures_that_do_not_exist():
