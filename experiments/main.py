@@ -12,6 +12,7 @@ MPI, Kubernetes); otherwise add `--coordinator=HOST:PORT --processes=N --process
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from absl import app, flags
@@ -97,8 +98,11 @@ def main(arguments: list[str]) -> None:
 
 def parse_flags(arguments: list[str]) -> list[str]:
     """Parses flags with absl, and reports in one line what ml-collections would as a traceback."""
+    # ml-collections wants the config file before its settings, also where it looks for their names.
+    sys.argv[1:] = sorted(sys.argv[1:], key=_is_setting)
+    program, *rest = (_as_number(argument) for argument in arguments)
     try:
-        return flags.FLAGS([_as_number(argument) for argument in arguments])
+        return flags.FLAGS([program, *sorted(rest, key=_is_setting)])
     except flags.Error as error:
         # An exception in a config file comes as a whole traceback, whose last line names it.
         last = str(error).strip().splitlines()[-1]
@@ -110,6 +114,10 @@ def parse_flags(arguments: list[str]) -> list[str]:
         return fail(f"unknown config key: {error}")
     except (OSError, TypeError, ValueError) as error:
         return fail(error)
+
+
+def _is_setting(argument: str) -> bool:
+    return not re.match("-{1,2}config=", argument)
 
 
 def _as_number(argument: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fnmatch
 import importlib
 import io
 import pathlib
@@ -254,6 +255,47 @@ def test_commands_have_modules_configs_keys_flags_and_rows(page):
                 module.get_config(*([variant] if variant else []))
         if words[2] == "experiments.reproduce" and arguments and not arguments[0].startswith("-"):
             assert arguments[0] in ROWS, line
+
+
+# The tables and figures of the papers, from the papers themselves.
+PUBLISHED = (
+    *("Table 2.1", *(f"Figure 2.{n}" for n in range(1, 10))),
+    *(f"{kind} A.{n}" for kind in ("Table", "Figure") for n in range(1, 6)),
+    *(f"Table 3.{n}" for n in range(1, 7)),
+    *(f"Figure 3.{n}" for n in range(1, 12)),
+    *(f"Table B.{n}" for n in range(1, 4)),
+    *(f"Figure B.{n}" for n in range(1, 6)),
+    *(f"Table C.{n}" for n in range(1, 7)),
+    *(f"Figure C.{n}" for n in range(1, 13)),
+    *(f"REG Table {n}" for n in range(1, 5)),
+    *("REG Figure 1", "REG Figure 2"),
+    *(f"FAST Table {n}" for n in range(1, 6)),
+    *(f"FAST Figure {n}" for n in range(1, 5)),
+)
+
+
+def _lines_of_papers(project):
+    text = (project / "docs" / "papers.md").read_text()
+    lines = re.findall(r"^\| (.*?) \| .*? \| (.*) \|$", text, re.M)
+    return [(what, command) for what, command in lines if what != "what"]
+
+
+def test_every_table_and_figure_of_the_papers_has_a_line(project):
+    named = [re.sub(r" \(.*", "", what) for what, _ in _lines_of_papers(project)]
+    assert len(named) == len(set(named))
+    assert set(PUBLISHED) <= set(named)
+
+
+def test_every_row_belongs_to_a_table_of_the_papers(project):
+    """Patterns of rows in the last column match rows, and together all of them."""
+    matched = set()
+    for what, command in _lines_of_papers(project):
+        assert command, what
+        for span in re.findall(r"`([a-z0-9*.-]+)`", command):
+            rows = fnmatch.filter(ROWS, span)
+            assert rows or "-" not in span, f"{what}: {span}"
+            matched |= set(rows)
+    assert sorted(set(ROWS) - matched) == []
 
 
 def test_commands_are_found_in_blocks_and_in_text():

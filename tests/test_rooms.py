@@ -148,6 +148,7 @@ ROOMS = {
         "boundjax",
         "experiments.settings",
         "experiments.data",
+        "experiments.models",
         "experiments.methods",
         "experiments.records",
         "experiments.evaluation",

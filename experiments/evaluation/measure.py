@@ -23,7 +23,7 @@ from experiments.settings.config import EvaluationConfig
 from experiments.settings.errors import ExperimentError, one_line
 
 # The methods of `boundjax.certify` by name, in their usual order.
-_METHODS: Mapping[str, Method] = {name: name for name in get_args(Method)}
+METHODS: Mapping[str, Method] = {name: name for name in get_args(Method)}
 # Batches of `certify` per call: a call has a fixed cost, and a killed call loses all its results.
 _BATCHES = 4
 # Separates devices that worked on a part one after the other.
@@ -141,14 +141,14 @@ def finish(
 
 def cheapest_first(methods: Sequence[str]) -> list[str]:
     """Sorts methods of `boundjax.certify` into the order in which they are run."""
-    return sorted(methods, key=lambda name: (-default_batch(name), list(_METHODS).index(name)))
+    return sorted(methods, key=lambda name: (-default_batch(name), list(METHODS).index(name)))
 
 
 def check_methods(methods: Sequence[str]) -> None:
     """Raises an ExperimentError for a name that is not a method of `boundjax.certify`."""
     for name in methods:
-        if name not in _METHODS:
-            raise ExperimentError(f"unknown method {name!r}: use {', '.join(_METHODS)}")
+        if name not in METHODS:
+            raise ExperimentError(f"unknown method {name!r}: use {', '.join(METHODS)}")
 
 
 # --------------------------------------------------------------------------- the two parts
@@ -229,7 +229,7 @@ def _certify(
                 labels=data.labels[padded],
                 norm=problem.threat.norm,
                 clip=problem.threat.clip,
-                method=_METHODS[name],
+                method=METHODS[name],
                 rounding=None if config.rounding == "auto" else config.rounding,
                 devices=devices,
             )

@@ -19,7 +19,7 @@ import boundjax as bj
 from experiments.cluster import distributed
 from experiments.data import Images
 from experiments.evaluation import random_files, trained
-from experiments.evaluation.evaluate import check_choices, parameters_sha256, images_sha256
+from experiments.evaluation.evaluate import check_choices, images_sha256, parameters_sha256
 from experiments.evaluation.random_files import CLEAN, RandomResults
 from experiments.evaluation.random_network import Attack, RandomNetwork
 from experiments.evaluation.trained import Trained, Which

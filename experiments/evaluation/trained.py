@@ -63,6 +63,22 @@ def read_run_config(workdir: Path) -> Config:
         raise ExperimentError(f"{workdir / 'config.json'}: {error}") from error
 
 
+def single_config(workdir: Path) -> Config:
+    """Returns the configuration of a run of one seed.
+
+    Raises:
+      ExperimentError: if the folder holds no run or those of several seeds, or if its
+        configuration is damaged.
+    """
+    config = read_run_config(workdir)
+    if config.seeds > 1:
+        raise ExperimentError(
+            f"{workdir} holds the runs of {config.seeds} seeds; choose one of them, "
+            f"{workdir / f'seed-{config.seed}'} and so on"
+        )
+    return config
+
+
 def load(workdir: Path, which: Which = "last", data_dir: str | None = None) -> Trained:
     """Loads a network that `experiments.main --workdir=...` trained.
 
@@ -76,12 +92,7 @@ def load(workdir: Path, which: Which = "last", data_dir: str | None = None) -> T
       ExperimentError: if the run, a checkpoint, the selection or the run's data are missing, or if
         its configuration is damaged.
     """
-    config = read_run_config(workdir)
-    if config.seeds > 1:
-        raise ExperimentError(
-            f"{workdir} holds the runs of {config.seeds} seeds; choose one of them, "
-            f"{workdir / f'seed-{config.seed}'} and so on"
-        )
+    config = single_config(workdir)
     if data_dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
     splits = data.load(config.data)

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from experiments.plots import figure
 
 _ERRORS = (
-    ("standard_error", "standard, training batches", "C0", "--"),
-    ("verified_error", "verified at the current radius, training batches", "C3", "--"),
+    ("standard_error", "standard, training", "C0", "--"),
+    ("verified_error", "verified at eps, training", "C3", "--"),
     ("validation_standard_error", "standard, validation", "C0", "-"),
     ("validation_verified_error", "verified at eps_test, validation", "C3", "-"),
 )
@@ -22,15 +21,14 @@ _LOSSES = (
 )
 _RELUS = (("active_relus", "active", "C2"), ("unstable_relus", "unstable", "C1"))
 _RELUS += (("dead_relus", "dead", "C7"),)
-_SCHEDULES = (("eps", "C2"), ("kappa", "C4"), ("beta", "C1"))
+_COEFFICIENTS = (("kappa", "C4"), ("beta", "C1"))
 
 
 def plot_curves(records: Sequence[dict[str, Any]], title: str, path: Path, norm: str) -> None:
     """Writes the figure of the records of `metrics.jsonl`, one per epoch; radii are in `norm`."""
-    figure = Figure(figsize=(14, 3.6), dpi=90, layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display
-    errors, losses, schedules, relus = figure.subplots(1, 4)
-    figure.suptitle(title, fontsize=11)
+    canvas, axes = figure.create(14, 4.4, 1, 4)
+    errors, losses, schedules, relus = axes[0]
+    canvas.suptitle(title, fontsize=11)
 
     for key, label, colour, style in _ERRORS:
         _draw(errors, records, key, label, scale=100.0, color=colour, linestyle=style)
@@ -38,12 +36,7 @@ def plot_curves(records: Sequence[dict[str, Any]], title: str, path: Path, norm:
     for key, label, colour in _LOSSES:
         _draw(losses, records, key, label, color=colour)
     losses.set(xlabel="epoch", ylabel="loss (mean over the epoch)", yscale="log")
-    for key, colour in _SCHEDULES:
-        _draw(schedules, records, key, key, color=colour)
-    top = 1.05 * max([1.0, *(record["eps"] for record in records)])  # l2 radii exceed 1
-    schedules.set(
-        xlabel="epoch", ylabel=f"{norm} radius (pixels in [0, 1]); weights", ylim=(-0.05 * top, top)
-    )
+    radius = _draw_schedules(schedules, records, norm)
     for key, label, colour in _RELUS:
         _draw(relus, records, key, label, scale=100.0, color=colour)
     relus.set(xlabel="epoch", ylabel="ReLUs at the current radius [%]", ylim=(0, 100))
@@ -51,13 +44,31 @@ def plot_curves(records: Sequence[dict[str, Any]], title: str, path: Path, norm:
     if not relus.lines:
         text = "no interval bounds in training"
         relus.text(0.5, 0.5, text, ha="center", fontsize=8, transform=relus.transAxes)
-    for axes in (errors, losses, schedules):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, handlelength=3, loc="best")
-    relus.grid(alpha=0.3)
-    if relus.lines:
-        relus.legend(fontsize=7)
-    figure.savefig(path)
+    for each in (errors, losses, relus):
+        _legend(each, *each.get_legend_handles_labels())
+    handles = [*radius.lines, *schedules.lines]
+    _legend(schedules, handles, [handle.get_label() for handle in handles])
+    canvas.savefig(path)
+
+
+def _draw_schedules(axes: Any, records: Sequence[dict[str, Any]], norm: str) -> Any:
+    """Draws the weights, and the radius on an axis of its own, which it returns."""
+    for key, colour in _COEFFICIENTS:
+        _draw(axes, records, key, key, color=colour)
+    axes.set(xlabel="epoch", ylabel="kappa, beta", ylim=(-0.05, 1.05))
+    radius = axes.twinx()
+    _draw(radius, records, "eps", "eps", color="C2")
+    top = 1.05 * max(record["eps"] for record in records) or 1.0
+    radius.set_ylim(-0.05 * top, top)
+    radius.set_ylabel(f"{norm} eps, pixels in [0, 1]", color="C2")
+    radius.tick_params(axis="y", colors="C2")
+    return radius
+
+
+def _legend(axes: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Puts the legend below the axes, where it hides no curve."""
+    if handles:
+        axes.legend(handles, labels, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def _draw(axes: Any, records: Sequence[dict[str, Any]], key: str, label: str, scale=1.0, **style):

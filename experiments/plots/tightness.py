@@ -1,106 +1,102 @@
-"""Plots the tightness of several bounds on the test images of trained networks, as violins.
+"""Plots how tight several bounds are on the test images of trained networks, as violins.
 
-    python -m experiments.plots.tightness --workdir runs/mnist_bcp-cpu --out tightness.png
+    python -m experiments.plots.tightness runs/mnist_bcp-cpu --out tightness.png
+    python -m experiments.plots.tightness runs/mnist_crown-cpu --count=1000 --loss
 
 For a run in l2 it plots `tau(x) = sum_{i != j} t(x; i, j) / (C (C - 1))` by LMT and by BCP, where
 `t(x; i, j)` bounds the growth of `z_i - z_j` over the ball of the run's test radius (Lee, Lee &
-Park 2020). For a run in l-infinity it plots `T(x) = sum_m s_m`, where `s_m` bounds `z_m - z_y` from
-above, by interval bounds and by linear relaxations on interval pre-activations with several lower
-slopes (Lee et al. 2021). Smaller is tighter. `--count 1000` takes the first images only.
+Park 2020; Figure 3.3 of Lee's thesis). For a run in l-infinity it plots `T(x) = sum_m s_m`, where
+`s_m` bounds `z_m - z_y` from above, by interval bounds and by linear relaxations on interval
+pre-activations with several lower slopes (Lee et al. 2021, "Loss Landscape Matters"). `--loss` adds
+the robust cross-entropy of the same bounds with their verified errors (Figures 4 and 17; 3.10 and
+C.9 of the thesis). Smaller is tighter.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 import boundjax as bj
 from boundjax.diagnostics import mean_translation
 from boundjax.training import robust_cross_entropy
 from experiments.data import Images
-from experiments.evaluation import trained
-from experiments.methods import Setting
-from experiments.settings.errors import ExperimentError, fail
+from experiments.plots import figure, margins
+from experiments.settings.errors import ExperimentError
 
-BATCH_SIZE = 100
 # Name of a bound -> its value for every image, [N].
 Values = Mapping[str, np.ndarray]
-# (function of one image, its ball, its label, a PRNG key) -> a scalar.
-Measure = Callable[[Callable, bj.InputSet, jax.Array, jax.Array], jax.Array]
 
 
-def _translation(box: bool) -> Measure:
+class Measured(NamedTuple):
+    """The bounds on the images of one run.
+
+    Attributes:
+      title: of the run.
+      values: `tau` or `T`.
+      losses: robust cross-entropies; empty in l2.
+      errors: the fraction of the images that a bound does not verify; empty in l2.
+    """
+
+    title: str
+    values: Values
+    losses: Values = MappingProxyType({})
+    errors: Mapping[str, float] = MappingProxyType({})
+
+
+def _translation(box: bool) -> margins.Measure:
     return lambda function, ball, label, key: mean_translation(function, ball, box=box)
 
 
-def _interval(function, ball, label, key) -> jax.Array:
-    rows = bj.margin_specification(label, len(function(ball.center)), rows="others")
-    return -jnp.sum(bj.interval(function)(ball, rows).lower)
-
-
-def _linear(slopes_of: Callable[[jax.Array], Any]) -> Measure:
-    def measure(function, ball, label, key) -> jax.Array:
-        rows = bj.margin_specification(label, len(function(ball.center)), rows="others")
-        bounds = bj.linear(function, slopes=slopes_of(key), sides="lower", has_aux=True)
-        # Take the relaxation's own bounds: intersected with intervals, all would look alike.
-        return -jnp.sum(bounds(ball, rows)[1].linear.lower)
-
-    return measure
-
-
-L2: Mapping[str, Measure] = {"LMT": _translation(box=False), "BCP": _translation(box=True)}
-LINF: Mapping[str, Measure] = {
-    "IBP": _interval,
-    "random slopes": _linear(bj.slopes.uniform),
-    "CAP-IBP": _linear(lambda key: "parallel"),
-    "CROWN-IBP": _linear(lambda key: "adaptive"),
-    "one step": _linear(
-        lambda key: bj.optimized(start=bj.slopes.uniform(key), objective=robust_cross_entropy)
-    ),
+L2: Mapping[str, margins.Measure] = {
+    "LMT": _translation(box=False),
+    "BCP": _translation(box=True),
 }
 
 
-def values_of(
-    network: bj.PureModel, data: Images, threat: bj.Threat, batch_size: int = BATCH_SIZE
-) -> Values:
-    """Computes `tau` (l2) or `T` (l-infinity) of every image, by every bound of that norm.
+def measure(
+    network: bj.PureModel,
+    data: Images,
+    threat: bj.Threat,
+    title: str = "",
+    batch_size: int = margins.BATCH_SIZE,
+) -> Measured:
+    """Computes `tau` (l2), or `T` and the loss (l-infinity), of every image by every bound.
 
     Args:
       network: the network to bound.
       data: images with pixels in `[0, 1]`, and their labels.
       threat: the radius, the norm, and the pixel range if the ball is clipped to it.
+      title: of the run.
       batch_size: images in one compiled call.
     """
 
-    def measured(measure: Measure) -> np.ndarray:
-        # Pass the variables as arguments: XLA would fold constants for minutes.
-        @jax.jit
-        def of_batch(variables, images, labels, keys):
-            function = network.of_one_example(variables)
+    def over(one: margins.Measure) -> Any:
+        return margins.over_images(network, threat, one, batch_size)(network.variables, data)
 
-            return jax.vmap(lambda image, label, key: measure(function, threat(image), label, key))(
-                images, labels, keys
-            )
+    def summary(of: margins.Measure) -> margins.Measure:
+        def one(*arguments: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+            lower = of(*arguments)
+            return -jnp.sum(lower), robust_cross_entropy(lower), jnp.all(lower > 0)
 
-        size = min(batch_size, len(data))
-        keys = jax.random.split(jax.random.key(0), len(data))
-        values = []
-        for start in range(0, len(data), size):
-            # Fill the last batch from the first image on, so that all have one shape.
-            rows = np.arange(start, start + size) % len(data)
-            values.append(np.asarray(of_batch(network.variables, *data.take(rows), keys[rows])))
-        return np.concatenate(values)[: len(data)]
+        return one
 
-    measures = L2 if threat.norm == 2 else LINF
-    return {name: measured(measure) for name, measure in measures.items()}
+    if threat.norm == 2:
+        return Measured(title, {name: over(one) for name, one in L2.items()})
+    measured = {name: over(summary(of)) for name, of in margins.MARGINS.items()}
+    return Measured(
+        title,
+        {name: total for name, (total, _, _) in measured.items()},
+        {name: loss for name, (_, loss, _) in measured.items()},
+        {name: 1.0 - float(np.mean(ok)) for name, (_, _, ok) in measured.items()},
+    )
 
 
 def reduction(values: Values) -> float:
@@ -109,33 +105,57 @@ def reduction(values: Values) -> float:
     return float(np.mean(1.0 - np.divide(bcp, lmt, out=np.ones_like(bcp), where=lmt > 0)))
 
 
-def plot_tightness(runs: Sequence[tuple[str, Values]], path: Path) -> None:
-    """Writes the figure: per title, the distribution of every bound's values.
+def plot_tightness(runs: Sequence[Measured], path: Path, with_loss: bool = False) -> None:
+    """Writes the figure: per run the distribution of every bound's values, and of its losses.
 
     Raises:
-      ExperimentError: if a value is not finite, or the runs are in two norms.
+      ExperimentError: if a value is not finite, the runs are in two norms, or losses are asked for
+        in l2.
     """
-    if len({tuple(values) for _, values in runs}) > 1:
+    if len({tuple(run.values) for run in runs}) > 1:
         raise ExperimentError("the runs of a figure must be in one norm, got both l2 and l-inf")
-    for title, values in runs:
-        for name, value in values.items():
+    if with_loss and not runs[0].losses:
+        raise ExperimentError("--loss needs runs in l-inf, got l2; leave it out")
+    names = list(runs[0].values)
+    columns = 2 if with_loss else 1
+    width = columns * (1.2 + (0.4 + 0.6 * len(names)) * len(runs))
+    canvas, axes = figure.create(max(5.0, width), 3.8, 1, columns)
+    _violins(axes[0, -1], [run.values for run in runs], [run.title for run in runs])
+    axes[0, -1].set_xticks(range(len(runs)), map(_caption, runs), fontsize=8)
+    if runs[0].losses:
+        axes[0, -1].set_ylabel("T(x): sum of upper bounds on $z_m - z_y$")
+    else:
+        axes[0, -1].set_ylabel("tau(x): mean growth of a margin")
+    if with_loss:
+        losses = axes[0, 0]
+        _violins(losses, [run.losses for run in runs], [run.title for run in runs])
+        for place, run in enumerate(runs):
+            for index, name in enumerate(names):
+                text = f"{100 * run.errors[name]:.1f} %"
+                at = (_position(place, index, len(names)), float(np.max(run.losses[name])))
+                losses.annotate(text, at, ha="center", va="bottom", fontsize=6)
+        losses.set_xticks(range(len(runs)), [run.title for run in runs], fontsize=8)
+        losses.set_ylabel("robust cross-entropy; above: verified error")
+    figure.legend(canvas, axes[0, 0])
+    canvas.savefig(path)
+
+
+def _position(place: int, index: int, count: int) -> float:
+    return place + (index - (count - 1) / 2) * 0.8 / count
+
+
+def _violins(axes: Any, runs: Sequence[Values], titles: Sequence[str]) -> None:
+    for place, (values, title) in enumerate(zip(runs, titles, strict=True)):
+        for index, (name, value) in enumerate(values.items()):
             if not np.isfinite(value).all():
                 raise ExperimentError(
                     f"{' '.join(title.split())}: values by {name} must be finite, got "
                     f"{value[~np.isfinite(value)][0]}; did the training diverge?"
                 )
-    names = list(runs[0][1])
-    step = 0.8 / len(names)
-    width = 1.6 + (0.4 + 0.7 * len(names)) * len(runs)
-    figure = Figure(figsize=(max(5.0, width), 3.6), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display
-    axes = figure.subplots()
-    for place, (_, values) in enumerate(runs):
-        for index, name in enumerate(names):
             parts: dict[str, Any] = axes.violinplot(
-                values[name].astype(np.float64),
-                [place + (index - (len(names) - 1) / 2) * step],
-                widths=0.9 * step,
+                value.astype(np.float64),
+                [_position(place, index, len(values))],
+                widths=0.72 / len(values),
                 showmedians=True,
                 showextrema=False,
             )
@@ -143,66 +163,56 @@ def plot_tightness(runs: Sequence[tuple[str, Values]], path: Path) -> None:
                 part.set_color(f"C{index}")
             if place == 0:  # violins take no label
                 axes.plot([], [], color=f"C{index}", linewidth=6, alpha=0.3, label=name)
-    axes.set_xticks(range(len(runs)), [_caption(*item) for item in runs], fontsize=8)
-    if "LMT" in names:
-        axes.set_ylabel("tau(x): mean growth of a margin")
-    else:
-        axes.set_ylabel("T(x): sum of upper bounds on $z_m - z_y$")
     axes.set_xlim(-0.6, len(runs) - 0.4)
-    axes.grid(alpha=0.3, axis="y")
-    figure.legend(fontsize=7, loc="outside right center")
-    figure.savefig(path)
+    axes.grid(visible=False, axis="x")
 
 
-def _caption(title: str, values: Values) -> str:
-    if "LMT" not in values:
-        return title
-    return f"{title}\nBCP {100 * reduction(values):.1f} % below LMT"
+def _caption(run: Measured) -> str:
+    if run.losses:
+        return run.title
+    return f"{run.title}\nBCP {100 * reduction(run.values):.1f} % below LMT"
 
 
-def of_run(workdir: Path, count: int | None) -> tuple[str, Values]:
-    """Returns the title of a run and the values of its first `count` test images (None: all).
+def of_run(run: Path, count: int | None) -> Measured:
+    """Measures the first `count` test images of a run (None: all).
 
     Raises:
       ExperimentError: if the folder holds no network or its data is missing.
     """
-    run = trained.load(workdir)
-    robust = run.config.robust
-    data = run.test.take(slice(count))
-    title = f"{run.title}, {run.config.model.name},\n{robust.method}, {robust.norm_label} "
-    title += f"eps {robust.eps_test:.4g}"
-    threat = Setting(run.model, run.config).threat
-    return title, values_of(run.pure, data, threat)
+    network = margins.load(run, count)
+    return measure(network.pure, network.data, network.threat, network.title)
 
 
-def main() -> None:
+def _print(run: Measured) -> None:
+    means = ", ".join(f"{np.mean(value):.4g} ({name})" for name, value in run.values.items())
+    count = len(next(iter(run.values.values())))
+    text = f"{' '.join(run.title.split())}: {count:,} test images, mean "
+    text += f"{'T' if run.losses else 'tau'} {means}"
+    if run.losses:
+        losses = ", ".join(
+            f"{np.mean(value):.4g} / {100 * run.errors[name]:.1f} % ({name})"
+            for name, value in run.losses.items()
+        )
+        text += f"; mean loss / verified error {losses}"
+    else:
+        text += f", mean reduction {100 * reduction(run.values):.1f} %"
+    print(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the flags, writes the figure and prints the means."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--workdir", nargs="+", type=Path, required=True, help="run folders")
-    parser.add_argument(
-        "--out", type=Path, help="the PNG file (default: tightness.png in the first run folder)"
-    )
-    parser.add_argument("--count", type=int, help="test images of each run (default: all)")
-    flags = parser.parse_args()
-    if flags.count is not None and flags.count < 1:
-        parser.error(f"--count must be >= 1, got {flags.count}")
-    try:
-        out = flags.out or flags.workdir[0] / "tightness.png"
-        if out.suffix != ".png" or not out.parent.is_dir():
-            raise ExperimentError(f"--out={out}: must be a PNG file in an existing folder")
-        runs = [of_run(workdir, flags.count) for workdir in flags.workdir]
-        plot_tightness(runs, out)
-    except ExperimentError as error:
-        fail(error)
-    for title, values in runs:
-        means = ", ".join(f"{np.mean(value):.4g} ({name})" for name, value in values.items())
-        quantity = "tau" if "LMT" in values else "T"
-        text = f"{' '.join(title.split())}: {len(next(iter(values.values()))):,} test images, "
-        text += f"mean {quantity} {means}"
-        if "LMT" in values:
-            text += f", mean reduction {100 * reduction(values):.1f} %"
-        print(text)
-    print(f"figure: {out}")
+
+    def add_flags(parser: argparse.ArgumentParser) -> None:
+        figure.add_count(parser)
+        parser.add_argument("--loss", action="store_true", help="also show the losses")
+
+    def draw(flags: argparse.Namespace, out: Path) -> None:
+        runs = [of_run(run, flags.count) for run in flags.runs]
+        plot_tightness(runs, out, flags.loss)
+        for run in runs:
+            _print(run)
+
+    figure.command("tightness", __doc__, arguments, draw, add_flags)
 
 
 if __name__ == "__main__":

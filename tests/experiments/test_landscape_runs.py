@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import models
+from experiments.cluster import distributed
 from experiments.methods import Batch
 from experiments.records.folder import Records
 from experiments.run import run as runs
@@ -190,6 +191,24 @@ def test_devices_that_divide_the_rows_measure_the_same():
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{"data": 2}, {"data": 1, "fsdp": 2}])
+def test_devices_that_divide_the_batch_measure_the_same(mesh):
+    lines = []
+    for devices in ({"data": 1}, mesh):
+        prepared = prepare(_config(("landscape", "relus"), method="ibp", mesh=devices))
+        feed = Feed(prepared.splits.train, 256, (0,), batch_sharding(prepared.mesh))
+        state = prepared.initial_state(0)
+        lines.append(prepared.diagnostics.measure(4, 0, state, *feed(4)))
+    one, two = lines
+    for group in ("landscape", "target"):
+        np.testing.assert_allclose(one[group]["losses"], two[group]["losses"], rtol=1e-4)
+        difference = pytest.approx(one[group]["gradient_difference"], rel=1e-2)
+        assert two[group]["gradient_difference"] == difference
+    for label, width in one["relus"]["widths"].items():
+        assert two["relus"]["widths"][label] == pytest.approx(width, rel=1e-5)
+
+
 def test_several_seeds_are_measured_as_each_alone(tmp_path):
     together, alone = tmp_path / "together", tmp_path / "alone"
     config = _config(("landscape",), method="ibp")
@@ -223,6 +242,16 @@ def test_norms_are_measured_for_lipschitz_methods(tmp_path):
 def test_measures_that_a_method_does_not_have(method, name, message):
     with pytest.raises(ExperimentError, match=f"diagnostics has '{name}', .*'{method}' {message}"):
         prepare(_config(("landscape", name), method=method))
+
+
+def test_several_processes_are_refused(monkeypatch):
+    prepared = prepare(_config(("landscape",), method="ibp"))
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    message = (
+        r"diagnostics are measured in one process, got 2; start one, or set .*diagnostics=\(\)"
+    )
+    with pytest.raises(ExperimentError, match=message):
+        prepared.diagnostics.check([0], prepared.initial_state(0), None, None)
 
 
 def test_measures_that_do_not_exist():

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -296,7 +295,7 @@ def test_tau_of_images_does_not_depend_on_the_batches():
     network = bj.PureModel.of((model, model.init(jax.random.key(0), images)))
     data = Images(images, np.arange(5, dtype=np.int32))
     found = [
-        tightness.values_of(network, data, bj.Threat(0.3, 2.0, (0.0, 1.0)), batch_size)
+        tightness.measure(network, data, bj.Threat(0.3, 2.0, (0.0, 1.0)), "", batch_size).values
         for batch_size in (2, 100)
     ]
     for name in ("LMT", "BCP"):
@@ -311,7 +310,8 @@ def test_bounds_over_boxes_are_ordered_on_average():
     images = np.random.default_rng(0).uniform(size=(8, *IMAGE)).astype(np.float32)
     network = bj.PureModel.of((model, model.init(jax.random.key(0), images)))
     data = Images(images, np.arange(8, dtype=np.int32))
-    found = tightness.values_of(network, data, bj.Threat(0.05, np.inf, (0.0, 1.0)))
+    measured = tightness.measure(network, data, bj.Threat(0.05, np.inf, (0.0, 1.0)))
+    found = measured.values
     mean = {name: float(np.mean(value)) for name, value in found.items()}
     assert mean["one step"] < mean["random slopes"] < mean["IBP"]
     assert mean["CROWN-IBP"] < mean["CAP-IBP"] < mean["IBP"]
@@ -319,6 +319,10 @@ def test_bounds_over_boxes_are_ordered_on_average():
     logits = np.asarray(network.apply(network.variables, images))
     clean = np.sum(logits - logits[np.arange(8), data.labels][:, None], axis=1)
     assert all(np.all(value >= clean) for value in found.values())
+    losses = {name: float(np.mean(value)) for name, value in measured.losses.items()}
+    assert losses["one step"] < losses["random slopes"] < losses["IBP"]
+    assert set(measured.errors) == set(found)
+    assert all(0 <= error <= 1 for error in measured.errors.values())
 
 
 def test_the_figure_is_small_and_says_what_went_wrong(tmp_path):
@@ -328,36 +332,35 @@ def test_the_figure_is_small_and_says_what_went_wrong(tmp_path):
     values = {"LMT": lmt, "BCP": bcp}
     assert tightness.reduction(values) == pytest.approx(0.55, abs=0.02)
     path = tmp_path / "tightness.png"
-    tightness.plot_tightness([("MNIST", values), ("CIFAR-10 (JPEG copies)", values)], path)
+    mnist = tightness.Measured("MNIST", values)
+    tightness.plot_tightness([mnist, mnist._replace(title="CIFAR-10 (JPEG copies)")], path)
     assert 5_000 < path.stat().st_size < 200_000
     with pytest.raises(ExperimentError, match=r"MNIST: values by BCP must be finite, got nan"):
-        tightness.plot_tightness([("MNIST", values | {"BCP": np.nan * bcp})], path)
+        tightness.plot_tightness([mnist._replace(values=values | {"BCP": np.nan * bcp})], path)
     with pytest.raises(ExperimentError, match=r"runs of a figure must be in one norm"):
-        tightness.plot_tightness([("MNIST", values), ("MNIST", {"IBP": lmt})], path)
+        tightness.plot_tightness([mnist, mnist._replace(values={"IBP": lmt})], path)
+    with pytest.raises(ExperimentError, match=r"--loss needs runs in l-inf, got l2; leave it out"):
+        tightness.plot_tightness([mnist], path, with_loss=True)
     dead = {"LMT": 0 * lmt, "BCP": 0 * lmt}
     assert tightness.reduction(dead) == 0.0
-    tightness.plot_tightness([("constant", dead)], path)
+    tightness.plot_tightness([tightness.Measured("constant", dead)], path)
 
 
 @one_worker
-def test_the_figure_of_a_run(finished, tmp_path, monkeypatch, capsys):
-    arguments = ["tightness", "--workdir", str(finished[1]), "--out", str(tmp_path / "figure.png")]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--count", "30"])
-    tightness.main()
+def test_the_figure_of_a_run(finished, tmp_path, capsys):
+    tightness.main([str(finished[1]), "--out", str(tmp_path / "figure.png"), "--count=30"])
     printed = capsys.readouterr().out
     assert "UCI digits, test_conv, bcp, l2 eps 0.2: 30 test images, mean tau" in printed
     assert (tmp_path / "figure.png").stat().st_size > 5_000
-    monkeypatch.setattr(sys, "argv", ["tightness", "--workdir", str(tmp_path), "--out", "x.png"])
     with pytest.raises(SystemExit):
-        tightness.main()
+        tightness.main([str(tmp_path), "--out", "x.png"])
     assert "holds no run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("out", ["nowhere/t.png", "t.xyz"])
-def test_a_figure_that_cannot_be_written_is_refused_first(out, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["tightness", f"--workdir={tmp_path}", f"--out={out}"])
+def test_a_figure_that_cannot_be_written_is_refused_first(out, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
-        tightness.main()
+        tightness.main([str(tmp_path), f"--out={out}"])
     assert caught.value.code == 2
     expected = f"error: --out={out}: must be a PNG file in an existing folder\n"
     assert capsys.readouterr().err == expected

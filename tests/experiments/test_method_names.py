@@ -102,7 +102,7 @@ def printed(tmp_path, monkeypatch, capsys):
     def command(variant, *arguments):
         path = tmp_path / "experiment.py"
         path.write_text(CONFIG)
-        words = ["main", f"--config={path}{variant}", *arguments]
+        words = ["main", *arguments, f"--config={path}{variant}"]
         monkeypatch.setattr(sys, "argv", words)  # where ml_collections looks for settings
         with flagsaver.flagsaver():
             main.main(main.parse_flags(words))

@@ -138,6 +138,27 @@ def mnist_two_cores(
     _mnist_radius(config, eps, more)
 
 
+def mnist_measured(config: common.ConfigDict, every: int) -> None:
+    """Configures family A on 3 000 images at 0.3, measured every so many steps, without kappa.
+
+    With batches of 128 there are so few steps that IBP ends as a constant function.
+    """
+    datasets.prepare(config, "mnist")
+    config.data.validation = 57_000
+    config.model.name = "family_a"
+    config.train.epochs, config.train.batch_size = 12, 32
+    config.train.diagnostics = ("landscape", "relaxation", "relus")
+    config.train.diagnostics_every = every
+    config.optim.lr = 1e-3
+    config.robust.warmup_epochs, config.robust.ramp_epochs = 1.0, 7.0
+    config.robust.kappa, config.robust.beta = (0.0, 0.0), (1.0, 1.0)
+    _mnist_radius(config, "0.3", more=0.0)
+    config.evaluation.methods = ("interval", "crown-ibp")
+    config.evaluation.every = 12
+    config.evaluation.pgd_steps, config.evaluation.pgd_restarts = 10, 1
+    config.checkpoint.every = 93
+
+
 def _mnist_radius(config: common.ConfigDict, eps: str, more: float) -> None:
     """Trains at a larger radius: below 0.4, IBP overfits if it trains at the test radius."""
     config.robust.eps_test = float(eps)
