@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from boundjax.transforms.walk import Walk
 CANDIDATES = 6
 _RATE = optax.exponential_decay(0.1, transition_steps=1, decay_rate=0.98)
 # Adam, whose rate has a count of its own.
-_RULE = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda k: -_RATE(k)))
+_RULE = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda k: jnp.negative(_RATE(k))))
 _OPTIONS = slopes.optimized(1, _RULE, per_spec=True)
 
 
@@ -241,7 +241,7 @@ class DomainPrograms:
 
         def begin(parameters: Parameters, count: Array) -> State:
             worst = jnp.full(len(parameters.mix), -jnp.inf)
-            adam, rate = _RULE.init(parameters)
+            adam, rate = cast("tuple[Any, Any]", _RULE.init(parameters))
             memory = (adam, rate._replace(count=count))
             return State(parameters, memory, BestPositions(worst, parameters), jnp.float32(jnp.inf))
 
