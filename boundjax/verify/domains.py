@@ -33,7 +33,9 @@ from boundjax.transforms.walk import Walk
 CANDIDATES = 6
 _RATE = optax.exponential_decay(0.1, transition_steps=1, decay_rate=0.98)
 # Adam, whose rate has a count of its own.
-_RULE = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda k: jnp.negative(_RATE(k))))
+_RULE = optax.chain(
+    optax.scale_by_adam(), optax.scale_by_schedule(lambda k: jnp.negative(_RATE(k)))
+)
 _OPTIONS = slopes.optimized(1, _RULE, per_spec=True)
 
 
