@@ -37,8 +37,13 @@ PGD_STEPS = 20
 
 
 class Diversity(NamedTuple):
-    """Means over images of measures of their gradients, and the transfer accuracies `[n, n]`."""
+    """Means over images of measures of their gradients, and the transfer accuracies `[n, n]`.
 
+    `images` is the number of those whose gradients all have a direction; others are left out of the
+    means, as in the regularizer.
+    """
+
+    images: int
     rho: float
     mean: float
     dpp: float
@@ -73,10 +78,11 @@ def measure(
     for block in blocks:
         gradients = jnp.asarray(network.gradients(block, list(keys)))
         directions = training.gradient_directions(gradients)
-        rho = jnp.sum(training.mean_resultant_length(directions.cosines))
+        kept = np.asarray(directions.kept)
+        rho = np.asarray(training.mean_resultant_length(directions.cosines))[kept].sum()
         means = [training.gradient_diversity_loss(gradients, m) for m in ("mean", "dpp", "kappa")]
-        values.append([float(rho), *(float(mean) * len(block) for mean in means)])
-    sums = np.sum(values, axis=0) / len(data)
+        values.append([kept.sum(), rho, *(float(mean) * kept.sum() for mean in means)])
+    count, *sums = np.sum(values, axis=0)
     drawn = list(jax.random.split(transfer_key, transfer))
     accuracy = np.zeros((transfer, transfer))
     for row, draw in enumerate(drawn):
@@ -85,8 +91,8 @@ def measure(
             attacked = Images(points, block.labels)
             right = [int(network.correct(attacked, [other]).sum()) for other in drawn]
             accuracy[row] += right
-    rho, mean, dpp, kappa = map(float, sums)
-    return Diversity(rho, mean, dpp, kappa, accuracy / len(data))
+    rho, mean, dpp, kappa = (float(total / max(count, 1)) for total in sums)
+    return Diversity(int(count), rho, mean, dpp, kappa, accuracy / len(data))
 
 
 def measure_run(
@@ -119,7 +125,8 @@ def report(name: str, diversity: Diversity, first: Diversity) -> str:
     """One line: the measures, rho as a share of the first run's, and the transfer accuracies."""
     off = 100 * diversity.off_diagonal
     return (
-        f"{name}: rho {diversity.rho:.4f} ({diversity.rho / first.rho:.2f} of the first), "
+        f"{name}, {diversity.images} images: "
+        f"rho {diversity.rho:.4f} ({diversity.rho / first.rho:.2f} of the first), "
         f"R_mean {diversity.mean:.4f}, R_DPP {diversity.dpp:.4f}, R_kappa {diversity.kappa:.4f}; "
         f"accuracy on points of other draws {off.mean():.2f} % "
         f"[{off.min():.2f}, {off.max():.2f}], of the same draw "

@@ -164,11 +164,13 @@ def gradient_measures(
     if setting.config.robust.method != "rse" and diversity.at == "attacked":
         batch = batch._replace(images=attacked(setting, variables, batch, radius, attack_key))
     gradients = input_gradients(setting.model, variables, batch, diversity_key, diversity.draws)
-    cosines = training.gradient_directions(gradients).cosines
+    directions = training.gradient_directions(gradients)
+    lengths = jnp.where(directions.kept, training.mean_resultant_length(directions.cosines), 0.0)
+    kept = jnp.sum(directions.kept, dtype=lengths.dtype)
     measures = {
         name: training.gradient_diversity_loss(gradients, name) for name in ("kappa", "mean", "dpp")
     }
-    return {"rho": jnp.mean(training.mean_resultant_length(cosines)), **measures}
+    return {"rho": jnp.sum(lengths) / jnp.maximum(kept, 1.0), **measures}
 
 
 def _keys(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

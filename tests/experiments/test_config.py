@@ -102,7 +102,7 @@ def test_integers_serve_as_floats():
         ({"robust": {"eps_test": -0.1}}, r"config\.robust\.eps_test must be >= 0, got -0\.1"),
         ({"robust": {"eps_train": float("nan")}}, r"eps_train must be >= 0, got nan"),
         ({"robust": {"kappa": (2.0, 0.0)}}, r"config\.robust\.kappa must be two weights in"),
-        ({"robust": {"schedule": "cosine"}}, r"'smoothed' or 'stairs', got 'cosine'"),
+        ({"robust": {"schedule": "cosine"}}, r"'stairs' or 'constant', got 'cosine'"),
         ({"robust": {"norm": "1"}}, r"config\.robust\.norm must be 'inf' or '2', got '1'"),
         ({"robust": {"norm": 2}}, r"config\.robust\.norm: expected str, got 2"),
         ({"train": {"augment": "crop"}}, r"unknown config key train\.augment: use one of epochs"),
@@ -128,6 +128,14 @@ def test_integers_serve_as_floats():
         ({"checkpoint": {"every": 0}}, r"config\.checkpoint\.every must be >= 1, got 0"),
         ({"evaluation": {"pgd_loss": "dlr"}}, r"'margin' or 'cross_entropy', got 'dlr'"),
         ({"evaluation": {"methods": ()}}, r"at least one method"),
+        ({"random": {"noise": (0.1,)}}, r"random\.noise must be \(\) or two standard deviations"),
+        ({"random": {"noise": (0.1, -0.1)}}, r"random\.noise must be \(\) or two standard dev"),
+        ({"random": {"prior_std": -0.1}}, r"config\.random\.prior_std must be >= 0, got -0\.1"),
+        ({"diversity": {"draws": 1}}, r"config\.diversity\.draws must be >= 2, got 1"),
+        ({"diversity": {"measure": "rho"}}, r"'max' or 'smoothmax', got 'rho'"),
+        ({"evaluation": {"draws": 0}}, r"config\.evaluation\.draws must be >= 1, got 0"),
+        ({"evaluation": {"attack_draws": (5, 0)}}, r"attack_draws must be numbers of draws >= 1"),
+        ({"data": {"train": -1}}, r"config\.data\.train must be >= 0, got -1"),
     ],
 )
 def test_mistakes_are_one_line_errors(source, message):

@@ -141,7 +141,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped(workdir, evaluated, monkeypa
         with pytest.raises(_Interrupted):
             evaluate_random_run(workdir, OPTIONS)
     partial = random_files.read(workdir / "evaluations" / FILE)
-    assert not all(run.all() for run in partial.run_by.values())
+    assert len(partial.run_by) < len(NAMES)
     evaluate_random_run(workdir, OPTIONS._replace(attack_draws=(3,)))
     again = evaluate_random_run(workdir, OPTIONS).results
     np.testing.assert_array_equal(again.correct, evaluated.results.correct)
@@ -149,15 +149,10 @@ def test_an_evaluation_goes_on_where_it_was_stopped(workdir, evaluated, monkeypa
         np.testing.assert_array_equal(again.resisted_by[name], evaluated.results.resisted_by[name])
 
 
-def test_another_seed_is_another_sample_and_another_file(workdir, evaluated):
-    evaluate_random_run(workdir, OPTIONS._replace(attack_draws=(1,), radii=(0.1,)))
+def test_another_seed_needs_another_file(finished, evaluated):
+    assert evaluated.path.exists()
     with pytest.raises(ExperimentError, match=r"differs in seed; give this one another --name"):
-        evaluate_random_run(workdir, OPTIONS._replace(seed=1))
-    options = OPTIONS._replace(seed=1, name="other", attack_draws=(1,), radii=(0.1,))
-    other = evaluate_random_run(workdir, options).results
-    (name,) = {"eot-pgd-n1-eps0.1"}
-    differs = other.resisted_by[name] != evaluated.results.resisted_by[name]
-    assert differs.any()
+        evaluate_random_run(finished[0], OPTIONS._replace(seed=1))
 
 
 def test_attacks_and_predictions_are_the_library_s(finished):
@@ -181,6 +176,8 @@ def test_attacks_and_predictions_are_the_library_s(finished):
         loss="cross_entropy",
     )  # fmt: skip
     np.testing.assert_allclose(points, expected, atol=1e-6)
+    other = descent.draw_keys(jax.random.key(4), 0, 2)[:2]
+    assert (network.attacked(data, 0.1, 0.025, [k[None] for k in other]) != points).any()
     one_step = Attack("eot-fgsm", 3, 0.1)
     points = network.attacked(data, 0.1, 0.1, one_step.keys(key))
     gradient = attacks.expected_gradient(
@@ -310,8 +307,10 @@ def test_measures_of_a_run_are_printed(finished, capsys):
         [network.gradients(data.take(s), keys) for s in (slice(20), slice(20, 30))], axis=1
     ).reshape(6, 30, -1)
     lengths = np.linalg.norm(gradients, axis=-1, keepdims=True)
-    assert (lengths > 1e-9).all()
-    rho = np.linalg.norm((gradients / lengths).mean(axis=0), axis=-1)
+    kept = (lengths > 1e-12).all(axis=(0, 2))
+    assert found.images == kept.sum() > 20
+    units = gradients[:, kept] / lengths[:, kept]
+    rho = np.linalg.norm(units.mean(axis=0), axis=-1)
     assert found.rho == pytest.approx(rho.mean(), rel=1e-4)
     assert found.mean == pytest.approx(((6 * rho**2 - 1) / 5).mean(), abs=1e-4)
     assert found.transfer.shape == (3, 3)
