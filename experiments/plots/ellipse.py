@@ -149,9 +149,7 @@ def plot_outlines(outlines: Sequence[Outline], path: Path) -> None:
         each.plot(span, span, "k:", linewidth=1, label="decision boundary")
         each.set_title(f"{outline.name}: y = {label}, m = {other}", fontsize=9)
         each.set(xlabel="$z_y$", ylabel="$z_m$")
-        low, high = outline.ellipse[:, 1].min(), outline.ellipse[:, 1].max()
-        margin = 0.15 * (high - low)
-        each.set_ylim(low - margin, high + margin)
+        each.set_aspect("equal", adjustable="datalim")
     figure.legend(canvas, axes[0, 0])
     canvas.savefig(path)
 

@@ -66,8 +66,9 @@ def plot_learning_curve(
         each.set_axis_off()
     for each in axes[:, 0]:
         each.set_ylabel(f"loss, {radius} radius")
-    for each in axes[-1]:
+    for each in axes.flat[max(0, len(names) - columns) : len(names)]:  # nothing is drawn below
         each.set_xlabel("epoch")
+        each.tick_params(labelbottom=True)
     canvas.savefig(path)
 
 

@@ -41,10 +41,9 @@ def plot_norms(runs: Sequence[records.RunRecords], path: Path) -> None:
         for index, label in enumerate(labels):
             each.plot(*records.series(run, "norms", label), label=label, color=f"C{index % 10}")
         each.set(title=run.name, ylabel="norm", xlabel="epoch", yscale="log")
-        each.legend(fontsize=7, loc="upper left")
     for each in axes.flat:
         records.mark_ramp(each, runs)
-    product.legend(fontsize=8, loc="best")
+    figure.legend(canvas, product, *layers)
     canvas.savefig(path)
 
 

@@ -263,7 +263,8 @@ def network():
     model = models.create("test_mlp")
     images = np.random.default_rng(0).uniform(size=(6, *IMAGE)).astype(np.float32)
     pure = bj.PureModel.of((model, model.init(jax.random.key(0), jnp.asarray(images))))
-    labels = np.argmax(pure.apply(pure.variables, images), axis=-1).astype(np.int32)
+    logits = pure.apply(pure.variables, jnp.asarray(images))
+    labels = np.argmax(np.asarray(logits), axis=-1).astype(np.int32)
     config = from_config_dict(
         {"evaluation": {"methods": ("interval", "crown-ibp"), "rounding": "nearest"}}
     )
