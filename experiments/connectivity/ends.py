@@ -39,6 +39,11 @@ def load(run_a: Path, run_b: Path, data_dir: str | None) -> Ends:
             raise ExperimentError(
                 f"{folder} has no final checkpoint, only {run.label}; finish its training first"
             )
+        if run.config.random.draws:
+            raise ExperimentError(
+                f"{folder} has a random network, which has no certified loss; name a run of a "
+                "deterministic one"
+            )
     ends = Ends(*runs)
     first, second = (_facts(run) for run in ends)
     for key, advice in (

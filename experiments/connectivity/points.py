@@ -36,8 +36,8 @@ class _EvalMode(NamedTuple):
 
     model: nn.Module
 
-    def apply(self, variables: dict[str, PyTree], images: jax.Array) -> Any:
-        return self.model.apply(variables["params"], images)
+    def apply(self, variables: dict[str, PyTree], images: jax.Array, **options: Any) -> Any:
+        return self.model.apply(variables["params"], images, **options)
 
 
 def batch_size(count: int) -> int:

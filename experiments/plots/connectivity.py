@@ -1,10 +1,10 @@
 """Plots certified losses and errors along curves between two networks.
 
-    python -m experiments.plots.connectivity --curve runs/crown-ibp-interval --out curve.png
+    python -m experiments.plots.connectivity runs/crown-ibp-interval --out curve.png
 
-`--curve` names one or more folders that `experiments.connect` has finished; each is a row of the
-figure (Lee et al. 2021, "Loss Landscape Matters", Figures 11 to 13). Solid lines are the trained
-curve and dashed ones the straight segment; the band is twice the spread of the loss over batches.
+Each folder, which `experiments.connect` has finished, is a row of the figure (Lee et al. 2021,
+"Loss Landscape Matters", Figures 11 to 13). Solid lines are the trained curve and dashed ones the
+straight segment; the band is twice the spread of the loss over batches.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from experiments.plots import figure
 from experiments.records.connection import LOSSES, PATHS, Connection, read
 from experiments.settings.config import NORMS
-from experiments.settings.errors import ExperimentError, fail
 
 _STYLES = dict(zip(PATHS, ("-", "--"), strict=True))
 # Losses whose largest is more than this times the least have a log scale.
@@ -31,14 +29,11 @@ _COLOURS = dict(zip(LOSSES, ("C0", "C3", "C2"), strict=True))
 
 def plot_connectivity(connections: Sequence[Connection], path: Path) -> None:
     """Writes the figure: per curve a row with the losses, standard and verified error over t."""
-    figure = Figure(figsize=(12, 0.4 + 3.2 * len(connections)), dpi=80, layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display
-    rows = figure.subplots(len(connections), 3, squeeze=False)
+    canvas, rows = figure.create(11, 0.4 + 2.9 * len(connections), len(connections), 3)
     for axes, connection in zip(rows, connections, strict=True):
         _draw(axes, connection)
-    handles, labels = rows[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, loc="outside right center")
-    figure.savefig(path)
+    figure.legend(canvas, rows[0][0])
+    canvas.savefig(path)
 
 
 def _draw(axes: Any, connection: Connection) -> None:
@@ -75,7 +70,6 @@ def _draw(axes: Any, connection: Connection) -> None:
     first, last = result["methods"]
     for each in axes:
         each.set(xlim=(0, 1), xlabel=f"t, from {first} to {last}")
-        each.grid(alpha=0.3)
 
 
 def _caption(result: dict[str, Any]) -> str:
@@ -86,23 +80,11 @@ def _caption(result: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the flags and writes the figure."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.plots.connectivity",
-        description=(__doc__ or "").partition("\n")[0],
-    )
-    parser.add_argument("--curve", nargs="+", type=Path, required=True, help="finished curves")
-    parser.add_argument(
-        "--out", type=Path, help="the PNG file (default: connectivity.png in the first folder)"
-    )
-    flags = parser.parse_args(arguments)
-    try:
-        out = flags.out or flags.curve[0] / "connectivity.png"
-        if out.suffix != ".png" or not out.parent.is_dir():
-            raise ExperimentError(f"--out={out}: must be a PNG file in an existing folder")
-        plot_connectivity([read(folder) for folder in flags.curve], out)
-    except ExperimentError as error:
-        fail(error)
-    print(f"figure: {out}")
+
+    def draw(flags: argparse.Namespace, out: Path) -> None:
+        plot_connectivity([read(folder) for folder in flags.runs], out)
+
+    figure.command("connectivity", __doc__, arguments, draw)
 
 
 if __name__ == "__main__":

@@ -371,7 +371,7 @@ def test_the_verdict_is_one_line(barrier, text):
 @one_worker
 def test_the_figure_of_several_curves(finished, tmp_path, capsys):
     out, figure = finished[0], tmp_path / "figure.png"
-    plots.main(["--curve", str(out), str(out), "--out", str(figure)])
+    plots.main([str(out), str(out), "--out", str(figure)])
     assert 10_000 < figure.stat().st_size < 200_000
     assert capsys.readouterr().out == f"figure: {figure}\n"
 
@@ -379,8 +379,8 @@ def test_the_figure_of_several_curves(finished, tmp_path, capsys):
 @one_worker
 def test_figures_of_nothing(finished, tmp_path, capsys):
     for arguments, message in (
-        (["--curve", str(tmp_path)], f"{tmp_path} holds no curve"),
-        (["--curve", str(finished[0]), "--out", "x.pdf"], "--out=x.pdf: must be a PNG file"),
+        ([str(tmp_path)], f"{tmp_path} holds no curve"),
+        ([str(finished[0]), "--out", "x.pdf"], "--out=x.pdf: must be a PNG file"),
     ):
         with pytest.raises(SystemExit, match="2"):
             plots.main(arguments)
@@ -429,6 +429,10 @@ def test_options_out_of_range(runs, tmp_path, capsys, flags, message):
         (_config("test_other"), "must agree in model.name, got 'test_mlp' in"),
         (_config(model={"std": (0.5,)}), "must agree in model.std, got () in"),
         (_config(robust={"norm": "2"}), "must agree in robust.norm, got 'inf' in"),
+        (
+            _config(robust={"method": "adv-train"}, random={"prior_std": 0.1}),
+            "other has a random network, which has no certified loss",
+        ),
         (_config(robust={"clip": False}), "must agree in robust.clip, got True in"),
         (_config(robust={"eps_train": 0.04}), "trained at the radii 0.03 ("),
     ],
