@@ -44,16 +44,16 @@ def saved(tmp_path_factory):
     [
         ("mlp", "interval", 0.02, {"clip": (0.0, 1.0)}),
         ("mlp", "crown", 0.05, {}),
-        ("mlp", "fast-lin", 0.05, {}),
+        pytest.param("mlp", "fast-lin", 0.05, {}, marks=pytest.mark.slow),
         ("mlp", "crown", 0.2, {"norm": 2, "clip": (0.0, 1.0)}),
-        ("mlp", "crown-ibp", 0.2, {"norm": 1}),
-        ("cnn", "crown-ibp", 0.03, {}),
+        pytest.param("mlp", "crown-ibp", 0.2, {"norm": 1}, marks=pytest.mark.slow),
+        pytest.param("cnn", "crown-ibp", 0.03, {}, marks=pytest.mark.slow),
         ("cnn", "crown", 0.03, {"clip": (0.0, 1.0)}),
-        ("cnn", "crown-ibp", 0.3, {"norm": 2}),
+        pytest.param("cnn", "crown-ibp", 0.3, {"norm": 2}, marks=pytest.mark.slow),
         ("piecewise", "crown", 0.1, {}),
         ("tanh", "crown", 0.1, {}),
-        ("sigmoid", "crown-ibp", 0.1, {}),
-        ("exp", "crown-ibp", 0.02, {}),
+        pytest.param("sigmoid", "crown-ibp", 0.1, {}, marks=pytest.mark.slow),
+        pytest.param("exp", "crown-ibp", 0.02, {}, marks=pytest.mark.slow),
     ],
 )
 def test_what_certify_claims_is_proved_again(name, method, eps, options, tmp_path, capsys):

@@ -72,8 +72,12 @@ def least_inside(walk, function, rows, signs):
     return np.where(inside, values, np.inf).min(axis=0), values.min(axis=0)
 
 
+DAILY = ("relu", "clip", "relu and tanh")
+NAMES = [pytest.param(n, marks=[] if n in DAILY else pytest.mark.slow) for n in KINKED]
+
+
 @pytest.mark.parametrize("rounding", ["nearest", "float32"])
-@pytest.mark.parametrize("name", KINKED)
+@pytest.mark.parametrize("name", NAMES)
 def test_bounds_hold_on_the_domains(name, rounding):
     function, random = network(KINKED[name]), np.random.default_rng(1)
     box = bj.Box(jnp.full(3, -1.0), jnp.full(3, 1.0))
@@ -86,7 +90,7 @@ def test_bounds_hold_on_the_domains(name, rounding):
     assert (np.asarray(bounds.lower) <= least + slack).all()
 
 
-@pytest.mark.parametrize("name", ["relu", "clip"])
+@pytest.mark.parametrize("name", ["relu", pytest.param("clip", marks=pytest.mark.slow)])
 def test_the_best_bounds_hold_and_are_above_the_least_value_of_the_box(name):
     function, random = network(KINKED[name]), np.random.default_rng(1)
     box = bj.Box(jnp.full(3, -1.0), jnp.full(3, 1.0))

@@ -50,7 +50,8 @@ def dense(layers):
     return function
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 def test_thresholds_beside_the_exact_optimum(seed):
     """What a MILP says is reached just so is `sat`, and what is just not reached is `unsat`."""
     layers = layers_of(seed, (4, 8, 8, 2))
@@ -68,8 +69,8 @@ def test_thresholds_beside_the_exact_optimum(seed):
     assert loose.verdict == "unknown"
 
 
-NIGHTLY = ("leaky relu", "max", "min", "relu6", "hard tanh", "clamp")
-NAMES = ["hinge", "abs", "clip", *(pytest.param(n, marks=pytest.mark.slow) for n in NIGHTLY)]
+NIGHTLY = ("leaky relu", "abs", "max", "min", "relu6", "hard tanh", "clamp")
+NAMES = ["hinge", "clip", *(pytest.param(n, marks=pytest.mark.slow) for n in NIGHTLY)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,7 +121,9 @@ def programs_of_hat():
         # No row alone is refuted on every domain, but a mean of both is.
         ("(and (>= Y_0 1.5) (<= Y_1 -1.1))", "unsat"),
         ("(and (<= Y_0 0.5) (>= Y_1 0.6))", "unsat"),
-        ("(or (>= Y_0 2.1) (and (<= Y_0 0.5) (>= Y_1 0.51)))", "unsat"),
+        pytest.param(
+            "(or (>= Y_0 2.1) (and (<= Y_0 0.5) (>= Y_1 0.51)))", "unsat", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_conjunctions_of_several_rows(unsafe, verdict, programs_of_hat):
@@ -128,7 +131,7 @@ def test_conjunctions_of_several_rows(unsafe, verdict, programs_of_hat):
     assert result.verdict == verdict
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)])
 def test_a_network_that_is_not_finite_is_never_proved(bad):
     function = lambda x: jnp.sum(nn.relu(x), keepdims=True) + jnp.float32(bad)  # noqa: E731
     property = property_of([(-1, 1)] * 3, 1, "(<= Y_0 -9999)")
@@ -137,6 +140,7 @@ def test_a_network_that_is_not_finite_is_never_proved(bad):
     assert "nothing left to split" in result.note
 
 
+@pytest.mark.slow
 def test_a_network_without_kinks_has_optimised_bounds(monkeypatch):
     monkeypatch.setattr(tree, "_LEAF_STEPS", 5)
     function = lambda x: jnp.tanh(x[:1]) - 0.5 * jnp.tanh(x[1:])  # noqa: E731
@@ -159,6 +163,7 @@ def test_what_cannot_be_split_is_unknown_and_says_so(monkeypatch):
     assert "nothing left to split; their bounds lack up to" in result.note
 
 
+@pytest.mark.slow
 def test_the_search_is_the_same_every_time(monkeypatch):
     layers = layers_of(7, (4, 8, 8, 2))
     function = dense(layers)
@@ -178,6 +183,7 @@ def test_the_search_is_the_same_every_time(monkeypatch):
     assert counts[0] == counts[1] > 2
 
 
+@pytest.mark.slow
 def test_a_queue_that_outgrows_its_memory_ends_the_search(monkeypatch):
     monkeypatch.setattr(tree, "_MAX_BYTES", 1)
     layers = layers_of(7, (4, 8, 8, 2))

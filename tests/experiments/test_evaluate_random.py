@@ -187,6 +187,7 @@ def test_attacks_and_predictions_are_the_library_s(finished):
     np.testing.assert_allclose(points, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_number_of_draws_matters_not_without_noise(tmp_path):
     """Of a network whose draws are all alike, every attack of as many steps finds the same."""
     config = dataclasses.replace(_config(prior_std=0.1, initial_std=1e-9))
@@ -290,6 +291,7 @@ def test_damaged_files_are_refused(evaluated, tmp_path, name, value, message):
 # ------------------------------------------------------------------------------ measures
 
 
+@pytest.mark.slow
 def test_measures_of_a_run_are_printed(finished, capsys):
     random_networks.main(
         [*[str(finished[0])] * 2, "--eps=0.1", "--count=30", "--draws=6", "--transfer=3"]

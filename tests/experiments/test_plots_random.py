@@ -87,7 +87,13 @@ def test_attacks_transfer_between_equal_draws():
     assert np.mean(off) > np.mean(np.diag(moving))
 
 
-@pytest.mark.parametrize("kind", gradients.KINDS)
+DAILY = ("accuracy", "plane")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=[] if k in DAILY else pytest.mark.slow) for k in gradients.KINDS],
+)
 def test_the_command_draws_every_kind(kind, tmp_path, monkeypatch, capsys):
     def of_run(run, count, draws, steps):
         return gradients.Network(run.name, _sample(float(run.name)), draws, steps)

@@ -125,7 +125,7 @@ def _expected(model, config, batch, key, params, points=None):
 
 
 # One draw costs seconds of compilation: the others run every night.
-EVERY_TIME = ("rse", "adv-train, noise", "adv-bnn, kappa")
+EVERY_TIME = ("rse", "adv-bnn, kappa")
 
 
 @pytest.mark.parametrize(
@@ -168,6 +168,7 @@ def test_an_objective_is_what_numpy_says_and_so_is_its_gradient(name):
         assert slope == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_measures_of_a_step_are_those_of_its_objective():
     config = _config("adv-bnn", GAUSSIAN | _diverse("mean"))
     model = models.from_config(config.model, config.random)
