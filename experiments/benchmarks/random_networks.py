@@ -8,16 +8,15 @@ R_kappa (`boundjax.training.gradient_diversity_loss`). They depend on the number
 independent directions is about 1 / sqrt(n). Then it attacks each of `--transfer` draws by PGD of 20
 steps and prints the accuracy of every other draw on the points: the mean, the least and the largest
 off the diagonal, and the mean on it (Figure 2.8 of the thesis behind Lee et al. 2022). A last table
-has the accuracy under EOT-PGD from the runs' evaluation files, and what a run gains over the first.
+has the accuracy under attacks from the runs' evaluation files, and what a run gains over the first.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -134,30 +133,32 @@ def report(name: str, diversity: Diversity, first: Diversity) -> str:
     )
 
 
-def attack_accuracies(workdir: Path) -> dict[str, float]:
-    """The accuracies in percent, by attack, of a run's summary; `"none"` without one.
+def attack_accuracies(workdir: Path, name: str) -> dict[str, float]:
+    """The accuracies in percent, by attack, in an evaluation file of a run; `"none"` without one.
+
+    Attacks that are not done are left out.
 
     Raises:
-      ExperimentError: for a run that is not finished.
+      ExperimentError: for a file that is missing, damaged or without a clean pass.
     """
-    path = workdir / "summary.json"
-    if not path.exists():
-        raise ExperimentError(f"{path} is missing: the run is not finished")
-    summary: dict[str, Any] = json.loads(path.read_text())
-    errors = next(iter(summary["results"].values()))
+    errors = random_files.read(workdir / "evaluations" / f"{name}.npz").errors()
     accuracies = {"none": 100 * (1 - errors["standard_error"])}
-    return accuracies | {k: 100 * (1 - e) for k, e in errors["attack_errors"].items()}
+    done = {k: e for k, e in errors["attack_errors"].items() if e is not None}
+    return accuracies | {k: 100 * (1 - e) for k, e in done.items()}
 
 
-def gains(workdirs: Sequence[Path]) -> list[str]:
+def gains(workdirs: Sequence[Path], name: str) -> list[str]:
     """Lines with the accuracy of every run under each attack, and the gain over the first run."""
-    each = [attack_accuracies(workdir) for workdir in workdirs]
+    first, *others = (attack_accuracies(workdir, name) for workdir in workdirs)
     lines = []
-    for name in each[0]:
-        cells = [f"{accuracies.get(name, float('nan')):6.2f}" for accuracies in each]
-        gained = [f"{other.get(name, float('nan')) - each[0][name]:+6.2f}" for other in each[1:]]
-        label = name if name == "none" else "{} n {} eps {:g}".format(*random_files.parsed(name))
-        lines.append(f"{label:<24}  {'  '.join(cells)}  {'  '.join(gained)}".rstrip())
+    for attack, accuracy in first.items():
+        if not all(attack in other for other in others):
+            continue
+        cells = [f"{accuracy:6.2f}", *(f"{other[attack]:6.2f}" for other in others)]
+        cells += [f"{other[attack] - accuracy:+6.2f}" for other in others]
+        kind, draws, eps = ("none", 0, 0) if attack == "none" else random_files.parsed(attack)
+        label = kind if kind == "none" else f"{kind} n {draws} eps {eps:g}"
+        lines.append("  ".join([f"{label:<24}", *cells]))
     return lines
 
 
@@ -170,6 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=100, help="of the measures (default 100)")
     parser.add_argument("--transfer", type=int, default=10, help="attacked draws (default 10)")
     parser.add_argument("--data-dir", help="where the data set lies now")
+    parser.add_argument(
+        "--evaluation", default="summary-last", help="file of accuracies (default: summary-last)"
+    )
     flags = parser.parse_args(arguments)
     try:
         eps = radius.parse(flags.eps)
@@ -182,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             first = diversity if first is None else first
             print(report(workdir.name, diversity, first), flush=True)
         print(f"accuracy in %: {', '.join(run.name for run in flags.runs)}, gains over the first")
-        print("\n".join(gains(flags.runs)), flush=True)
+        print("\n".join(gains(flags.runs, flags.evaluation)), flush=True)
     except ExperimentError as error:
         fail(error)
 
