@@ -143,7 +143,15 @@ def test_bounds_contain_samples_and_attacks(family, method):
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(f, marks=pytest.mark.xdist_group(f)) for f in ("mlp", "cnn", "resnet", "unet")],
+    [
+        pytest.param(f, marks=[pytest.mark.xdist_group(f), *marks])
+        for f, marks in (
+            ("mlp", []),
+            ("cnn", []),
+            ("resnet", [pytest.mark.slow]),
+            ("unet", [pytest.mark.slow]),
+        )
+    ],
 )
 def test_crown_is_useful_at_a_small_radius(family):
     """CROWN's bounds are at most three times as wide as the attained range."""
@@ -153,7 +161,9 @@ def test_crown_is_useful_at_a_small_radius(family):
     assert width.sum() <= 3.0 * attained.sum()
 
 
-@pytest.mark.parametrize("family", ["mlp", "cnn", "resnet (nnx)"])
+@pytest.mark.parametrize(
+    "family", ["mlp", pytest.param("cnn", marks=pytest.mark.slow), "resnet (nnx)"]
+)
 def test_certify_takes_the_model(family):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         model = FAMILIES[family].model(0)

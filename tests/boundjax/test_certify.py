@@ -183,7 +183,7 @@ def test_best_is_the_union_of_the_sound_methods(model, images):
         assert certificates[method].method == method
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4, EXAMPLES, 100])
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_result_does_not_depend_on_batch_size(batch_size, model, images, reference):
     certificate = bj.certify(model, images, 0.02, clip=(0.0, 1.0), batch_size=batch_size)
     np.testing.assert_allclose(certificate.margins, reference.margins, rtol=1e-5, atol=1e-6)
@@ -304,7 +304,14 @@ OVERFLOWING = {
 }
 
 
-@pytest.mark.parametrize("method", NAMES)
+# Those that take the bounds of others run every night.
+DAILY = [
+    pytest.param(n, marks=pytest.mark.slow if n in ("best", "one-step", "alpha-crown") else [])
+    for n in NAMES
+]
+
+
+@pytest.mark.parametrize("method", DAILY)
 @pytest.mark.parametrize("kind", OVERFLOWING)
 def test_logits_that_overflow_are_never_verified(kind, method):
     x = jnp.full((2, 1), 0.7)

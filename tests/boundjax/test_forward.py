@@ -96,12 +96,14 @@ def test_bounds_contain_samples_and_attacks(network, seed):
         check_network(network, "forward", seed, np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [grouped(n) for n in ("mlp", "residual", "smooth", "gated")])
 @given(seed=SEEDS)
 def test_bounds_contain_samples_and_attacks_in_float32(name, seed):
     check_network(BY_NAME[name], "forward", seed, np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "name"),
     [

@@ -49,7 +49,7 @@ def test_lines_are_as_tight_as_the_best_pair(name):
 
 
 @each_function
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 def test_any_position_gives_lines_that_hold_exactly(name, dtype):
     """Without slack, because the solver moves the lines outward by its own rounding."""
     rng = np.random.default_rng(0)

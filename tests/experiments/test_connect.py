@@ -187,6 +187,7 @@ def test_barriers_are_those_of_the_losses(finished):
             assert barrier["exists"] is bool(height > 2 * spreads[[0, losses.argmax(), 2]].max())
 
 
+@pytest.mark.slow
 @one_worker
 def test_a_curve_that_was_killed_ends_with_the_same_numbers(
     finished, runs, tmp_path, monkeypatch, capsys

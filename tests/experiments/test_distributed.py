@@ -120,6 +120,7 @@ def test_two_processes_end_with_the_parameters_of_one_device(uninterrupted, tmp_
     assert "validation_verified_error" in records[0]
 
 
+@pytest.mark.slow
 @one_worker
 def test_a_terminated_run_goes_on_bit_identically(uninterrupted, interrupted, tmp_path):
     workdir = tmp_path / "run"

@@ -198,6 +198,7 @@ def test_the_network_and_the_evaluations_of_old_are_read(finished):
     assert stored.read_bytes() == before  # nothing was computed again
 
 
+@pytest.mark.slow
 @one_worker
 def test_an_interrupted_run_of_old_goes_on(finished, tmp_path, monkeypatch, capsys):
     config, _, summary = finished

@@ -105,8 +105,13 @@ LINF = {
 }
 
 
+DAILY = ("learning_curve", "relus", "tightness")
+
+
 @one_worker
-@pytest.mark.parametrize("name", LINF)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in DAILY else pytest.mark.slow) for n in LINF]
+)
 def test_the_command_of_a_figure(name, finished, tmp_path, capsys):
     module, flags = LINF[name]
     out = tmp_path / f"{name}.png"
