@@ -257,7 +257,7 @@ def test_damaged_checkpoints_are_one_line_errors(uninterrupted, tmp_path):
         ({"model": "resnet"}, r"unknown model 'resnet'"),
         (
             {"method": "mixup"},
-            r"unknown robust\.method 'mixup': use one of bcp, cap, cap-ibp, cc-ibp, ",
+            r"unknown robust\.method 'mixup': use one of adv-bnn, adv-train, bcp, cap, ",
         ),
         ({"data": {"name": "cifar"}}, r"unknown data\.name 'cifar'"),
     ],
