@@ -322,6 +322,7 @@ def test_without_verified_errors_pgd_errors_are_compared():
 def test_every_configuration_of_a_paper_is_a_row():
     folder = pathlib.Path(configs.__file__).parent
     files = {path.stem for path in folder.glob("*_*.py") if path.stem != "__init__"}
+    files.remove("mnist_landscape")  # of figures, on another data set than the paper's
     used = {re.match(r"experiments/configs/(\w+)", row.config)[1] for row in ROWS.values()}
     assert used == files
 
