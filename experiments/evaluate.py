@@ -90,10 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--attack-draws", help="per gradient of the attacks on a random network, with commas"
     )
     process_group.add_arguments(parser)
-    given = vars(parser.parse_args(arguments))
-    workdir = given.pop("workdir")
-    processes = process_group.take_flags(given)
-    flags = {name: value for name, value in given.items() if value is not None}
+    arguments_by_name = vars(parser.parse_args(arguments))
+    workdir = arguments_by_name.pop("workdir")
+    processes = process_group.take_flags(arguments_by_name)
+    flags = {name: value for name, value in arguments_by_name.items() if value is not None}
     try:
         options = _random_options(flags) if _is_random(workdir) else _options(flags)
         with distributed.joined(process_group.from_flags(**processes)):

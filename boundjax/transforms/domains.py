@@ -52,7 +52,7 @@ class Kink(NamedTuple):
         """The numbers of its units."""
         return slice(self.start, self.start + self.node.size)
 
-    def shared(self) -> Array:
+    def points(self) -> Array:
         """Where every row is split, `[1, *shape]`."""
         return jnp.broadcast_to(jnp.asarray(self.at, self.node.dtype), self.node.shape)[None]
 
@@ -90,7 +90,7 @@ class Splits:
         inside = [jnp.zeros(0, bool)]
         for kink in self.kinks:
             lower, upper = intervals[kink.operand]
-            inside.append(((lower < kink.shared()[0]) & (kink.shared()[0] < upper)).reshape(-1))
+            inside.append(((lower < kink.points()[0]) & (kink.points()[0] < upper)).reshape(-1))
         return jnp.concatenate(inside)
 
 
@@ -101,7 +101,7 @@ class Domains(NamedTuple):
       signs: `[N, U]`: 1 where the operand is at least the kink, -1 where it is at most the kink, 0
         where the domain is not split.
       positions: of the free lines by label, `[N, *shape]`, in `[0, 1]`.
-      multipliers: `[N, U]`, not negative; only those of splits count.
+      multipliers: `[N, U]`; negative ones count as 0, and so do those of units without a split.
     """
 
     signs: Int8[Array, "N U"]
@@ -141,7 +141,9 @@ def bound(walk: Walk, rows: Float[Array, " N *out"], domains: Domains) -> Domain
     splits = Splits.of(walk.graph)
     starts, constant = problems.starts_of(walk.graph, rows)
     signs = domains.signs.astype(constant.dtype)
-    forces = -signs * domains.multipliers
+    # A negative one would not bound anything. NaN stays NaN.
+    multipliers = jnp.where(domains.multipliers < 0, 0.0, domains.multipliers)
+    forces = -signs * multipliers
     size = jnp.zeros_like(constant)
     for kink in splits.kinks:
         coefficients = kink.of(forces)
@@ -149,7 +151,7 @@ def bound(walk: Walk, rows: Float[Array, " N *out"], domains: Domains) -> Domain
         starts[kink.operand] = coefficients if start is None else start + coefficients
         if isinstance(kink.at, float) and kink.at == 0.0:
             continue
-        terms = (coefficients * kink.shared()).reshape(len(coefficients), -1)
+        terms = (coefficients * kink.points()).reshape(len(coefficients), -1)
         constant = constant - jnp.sum(terms, axis=1)
         size = size + jnp.sum(jnp.abs(terms), axis=1)
     coefficients_of: dict[str, Array] = {}
@@ -161,7 +163,9 @@ def bound(walk: Walk, rows: Float[Array, " N *out"], domains: Domains) -> Domain
     assert result.below is not None, "the lower side was asked for"
     lower = result.below.least(walk.input_set) + constant
     if walk.errors is not None:
-        by = walk.errors.arithmetic.gamma(splits.size + 4) * (size + jnp.abs(constant))
+        arithmetic = walk.errors.arithmetic
+        by = arithmetic.gamma(splits.size + 4) * (size + jnp.abs(constant))
+        by = by + 2.0 * splits.size * arithmetic.underflow  # products that are flushed to 0
         lower = walk.errors.outward(Interval(lower, lower), by).lower
     scores = [_scores(walk, kink, coefficients_of, domains.signs) for kink in splits.kinks]
     nothing = jnp.zeros((len(constant), 0), constant.dtype)
@@ -178,8 +182,8 @@ def _ends(walk: Walk, splits: Splits, signs: Array) -> dict[int, Interval]:
         shared = Interval(*(end[None] for end in walk.intervals[kink.operand]))
         lower, upper = ends.get(kink.operand, shared)
         ends[kink.operand] = Interval(
-            jnp.where(sign > 0, jnp.maximum(lower, kink.shared()), lower),
-            jnp.where(sign < 0, jnp.minimum(upper, kink.shared()), upper),
+            jnp.where(sign > 0, jnp.maximum(lower, kink.points()), lower),
+            jnp.where(sign < 0, jnp.minimum(upper, kink.points()), upper),
         )
     return ends
 
@@ -188,7 +192,7 @@ def _scores(walk: Walk, kink: Kink, coefficients_of: dict[str, Array], signs: Ar
     node = kink.node
     op, interval = node.op, walk.intervals[kink.operand]
     assert isinstance(op, Scalar), "other ops have no kinks"
-    at = kink.shared()[0]
+    at = kink.points()[0]
     lines = walk.relaxations.relaxation(node)
     assert isinstance(lines, Lines), "elementwise functions have lines"
     value = node.apply(at)

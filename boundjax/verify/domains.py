@@ -18,7 +18,6 @@ from jax import Array
 
 from boundjax import slopes
 from boundjax.certification.presets import LINEAR_OPTIONS
-from boundjax.ir.families import Scalar
 from boundjax.precision import training_precision
 from boundjax.sets.box import Box
 from boundjax.sets.interval import Interval
@@ -191,16 +190,16 @@ class DomainPrograms:
             walk.relaxations.make(range(1, len(walk.graph.nodes)))
             splits = Splits.of(walk.graph)
             positions = walk.relaxations.slopes
-            kinked = {kink.node.label: kink for kink in splits.kinks}
+            unstable = splits.unstable(walk.intervals)
 
             def active(label: str) -> Array:
-                kink = kinked.get(label.removesuffix(":below"))
-                if kink is None:
-                    return jnp.ones(positions[label].size, bool)
-                assert isinstance(kink.node.op, Scalar), "other ops have no kinks"
-                kinks = [k for k in splits.kinks if k.node is kink.node]
-                inside = Splits(tuple(kinks), 0).unstable(walk.intervals)
-                return jnp.any(inside.reshape(len(kinks), -1), axis=0)
+                op = label.removesuffix(":below")
+                inside = [unstable[k.units] for k in splits.kinks if k.node.label == op]
+                return (
+                    jnp.any(jnp.stack(inside), axis=0)
+                    if inside
+                    else jnp.ones(positions[label].size, bool)
+                )
 
             labels = list(self._layout[1])
             empty = jnp.zeros(0)
@@ -211,7 +210,7 @@ class DomainPrograms:
                 relaxation.pre_activations,
                 jnp.concatenate([empty, *(positions[label].reshape(-1) for label in labels)]),
                 jnp.concatenate([empty.astype(bool), *map(active, labels)]),
-                splits.unstable(walk.intervals),
+                unstable,
             )
 
         return jax.jit(root)

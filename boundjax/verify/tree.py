@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from boundjax.sets.box import Box
 from boundjax.verify.domains import DomainPrograms, Parameters
@@ -58,8 +59,8 @@ class Attacker(Protocol):
         ...
 
 
-class _Ordered(NamedTuple):
-    """What the programs know about the root, as arrays on the host."""
+class _Root(NamedTuple):
+    """What a tree keeps of the bounds on the whole box."""
 
     intervals: Any
     positions: np.ndarray
@@ -134,7 +135,7 @@ class Tree:
         Args:
           programs: of the network.
           case: the box.
-          conjunctions: those that are not refuted yet.
+          conjunctions: all of the case, in its order.
           attacker: looks for counterexamples, and at the clock.
         """
         self.domains, self.reason = 0, ""
@@ -173,7 +174,7 @@ class Tree:
             rounds += 1
         return True
 
-    def _leaves(self, root: _Ordered, leaves: _Queue) -> _Queue:
+    def _leaves(self, root: _Root, leaves: _Queue) -> _Queue:
         """Optimises the bounds of domains with nothing left to split; the ones that stay open."""
         tries = int(leaves.tries.min())
         leaves = self._bounded(root, leaves, _LEAF_STEPS, earlier=tries * _EARLIER_STEPS)
@@ -186,7 +187,7 @@ class Tree:
             )
         return leaves
 
-    def _root(self) -> tuple[_Ordered, _Queue]:
+    def _root(self) -> tuple[_Root, _Queue]:
         """Bounds the whole box; queues the conjunctions that this leaves open."""
         total = sum(len(c.offset) for c in self._conjunctions)
         rows = Rows.of(self._conjunctions, 1 << max(0, total - 1).bit_length())
@@ -195,7 +196,7 @@ class Tree:
         lost = lost_of(rows.errors, rows.offset, largest)
         positive = positive_rows(lower, rows.weights, rows.offset, outputs, lost)
         still_open = np.setdiff1d(np.arange(len(self._conjunctions)), rows.member[positive])
-        ordered = _Ordered(
+        kept = _Root(
             root.intervals,
             np.asarray(root.positions),
             np.flatnonzero(root.active),
@@ -209,9 +210,9 @@ class Tree:
         for index, member in enumerate(still_open):
             values = value[rows.member == member][: self._offset.shape[1]]
             mix[index, values.argmax()], best[index] = 1.0, values.max()
-        count, units = len(still_open), len(ordered.unstable)
-        positions = ordered.positions[ordered.active].astype(np.float16)
-        return ordered, _Queue(
+        count, units = len(still_open), len(kept.unstable)
+        positions = kept.positions[kept.active].astype(np.float16)
+        return kept, _Queue(
             member=still_open,
             signs=np.zeros((count, units), np.int8),
             positions=np.tile(positions, (count, 1)),
@@ -223,7 +224,7 @@ class Tree:
             tries=np.zeros(count, np.int8),
         )
 
-    def _children(self, root: _Ordered, parents: _Queue) -> _Queue:
+    def _children(self, root: _Root, parents: _Queue) -> _Queue:
         """Splits every domain at its best candidates; several at once while domains are few."""
         count, width = parents.candidates.shape
         usable = parents.scores >= 0
@@ -249,16 +250,14 @@ class Tree:
         return children
 
     def _bounded(
-        self, root: _Ordered, queue: _Queue, steps: int, rounds: int = 0, earlier: int = 0
+        self, root: _Root, queue: _Queue, steps: int, rounds: int = 0, earlier: int = 0
     ) -> _Queue:
         """Optimises the bounds of domains, looks at their worst inputs, returns the open ones."""
         self.domains += len(queue)
         parts, points, distances = [], [], []
-        for part, arrays in self._batches(root, queue):
+        for part, fill, signs, parameters in self._batches(root, queue):
             self._attacker.check_time()
-            signs, parameters = arrays
-            member = np.resize(part.member, len(signs))
-            member[len(part) :] = part.member[-1]
+            member = part.member[fill]
             context = Box(self._lower, self._upper), root.intervals, signs
             rows = jnp.asarray(self._weights[member], jnp.float32)
             offset = jnp.asarray(self._offset[member], jnp.float32)
@@ -298,11 +297,17 @@ class Tree:
             self._attacker.attack_from(remaining.member[nearest], np.concatenate(points)[nearest])
         return remaining
 
-    def _batches(self, root: _Ordered, queue: _Queue) -> list[tuple[_Queue, Any]]:
-        """Domains in batches, each with its arrays, filled up by copies of the last domain."""
+    def _batches(
+        self, root: _Root, queue: _Queue
+    ) -> Iterator[tuple[_Queue, np.ndarray, Array, Parameters]]:
+        """Domains in batches of a fixed size, which copies of the last domain fill up.
+
+        Yields:
+          The domains, the index of the domain in each place of the batch, and the batch's signs and
+          parameters.
+        """
         small, large = self._programs.sizes
         size = large if len(queue) > 2 * small else small
-        batches = []
         for first in range(0, len(queue), size):
             part = queue.take(slice(first, first + size))
             fill = np.minimum(np.arange(size), len(part) - 1)
@@ -313,10 +318,9 @@ class Tree:
             multipliers[:, root.unstable] = part.multipliers[fill]
             positions[:, root.active] = part.positions[fill]
             arrays = positions, multipliers, part.mix[fill]
-            batches.append((part, (jnp.asarray(signs), Parameters(*map(jnp.asarray, arrays)))))
-        return batches
+            yield part, fill, jnp.asarray(signs), Parameters(*map(jnp.asarray, arrays))
 
-    def _values(self, root: _Ordered, queue: _Queue) -> tuple[np.ndarray, ...]:
+    def _values(self, root: _Root, queue: _Queue) -> tuple[np.ndarray, ...]:
         """Proved lower bounds of domains, candidates, their scores, worst inputs, their outputs.
 
         A mean of the rows that is positive on a domain refutes the conjunction there. It is bounded
@@ -325,7 +329,7 @@ class Tree:
         results = []
         inverse = np.zeros(self._programs.units, int)
         inverse[root.unstable] = np.arange(len(root.unstable))
-        for part, (signs, parameters) in self._batches(root, queue):
+        for part, fill, signs, parameters in self._batches(root, queue):
             mix = part.mix.astype(np.float64)[:, None]
             weights = (mix @ self._weights[part.member])[:, 0]
             sizes = (mix @ np.abs(self._weights[part.member]))[:, 0]
@@ -334,7 +338,6 @@ class Tree:
             single[np.abs(single) < np.finfo(np.float32).tiny] = 0.0
             errors = np.abs(weights - single) + 4.0 * FLOAT64 * sizes * mix.shape[-1]
             lost = lost_of(errors, np.abs(offset), root.largest)
-            fill = np.minimum(np.arange(len(signs)), len(part) - 1)
             evaluated = self._programs.evaluate(
                 Box(self._lower, self._upper),
                 root.intervals,

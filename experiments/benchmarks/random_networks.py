@@ -149,13 +149,13 @@ def attack_accuracies(workdir: Path, name: str) -> dict[str, float]:
 
 def gains(workdirs: Sequence[Path], name: str) -> list[str]:
     """Lines with the accuracy of every run under each attack, and the gain over the first run."""
-    first, *others = (attack_accuracies(workdir, name) for workdir in workdirs)
+    baseline, *defended = (attack_accuracies(workdir, name) for workdir in workdirs)
     lines = []
-    for attack, accuracy in first.items():
-        if not all(attack in other for other in others):
+    for attack, accuracy in baseline.items():
+        if not all(attack in accuracies for accuracies in defended):
             continue
-        cells = [f"{accuracy:6.2f}", *(f"{other[attack]:6.2f}" for other in others)]
-        cells += [f"{other[attack] - accuracy:+6.2f}" for other in others]
+        cells = [f"{accuracy:6.2f}", *(f"{accuracies[attack]:6.2f}" for accuracies in defended)]
+        cells += [f"{accuracies[attack] - accuracy:+6.2f}" for accuracies in defended]
         kind, draws, eps = ("none", 0, 0) if attack == "none" else random_files.parsed(attack)
         label = kind if kind == "none" else f"{kind} n {draws} eps {eps:g}"
         lines.append("  ".join([f"{label:<24}", *cells]))

@@ -304,7 +304,7 @@ OVERFLOWING = {
 }
 
 
-# Those that take the bounds of others run every night.
+# Methods that build on other methods' bounds run every night.
 DAILY = [
     pytest.param(n, marks=pytest.mark.slow if n in ("best", "one-step", "alpha-crown") else [])
     for n in NAMES

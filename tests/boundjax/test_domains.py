@@ -1,5 +1,6 @@
 """Bounds on the domains of a branch and bound hold where the domains are."""
 
+import functools
 import itertools
 
 import jax
@@ -8,10 +9,12 @@ import numpy as np
 import optax
 import pytest
 from kinked import KINKED
+from rationals import exact
 
 import boundjax as bj
 from boundjax.ir import table
 from boundjax.ir.families import Scalar
+from boundjax.sets.rounding import Arithmetic
 from boundjax.transforms import domains, optimize
 from boundjax.transforms.domains import Domains, Splits
 
@@ -60,7 +63,7 @@ def drawn(walk, function, random):
 
 
 def kinks_of(splits):
-    return np.concatenate([kink.shared().reshape(-1) for kink in splits.kinks])
+    return np.concatenate([kink.points().reshape(-1) for kink in splits.kinks])
 
 
 def least_inside(walk, function, rows, signs):
@@ -142,6 +145,51 @@ def test_multipliers_alone_prove_what_intervals_cannot():
     positions = {k: jnp.zeros((2, *v.shape)) for k, v in walk.relaxations.slopes.items()}
     bounds = domains.bound(walk, jnp.ones((2, 1)), Domains(signs, positions, multipliers))
     assert bounds.lower == pytest.approx(jnp.asarray([-1.0, 0.0]), abs=1e-6)
+
+
+COUNT = 256
+# Added to 1 one after another each of them is rounded up to a spacing, twice its value.
+TERMS = np.concatenate([[1.0], np.full(COUNT - 1, 2.0**-24 * (1.0 + 2.0**-10))]).astype(np.float32)
+IN_ORDER = functools.reduce(np.add, TERMS)
+
+
+def bound_behind_a_sum(at, sign, multiplier):
+    """A lower bound of 0 on a domain that is split at a sum of `TERMS`."""
+
+    def bound(ones):
+        walk = bj.relax(
+            lambda x: 0.0 * jnp.maximum(x @ TERMS[:, None], at), sides="lower", rounding="float32"
+        )(bj.Box(ones, ones)).walk
+        walk.relaxations.make(range(1, len(walk.graph.nodes)))
+        positions = {k: jnp.zeros((1, *v.shape)) for k, v in walk.relaxations.slopes.items()}
+        signs = jnp.full((1, 1), sign, jnp.int8)
+        multipliers = jnp.full((1, 1), multiplier, jnp.float32)
+        return domains.bound(walk, jnp.ones((1, 1)), Domains(signs, positions, multipliers))
+
+    bounds = jax.jit(bound)(jnp.ones(COUNT))
+    return float(bounds.lower[0]), bool(bounds.empty[0])
+
+
+@pytest.mark.parametrize("multiplier", [1.0, 1e6])
+def test_multipliers_count_what_their_operands_round(multiplier, monkeypatch):
+    """Programs that add in order are on the upper side of the kink, the exact sum is not."""
+    exact_sum = float(sum(exact(TERMS)))
+    at = np.float32(0.5 * (exact_sum + float(IN_ORDER)))
+    assert exact_sum < at < IN_ORDER
+    for sign in (1, -1):
+        lower, empty = bound_behind_a_sum(at, sign, multiplier)
+        assert not empty
+        assert lower <= 0.0
+    gamma = Arithmetic.gamma
+    monkeypatch.setattr(Arithmetic, "gamma", lambda self, terms: 0.02 * gamma(self, terms))
+    lower, empty = bound_behind_a_sum(at, 1, multiplier)
+    assert empty or lower > 0.0
+
+
+def test_a_negative_multiplier_counts_as_none():
+    assert bound_behind_a_sum(np.float32(0.5), -1, -1e6) == bound_behind_a_sum(
+        np.float32(0.5), -1, 0.0
+    )
 
 
 def test_every_op_with_parts_states_its_kinks():

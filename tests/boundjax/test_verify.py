@@ -7,21 +7,13 @@ import numpy as np
 import pytest
 from jax import nn
 from jax import numpy as jnp
+from properties import box, hat
 
 from boundjax import UnsupportedOpError, verify, vnnlib
 from boundjax.verify import __main__ as command
 from boundjax.verify import benchmark, boxes
 from boundjax.verify.programs import Programs
 from boundjax.verify.rows import positive_rows
-
-
-def box(ends, outputs, unsafe):
-    """A property: bounds of the inputs, the number of outputs, a formula."""
-    text = "".join(f"(declare-const X_{i} Real)" for i in range(len(ends)))
-    text += "".join(f"(declare-const Y_{i} Real)" for i in range(outputs))
-    for i, (lower, upper) in enumerate(ends):
-        text += f"(assert (>= X_{i} {lower}))(assert (<= X_{i} {upper}))"
-    return vnnlib.parse(f"{text}(assert {unsafe})")
 
 
 def decide(function, property, **options):
@@ -40,11 +32,6 @@ def check(result, function, property, shape=(-1,)):
         and any((c.weights @ y.astype(float) + c.offset <= 0).all() for c in case.conjunctions)
         for case in property.cases
     )
-
-
-def hat(x):
-    """``[2] -> [2]``: ``|x_0| + |x_1|`` and ``max(x_0, x_1)``."""
-    return jnp.stack([jnp.sum(nn.relu(x) + nn.relu(-x)), x[0] + nn.relu(x[1] - x[0])])
 
 
 SQUARE = [(-1, 1), (-1, 1)]
@@ -174,8 +161,8 @@ def test_rounding_that_shows_itself_proves_nothing():
     """A lower bound above an attained value of the row is wrong and proves nothing."""
     weights, offset, outputs = np.ones((1, 1)), np.zeros(1), np.array([1.0])
     for lower, expected in ((0.5, True), (1.1, False), (0.0, False), (np.nan, False)):
-        found = positive_rows(np.array([lower]), weights, offset, outputs)
-        assert found.tolist() == [expected]
+        proved = positive_rows(np.array([lower]), weights, offset, outputs)
+        assert proved.tolist() == [expected]
     assert not positive_rows(np.array([np.inf]), weights, offset, np.array([np.inf]))[0]
     assert not positive_rows(np.array([1.0]), weights, offset, np.array([np.nan]))[0]
 

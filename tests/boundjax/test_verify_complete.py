@@ -9,20 +9,13 @@ from jax import nn
 from jax import numpy as jnp
 from kinked import KINKED
 from milp import exact_minimum
+from properties import box, hat
 
-from boundjax import verify, vnnlib
+from boundjax import verify
 from boundjax.verify import tree
 from boundjax.verify.programs import Programs
 
 NEAR = 1e-3  # distance of thresholds below an exact optimum; what lies above is for an attack
-
-
-def property_of(ends, outputs, unsafe):
-    text = "".join(f"(declare-const X_{i} Real)" for i in range(len(ends)))
-    text += "".join(f"(declare-const Y_{i} Real)" for i in range(outputs))
-    for i, (lower, upper) in enumerate(ends):
-        text += f"(assert (>= X_{i} {lower}))(assert (<= X_{i} {upper}))"
-    return vnnlib.parse(f"{text}(assert {unsafe})")
 
 
 def decide(function, property, **options):
@@ -61,10 +54,10 @@ def test_thresholds_beside_the_exact_optimum(seed):
         row = np.eye(2)[output]
         least = exact_minimum(layers, np.full(4, -1.0), np.full(4, 1.0), row)
         for threshold, verdict in ((least - NEAR, "unsat"), (least + 0.05, "sat")):
-            property = property_of([(-1, 1)] * 4, 2, f"(<= Y_{output} {threshold:.7f})")
+            property = box([(-1, 1)] * 4, 2, f"(<= Y_{output} {threshold:.7f})")
             assert decide(function, property, programs=programs).verdict == verdict
     # CROWN alone decides none of the unsat ones.
-    property = property_of([(-1, 1)] * 4, 2, f"(<= Y_1 {least - NEAR:.7f})")
+    property = box([(-1, 1)] * 4, 2, f"(<= Y_1 {least - NEAR:.7f})")
     loose = decide(function, property, programs=programs, method="crown")
     assert loose.verdict == "unknown"
 
@@ -90,22 +83,17 @@ def test_every_op_with_kinks_is_split(name):
     least = float(np.min(jax.jit(jax.vmap(function))(points)))
     programs = Programs(function, (2,))
     for threshold, verdict in ((least - 0.05, "unsat"), (least + 0.01, "sat")):
-        property = property_of([(-1, 1)] * 2, 1, f"(<= Y_0 {threshold:.7f})")
+        property = box([(-1, 1)] * 2, 1, f"(<= Y_0 {threshold:.7f})")
         assert decide(function, property, programs=programs).verdict == verdict
 
 
 def test_a_split_whose_multiplier_is_zero_still_counts():
     """The leaf `x <= 0` of `0.5 - relu(x)` is proved without its multiplier; 1 is unsafe."""
     function = lambda x: 0.5 - nn.relu(x)  # noqa: E731
-    result = decide(function, property_of([(-1, 1)], 1, "(<= Y_0 0)"))
+    result = decide(function, box([(-1, 1)], 1, "(<= Y_0 0)"))
     assert result.verdict == "sat"
     assert result.counterexample.inputs[0] >= 0.5
-    assert decide(function, property_of([(-1, 1)], 1, "(<= Y_0 -0.51)")).verdict == "unsat"
-
-
-def hat(x):
-    """`[2] -> [2]`: `|x_0| + |x_1|` and `max(x_0, x_1)`."""
-    return jnp.stack([jnp.sum(nn.relu(x) + nn.relu(-x)), x[0] + nn.relu(x[1] - x[0])])
+    assert decide(function, box([(-1, 1)], 1, "(<= Y_0 -0.51)")).verdict == "unsat"
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +115,14 @@ def programs_of_hat():
     ],
 )
 def test_conjunctions_of_several_rows(unsafe, verdict, programs_of_hat):
-    result = decide(hat, property_of([(-1, 1)] * 2, 2, unsafe), programs=programs_of_hat)
+    result = decide(hat, box([(-1, 1)] * 2, 2, unsafe), programs=programs_of_hat)
     assert result.verdict == verdict
 
 
 @pytest.mark.parametrize("bad", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)])
 def test_a_network_that_is_not_finite_is_never_proved(bad):
     function = lambda x: jnp.sum(nn.relu(x), keepdims=True) + jnp.float32(bad)  # noqa: E731
-    property = property_of([(-1, 1)] * 3, 1, "(<= Y_0 -9999)")
+    property = box([(-1, 1)] * 3, 1, "(<= Y_0 -9999)")
     result = decide(function, property)
     assert result.verdict == "unknown"
     assert "nothing left to split" in result.note
@@ -146,7 +134,7 @@ def test_a_network_without_kinks_has_optimised_bounds(monkeypatch):
     function = lambda x: jnp.tanh(x[:1]) - 0.5 * jnp.tanh(x[1:])  # noqa: E731
     programs = Programs(function, (2,))
     for threshold, verdict in ((-1.2, "unsat"), (-1.1, "sat")):
-        property = property_of([(-1, 1)] * 2, 1, f"(<= Y_0 {threshold})")
+        property = box([(-1, 1)] * 2, 1, f"(<= Y_0 {threshold})")
         assert decide(function, property, programs=programs).verdict == verdict
 
 
@@ -158,7 +146,7 @@ def test_what_cannot_be_split_is_unknown_and_says_so(monkeypatch):
     def function(x):
         return jnp.sin(3.0 * x[:1]) - jnp.sin(3.0 * x[:1] + 0.1) + nn.relu(x[1:])
 
-    result = decide(function, property_of([(-2, 2), (-1, 1)], 1, "(<= Y_0 -0.5)"))
+    result = decide(function, box([(-2, 2), (-1, 1)], 1, "(<= Y_0 -0.5)"))
     assert result.verdict == "unknown"
     assert "nothing left to split; their bounds lack up to" in result.note
 
@@ -168,7 +156,7 @@ def test_the_search_is_the_same_every_time(monkeypatch):
     layers = layers_of(7, (4, 8, 8, 2))
     function = dense(layers)
     least = exact_minimum(layers, np.full(4, -1.0), np.full(4, 1.0), np.eye(2)[0])
-    property = property_of([(-1, 1)] * 4, 2, f"(<= Y_0 {least - NEAR:.7f})")
+    property = box([(-1, 1)] * 4, 2, f"(<= Y_0 {least - NEAR:.7f})")
     programs, counts = Programs(function, (4,)), []
     refutes = tree.Tree.refutes
 
@@ -188,7 +176,7 @@ def test_a_queue_that_outgrows_its_memory_ends_the_search(monkeypatch):
     monkeypatch.setattr(tree, "_MAX_BYTES", 1)
     layers = layers_of(7, (4, 8, 8, 2))
     least = exact_minimum(layers, np.full(4, -1.0), np.full(4, 1.0), np.eye(2)[0])
-    property = property_of([(-1, 1)] * 4, 2, f"(<= Y_0 {least - NEAR:.7f})")
+    property = box([(-1, 1)] * 4, 2, f"(<= Y_0 {least - NEAR:.7f})")
     result = decide(dense(layers), property)
     assert result.verdict == "unknown"
     assert "open domains take more than 1 bytes" in result.note
@@ -197,6 +185,6 @@ def test_a_queue_that_outgrows_its_memory_ends_the_search(monkeypatch):
 def test_time_ends_the_search():
     layers = layers_of(8, (20, 60, 60, 60, 2))
     least = 0.0
-    property = property_of([(-3, 3)] * 20, 2, f"(<= Y_0 {least - 3.0:.7f})")
+    property = box([(-3, 3)] * 20, 2, f"(<= Y_0 {least - 3.0:.7f})")
     result = decide(dense(layers), property, timeout=0.1)
     assert result.verdict == "timeout"

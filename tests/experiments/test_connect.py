@@ -9,33 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from connected import EPS, connected_config, tiny_networks
 
 import boundjax as bj
-from boundjax.diagnostics import bezier
 from boundjax.training import robust_cross_entropy
 from experiments import connect as command
-from experiments import models
-from experiments.connectivity.connect import Options, connect, verdict
-from experiments.connectivity.curve import on_curve, prepare_curve, target
-from experiments.connectivity.points import Measurement, batch_size
+from experiments.connectivity.connect import Options, connect
+from experiments.connectivity.points import batch_size
 from experiments.evaluation import trained
-from experiments.methods import Batch
 from experiments.plots import connectivity as plots
 from experiments.records import connection as records
 from experiments.records.connection import LOSSES, PATHS, ConnectionRecords
 from experiments.records.folder import Records
-from experiments.settings.checks import from_config_dict
-from experiments.settings.errors import ContradictionError, ExperimentError
+from experiments.settings.errors import ExperimentError
 from experiments.train.batch_norm import population_statistics
 from experiments.train.prepare import prepare
 from experiments.train.variables import nothing_selected
 
-NETWORKS = {
-    "test_mlp": {"hidden": (8,)},
-    "test_other": {"hidden": (9,)},
-    "test_bn": {"hidden": (8,), "batch_norm": True},
-}
-EPS = 0.03
 # Four steps in an epoch, checkpoints between the ends of epochs.
 OPTIONS = Options(
     loss="interval",
@@ -53,22 +43,8 @@ one_worker = pytest.mark.xdist_group("connect")
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny_networks():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, fields in NETWORKS.items():
-            patch.setitem(models.MODELS, name, fields)
+    with tiny_networks():
         yield
-
-
-def _config(network="test_mlp", **groups):
-    settings = {
-        "data": {"name": "digits"},
-        "model": {"name": network},
-        "train": {"epochs": 1, "batch_size": 128},
-        "robust": {"method": "ibp", "eps_train": EPS, "eps_test": 0.02},
-    }
-    for group, values in groups.items():
-        settings[group] = settings.get(group, {}) | values
-    return from_config_dict(settings)
 
 
 def _run(folder, config, seed, ended=True):
@@ -87,7 +63,7 @@ def _run(folder, config, seed, ended=True):
 def runs(tmp_path_factory):
     """Folders of two runs of one configuration."""
     folder = tmp_path_factory.mktemp("runs")
-    return tuple(_run(folder / name, _config(), seed) for seed, name in enumerate("ab"))
+    return tuple(_run(folder / name, connected_config(), seed) for seed, name in enumerate("ab"))
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +229,7 @@ def test_fewer_points_are_taken_from_those_that_are_measured(finished, runs, tmp
     [("crown-ibp", "inf", 0.03), pytest.param("one-step", "2", 0.1, marks=pytest.mark.slow)],
 )
 def test_batch_normalisation_has_the_statistics_of_every_network(tmp_path, loss, norm, eps):
-    config = _config("test_bn", robust={"norm": norm, "eps_train": eps})
+    config = connected_config("test_bn", robust={"norm": norm, "eps_train": eps})
     a, b = (_run(tmp_path / name, config, seed) for seed, name in enumerate("ab"))
     options = OPTIONS._replace(loss=loss, epochs=1, out=tmp_path / "curve")
     connection = connect(a, b, options)
@@ -275,95 +251,6 @@ def test_batch_normalisation_has_the_statistics_of_every_network(tmp_path, loss,
 
     expected = np.mean(jax.jit(jax.vmap(of_example))(test, rows))
     assert connection.points["segment"][1]["interval"]["loss"] == pytest.approx(expected, rel=1e-4)
-
-
-# --- parts ----------------------------------------------------------------------------------------
-
-
-def test_the_loss_of_a_control_point_is_that_of_a_network_on_the_curve():
-    prepared = prepare(_config())
-    objective = prepared.method.objectives[-1]
-    start, control, end = (prepared.initial_state(seed)["params"] for seed in range(3))
-    images, labels = (jnp.asarray(part[:16]) for part in prepared.splits.train)
-    batch, key = Batch(images, labels), jax.random.key(5)
-    coefficients = target(prepared.config.robust)
-    collections = {"batch_stats": {}, "start": start, "end": end}
-    of_curve = jax.jit(jax.value_and_grad(on_curve(objective), has_aux=True))
-    (loss, outcome), gradient = of_curve(control, collections, batch, coefficients, key)
-    t = jax.random.uniform(jax.random.split(key)[0])
-    point = bezier(t, start, control, end)
-    (expected, _), of_network = jax.jit(jax.value_and_grad(objective, has_aux=True))(
-        point, {"batch_stats": {}}, batch, coefficients, key
-    )
-    assert 0.05 < t < 0.95
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
-    assert outcome.metrics["loss"] == loss
-    scaled = jax.tree.map(lambda leaf: 2 * t * (1 - t) * leaf, of_network)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, scaled
-    )
-
-
-@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "one-step"])
-def test_the_loss_is_that_of_the_method_at_the_final_radius(method):
-    config = _config(robust={"method": method, "ramp_epochs": 0.0, "beta": (1.0, 1.0)})
-    prepared = prepare(config)
-    curve = prepare_curve(prepared)
-    assert curve.phases.tolist() == [0] * prepared.total_steps
-    for step in (0, 7):
-        expected = {"eps": EPS, "kappa": 0.0, "beta": 1.0, "ramp": 1.0}
-        values = {k: float(v) for k, v in curve.schedule(step)._asdict().items()}
-        assert values == pytest.approx(expected)
-    assert int(prepared.method.phase(curve.schedule(0))) == 2  # neither natural nor IBP alone
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "error", "message"),
-    [
-        ("interval loss", np.inf, ExperimentError, "the interval loss must be finite along the pa"),
-        ("one-step loss", np.nan, ExperimentError, "the one-step loss must be finite along the pa"),
-        ("one-step verified", True, ContradictionError, "image 1 is verified but misclassified"),
-    ],
-)
-def test_losses_that_mean_nothing(name, value, error, message):
-    prepared = prepare(_config())
-    measure = Measurement(prepared, prepared.splits.test.take(slice(4)))
-    values = {f"{loss} loss": np.ones(2, np.float32) for loss in LOSSES}
-    values |= {f"{loss} verified": np.zeros(2, bool) for loss in LOSSES}
-    values["correct"] = np.array([True, False])
-    measure._of_batch = lambda *_: values
-    assert measure({})["one-step"] == {"loss": 1.0, "spread": 0.0, "verified_error": 1.0}
-    values[name] = values[name].copy()
-    values[name][1] = value
-    with pytest.raises(error, match=message):
-        measure({})
-
-
-@pytest.mark.parametrize(
-    ("barrier", "text"),
-    [
-        (
-            {"exists": True, "height": 0.5, "loss": 2.0, "ends": [1.5, 1.0]},
-            "barrier under the interval loss: at t = 0.250 it is 2.0000, at the ends 1.5000 and "
-            "1.0000, so it rises above both by 0.5000, more than twice its spread over batches "
-            "(0.1000)",
-        ),
-        (
-            {"exists": False, "height": 0.125, "loss": 1.625, "ends": [1.5, 1.0]},
-            "no barrier under the interval loss: at t = 0.250 it is 1.6250, at the ends 1.5000 and "
-            "1.0000, so it rises above both by 0.1250, no more than twice its spread over batches "
-            "(0.1000)",
-        ),
-        (
-            {"exists": False, "height": 0.0, "loss": 1.5, "ends": [1.5, 1.0]},
-            "no barrier under the interval loss: nowhere along the curve is it above the ends, "
-            "1.5000 and 1.0000",
-        ),
-    ],
-)
-def test_the_verdict_is_one_line(barrier, text):
-    barriers = {"curve": {"interval": {"t": 0.25, "spread": 0.1, **barrier}}}
-    assert verdict({"trained_on": "interval", "barriers": barriers}) == text
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -427,15 +314,15 @@ def test_options_out_of_range(runs, tmp_path, capsys, flags, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (_config("test_other"), "must agree in model.name, got 'test_mlp' in"),
-        (_config(model={"std": (0.5,)}), "must agree in model.std, got () in"),
-        (_config(robust={"norm": "2"}), "must agree in robust.norm, got 'inf' in"),
+        (connected_config("test_other"), "must agree in model.name, got 'test_mlp' in"),
+        (connected_config(model={"std": (0.5,)}), "must agree in model.std, got () in"),
+        (connected_config(robust={"norm": "2"}), "must agree in robust.norm, got 'inf' in"),
         (
-            _config(robust={"method": "adv-train"}, random={"prior_std": 0.1}),
+            connected_config(robust={"method": "adv-train"}, random={"prior_std": 0.1}),
             "other has a random network, which has no certified loss",
         ),
-        (_config(robust={"clip": False}), "must agree in robust.clip, got True in"),
-        (_config(robust={"eps_train": 0.04}), "trained at the radii 0.03 ("),
+        (connected_config(robust={"clip": False}), "must agree in robust.clip, got True in"),
+        (connected_config(robust={"eps_train": 0.04}), "trained at the radii 0.03 ("),
     ],
 )
 def test_runs_that_cannot_be_connected(runs, tmp_path, capsys, config, message):
@@ -453,17 +340,17 @@ def test_runs_of_different_data(runs, tmp_path, capsys):
             **{f"{part}_images": images for part in ("train", "test")},
             **{f"{part}_labels": labels for part in ("train", "test")},
         )
-        _run(tmp_path / name, _config(data={"dir": str(tmp_path / f"{name}.npz")}), seed)
+        _run(tmp_path / name, connected_config(data={"dir": str(tmp_path / f"{name}.npz")}), seed)
     error = _refused(capsys, tmp_path / "one", tmp_path / "two", "--loss=interval")
     assert "must have the same test images of UCI digits (npz file)" in error
 
 
 def test_runs_that_have_not_ended(runs, tmp_path, capsys):
-    begun = _run(tmp_path / "begun", _config(), 0, ended=False)
+    begun = _run(tmp_path / "begun", connected_config(), 0, ended=False)
     error = _refused(capsys, runs[0], begun, "--loss=interval")
     assert f"{begun} has no final checkpoint, only step 1 of" in error
     empty = tmp_path / "empty"
-    Records(empty, _config()).create()
+    Records(empty, connected_config()).create()
     assert f"{empty} has no checkpoint yet" in _refused(capsys, runs[0], empty, "--loss=interval")
     assert "nowhere holds no run" in _refused(capsys, runs[0], "nowhere", "--loss=interval")
     error = _refused(capsys, runs[0], runs[0], "--loss=interval")
@@ -474,7 +361,7 @@ def test_runs_that_have_not_ended(runs, tmp_path, capsys):
 def test_a_folder_of_something_else_is_refused(finished, runs, tmp_path, capsys):
     out, _ = finished
     flags = _flags(OPTIONS._replace(out=out))
-    other = _run(tmp_path / "other", _config(), 3)
+    other = _run(tmp_path / "other", connected_config(), 3)
     for pair, extra, message in (
         (runs, ["--count=40"], "holds another curve, which differs in batch_size, images_sha256"),
         ((runs[0], other), [], "which differs in parameters_sha256; choose another"),

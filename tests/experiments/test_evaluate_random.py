@@ -302,7 +302,7 @@ def test_measures_of_a_run_are_printed(finished, capsys):
     run = trained.load(finished[0])
     network = RandomNetwork(run.pure, bj.Threat(0.1, np.inf, (0.0, 1.0)), 20)
     data = run.test.take(slice(30))
-    found = random_networks.measure(network, data, 0.1, jax.random.key(0), 6, 3)
+    measured = random_networks.measure(network, data, 0.1, jax.random.key(0), 6, 3)
     keys = list(jax.random.split(jax.random.split(jax.random.key(0))[0], 6))
     # Recomputed from the gradients of each image, in NumPy.
     gradients = np.concatenate(
@@ -310,14 +310,14 @@ def test_measures_of_a_run_are_printed(finished, capsys):
     ).reshape(6, 30, -1)
     lengths = np.linalg.norm(gradients, axis=-1, keepdims=True)
     kept = (lengths > 1e-12).all(axis=(0, 2))
-    assert found.images == kept.sum() > 20
+    assert measured.images == kept.sum() > 20
     units = gradients[:, kept] / lengths[:, kept]
     rho = np.linalg.norm(units.mean(axis=0), axis=-1)
-    assert found.rho == pytest.approx(rho.mean(), rel=1e-4)
-    assert found.mean == pytest.approx(((6 * rho**2 - 1) / 5).mean(), abs=1e-4)
-    assert found.transfer.shape == (3, 3)
-    assert np.diag(found.transfer).mean() <= found.off_diagonal.mean()
-    assert f"{found.rho:.4f}" in printed
+    assert measured.rho == pytest.approx(rho.mean(), rel=1e-4)
+    assert measured.mean == pytest.approx(((6 * rho**2 - 1) / 5).mean(), abs=1e-4)
+    assert measured.transfer.shape == (3, 3)
+    assert np.diag(measured.transfer).mean() <= measured.off_diagonal.mean()
+    assert f"{measured.rho:.4f}" in printed
 
 
 def test_only_random_runs_have_measures(finished, tmp_path, capsys):

@@ -33,19 +33,22 @@ GRADDIV = {
 @pytest.mark.parametrize("data", GRADDIV)
 def test_graddiv(data):
     config = _config(f"{data}_graddiv")
-    found = (
+    settings = (
         *(config.model.name, config.train.epochs, config.optim.milestones),
         *(config.robust.warmup_epochs, config.robust.ramp_epochs, config.robust.eps_train),
         *(config.random.prior_std, config.diversity.measure, config.diversity.weight),
         config.augment.crop,
     )
-    assert found == GRADDIV[data]
+    assert settings == GRADDIV[data]
     assert (config.train.batch_size, config.optim.name, config.optim.lr) == (128, "adam", 1e-3)
     assert (config.random.kl, config.optim.factor, config.diversity.draws) == (0.02, 0.1, 3)
     assert (config.adversary.steps, config.adversary.step_size) == (10, 0.25)
     # The attack has its radius in the warm-up as well; the weight of GradDiv grows behind it.
     first, middle, end = _epochs(
-        config, 0, config.robust.warmup_epochs + config.robust.ramp_epochs / 2, found[4] + found[3]
+        config,
+        0,
+        config.robust.warmup_epochs + config.robust.ramp_epochs / 2,
+        settings[4] + settings[3],
     )
     assert float(first.eps) == np.float32(config.robust.eps_train)
     np.testing.assert_allclose([first.ramp, middle.ramp, end.ramp], [0, 0.5, 1], atol=1e-6)

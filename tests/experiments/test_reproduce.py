@@ -288,8 +288,8 @@ def test_every_line_of_the_tables_has_a_row():
 
 def test_random_networks_are_compared_with_every_cell_of_their_tables():
     """Accuracies as the thesis prints them; the configurations have these attacks."""
-    found = {name: row for name, row in ROWS.items() if row.attacks}
-    assert len(found) == 10
+    attacked = {name: row for name, row in ROWS.items() if row.attacks}
+    assert len(attacked) == 10
     for name, attack, accuracy in (
         ("mnist-adv-bnn", "eot-pgd-n20-eps0.36", 25.82),
         ("mnist-adv-bnn-graddiv", "eot-pgd-n20-eps0.36", 63.34),
@@ -302,8 +302,8 @@ def test_random_networks_are_compared_with_every_cell_of_their_tables():
         ("stl10-adv-bnn-graddiv", "eot-pgd-n20-eps0.03", 38.94),
         ("stl10-rse", "eot-fgsm-n20-eps0.01", 47.86),
     ):
-        assert found[name].attacks[attack] == pytest.approx(100 - accuracy)
-    for row in found.values():
+        assert attacked[name].attacks[attack] == pytest.approx(100 - accuracy)
+    for row in attacked.values():
         attacks = attacks_of(configuration(row), RandomOptions())
         assert set(row.attacks) <= {attack.name for attack in attacks}
         # The number that counts is among them.

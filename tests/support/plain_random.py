@@ -20,14 +20,14 @@ class Draw(NamedTuple):
 
     def trace(self, x):
         """The pre-activations of every layer."""
-        found = []
+        values = []
         for number, ((weight, bias), noise) in enumerate(
             zip(self.layers, self.noises, strict=True)
         ):
             x = x if number == 0 else np.where(x > 0, x, self.slope * x)
             x = weight @ (x + noise) + bias
-            found.append(x)
-        return found
+            values.append(x)
+        return values
 
     def gradient(self, x, label):
         """Of the cross-entropy with respect to the image."""

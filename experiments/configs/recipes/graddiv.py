@@ -55,8 +55,8 @@ _RECIPES = {
 def choices(name: str) -> dict[str, common.Choices]:
     """The arguments of a data set's configuration; its best regularizer is the default."""
     best = _RECIPES[name].measure
-    others = tuple(measure for measure in MEASURES if measure != best)
-    return {"defence": DEFENCES, "graddiv": (best, "none", *others)}
+    alternatives = tuple(measure for measure in MEASURES if measure != best)
+    return {"defence": DEFENCES, "graddiv": (best, "none", *alternatives)}
 
 
 def train(config: common.ConfigDict, name: str, options: types.SimpleNamespace) -> None:
