@@ -23,6 +23,9 @@ _NAMES = {
     "cap": "CAP",
     "bcp": "BCP",
     "lmt": "LMT",
+    "rse": "RSE",
+    "adv-bnn": "Adv-BNN",
+    "adv-train": "Adv.train",
 }
 
 
@@ -83,6 +86,8 @@ def method_name(config: Config) -> str:
     name = _NAMES.get(method, method)
     if config.regularizers.relu_stability:
         name += f", RS {config.regularizers.relu_stability:g}"
+    if config.diversity.weight:
+        name += f", GradDiv-{config.diversity.measure}"
     return name
 
 

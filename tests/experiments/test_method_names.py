@@ -32,6 +32,8 @@ RENAMED = {
     "exp_ibp": "exp-ibp",
     "cc_ibp": "cc-ibp",
 }
+# Came after 0.1: they never had underscores.
+LATER = {"adv-bnn", "adv-train"}
 NOTICE = "method names have hyphens now: {}; 0.3 will reject the old spelling"
 CONFIG = """
 from experiments.configs import common
@@ -57,7 +59,7 @@ def test_no_method_has_an_underscore():
 
 
 def test_every_old_spelling_is_read():
-    assert set(RENAMED.values()) == {name for name in methods.METHODS if "-" in name}
+    assert set(RENAMED.values()) | LATER == {name for name in methods.METHODS if "-" in name}
     for old, name in RENAMED.items():
         assert method_names.current(old) == method_names.current(name) == name
         assert from_config_dict({"robust": {"method": old}}).robust.method == name

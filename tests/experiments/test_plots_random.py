@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 import boundjax as bj
-from experiments.plots import gradients
+from experiments import models
+from experiments.plots import diversity, gradients, records
 from experiments.plots import random_gradients as measured
+from experiments.run import run as runs
+from experiments.settings.checks import from_config_dict
 
 CLASSES = 3
 
@@ -103,3 +106,33 @@ def test_the_command_draws_every_kind(kind, tmp_path, monkeypatch, capsys):
     gradients.main(["0.5", "3.0", f"--kind={kind}", "--draws=3", "--steps=2", f"--out={out}"])
     assert capsys.readouterr().out == f"figure: {out}\n"
     assert out.stat().st_size > 3_000
+
+
+def test_the_diversity_of_gradients_is_drawn_while_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(models.MODELS, "test_mlp", {"hidden": (16,)})
+    config = from_config_dict(
+        {
+            "data": {"name": "digits", "train": 256},
+            "model": {"name": "test_mlp"},
+            "train": {
+                "epochs": 1,
+                "batch_size": 64,
+                "diagnostics": ("gradients",),
+                "diagnostics_every": 2,
+            },
+            "robust": {"method": "adv-bnn", "eps_train": 0.05, "eps_test": 0.05},
+            "adversary": {"steps": 1},
+            "random": {"prior_std": 0.3, "initial_std": 0.05},
+            "diversity": {"weight": 0.1, "measure": "mean"},
+            "evaluation": {"pgd_steps": 1, "draws": 1, "attack_draws": (1,), "images": 20},
+        }
+    )
+    runs.run(config, tmp_path, "test")
+    run = records.read(tmp_path)
+    assert run.name == "Adv-BNN, GradDiv-mean"
+    epochs, lengths = records.series(run, "gradients", "rho")
+    assert epochs == [0.0, 0.5]
+    assert all(0 < length < 1 for length in lengths)
+    diversity.main([str(tmp_path)])
+    assert f"figure: {tmp_path / 'diversity.png'}" in capsys.readouterr().out
+    assert (tmp_path / "diversity.png").stat().st_size > 3_000

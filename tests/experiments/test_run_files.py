@@ -104,7 +104,7 @@ WRONG = {
     "norm": ("1", 2, None),
     "eps_test": (-0.1, "0.02", True, None),
     "clip": ([0.0], "0, 1", [0.0, "1"], True),
-    "bounds": ([], "interval", [1]),
+    "bounds": (None, "interval", [1]),
     "attack": (None, []),
     "versions": ({}, [], "0.11.2", {"jax": "0.11.2"}),
     "train_seconds": (-1, "1.5", None, [1.5]),
