@@ -1,5 +1,6 @@
 """Strict numerics, several CPU devices and reproducible hypothesis examples for every test."""
 
+import collections
 import gc
 import importlib
 import itertools
@@ -58,6 +59,20 @@ MAPS = Path("/proc/self/maps")
 # what they belong to is one or two GiB.
 MOST_MAPS = 20_000
 TORN_DOWN = itertools.count(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves all but every k-th example of a test marked `sampled(k)` to the night."""
+    seen: collections.Counter[str] = collections.Counter()
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark is None or item.get_closest_marker("slow") is not None:
+            continue
+        test = item.nodeid.partition("[")[0]
+        if seen[test] % mark.args[0]:
+            item.add_marker(pytest.mark.slow)
+        seen[test] += 1
 
 
 def pytest_collection_finish() -> None:

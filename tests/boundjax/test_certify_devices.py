@@ -46,6 +46,7 @@ def devices():
 # Methods that vmap over the examples, and one that runs them one by one on CPU. Neither seven
 # examples nor batches of three divide by two.
 @pytest.mark.parametrize("method", ["interval", "crown-ibp", "crown"])
+@pytest.mark.sampled(3)
 def test_two_devices_find_what_one_finds(method, model, images):
     options = {"method": method, "clip": CLIP}
     alone = bj.certify(model, images, EPS, **options)

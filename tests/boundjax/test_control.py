@@ -104,6 +104,7 @@ def check_samples(function, *transforms, box=BOX):
 
 @pytest.mark.parametrize("name", LOOPS)
 @pytest.mark.parametrize("limit", [2, 128])
+@pytest.mark.sampled(5)
 def test_loops_are_sound_and_compute_the_function(name, limit):
     function = LOOPS[name]
     with unroll_limit(limit):

@@ -39,18 +39,21 @@ def ball_of(rng, shape):
 
 @each_network(*BY_NAME)
 @given(seed=SEEDS)
+@pytest.mark.sampled(3)
 def test_balls_and_boxes_contain_samples(name, seed):
     check_ball(name, 2, None, True, seed)
 
 
 @each_network(*WITH_CONSTANTS)
 @given(seed=SEEDS)
+@pytest.mark.sampled(3)
 def test_balls_alone_contain_samples(name, seed):
     check_ball(name, 2, None, False, seed)
 
 
 @pytest.mark.parametrize("p", [1, 3, np.inf])
 @given(seed=SEEDS)
+@pytest.mark.sampled(2)
 def test_bounds_over_other_balls_contain_samples(p, seed):
     check_ball("mlp", p, (-1.5, 1.5), True, seed)
 
@@ -260,6 +263,7 @@ def test_bad_arguments():
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("method", ["bcp", "lmt"])
+@pytest.mark.sampled(3)
 def test_weights_that_are_not_finite_certify_nothing(method, layer, bad):
     _, weights, x = dense_net(0, 6, 40, 4)
     weights = [w.astype(np.float32) for w in weights]

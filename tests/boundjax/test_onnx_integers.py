@@ -148,6 +148,7 @@ ARITHMETIC = {
 
 
 @pytest.mark.parametrize("case", ARITHMETIC)
+@pytest.mark.sampled(3)
 def test_integer_arithmetic_has_bounds_up_to_2_to_the_24(case, tmp_path):
     model, held, too_large = ARITHMETIC[case]
     too_large = too_large or 2.0**24

@@ -132,6 +132,7 @@ def test_more_steps_are_never_looser_and_all_are_sound(name, rule):
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.sampled(2)
 def test_optimised_bounds_are_ordered(name):
     """CROWN, then optimised slopes alone, then optimised intermediate bounds as well."""
     network = BY_NAME[name]
@@ -151,6 +152,7 @@ def test_optimised_bounds_are_ordered(name):
         assert full.width.sum() < fixed.width.sum() < crown.width.sum()
 
 
+@pytest.mark.slow
 def test_a_small_byte_budget_gives_the_same_optimised_bounds():
     network = BY_NAME["cnn"]
     with jax.enable_x64(True):

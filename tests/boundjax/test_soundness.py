@@ -66,6 +66,7 @@ def check_network(network: Network, method: str, seed: int, dtype) -> None:
 
 @each_pair()
 @given(seed=SEEDS)
+@pytest.mark.sampled(3)
 def test_bounds_contain_samples_and_attacks(network, method, seed):
     with jax.enable_x64(True):
         check_network(network, method, seed, np.float64)
@@ -116,6 +117,7 @@ def test_every_method_has_networks():
     ("name", "method"),
     [("mlp", "interval"), ("mlp", "crown"), ("cnn", "crown-ibp")],
 )
+@pytest.mark.sampled(3)
 def test_bounds_agree_under_jit_vmap_and_pmap(name, method):
     network = BY_NAME[name]
     weights = network.weights(0)
@@ -170,6 +172,7 @@ def test_gradient_of_relu_at_zero_is_zero():
 @pytest.mark.xdist_group("mlp")
 @pytest.mark.parametrize("method", METHODS)
 @given(seed=SEEDS)
+@pytest.mark.sampled(2)
 def test_specification_merges_with_the_last_layer(method, seed):
     network = BY_NAME["mlp"]
     with jax.enable_x64(True):
@@ -194,6 +197,7 @@ def test_specification_merges_with_the_last_layer(method, seed):
 
 
 @pytest.mark.parametrize("slopes", ["adaptive", "one", "zero", "parallel"])
+@pytest.mark.sampled(2)
 def test_a_row_is_never_looser_than_the_logits_combined(slopes):
     """Before the intersection with intervals, which may be tighter for a single logit."""
     network = BY_NAME["mlp"]

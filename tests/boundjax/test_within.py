@@ -89,6 +89,7 @@ def test_every_row_holds_where_its_intervals_do(kind, slopes, sides):
 
 @pytest.mark.parametrize("kind", ["plain", "joint", "pooled"])
 @pytest.mark.parametrize("sides", ["lower", "upper", "both"])
+@pytest.mark.sampled(4)
 def test_a_row_within_is_the_bound_with_these_intervals_known(kind, sides):
     # No other op depends on the pre-activations of the last one.
     rng = np.random.default_rng(1)
@@ -121,6 +122,7 @@ def test_a_row_within_is_the_bound_with_these_intervals_known(kind, sides):
         assert max(gains) > 1e-3
 
 
+@pytest.mark.slow
 def test_nothing_within_changes_nothing():
     function = _network(np.random.default_rng(2))["plain"]
     relaxation = bj.relax(function)(bj.Box(jnp.full(3, -1.0), jnp.full(3, 1.0)))

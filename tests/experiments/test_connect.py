@@ -228,6 +228,7 @@ def test_fewer_points_are_taken_from_those_that_are_measured(finished, runs, tmp
     ("loss", "norm", "eps"),
     [("crown-ibp", "inf", 0.03), pytest.param("one-step", "2", 0.1, marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_batch_normalisation_has_the_statistics_of_every_network(tmp_path, loss, norm, eps):
     config = connected_config("test_bn", robust={"norm": norm, "eps_train": eps})
     a, b = (_run(tmp_path / name, config, seed) for seed, name in enumerate("ab"))
@@ -325,6 +326,7 @@ def test_options_out_of_range(runs, tmp_path, capsys, flags, message):
         (connected_config(robust={"eps_train": 0.04}), "trained at the radii 0.03 ("),
     ],
 )
+@pytest.mark.sampled(3)
 def test_runs_that_cannot_be_connected(runs, tmp_path, capsys, config, message):
     other = _run(tmp_path / "other", config, 0)
     assert message in _refused(capsys, runs[0], other, "--loss=interval", f"--out={tmp_path / 'o'}")

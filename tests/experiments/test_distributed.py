@@ -134,6 +134,7 @@ def test_a_terminated_run_goes_on_bit_identically(uninterrupted, interrupted, tm
 
 
 @one_worker
+@pytest.mark.slow
 def test_a_terminated_run_goes_on_in_one_process(uninterrupted, interrupted, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(interrupted, workdir)

@@ -95,6 +95,7 @@ def test_every_mesh_trains_the_same(method, mesh, groups):
 
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(("model", "count"), [("test_mlp", 1), ("test_bn", 3)])
+@pytest.mark.sampled(2)
 def test_a_data_parallel_step_sums_gradients_once_and_nothing_else(model, count):
     # Batch normalisation sums its statistics over the batch, and their gradients.
     found = Counter(re.findall(COLLECTIVE, _program(_prepared(model=model))))
@@ -102,6 +103,7 @@ def test_a_data_parallel_step_sums_gradients_once_and_nothing_else(model, count)
 
 
 @pytest.mark.usefixtures("optimized")
+@pytest.mark.slow
 def test_a_step_gathers_every_divided_parameter_once():
     found = Counter(re.findall(COLLECTIVE, _program(_prepared(mesh={"fsdp": 2, "data": 1}))))
     assert found["all-gather"] == 1  # the kernel of the first layer; the others are small

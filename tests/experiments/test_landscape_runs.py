@@ -137,6 +137,7 @@ def test_a_run_that_was_stopped_measures_every_step_once(finished, tmp_path, mon
 
 
 @pytest.mark.parametrize("model", ["test_mlp", "test_bn"])
+@pytest.mark.sampled(2)
 def test_the_first_loss_is_that_of_the_step(model):
     config = _config(("landscape",), augment={"crop": 1}, model={"name": model})
     prepared = prepare(config)
@@ -152,6 +153,7 @@ def test_the_first_loss_is_that_of_the_step(model):
     assert prepared.phases[2] != prepared.phases[0]
 
 
+@pytest.mark.slow
 def test_the_target_is_the_final_radius_along_the_scheduled_update():
     prepared = prepare(_config(("landscape",), method="ibp"))
     feed = Feed(prepared.splits.train, 256, (0,), batch_sharding(prepared.mesh))
@@ -175,6 +177,7 @@ def test_the_target_is_the_final_radius_along_the_scheduled_update():
     assert measured["losses"][one] == pytest.approx(float(after), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_devices_that_divide_the_rows_measure_the_same():
     lines = []
     for mesh in ({"data": 1, "spec": 1}, {"data": 1, "spec": 2}):
@@ -209,6 +212,7 @@ def test_devices_that_divide_the_batch_measure_the_same(mesh):
         assert two["relus"]["widths"][label] == pytest.approx(width, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_several_seeds_are_measured_as_each_alone(tmp_path):
     together, alone = tmp_path / "together", tmp_path / "alone"
     config = _config(("landscape",), method="ibp")
@@ -222,6 +226,7 @@ def test_several_seeds_are_measured_as_each_alone(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_norms_are_measured_for_lipschitz_methods(tmp_path):
     config = _config(("norms",), method="bcp", robust={"norm": "2"})
     runs.run(config, tmp_path, "test")

@@ -92,6 +92,7 @@ def test_methods_that_own_nothing_have_the_state_they_had():
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("name", ["bcp", "lmt"])
+@pytest.mark.sampled(3)
 def test_only_robust_steps_iterate_the_vectors(name, batch_norm):
     _, state, (natural, robust) = _steps(name, batch_norm)
     vectors = state["spectral"]
@@ -114,6 +115,7 @@ def test_only_robust_steps_iterate_the_vectors(name, batch_norm):
 
 
 @pytest.mark.parametrize(("name", "box"), [("bcp", True), ("lmt", False)])
+@pytest.mark.sampled(2)
 def test_one_power_iteration_per_step_serves_all_images(monkeypatch, name, box):
     model, state, _ = _steps(name)
     iterate, transform, calls = bj.power_iteration, bj.lipschitz, []
@@ -141,6 +143,7 @@ def test_one_power_iteration_per_step_serves_all_images(monkeypatch, name, box):
 
 
 @pytest.mark.parametrize("name", ["bcp", "lmt"])
+@pytest.mark.sampled(2)
 def test_the_gradient_passes_through_the_norms(name):
     model, state, _ = _steps(name)
     objective = _objective(model, name)
@@ -224,6 +227,7 @@ def finished(tmp_path_factory):
 
 
 @one_worker
+@pytest.mark.slow
 def test_a_run_in_l2_says_so(finished, capsys):
     config, workdir, summary = finished
     assert (summary["norm"], summary["eps_test"], summary["data"]) == ("2", 0.2, "UCI digits")
@@ -305,6 +309,7 @@ def test_tau_of_images_does_not_depend_on_the_batches():
     assert np.all(found[0]["BCP"] > 0)
 
 
+@pytest.mark.slow
 def test_bounds_over_boxes_are_ordered_on_average():
     model = models.create("test_conv")
     images = np.random.default_rng(0).uniform(size=(8, *IMAGE)).astype(np.float32)

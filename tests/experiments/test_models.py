@@ -222,6 +222,7 @@ NOISY = {
 
 
 @pytest.mark.parametrize("name", NOISY)
+@pytest.mark.sampled(2)
 def test_noise_comes_before_every_convolution(name):
     """RSE: 0.2 on the image, 0.1 elsewhere; the noises are added to what convolutions take."""
     model = models.ConvolutionalClassifier(**NOISY[name], noise=(0.2, 0.1))
@@ -275,6 +276,7 @@ def test_noise_is_no_layer_of_its_own():
         np.testing.assert_array_equal(noisy.apply(variables, latent, rngs=key, start=cut), whole)
 
 
+@pytest.mark.slow
 def test_every_network_may_have_gaussian_weights():
     """Adv-BNN on a network with batch normalisation: a fixed draw is certified."""
     network = models.ConvolutionalClassifier(**NOISY["layers"])
@@ -405,6 +407,7 @@ def test_residual_networks_have_no_parts():
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.sampled(2)
 def test_every_kind_of_layer_can_be_bounded(name):
     model, variables, x = _small(name)
 

@@ -278,6 +278,7 @@ def network():
     )
 
 
+@pytest.mark.slow
 def test_the_middle_of_a_surface_is_the_loss_of_the_network(network):
     pure, data, threat = network.pure, network.data, network.threat
     measured = surface.surface_of(pure, data, threat, "interval", points=3, reach=0.1)

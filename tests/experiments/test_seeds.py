@@ -84,6 +84,7 @@ def test_seeds_are_trained_as_one_program_and_as_if_alone(tmp_path, capsys, monk
     assert runs.run(_config(seed=4, seeds=2), tmp_path / "both", "test") == together
 
 
+@pytest.mark.slow
 def test_seconds_of_seeds_trained_together_add_up_to_the_time_it_took(tmp_path, monkeypatch):
     clock = itertools.chain([100.0], itertools.repeat(110.0))
     monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
@@ -97,6 +98,7 @@ def test_the_folder_of_seeds_is_no_run(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_seeds_that_are_unequally_far_go_on_alone(tmp_path, monkeypatch):
     config = _config(seeds=2)
     train, groups = seeds.train, []

@@ -26,6 +26,7 @@ def test_every_float32_number_is_an_input():
     assert set(np.concatenate(chunks).view(np.uint32)) == expected
 
 
+@pytest.mark.slow
 def test_inputs_may_be_of_some_magnitudes_only():
     _, *chunks = ulps.inputs(1, 1.0, 1.25)
     x = np.concatenate(chunks)
