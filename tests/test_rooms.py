@@ -56,6 +56,13 @@ ROOMS = {
         "boundjax.ops",
         "boundjax.tracing",
     ),
+    "boundjax.search": (
+        "boundjax.precision",
+        "boundjax.slopes",
+        "boundjax.properties",
+        "boundjax.sets",
+        "boundjax.transforms",
+    ),
     "boundjax.training": (
         "boundjax.numerics",
         "boundjax.sets",
@@ -85,13 +92,10 @@ ROOMS = {
     ),
     "boundjax.onnx": ("boundjax.ops",),
     "boundjax.verify": (
-        "boundjax.precision",
-        "boundjax.slopes",
         "boundjax.vnnlib",
         "boundjax.sets",
         "boundjax.ir",
-        "boundjax.transforms",
-        "boundjax.certification",
+        "boundjax.search",
         "boundjax.onnx",
     ),
     "boundjax": (

@@ -37,6 +37,7 @@ from boundjax.sets.checks import require_array, require_finite
 from boundjax.sets.rounding import Rounding
 from boundjax.sets.threat import Threat
 from boundjax.tracing.jaxprs import program
+from boundjax.transforms.problem import require_plain_sums
 from boundjax.typing import Device, Jitted, PyTree
 
 # Fraction of the free memory that one call may take.
@@ -135,7 +136,7 @@ class Request:
             )
         mesh = sharding.mesh_of(devices, len(examples))
         if rounding != "nearest":
-            proof.require_plain_sums(
+            require_plain_sums(
                 jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
             )
         pure.require_no_fresh_draws(jnp.asarray(examples))

@@ -23,8 +23,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from boundjax.search.method import METHODS
 from boundjax.verify.errors import VerifyError, one_line
-from boundjax.verify.method import METHODS
 
 
 def _write(path: Path, text: str) -> None:

@@ -18,12 +18,12 @@ from boundjax import vnnlib
 from boundjax.ir.node import NoProofError
 from boundjax.ir.table import UnsupportedOpError
 from boundjax.onnx import OnnxError
+from boundjax.search.method import Method
+from boundjax.search.search import Result, Verdict
 from boundjax.sets.rounding import Rounding
 from boundjax.verify.batch import Results, interruptible
 from boundjax.verify.errors import VerifyError, one_line
-from boundjax.verify.method import Method
 from boundjax.verify.network import Network, Verifier
-from boundjax.verify.search import Result, Verdict
 
 DEFAULT_TIMEOUT = 60.0
 _SOLVED = ("sat", "unsat")

@@ -9,11 +9,11 @@ import numpy as np
 
 from boundjax import vnnlib
 from boundjax.onnx import from_onnx
+from boundjax.search.method import Method
+from boundjax.search.programs import Programs
+from boundjax.search.search import Result, verify
 from boundjax.sets.rounding import Rounding
 from boundjax.verify.errors import VerifyError, one_line
-from boundjax.verify.method import Method
-from boundjax.verify.programs import Programs
-from boundjax.verify.search import Result, verify
 
 _CHECKED_POINTS = 5
 

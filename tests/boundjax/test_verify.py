@@ -10,10 +10,11 @@ from jax import numpy as jnp
 from properties import box, hat
 
 from boundjax import UnsupportedOpError, verify, vnnlib
+from boundjax.search import boxes
+from boundjax.search.programs import Programs
+from boundjax.search.rows import positive_rows
 from boundjax.verify import __main__ as command
-from boundjax.verify import benchmark, boxes
-from boundjax.verify.programs import Programs
-from boundjax.verify.rows import positive_rows
+from boundjax.verify import benchmark
 
 
 def decide(function, property, **options):

@@ -12,8 +12,8 @@ from milp import exact_minimum
 from properties import box, hat
 
 from boundjax import verify
-from boundjax.verify import tree
-from boundjax.verify.programs import Programs
+from boundjax.search import tree
+from boundjax.search.programs import Programs
 
 NEAR = 1e-3  # distance of thresholds below an exact optimum; what lies above is for an attack
 

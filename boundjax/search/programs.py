@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from boundjax.certification.presets import LINEAR_OPTIONS
-from boundjax.certification.proof import require_plain_sums
 from boundjax.precision import training_precision
+from boundjax.search.domains import DomainPrograms
+from boundjax.search.method import Method
 from boundjax.sets.box import Box
 from boundjax.sets.rounding import Rounding
 from boundjax.transforms.linear import LinearOptions, RelaxOptions, relax
-from boundjax.verify.domains import DomainPrograms
-from boundjax.verify.method import Method
+from boundjax.transforms.presets import LINEAR_OPTIONS
+from boundjax.transforms.problem import require_plain_sums
 
 _OPTIONS: Mapping[Method, LinearOptions] = {
     "interval": {"slopes": "constant"},

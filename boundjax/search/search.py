@@ -13,13 +13,13 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float32, Num
 
+from boundjax.properties import Case, Property
+from boundjax.search.boxes import halve
+from boundjax.search.method import LADDER, METHODS, Method
+from boundjax.search.programs import Programs, power_above
+from boundjax.search.rows import Rows, lost_of, positive_rows
+from boundjax.search.tree import Tree
 from boundjax.sets.rounding import Rounding
-from boundjax.verify.boxes import halve
-from boundjax.verify.method import LADDER, METHODS, Method
-from boundjax.verify.programs import Programs, power_above
-from boundjax.verify.rows import Rows, lost_of, positive_rows
-from boundjax.verify.tree import Tree
-from boundjax.vnnlib import Case, Property
 
 # Points with a row at most this far above 0 are shown to the runtime that decides.
 _NEARLY_UNSAFE = 1e-6
@@ -102,7 +102,7 @@ def verify(
       property: a property, as `boundjax.vnnlib.load` reads it.
       method: the tightest bounds to try, after all cheaper ones: `"interval"`, `"crown-ibp"`,
         `"crown"` or `"alpha-crown"`; or `"complete"`: after CROWN, branch and bound that splits the
-        units of piecewise linear ops, such as ReLUs, see `boundjax.verify.tree`.
+        units of piecewise linear ops, such as ReLUs, see `boundjax.search.tree`.
       timeout: seconds of wall-clock time. It is checked between compiled calls, which take seconds,
         and longer with alpha-CROWN on a large network.
       rounding: what a proof holds for, see `boundjax.linear`.

@@ -17,7 +17,6 @@ import optax
 from jax import Array
 
 from boundjax import slopes
-from boundjax.certification.presets import LINEAR_OPTIONS
 from boundjax.precision import training_precision
 from boundjax.sets.box import Box
 from boundjax.sets.interval import Interval
@@ -26,6 +25,7 @@ from boundjax.transforms import domains
 from boundjax.transforms.domains import Domains, Splits
 from boundjax.transforms.linear import RelaxOptions, relax
 from boundjax.transforms.optimize import Ascent, BestPositions, State, unit_interval
+from boundjax.transforms.presets import LINEAR_OPTIONS
 from boundjax.transforms.walk import Walk
 
 # Units that are looked at before one of them is split.

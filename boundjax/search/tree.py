@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from boundjax.properties import Case, Conjunction
+from boundjax.search.domains import DomainPrograms, Parameters
+from boundjax.search.rows import FLOAT64, Rows, lost_of, positive_rows
 from boundjax.sets.box import Box
-from boundjax.verify.domains import DomainPrograms, Parameters
-from boundjax.verify.rows import FLOAT64, Rows, lost_of, positive_rows
-from boundjax.vnnlib import Case, Conjunction
 
 _ROOT_STEPS = 40
 _STEPS = 12

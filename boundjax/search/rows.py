@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from boundjax.vnnlib import Conjunction
+from boundjax.properties import Conjunction
 
 # The relative error of weights that are rounded to float64, and of sums in float64.
 FLOAT64 = 2.0**-50
