@@ -13,6 +13,7 @@ from .certification.certify import memory_estimate as memory_estimate
 from .certification.export import export_weights as export_weights
 from .certification.memory import MemoryEstimate as MemoryEstimate
 from .certification.models import PureModel as PureModel
+from .certification.trees import save_proof as save_proof
 from .onnx import from_onnx as from_onnx
 from .onnx.model import OnnxModel as OnnxModel
 from .ops import NoProofError as NoProofError

@@ -22,6 +22,7 @@ ROOMS = {
     "boundjax.check": (),
     "boundjax.check_onnx": (),
     "boundjax.check_attack": ("boundjax.check",),
+    "boundjax.check_tree": ("boundjax.check", "boundjax.vnnlib"),
     "boundjax.check_exact": ("boundjax.check",),
     "boundjax.sets": (
         "boundjax.typing",
@@ -83,12 +84,15 @@ ROOMS = {
         "boundjax.slopes",
         "boundjax.stochastic",
         "boundjax.check",
+        "boundjax.check_onnx",
         "boundjax.check_attack",
+        "boundjax.check_tree",
         "boundjax.sets",
         "boundjax.ir",
         "boundjax.tracing",
         "boundjax.transforms",
         "boundjax.training",
+        "boundjax.search",
     ),
     "boundjax.onnx": ("boundjax.ops",),
     "boundjax.verify": (

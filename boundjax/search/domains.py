@@ -7,6 +7,7 @@ arrays have the same shapes. Arrays of a batch have one of two sizes (`sizes`).
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -143,6 +144,36 @@ class DomainPrograms:
 
         jax.eval_shape(trace, jax.ShapeDtypeStruct((self._input_size,), jnp.float32))
         return layout[0]
+
+    def units_of(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Op, kink and element of units, see `boundjax.search.proof.Units`."""
+        places = []
+        for op, kinks in itertools.groupby(self._layout[0].kinks, lambda kink: kink.node.index):
+            places += [(op, k, e) for k, kink in enumerate(kinks) for e in range(kink.node.size)]
+        op, kink, element = np.array(places, np.int32).reshape(-1, 3)[numbers].T
+        return self._numbers(op), kink, element
+
+    def free_of(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Op, line and element of positions; -1 as the op where it has no kinks."""
+        by_label = {kink.node.label: kink.node.index for kink in self._layout[0].kinks}
+        places = []
+        for label, shape in self._layout[1].items():
+            op = label.removesuffix(":below")
+            place = by_label.get(op, -1), int(op != label)
+            places += [(*place, element) for element in range(int(np.prod(shape)))]
+        op, line, element = np.array(places, np.int32).reshape(-1, 3)[numbers].T
+        return self._numbers(op), line, element
+
+    @property
+    def sizes_of_ops(self) -> tuple[int, ...]:
+        """The elements of each op with kinks."""
+        sizes = {kink.node.index: kink.node.size for kink in self._layout[0].kinks}
+        return tuple(sizes[index] for index in sorted(sizes))
+
+    def _numbers(self, index: np.ndarray) -> np.ndarray:
+        """The numbers of ops among those with kinks, from their indices in the graph."""
+        ops = sorted({kink.node.index for kink in self._layout[0].kinks})
+        return np.where(index < 0, -1, np.searchsorted(ops, index)).astype(np.int32)
 
     @property
     def units(self) -> int:

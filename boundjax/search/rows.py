@@ -11,6 +11,8 @@ from boundjax.properties import Conjunction
 
 # The relative error of weights that are rounded to float64, and of sums in float64.
 FLOAT64 = 2.0**-50
+# Points with a row at most this far above 0 are shown to the runtime that decides.
+NEARLY_UNSAFE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

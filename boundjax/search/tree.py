@@ -19,6 +19,8 @@ from jax import Array
 
 from boundjax.properties import Case, Conjunction
 from boundjax.search.domains import DomainPrograms, Parameters
+from boundjax.search.proof import Case as ProvedCase
+from boundjax.search.proof import Leaf, Recorder, Units
 from boundjax.search.rows import FLOAT64, Rows, lost_of, positive_rows
 from boundjax.sets.box import Box
 
@@ -82,6 +84,7 @@ class _Queue:
       value: the lower bounds, float64.
       candidates, scores: see `Evaluated`; the candidates number the `A` units.
       tries: how often the bound of a domain with nothing left to split has been optimised.
+      node: their numbers in the record of the tree.
     """
 
     member: np.ndarray
@@ -93,6 +96,7 @@ class _Queue:
     candidates: np.ndarray
     scores: np.ndarray
     tries: np.ndarray
+    node: np.ndarray
 
     def __len__(self) -> int:
         return len(self.member)
@@ -120,6 +124,7 @@ class Tree:
 
     Attributes:
       domains: how many domains have been bounded.
+      record: the tree, with the parameters of its leaves.
       reason: why the search ended without an answer; empty before.
     """
 
@@ -129,6 +134,7 @@ class Tree:
         case: Case,
         conjunctions: Sequence[Conjunction],
         attacker: Attacker,
+        with_proof: bool = False,
     ) -> None:
         """Prepares the rows.
 
@@ -137,8 +143,10 @@ class Tree:
           case: the box.
           conjunctions: all of the case, in its order.
           attacker: looks for counterexamples, and at the clock.
+          with_proof: whether `record` is kept.
         """
         self.domains, self.reason = 0, ""
+        self.record = Recorder(off=not with_proof)
         self._programs, self._attacker = programs, attacker
         self._lower, self._upper = jnp.asarray(case.lower), jnp.asarray(case.upper)
         self._conjunctions = conjunctions
@@ -212,6 +220,17 @@ class Tree:
             mix[index, values.argmax()], best[index] = 1.0, values.max()
         count, units = len(still_open), len(kept.unstable)
         positions = kept.positions[kept.active].astype(np.float16)
+        self.record.units = Units(*self._programs.units_of(kept.unstable))
+        self.record.sizes = self._programs.sizes_of_ops
+        self.record.free = Units(*self._programs.free_of(kept.active))
+        self._roots = self.record.roots(len(self._conjunctions))
+        for row in np.flatnonzero(positive):
+            # The best row of a conjunction would do as well.
+            member = int(rows.member[row])
+            one = np.zeros(self._offset.shape[1], np.float32)
+            one[min(row - np.searchsorted(rows.member, member), len(one) - 1)] = 1.0
+            leaf = Leaf(one, positions, np.zeros(units, np.float32))
+            self.record.prove(int(self._roots[member]), member, leaf)
         return kept, _Queue(
             member=still_open,
             signs=np.zeros((count, units), np.int8),
@@ -222,6 +241,7 @@ class Tree:
             candidates=np.zeros((count, 1), int),
             scores=np.zeros((count, 1)),
             tries=np.zeros(count, np.int8),
+            node=self._roots[still_open],
         )
 
     def _children(self, root: _Root, parents: _Queue) -> _Queue:
@@ -244,10 +264,12 @@ class Tree:
         signs = np.array([*itertools.product([1, -1], repeat=levels)], np.int8)
         children = parents.take(np.repeat(np.arange(count), len(signs)))
         index = np.arange(len(children))
+        units = np.take_along_axis(parents.candidates, order[:, :levels], axis=1)
         for level in range(levels):
-            unit = parents.candidates[np.arange(count), order[:, level]]
-            children.signs[index, np.repeat(unit, len(signs))] = np.tile(signs[:, level], count)
-        return children
+            unit = np.repeat(units[:, level], len(signs))
+            children.signs[index, unit] = np.tile(signs[:, level], count)
+        nodes = self.record.split_units(parents.node, units)
+        return dataclasses.replace(children, node=nodes.reshape(-1))
 
     def _bounded(
         self, root: _Root, queue: _Queue, steps: int, rounds: int = 0, earlier: int = 0
@@ -282,6 +304,7 @@ class Tree:
                 scores=scores,
             )
             still_open = ~(part.value > 0.0)
+            self._record_leaves(part.take(~still_open))
             part = part.take(still_open)
             if len(part):
                 where = where[still_open]
@@ -296,6 +319,16 @@ class Tree:
             nearest = np.argsort(np.concatenate(distances), kind="stable")[:_ATTACKED]
             self._attacker.attack_from(remaining.member[nearest], np.concatenate(points)[nearest])
         return remaining
+
+    def _record_leaves(self, proved: _Queue) -> None:
+        for index, node in enumerate(proved.node.tolist()):
+            arrays = proved.mix, proved.positions, proved.multipliers
+            leaf = Leaf(*(array[index].copy() for array in arrays))
+            self.record.prove(node, int(proved.member[index]), leaf)
+
+    def proof(self) -> ProvedCase:
+        """The trees, once every conjunction is refuted."""
+        return ProvedCase(self.record, dict(enumerate(self._roots.tolist())))
 
     def _batches(
         self, root: _Root, queue: _Queue
