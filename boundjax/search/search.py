@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,8 @@ from boundjax.properties import Case, Property
 from boundjax.search.boxes import halve
 from boundjax.search.method import LADDER, METHODS, Method
 from boundjax.search.programs import Programs, power_above
-from boundjax.search.rows import Rows, lost_of, positive_rows
+from boundjax.search.result import Counterexample, Result, Verdict
+from boundjax.search.rows import Rows, lost_of, proved_values
 from boundjax.search.tree import Tree
 from boundjax.sets.rounding import Rounding
 
@@ -29,37 +29,8 @@ _MAX_WORKLIST_BYTES = 2**30
 _HOPELESS = 2.0  # a call is not begun if a cheaper one took this many times the remaining time
 _ATTACK_EVERY = 16  # batches of sub-boxes
 
-Verdict = Literal["sat", "unsat", "unknown", "timeout"]
 # Floating-point inputs `[n]` to outputs `[m]`.
 Evaluate = Callable[[Num[np.ndarray, " n"]], Num[np.ndarray, " m"]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Counterexample:
-    """An unsafe input `[n]` and its outputs `[m]`, both flattened in C order."""
-
-    inputs: Float32[np.ndarray, " n"]
-    outputs: Num[np.ndarray, " m"]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Result:
-    """The answer to one property.
-
-    Attributes:
-      verdict: `"unsat"`: it is proved that no input of the boxes is unsafe; `"sat"`: the
-        counterexample is unsafe; `"unknown"`: everything was tried; `"timeout"`: time ran out
-        before that.
-      counterexample: an unsafe input if the verdict is `"sat"`, else None.
-      seconds: wall-clock time, including compilation.
-      note: one line about anything that failed in the search, such as the attack, or about what
-        `"complete"` left open; else empty. The verdict holds nevertheless.
-    """
-
-    verdict: Verdict
-    counterexample: Counterexample | None
-    seconds: float
-    note: str = ""
 
 
 class _Decided(Exception):
@@ -83,6 +54,7 @@ def verify(
     programs: Programs | None = None,
     max_split_inputs: int = 20,
     seed: int = 0,
+    count_compilation: bool = True,
 ) -> Result:
     """Decides whether a network can be unsafe: attack, bounds, splits of the box and of units.
 
@@ -112,6 +84,7 @@ def verify(
       programs: the compiled functions of an earlier call with the same model and rounding.
       max_split_inputs: boxes with at most this many inputs of positive width are split.
       seed: seed of the random points.
+      count_compilation: whether the time that it takes to compile counts.
 
     Returns:
       The verdict, with a counterexample if there is one.
@@ -142,12 +115,15 @@ def verify(
             raise ValueError(f"the model has {expected} {what}s, but the property declares {got}")
     if evaluate is None:
         evaluate = functools.partial(_evaluate, programs)
-    search = _Search(programs, property, evaluate, start + timeout, max_split_inputs, seed)
+    clock = time.monotonic if count_compilation else programs.network.clock
+    deadline = clock() + timeout - (time.monotonic() - start)
+    search = _Search(programs, property, evaluate, clock, deadline, max_split_inputs, seed)
     try:
         search.run(method)
     except _Decided as decided:
         seconds = time.monotonic() - start
-        return Result(decided.verdict, decided.counterexample, seconds, search.note)
+        margins = np.concatenate(search.margins)
+        return Result(decided.verdict, decided.counterexample, seconds, search.note, margins)
 
 
 def _evaluate(programs: Programs, x: np.ndarray) -> np.ndarray:
@@ -155,25 +131,37 @@ def _evaluate(programs: Programs, x: np.ndarray) -> np.ndarray:
 
 
 class _Search:
-    """The state of one search: the conjunctions of each case that are not refuted yet."""
+    """The state of one search.
+
+    Attributes:
+      rows: of each case.
+      margins: of each case, see `Result`; a conjunction is refuted if its margin is positive.
+    """
 
     def __init__(
         self,
         programs: Programs,
         property: Property,
         evaluate: Evaluate,
+        clock: Callable[[], float],
         deadline: float,
         max_split_inputs: int,
         seed: int,
     ):
         self.programs, self.property, self.evaluate = programs, property, evaluate
-        self.deadline, self.max_split_inputs = deadline, max_split_inputs
+        self.clock, self.deadline = clock, deadline
+        self.max_split_inputs = max_split_inputs
         self.random = np.random.default_rng(seed)
         cases = property.cases
         count = max(sum(len(c.offset) for c in case.conjunctions) for case in cases)
         self.rows = [Rows.of(case.conjunctions, power_above(count)) for case in cases]
-        self.open = [np.ones(len(case.conjunctions), bool) for case in cases]
+        self.margins = [np.full(len(case.conjunctions), -np.inf) for case in cases]
         self.undecided = ""
+
+    @property
+    def open(self) -> list[np.ndarray]:
+        """Which conjunctions of each case are not refuted yet, bool `[K]`."""
+        return [~(margins > 0) for margins in self.margins]
 
     @property
     def note(self) -> str:
@@ -206,9 +194,8 @@ class _Search:
         """Refutes the conjunctions of every box on domains, see `tree`."""
         for index, case in enumerate(self.property.cases):
             tree = Tree(self.programs.domains, case, case.conjunctions, _AroundBox(self, index))
-            if tree.refutes():
-                self.open[index][:] = False
-            else:
+            self.margins[index] = tree.margins  # which it updates, even if time runs out
+            if not tree.refutes():
                 self.undecided = tree.reason
         if not any(still_open.any() for still_open in self.open):
             raise _Decided("unsat")
@@ -216,7 +203,7 @@ class _Search:
         raise _Decided("unknown")
 
     def check_time(self) -> None:
-        if time.monotonic() > self.deadline:
+        if self.clock() > self.deadline:
             raise _Decided("timeout")
 
     def check_time_to_compile(self, method: Method) -> None:
@@ -225,7 +212,7 @@ class _Search:
         A method takes at least as long as the cheaper ones before it.
         """
         seconds = self.programs.first_call
-        left = self.deadline - time.monotonic()
+        left = self.deadline - self.clock()
         if method not in seconds and max(seconds.values(), default=0.0) > _HOPELESS * left:
             raise _Decided("timeout")
 
@@ -244,8 +231,8 @@ class _Search:
         """Refutes conjunctions by bounds over whole boxes; ends the search if none is left."""
         self.check_time_to_compile(method)
         function, start = self.programs.bounds(method), time.monotonic()
-        for case, rows, still_open in zip(self.property.cases, self.rows, self.open, strict=True):
-            if not still_open.any():
+        for index, (case, rows) in enumerate(zip(self.property.cases, self.rows, strict=True)):
+            if not self.open[index].any():
                 continue
             self.check_time()
             arguments = case.lower, case.upper, rows.single
@@ -253,8 +240,8 @@ class _Search:
             lower, outputs, largest = map(np.asarray, bounds)
             self.programs.first_call.setdefault(method, time.monotonic() - start)
             lost = lost_of(rows.errors, rows.offset, largest)
-            positive = positive_rows(lower, rows.weights, rows.offset, outputs, lost)
-            still_open[rows.member[positive]] = False
+            values = proved_values(lower, rows.weights, rows.offset, outputs, lost)
+            np.maximum.at(self.margins[index], rows.member, values)
         if not any(still_open.any() for still_open in self.open):
             raise _Decided("unsat")
 
@@ -348,6 +335,7 @@ class _Search:
         still_open = np.zeros((len(cases), conjunctions), bool)
         for index, flags in enumerate(self.open):
             still_open[index, : len(flags)] = flags
+        least = np.full(still_open.shape, np.inf)  # of the pieces that are refuted
         undecided, batches = False, 0
         while len(origin):
             self.check_time()
@@ -371,10 +359,12 @@ class _Search:
             results = function(*(jnp.asarray(a[fill]) for a in arguments))
             bounds, largest, influence, points, outputs = (np.asarray(a)[:count] for a in results)
             lost = lost_of(errors[source], offset[source], largest)
-            positive = positive_rows(bounds, weights[source], offset[source], outputs[:, 0], lost)
-            flags = flags.copy()
-            box, row = np.nonzero(positive)
-            flags[box, member[source][box, row]] = False
+            values = proved_values(bounds, weights[source], offset[source], outputs[:, 0], lost)
+            best = np.full(flags.shape, -np.inf)
+            np.maximum.at(best, (np.arange(count)[:, None], member[source]), values)
+            box, conjunction = np.nonzero(flags & (best > 0))
+            np.minimum.at(least, (source[box], conjunction), best[box, conjunction])
+            flags = flags & ~(best > 0)
             looked = self.look(source, flags, points, outputs)
             batches += 1
             if batches % _ATTACK_EVERY == 0:
@@ -391,7 +381,11 @@ class _Search:
             still_open = np.concatenate([still_open[rest], flags[remaining], flags[remaining]])
             if lower.nbytes > _MAX_WORKLIST_BYTES:
                 raise _Decided("unknown")
-        raise _Decided("unknown" if undecided else "unsat")
+        if undecided:
+            raise _Decided("unknown")
+        for margins, reached in zip(self.margins, least, strict=True):
+            np.copyto(margins, reached[: len(margins)], where=~(margins > 0))
+        raise _Decided("unsat")
 
     def look(
         self, source: np.ndarray, flags: np.ndarray, points: np.ndarray, outputs: np.ndarray

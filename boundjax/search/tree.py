@@ -19,7 +19,7 @@ from jax import Array
 
 from boundjax.properties import Case, Conjunction
 from boundjax.search.domains import DomainPrograms, Parameters
-from boundjax.search.rows import FLOAT64, Rows, lost_of, positive_rows
+from boundjax.search.rows import FLOAT64, Rows, lost_of, proved_values
 from boundjax.sets.box import Box
 
 _ROOT_STEPS = 40
@@ -120,6 +120,7 @@ class Tree:
 
     Attributes:
       domains: how many domains have been bounded.
+      margins: float64 `[C]`, see `Result`.
       reason: why the search ended without an answer; empty before.
     """
 
@@ -139,6 +140,8 @@ class Tree:
           attacker: looks for counterexamples, and at the clock.
         """
         self.domains, self.reason = 0, ""
+        self.margins = np.full(len(conjunctions), -np.inf)
+        self._least = np.full(len(conjunctions), np.inf)  # of the domains that are refuted
         self._programs, self._attacker = programs, attacker
         self._lower, self._upper = jnp.asarray(case.lower), jnp.asarray(case.upper)
         self._conjunctions = conjunctions
@@ -150,9 +153,15 @@ class Tree:
     def refutes(self) -> bool:
         """Whether every conjunction is refuted; `reason` says why not."""
         root, queue = self._root()
-        if not len(queue):
-            return True
-        queue = self._bounded(root, queue, _ROOT_STEPS)
+        begun = queue.member
+        if len(queue):
+            queue = self._searched(root, self._bounded(root, queue, _ROOT_STEPS))
+        refuted = np.setdiff1d(begun, queue.member)
+        self.margins[refuted] = self._least[refuted]
+        return not len(queue)
+
+    def _searched(self, root: _Root, queue: _Queue) -> _Queue:
+        """Splits domains until none is left; those that stay open, with a `reason`."""
         rounds = 0
         while len(queue):
             self._attacker.check_time()
@@ -160,11 +169,11 @@ class Tree:
             if leaves.any():
                 queue = queue.take(~leaves).followed_by(self._leaves(root, queue.take(leaves)))
                 if self.reason:
-                    return False
+                    break
                 continue
             if queue.nbytes > _MAX_BYTES:
                 self.reason = f"the {len(queue)} open domains take more than {_MAX_BYTES} bytes"
-                return False
+                break
             parents = max(1, self._programs.sizes[1] // 2)
             rest, taken = queue.take(slice(0, -parents)), queue.take(slice(-parents, None))
             children = self._bounded(root, self._children(root, taken), _STEPS, rounds)
@@ -172,7 +181,7 @@ class Tree:
             children = children.take(np.argsort(children.value, kind="stable"))
             queue = rest.followed_by(children)
             rounds += 1
-        return True
+        return queue
 
     def _leaves(self, root: _Root, leaves: _Queue) -> _Queue:
         """Optimises the bounds of domains with nothing left to split; the ones that stay open."""
@@ -194,8 +203,9 @@ class Tree:
         root = self._programs.root(self._lower, self._upper, jnp.asarray(rows.single))
         lower, largest, outputs = map(np.asarray, (root.lower, root.largest, root.outputs))
         lost = lost_of(rows.errors, rows.offset, largest)
-        positive = positive_rows(lower, rows.weights, rows.offset, outputs, lost)
-        still_open = np.setdiff1d(np.arange(len(self._conjunctions)), rows.member[positive])
+        values = proved_values(lower, rows.weights, rows.offset, outputs, lost)
+        np.maximum.at(self.margins, rows.member, values)
+        still_open = np.flatnonzero(~(self.margins > 0))
         kept = _Root(
             root.intervals,
             np.asarray(root.positions),
@@ -282,6 +292,10 @@ class Tree:
                 scores=scores,
             )
             still_open = ~(part.value > 0.0)
+            refuted = part.take(~still_open)
+            # The weights of the mean sum to 1 up to their own rounding.
+            total = refuted.mix.astype(np.float64).sum(axis=1) * (1.0 + FLOAT64)
+            np.minimum.at(self._least, refuted.member, refuted.value / total)
             part = part.take(still_open)
             if len(part):
                 where = where[still_open]

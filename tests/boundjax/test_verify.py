@@ -12,7 +12,7 @@ from properties import box, hat
 from boundjax import UnsupportedOpError, verify, vnnlib
 from boundjax.search import boxes
 from boundjax.search.programs import Programs
-from boundjax.search.rows import positive_rows
+from boundjax.search.rows import proved_values
 from boundjax.verify import __main__ as command
 from boundjax.verify import benchmark
 
@@ -161,11 +161,11 @@ def test_the_arbiter_has_the_last_word():
 def test_rounding_that_shows_itself_proves_nothing():
     """A lower bound above an attained value of the row is wrong and proves nothing."""
     weights, offset, outputs = np.ones((1, 1)), np.zeros(1), np.array([1.0])
-    for lower, expected in ((0.5, True), (1.1, False), (0.0, False), (np.nan, False)):
-        proved = positive_rows(np.array([lower]), weights, offset, outputs)
+    for lower, expected in ((0.5, 0.5), (1.1, -np.inf), (-0.5, -0.5), (np.nan, -np.inf)):
+        proved = proved_values(np.array([lower]), weights, offset, outputs)
         assert proved.tolist() == [expected]
-    assert not positive_rows(np.array([np.inf]), weights, offset, np.array([np.inf]))[0]
-    assert not positive_rows(np.array([1.0]), weights, offset, np.array([np.nan]))[0]
+    assert proved_values(np.array([np.inf]), weights, offset, np.array([np.inf])) == -np.inf
+    assert proved_values(np.array([1.0]), weights, offset, np.array([np.nan])) == -np.inf
 
 
 def test_halves_cover_the_box():
