@@ -419,12 +419,13 @@ def test_an_attack_that_fails_costs_no_verdict():
 def test_an_attack_that_fails_once_is_not_tried_again(monkeypatch):
     programs = Programs(hat, (2,))
 
-    def fail(*arrays):
+    def fail(*arrays):  # of the class: the programs are its first argument
         calls.append(arrays)
         raise ValueError("far too long " * 100)
 
     calls = []
-    programs.__dict__["attack"] = programs.__dict__["look"] = fail
+    monkeypatch.setattr(Programs, "attack", fail)
+    monkeypatch.setattr(Programs, "look", fail)
     result = decide(hat, box(SQUARE, 2, "(>= Y_0 2.1)"), programs=programs)
     assert result.verdict == "unsat"
     assert len(calls) == 2
@@ -438,12 +439,12 @@ def test_an_attack_that_fails_once_is_not_tried_again(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_what_ends_a_program_ends_an_attack(error):
+def test_what_ends_a_program_ends_an_attack(error, monkeypatch):
     programs = Programs(hat, (2,))
 
     def fail(*arrays):
         raise error
 
-    programs.__dict__["attack"] = fail
+    monkeypatch.setattr(Programs, "attack", fail)
     with pytest.raises(error):
         decide(hat, box(SQUARE, 2, "(>= Y_0 2.1)"), programs=programs)
