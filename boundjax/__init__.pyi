@@ -20,6 +20,8 @@ from .ops import NoProofError as NoProofError
 from .ops import UnsupportedOpError as UnsupportedOpError
 from .ops import supported_ops as supported_ops
 from .precision import training_precision as training_precision
+from .search.milp import MilpOptimum as MilpOptimum
+from .search.milp import milp_optimum as milp_optimum
 from .search.prove import prove as prove
 from .search.result import Counterexample as Counterexample
 from .search.result import Result as Result

@@ -62,6 +62,7 @@ ROOMS = {
         "boundjax.slopes",
         "boundjax.properties",
         "boundjax.sets",
+        "boundjax.ir",
         "boundjax.transforms",
     ),
     "boundjax.training": (
