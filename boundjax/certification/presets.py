@@ -92,13 +92,20 @@ LIPSCHITZ = ("lmt", "bcp")
 BEST = "best"
 # Without alpha-crown, which costs tens of times as much as these together.
 IN_BEST = ("interval", "crown-ibp", "one-step", "crown", "fast-lin")
+# Branch and bound; these two are tried first.
+COMPLETE = "complete"
+IN_COMPLETE = ("crown-ibp", "crown")
 # For norms other than inf. LMT is left out because BCP is never looser.
 IN_BEST_OF_BALLS = (*IN_BEST, "bcp")
+
+# What users may ask for.
+NAMES = (*METHODS, BEST, COMPLETE)
 
 _DEFAULT_BATCH = {
     **dict.fromkeys(("interval", "lmt", "bcp"), 512),
     **dict.fromkeys(("crown-ibp", "one-step"), 128),
     "alpha-crown": 4,
+    "complete": 1,
 }
 
 # On CPU these bound one example after the other: the rows of one example fill the machine, and
@@ -109,7 +116,16 @@ ONE_BY_ONE = ("crown", "fast-lin", "alpha-crown")
 Transform: TypeAlias = Callable[[Callable[[Array], Array]], Callable[..., Any]]
 
 Method: TypeAlias = Literal[
-    "interval", "crown-ibp", "one-step", "crown", "fast-lin", "alpha-crown", "lmt", "bcp", "best"
+    "interval",
+    "crown-ibp",
+    "one-step",
+    "crown",
+    "fast-lin",
+    "alpha-crown",
+    "lmt",
+    "bcp",
+    "best",
+    "complete",
 ]
 
 

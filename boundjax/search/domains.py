@@ -6,6 +6,7 @@ arrays have the same shapes. Arrays of a batch have one of two sizes (`sizes`).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from jax import Array
 
 from boundjax import slopes
 from boundjax.precision import training_precision
+from boundjax.search.network import Flat, FlatNetwork, Program
 from boundjax.sets.box import Box
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Rounding
@@ -112,37 +114,30 @@ class DomainPrograms:
       sizes: the two sizes of batches.
     """
 
-    def __init__(
-        self,
-        flat: Callable[[Array], Array],
-        input_size: int,
-        rounding: Rounding,
-        max_bytes: int,
-    ) -> None:
+    def __init__(self, network: FlatNetwork, rounding: Rounding, max_bytes: int) -> None:
         """Traces nothing yet.
 
         Args:
-          flat: the network as a function from `[n]` to `[m]`.
-          input_size: `n`.
+          network: the network.
           rounding: what bounds hold for.
           max_bytes: memory budget of one call.
         """
-        self._flat = flat
-        self._input_size = input_size
+        self._network = network
         self._rounding: Rounding = rounding
         self._max_bytes = max_bytes
 
     @functools.cached_property
-    def _layout(self) -> tuple[Splits, dict[str, tuple[int, ...]]]:
-        """The units, and the shapes of the positions by label, in their order."""
-        layout: list[tuple[Splits, dict[str, tuple[int, ...]]]] = []
+    def _bounds(self) -> _Bounds:
+        """Traces the network for its units and positions."""
+        layout: list[_Bounds] = []
 
         def trace(lower: Array) -> None:
-            walk = self._walk(lower, lower, {})
+            walk = _walk(self._network, Box(lower, lower), {}, self._rounding, self._max_bytes)
             shapes = {label: p.shape for label, p in walk.relaxations.slopes.items()}
-            layout.append((Splits.of(walk.graph), shapes))
+            units = Splits.of(walk.graph).size
+            layout.append(_Bounds(self._rounding, self._max_bytes, units, shapes))
 
-        jax.eval_shape(trace, jax.ShapeDtypeStruct((self._input_size,), jnp.float32))
+        jax.eval_shape(trace, jax.ShapeDtypeStruct((self._network.input_size,), jnp.float32))
         return layout[0]
 
     def units_of(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -178,40 +173,83 @@ class DomainPrograms:
     @property
     def units(self) -> int:
         """`U`, the number of units."""
-        return self._layout[0].size
+        return self._bounds.units
 
     @functools.cached_property
     def sizes(self) -> tuple[int, int]:
         """Small enough that the rows of all nodes of a batch fit into the memory budget."""
-        splits, shapes = self._layout
-        row = 4 * (splits.size + sum(int(np.prod(shape)) for shape in shapes.values()))
+        shapes = self._bounds.shapes
+        row = 4 * (self.units + sum(int(np.prod(shape)) for shape in shapes.values()))
         # The optimiser keeps five copies of every parameter, and its gradient the rows of a walk.
         most = self._max_bytes // (16 * max(1, row))
         large = min(256, max(16, 1 << max(0, int(most).bit_length() - 1)))
         return min(16, large), large
 
-    def _walk(self, lower: Array, upper: Array, intervals: Mapping[str, Interval]) -> Walk:
-        relaxed = relax(
-            self._flat,
-            known=intervals,
-            sides="lower",
-            rounding=self._rounding,
-            max_bytes=self._max_bytes,
-        )
-        walk = relaxed(Box(lower, upper)).walk
-        walk.relaxations.make(range(1, len(walk.graph.nodes)))
-        return walk
+    @property
+    def root(self) -> Program:
+        """`(lower [n], upper [n], rows [R, m]) -> Root`, by CROWN."""
+        return self._network.program("root", self._bounds.root)
 
     @functools.cached_property
-    def root(self) -> Callable[[Array, Array, Array], Root]:
-        """`(lower [n], upper [n], rows [R, m]) -> Root`, by CROWN."""
+    def begin(self) -> Callable[[Parameters, Array], State]:
+        """`(parameters, count) -> state` before the first step, with the rate of step `count`."""
+        return jax.jit(_begin)
+
+    @property
+    def step(self) -> Program:
+        """`(box, intervals, signs [N, U], rows [N, R, m], offset [N, R], state) -> state`."""
+        return self._network.program("step", self._bounds.step)
+
+    @property
+    def evaluate(self) -> Program:
+        """`(box, intervals, signs [N, U], rows [N, m], parameters) -> Evaluated`."""
+        return self._network.program("evaluate", self._bounds.evaluate)
+
+
+def _begin(parameters: Parameters, count: Array) -> State:
+    worst = jnp.full(len(parameters.mix), -jnp.inf)
+    adam, rate = cast("tuple[Any, Any]", _RULE.init(parameters))
+    memory = (adam, rate._replace(count=count))
+    return State(parameters, memory, BestPositions(worst, parameters), jnp.float32(jnp.inf))
+
+
+def _walk(
+    flat: Flat,
+    box: Box,
+    intervals: Mapping[str, Interval],
+    rounding: Rounding,
+    max_bytes: int,
+) -> Walk:
+    relaxed = relax(flat, known=intervals, sides="lower", rounding=rounding, max_bytes=max_bytes)
+    walk = relaxed(box).walk
+    walk.relaxations.make(range(1, len(walk.graph.nodes)))
+    return walk
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Bounds:
+    """What is compiled for a network, whatever its weights.
+
+    Attributes:
+      rounding, max_bytes: as of `DomainPrograms`.
+      units: the number of units.
+      shapes: of the positions by label, in their order.
+    """
+
+    rounding: Rounding
+    max_bytes: int
+    units: int
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def root(self, flat: Flat) -> Callable[[Array, Array, Array], Root]:
+        """See `DomainPrograms.root`."""
         options: RelaxOptions = {
             "sides": "lower",
-            "rounding": self._rounding,
-            "max_bytes": self._max_bytes,
+            "rounding": self.rounding,
+            "max_bytes": self.max_bytes,
             **LINEAR_OPTIONS["crown"],
         }
-        relaxed = relax(self._flat, **options)
+        relaxed = relax(flat, **options)
 
         @training_precision("highest")
         def root(lower: Array, upper: Array, rows: Array) -> Root:
@@ -232,56 +270,22 @@ class DomainPrograms:
                     else jnp.ones(positions[label].size, bool)
                 )
 
-            labels = list(self._layout[1])
+            labels = list(self.shapes)
             empty = jnp.zeros(0)
             return Root(
                 bounds,
                 relaxation.largest_output(),
-                self._flat(jnp.clip(0.5 * lower + 0.5 * upper, lower, upper)),
+                flat(jnp.clip(0.5 * lower + 0.5 * upper, lower, upper)),
                 relaxation.pre_activations,
                 jnp.concatenate([empty, *(positions[label].reshape(-1) for label in labels)]),
                 jnp.concatenate([empty.astype(bool), *map(active, labels)]),
                 unstable,
             )
 
-        return jax.jit(root)
+        return root
 
-    def _domains(self, signs: Array, parameters: Parameters) -> Domains:
-        positions: dict[str, Array] = {}
-        start = 0
-        for label, shape in self._layout[1].items():
-            stop = start + int(np.prod(shape))
-            positions[label] = parameters.positions[:, start:stop].reshape(-1, *shape)
-            start = stop
-        return Domains(signs, positions, parameters.multipliers)
-
-    def _ascent(
-        self, box: Box, intervals: Mapping[str, Interval], signs: Array, rows: Array, offset: Array
-    ) -> Ascent:
-        walk = self._walk(box.lower, box.upper, intervals)
-
-        def bound(parameters: Parameters) -> Array:
-            mean = jnp.einsum("nr,nrm->nm", parameters.mix, rows)
-            bounds = domains.bound(walk, mean, self._domains(signs, parameters))
-            return bounds.lower + jnp.sum(parameters.mix * offset, axis=1)
-
-        return Ascent(bound, True, _OPTIONS, _PROJECTION)
-
-    @functools.cached_property
-    def begin(self) -> Callable[[Parameters, Array], State]:
-        """`(parameters, count) -> state` before the first step, with the rate of step `count`."""
-
-        def begin(parameters: Parameters, count: Array) -> State:
-            worst = jnp.full(len(parameters.mix), -jnp.inf)
-            adam, rate = cast("tuple[Any, Any]", _RULE.init(parameters))
-            memory = (adam, rate._replace(count=count))
-            return State(parameters, memory, BestPositions(worst, parameters), jnp.float32(jnp.inf))
-
-        return jax.jit(begin)
-
-    @functools.cached_property
-    def step(self) -> Callable[..., State]:
-        """`(box, intervals, signs [N, U], rows [N, R, m], offset [N, R], state) -> state`."""
+    def step(self, flat: Flat) -> Callable[..., State]:
+        """See `DomainPrograms.step`."""
 
         @training_precision("highest")
         def step(
@@ -292,13 +296,19 @@ class DomainPrograms:
             offset: Array,
             state: State,
         ) -> State:
-            return self._ascent(box, intervals, signs, rows, offset).step(state)
+            walk = self._walk(flat, box, intervals)
 
-        return jax.jit(step)
+            def bound(parameters: Parameters) -> Array:
+                mean = jnp.einsum("nr,nrm->nm", parameters.mix, rows)
+                bounds = domains.bound(walk, mean, self._domains(signs, parameters))
+                return bounds.lower + jnp.sum(parameters.mix * offset, axis=1)
 
-    @functools.cached_property
-    def evaluate(self) -> Callable[..., Evaluated]:
-        """`(box, intervals, signs [N, U], rows [N, m], parameters) -> Evaluated`."""
+            return Ascent(bound, True, _OPTIONS, _PROJECTION).step(state)
+
+        return step
+
+    def evaluate(self, flat: Flat) -> Callable[..., Evaluated]:
+        """See `DomainPrograms.evaluate`."""
 
         @training_precision("highest")
         def evaluate(
@@ -308,12 +318,23 @@ class DomainPrograms:
             rows: Array,
             parameters: Parameters,
         ) -> Evaluated:
-            walk = self._walk(box.lower, box.upper, intervals)
+            walk = self._walk(flat, box, intervals)
             bounds = domains.bound(walk, rows, self._domains(signs, parameters))
-            count = min(CANDIDATES, self.units)
-            scores, candidates = jax.lax.top_k(bounds.scores, count)
+            scores, candidates = jax.lax.top_k(bounds.scores, min(CANDIDATES, self.units))
             points = bounds.worst_input
-            outputs = jax.vmap(self._flat)(points)
+            outputs = jax.vmap(flat)(points)
             return Evaluated(bounds.lower, bounds.empty, candidates, scores, points, outputs)
 
-        return jax.jit(evaluate)
+        return evaluate
+
+    def _walk(self, flat: Flat, box: Box, intervals: Mapping[str, Interval]) -> Walk:
+        return _walk(flat, box, intervals, self.rounding, self.max_bytes)
+
+    def _domains(self, signs: Array, parameters: Parameters) -> Domains:
+        positions: dict[str, Array] = {}
+        start = 0
+        for label, shape in self.shapes.items():
+            stop = start + int(np.prod(shape))
+            positions[label] = parameters.positions[:, start:stop].reshape(-1, *shape)
+            start = stop
+        return Domains(signs, positions, parameters.multipliers)

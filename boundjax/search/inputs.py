@@ -15,7 +15,7 @@ from boundjax.search.method import Method
 from boundjax.search.programs import Programs
 from boundjax.search.proof import Case as ProvedCase
 from boundjax.search.proof import Leaf, Recorder
-from boundjax.search.rows import NEARLY_UNSAFE, Rows, lost_of, positive_rows
+from boundjax.search.rows import NEARLY_UNSAFE, Rows, lost_of, proved_values
 
 _FEW_BOXES = 16  # batch size while at most twice as many sub-boxes are left
 _MAX_WORKLIST_BYTES = 2**30
@@ -28,13 +28,16 @@ class Search(Protocol):
     Attributes:
       property, programs: what is decided, and the compiled functions of the network.
       rows: those of each case.
-      open: for each case, which of its conjunctions are not refuted yet.
     """
 
     property: Property
     programs: Programs
     rows: list[Rows]
-    open: list[np.ndarray]
+
+    @property
+    def open(self) -> list[np.ndarray]:
+        """For each case, which of its conjunctions are not refuted yet."""
+        ...
 
     def check_time(self) -> None:
         """Ends the search when its time is over."""
@@ -89,7 +92,12 @@ class _Boxes:
 
 
 class InputSplits:
-    """The search on the boxes of all cases at once."""
+    """The search on the boxes of all cases at once.
+
+    Attributes:
+      least: `[cases, C]`, the least positive bounds of conjunctions on the boxes where they are
+        refuted, see `Result.margins`.
+    """
 
     def __init__(self, search: Search, with_proof: bool = False) -> None:
         """Stacks the rows of the cases."""
@@ -103,6 +111,7 @@ class InputSplits:
         self._width = np.stack([case.inner_upper - case.inner_lower for case in self._cases])
         self._records = [Recorder(off=not with_proof) for _ in self._cases]
         self._roots = np.concatenate([record.roots(1) for record in self._records])
+        self.least = np.full((len(self._cases), max(map(len, search.open))), np.inf)
 
     def decide(self, method: Method) -> Literal["unsat", "unknown"]:
         """Bounds sub-boxes and halves those that stay open, until none is left or time is up.
@@ -110,7 +119,7 @@ class InputSplits:
         Both halves of a box contain the float32 at which it is cut, so they cover it. The answer is
         unknown if an open box has no float32 left between the ends of any input.
         """
-        still_open = np.zeros((len(self._cases), max(map(len, self._search.open))), bool)
+        still_open = np.zeros(self.least.shape, bool)
         for index, flags in enumerate(self._search.open):
             still_open[index, : len(flags)] = flags
         lower = np.stack([case.lower for case in self._cases])
@@ -175,12 +184,16 @@ class InputSplits:
         results = self._programs.split(method)(*(jnp.asarray(a[fill]) for a in arguments))
         bounds, largest, influence, points, outputs = (np.asarray(a)[:count] for a in results)
         lost = lost_of(self._errors[source], offset, largest)
-        positive = positive_rows(bounds, self._weights[source], offset, outputs[:, 0], lost)
-        still_open = boxes.open.copy()
-        for box, row in zip(*np.nonzero(positive & rows_open), strict=True):
+        values = proved_values(bounds, self._weights[source], offset, outputs[:, 0], lost)
+        best = np.full(boxes.open.shape, -np.inf)
+        np.maximum.at(best, (np.arange(count)[:, None], member), values)
+        refuted = boxes.open & (best > 0)
+        box, conjunction = np.nonzero(refuted)
+        np.minimum.at(self.least, (source[box], conjunction), best[box, conjunction])
+        for box, row in zip(*np.nonzero(rows_open & (values > 0)), strict=True):
             self._record_leaf(int(source[box]), int(boxes.node[box]), int(row))
-            still_open[box, member[box, row]] = False
-        return dataclasses.replace(boxes, open=still_open), influence, points, outputs
+        boxes = dataclasses.replace(boxes, open=boxes.open & ~refuted)
+        return boxes, influence, points, outputs
 
     def _record_leaf(self, case: int, node: int, row: int) -> None:
         """Notes that a row of a case is positive on a node."""

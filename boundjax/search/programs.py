@@ -1,15 +1,14 @@
 """The compiled parts of a search: attacks and bounds.
 
-Boxes and rows of a property are arguments, not constants, so a network is compiled once for all
-properties whose arrays have the same shapes.
+Boxes and rows of a property are arguments, not constants, and so are the weights where they are
+given. So a network is compiled once for all properties whose arrays have the same shapes.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +17,13 @@ from jax import Array
 from boundjax.precision import training_precision
 from boundjax.search.domains import DomainPrograms
 from boundjax.search.method import Method
+from boundjax.search.network import Flat, FlatNetwork, Program
 from boundjax.sets.box import Box
 from boundjax.sets.rounding import Rounding
 from boundjax.transforms.linear import LinearOptions, RelaxOptions, relax
 from boundjax.transforms.presets import LINEAR_OPTIONS
 from boundjax.transforms.problem import require_plain_sums
+from boundjax.typing import PyTree
 
 _OPTIONS: Mapping[Method, LinearOptions] = {
     "interval": {"slopes": "constant"},
@@ -57,10 +58,8 @@ class Programs:
     """Jitted functions of one network.
 
     Attributes:
-      flat: the network as a function from `[n]` to `[m]`.
-      input_size, output_size: `n` and `m`.
+      network: the network as a function from `[n]` to `[m]`.
       rounding: what bounds hold for.
-      forward: `flat`, jitted.
       particles: number of points that one call of `attack` moves.
       boxes: largest number of sub-boxes that one call of `split` bounds.
       first_call: for each method the seconds of its first bounds, including compilation.
@@ -69,136 +68,97 @@ class Programs:
 
     def __init__(
         self,
-        single: Callable[[Array], Array],
+        single: Callable[..., Array],
         input_shape: Sequence[int],
         *,
         rounding: Rounding = "float32",
         max_bytes: int = 2**30,
+        weights: PyTree = None,
+        compiled: dict[Any, Any] | None = None,
     ):
         """Traces the network.
 
         Args:
-          single: the network as a function of one example `[*input_shape]`, float32; its output may
-            have any shape.
+          single: the network as a function of one example `[*input_shape]`, float32, or of its
+            weights and one example; its output may have any shape.
           input_shape: the shape of one example, without the batch.
           rounding: what bounds hold for, see `boundjax.linear`.
           max_bytes: memory budget for the intermediate linear bounds of one call.
+          weights: a pytree of arrays; None if `single` takes an example alone.
+          compiled: keeps compiled code, at first an empty dictionary. Networks that share one must
+            have the same `single`, up to the values of the weights, and the same options.
 
         Raises:
           ValueError: if the outputs are not floating-point.
           NoProofError: if the device has no proof for the rounding.
         """
         if rounding != "nearest":
-            require_plain_sums(jax.default_backend())
-        shape = tuple(input_shape)
-        self.flat = lambda x: jnp.reshape(single(jnp.reshape(x, shape)), (-1,))
-        self.input_size = math.prod(shape)
+            require_plain_sums(_platform())
+        self.network = FlatNetwork(single, weights, input_shape, compiled)
         self.first_call: dict[str, float] = {}
         self.failures: dict[str, str] = {}
         self.rounding: Rounding = rounding
         self._max_bytes = max_bytes
-        self._compiled: dict[tuple[str, str], Callable[..., tuple[Array, ...]]] = {}
-        example = jax.ShapeDtypeStruct((self.input_size,), jnp.float32)
-        traced = jax.make_jaxpr(self.flat)(example)
-        self.output_size = traced.out_avals[0].shape[0]
-        if not jnp.issubdtype(traced.out_avals[0].dtype, jnp.floating):
-            raise ValueError(f"expected floating-point outputs, got {traced.out_avals[0].dtype}")
-        sizes = [math.prod(v.aval.shape) for e in traced.eqns for v in e.outvars]
-        largest = max([self.input_size, *sizes])
+        largest = self.network.largest
         self.particles = _power_below(2**18 // largest, 4, 64)
         self.boxes = _power_below(max_bytes // (16 * largest**2), 8, 1024)
-        self.forward = jax.jit(self.flat)
+
+    @property
+    def input_size(self) -> int:
+        """`n`."""
+        return self.network.input_size
+
+    @property
+    def output_size(self) -> int:
+        """`m`."""
+        return self.network.output_size
 
     @functools.cached_property
     def domains(self) -> DomainPrograms:
         """Those of a search over domains."""
-        return DomainPrograms(self.flat, self.input_size, self.rounding, self._max_bytes)
+        return DomainPrograms(self.network, self.rounding, self._max_bytes)
 
-    @functools.cached_property
-    def attack(self) -> Callable[..., tuple[Array, Array]]:
+    @property
+    def forward(self) -> Program:
+        """The network `[n] -> [m]`."""
+        return self.network.program("forward", lambda flat: _at_full_precision(flat))
+
+    @property
+    def attack(self) -> Program:
         """`(lower, upper, start [P, n], weights [P, k, m], offset [P, k], scale)` -> best points.
 
         Projected descent along the sign of the gradient of `max_k (weights_k y + offset_k)`. The
         step falls from `scale` times the width of the box to a twentieth of that. Returns the best
         points `[P, n]` on the way, the start included, and their values `[P]`.
         """
-        descent = jax.vmap(jax.value_and_grad(self._objective))
+        return self.network.program("attack", _attack)
 
-        def attack(
-            lower: Array, upper: Array, start: Array, weights: Array, offset: Array, scale: Array
-        ) -> tuple[Array, Array]:
-            def step(
-                carry: tuple[Array, Array, Array], index: Array
-            ) -> tuple[tuple[Array, Array, Array], None]:
-                x, best_x, best = carry
-                value, gradient = descent(x, weights, offset)
-                better = value < best
-                best_x = jnp.where(better[:, None], x, best_x)
-                best = jnp.where(better, value, best)
-                length = scale * 0.05 ** (index.astype(x.dtype) / _STEPS)
-                x = jnp.clip(x - length * (upper - lower) * jnp.sign(gradient), lower, upper)
-                return (x, best_x, best), None
-
-            first = (start, start, jnp.full(start.shape[:1], jnp.inf, start.dtype))
-            (_, best_x, best), _ = jax.lax.scan(step, first, jnp.arange(_STEPS + 1))
-            return best_x, best
-
-        return jax.jit(attack)
-
-    @functools.cached_property
-    def look(self) -> Callable[..., tuple[Array, Array]]:
+    @property
+    def look(self) -> Program:
         """Evaluates the points of `attack` without moving them, for networks without a gradient."""
-        values = jax.vmap(self._objective)
-        return jax.jit(
-            lambda lower, upper, start, weights, offset, scale: (
-                start,
-                values(start, weights, offset),
-            )
-        )
+        return self.network.program("look", _look)
 
-    def _objective(self, x: Array, weights: Array, offset: Array) -> Array:
-        """The largest of `k` rows at a point `[n]`, a scalar; the point is unsafe if it is <= 0."""
-        return jnp.max(weights @ self.flat(x) + offset)
-
-    def bounds(self, method: Method) -> Callable[[Array, Array, Array], tuple[Array, ...]]:
+    def bounds(self, method: Method) -> Program:
         """`(lower [n], upper [n], rows [R, m])` -> lower bounds `[R]` of `rows @ y`.
 
         The bounds hold for what `rounding` says. The function also returns the outputs
         `[m]` at the centre of the box, and the largest magnitude `[m]` of each output on the box.
         """
-        if ("bounds", method) in self._compiled:
-            return self._compiled["bounds", method]
-        bounded = self._bounded(_OPTIONS[method], self._max_bytes)
+        options = self._options(_OPTIONS[method], self._max_bytes)
 
-        @training_precision("highest")  # a proof, whatever the caller's precision
-        def bounds(lower: Array, upper: Array, rows: Array) -> tuple[Array, ...]:
-            bound = bounded(Box(lower, upper), rows)
-            return bound.lower, self.flat(_middle(lower, upper)), bound.largest
+        def make(flat: Flat) -> Callable[..., tuple[Array, ...]]:
+            bounded = _bounded(flat, options)
 
-        return self._compiled.setdefault(("bounds", method), jax.jit(bounds))
+            @training_precision("highest")  # a proof, whatever the caller's precision
+            def bounds(lower: Array, upper: Array, rows: Array) -> tuple[Array, ...]:
+                bound = bounded(Box(lower, upper), rows)
+                return bound.lower, flat(_middle(lower, upper)), bound.largest
 
-    def _bounded(
-        self, options: LinearOptions, max_bytes: int
-    ) -> Callable[[Box, Array], _LowerBounds]:
-        """Turns the network into a function from a box and rows `[R, m]` to lower bounds."""
-        common: LinearOptions = {
-            "sides": "lower",
-            "max_bytes": max_bytes,
-            "rounding": self.rounding,
-        }
-        merged: RelaxOptions = {**common, **options}
-        relaxed = relax(self.flat, **merged)
+            return bounds
 
-        def bounds(box: Box, rows: Array) -> _LowerBounds:
-            relaxation = relaxed(box)
-            interval, aux = relaxation.bounds(rows, has_aux=True)
-            coefficients = aux.coefficients.lower_coefficients
-            assert coefficients is not None, "the lower side was asked for"
-            return _LowerBounds(interval.lower, coefficients, relaxation.largest_output())
+        return self.network.program(("bounds", method), make)
 
-        return bounds
-
-    def split(self, method: Method) -> Callable[..., tuple[Array, ...]]:
+    def split(self, method: Method) -> Program:
         """Bounds many sub-boxes, and says where to cut them and where to look for counterexamples.
 
         `(lower [N, n], upper [N, n], rows [N, R, m], offset [N, R], member [N, R], open [N, R])`
@@ -208,29 +168,109 @@ class Programs:
         where the relaxation is least; and their outputs `[N, 2, m]`. `member` is the index of the
         conjunction that a row belongs to, `open` says whether it is still unrefuted.
         """
-        if ("split", method) in self._compiled:
-            return self._compiled["split", method]
-        max_bytes = max(2**20, self._max_bytes // self.boxes)
-        bounded = self._bounded(_SPLIT_OPTIONS[method], max_bytes)
+        options = self._options(_SPLIT_OPTIONS[method], max(2**20, self._max_bytes // self.boxes))
+        make = functools.partial(_split, options=options)
+        return self.network.program(("split", method), make)
 
-        @training_precision("highest")
-        def one(
-            lower: Array, upper: Array, rows: Array, offset: Array, member: Array, still_open: Array
-        ) -> tuple[Array, ...]:
-            bound = bounded(Box(lower, upper), rows)
-            value = bound.lower + offset
-            # A conjunction is refuted by one row, so only its best row counts.
-            same = member[:, None] == member[None, :]
-            in_conjunction = jnp.where(same, jnp.broadcast_to(value, same.shape), -jnp.inf)
-            weight = (still_open & (value >= jnp.max(in_conjunction, axis=1))).astype(value.dtype)
-            coefficients = bound.coefficients.reshape(rows.shape[0], -1)
-            influence = (weight @ jnp.abs(coefficients)) * (upper - lower)
-            corner = jnp.where(weight @ coefficients > 0.0, lower, upper)
-            points = jnp.stack([_middle(lower, upper), corner])
-            outputs = jax.vmap(self.flat)(points)
-            return bound.lower, bound.largest, influence, points, outputs
+    def _options(self, options: LinearOptions, max_bytes: int) -> RelaxOptions:
+        common: LinearOptions = {
+            "sides": "lower",
+            "max_bytes": max_bytes,
+            "rounding": self.rounding,
+        }
+        return {**common, **options}
 
-        return self._compiled.setdefault(("split", method), jax.jit(jax.vmap(one)))
+
+def _at_full_precision(flat: Flat) -> Flat:
+    def forward(x: Array) -> Array:
+        with jax.default_matmul_precision("highest"):
+            return flat(x)
+
+    return forward
+
+
+def _objective(flat: Flat, x: Array, weights: Array, offset: Array) -> Array:
+    """The largest of `k` rows at a point `[n]`, a scalar; the point is unsafe if it is <= 0."""
+    return jnp.max(weights @ flat(x) + offset)
+
+
+def _attack(flat: Flat) -> Callable[..., tuple[Array, Array]]:
+    """See `Programs.attack`."""
+    descent = jax.vmap(jax.value_and_grad(functools.partial(_objective, flat)))
+
+    def attack(
+        lower: Array, upper: Array, start: Array, weights: Array, offset: Array, scale: Array
+    ) -> tuple[Array, Array]:
+        def step(
+            carry: tuple[Array, Array, Array], index: Array
+        ) -> tuple[tuple[Array, Array, Array], None]:
+            x, best_x, best = carry
+            value, gradient = descent(x, weights, offset)
+            better = value < best
+            best_x = jnp.where(better[:, None], x, best_x)
+            best = jnp.where(better, value, best)
+            length = scale * 0.05 ** (index.astype(x.dtype) / _STEPS)
+            x = jnp.clip(x - length * (upper - lower) * jnp.sign(gradient), lower, upper)
+            return (x, best_x, best), None
+
+        first = (start, start, jnp.full(start.shape[:1], jnp.inf, start.dtype))
+        (_, best_x, best), _ = jax.lax.scan(step, first, jnp.arange(_STEPS + 1))
+        return best_x, best
+
+    return attack
+
+
+def _look(flat: Flat) -> Callable[..., tuple[Array, Array]]:
+    """See `Programs.look`."""
+    values = jax.vmap(functools.partial(_objective, flat))
+    return lambda lower, upper, start, weights, offset, scale: (
+        start,
+        values(start, weights, offset),
+    )
+
+
+def _bounded(flat: Flat, options: RelaxOptions) -> Callable[[Box, Array], _LowerBounds]:
+    """Turns the network into a function from a box and rows `[R, m]` to lower bounds."""
+    relaxed = relax(flat, **options)
+
+    def bounds(box: Box, rows: Array) -> _LowerBounds:
+        relaxation = relaxed(box)
+        interval, aux = relaxation.bounds(rows, has_aux=True)
+        coefficients = aux.coefficients.lower_coefficients
+        assert coefficients is not None, "the lower side was asked for"
+        return _LowerBounds(interval.lower, coefficients, relaxation.largest_output())
+
+    return bounds
+
+
+def _split(flat: Flat, options: RelaxOptions) -> Callable[..., tuple[Array, ...]]:
+    """See `Programs.split`."""
+    bounded = _bounded(flat, options)
+
+    @training_precision("highest")
+    def one(
+        lower: Array, upper: Array, rows: Array, offset: Array, member: Array, still_open: Array
+    ) -> tuple[Array, ...]:
+        bound = bounded(Box(lower, upper), rows)
+        value = bound.lower + offset
+        # A conjunction is refuted by one row, so only its best row counts.
+        same = member[:, None] == member[None, :]
+        in_conjunction = jnp.where(same, jnp.broadcast_to(value, same.shape), -jnp.inf)
+        weight = (still_open & (value >= jnp.max(in_conjunction, axis=1))).astype(value.dtype)
+        coefficients = bound.coefficients.reshape(rows.shape[0], -1)
+        influence = (weight @ jnp.abs(coefficients)) * (upper - lower)
+        corner = jnp.where(weight @ coefficients > 0.0, lower, upper)
+        points = jnp.stack([_middle(lower, upper), corner])
+        outputs = jax.vmap(flat)(points)
+        return bound.lower, bound.largest, influence, points, outputs
+
+    return jax.vmap(one)
+
+
+def _platform() -> str:
+    """That of the device on which programs run."""
+    device: Any = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    return jax.default_backend() if device is None else getattr(device, "platform", device)
 
 
 def _middle(lower: Array, upper: Array) -> Array:

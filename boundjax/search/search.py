@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,46 +18,15 @@ from boundjax.search.method import LADDER, METHODS, Method
 from boundjax.search.programs import Programs, power_above
 from boundjax.search.proof import Case as ProvedCase
 from boundjax.search.proof import Proof
-from boundjax.search.rows import NEARLY_UNSAFE, Rows, lost_of, positive_rows
+from boundjax.search.result import Counterexample, Result, Verdict
+from boundjax.search.rows import NEARLY_UNSAFE, Rows, lost_of, proved_values
 from boundjax.search.tree import Tree
 from boundjax.sets.rounding import Rounding
 
 _HOPELESS = 2.0  # a call is not begun if a cheaper one took this many times the remaining time
 
-Verdict = Literal["sat", "unsat", "unknown", "timeout"]
 # Floating-point inputs `[n]` to outputs `[m]`.
 Evaluate = Callable[[Num[np.ndarray, " n"]], Num[np.ndarray, " m"]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Counterexample:
-    """An unsafe input `[n]` and its outputs `[m]`, both flattened in C order."""
-
-    inputs: Float32[np.ndarray, " n"]
-    outputs: Num[np.ndarray, " m"]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Result:
-    """The answer to one property.
-
-    Attributes:
-      verdict: `"unsat"`: it is proved that no input of the boxes is unsafe; `"sat"`: the
-        counterexample is unsafe; `"unknown"`: everything was tried; `"timeout"`: time ran out
-        before that.
-      counterexample: an unsafe input if the verdict is `"sat"`, else None.
-      seconds: wall-clock time, including compilation.
-      note: one line about anything that failed in the search, such as the attack, or about what
-        `"complete"` left open; else empty. The verdict holds nevertheless.
-      proof: what `boundjax.verify.save_proof` writes, if the verdict is `"unsat"` and a proof was
-        asked for; None also if it was too large to be kept.
-    """
-
-    verdict: Verdict
-    counterexample: Counterexample | None
-    seconds: float
-    note: str = ""
-    proof: Proof | None = dataclasses.field(default=None, repr=False)
 
 
 class _Decided(Exception):
@@ -83,6 +51,7 @@ def verify(
     max_split_inputs: int = 20,
     seed: int = 0,
     with_proof: bool = False,
+    count_compilation: bool = True,
 ) -> Result:
     """Decides whether a network can be unsafe: attack, bounds, splits of the box and of units.
 
@@ -113,6 +82,7 @@ def verify(
       max_split_inputs: boxes with at most this many inputs of positive width are split.
       seed: seed of the random points.
       with_proof: whether the result has a `proof`; needs the method `"complete"`.
+      count_compilation: whether the time that it takes to compile counts.
 
     Returns:
       The verdict, with a counterexample if there is one.
@@ -145,15 +115,18 @@ def verify(
             raise ValueError(f"the model has {expected} {what}s, but the property declares {got}")
     if evaluate is None:
         evaluate = functools.partial(_evaluate, programs)
+    clock = time.monotonic if count_compilation else programs.network.clock
+    deadline = clock() + timeout - (time.monotonic() - start)
     search = _Search(
-        programs, property, evaluate, start + timeout, max_split_inputs, seed, with_proof
+        programs, property, evaluate, clock, deadline, max_split_inputs, seed, with_proof
     )
     try:
         search.run(method)
     except _Decided as decided:
         seconds = time.monotonic() - start
+        margins = np.concatenate(search.margins)
         proof = search.proof if decided.verdict == "unsat" else None
-        return Result(decided.verdict, decided.counterexample, seconds, search.note, proof)
+        return Result(decided.verdict, decided.counterexample, seconds, search.note, margins, proof)
 
 
 def _evaluate(programs: Programs, x: np.ndarray) -> np.ndarray:
@@ -161,25 +134,32 @@ def _evaluate(programs: Programs, x: np.ndarray) -> np.ndarray:
 
 
 class _Search:
-    """The state of one search: the conjunctions of each case that are not refuted yet."""
+    """The state of one search.
+
+    Attributes:
+      rows: of each case.
+      margins: of each case, see `Result`; a conjunction is refuted if its margin is positive.
+    """
 
     def __init__(
         self,
         programs: Programs,
         property: Property,
         evaluate: Evaluate,
+        clock: Callable[[], float],
         deadline: float,
         max_split_inputs: int,
         seed: int,
         with_proof: bool = False,
     ):
         self.programs, self.property, self.evaluate = programs, property, evaluate
-        self.deadline, self.max_split_inputs = deadline, max_split_inputs
+        self.clock, self.deadline = clock, deadline
+        self.max_split_inputs = max_split_inputs
         self.random = np.random.default_rng(seed)
         cases = property.cases
         count = max(sum(len(c.offset) for c in case.conjunctions) for case in cases)
         self.rows = [Rows.of(case.conjunctions, power_above(count)) for case in cases]
-        self.open = [np.ones(len(case.conjunctions), bool) for case in cases]
+        self.margins = [np.full(len(case.conjunctions), -np.inf) for case in cases]
         self.undecided = ""
         self.with_proof = with_proof
         self.proved: list[ProvedCase] = []
@@ -190,6 +170,11 @@ class _Search:
         if not self.with_proof or any(case.recorder.off for case in self.proved):
             return None
         return Proof(self.property, self.programs.rounding, tuple(self.proved))
+
+    @property
+    def open(self) -> list[np.ndarray]:
+        """Which conjunctions of each case are not refuted yet, bool `[K]`."""
+        return [~(margins > 0) for margins in self.margins]
 
     @property
     def note(self) -> str:
@@ -222,7 +207,10 @@ class _Search:
         """Refutes the conjunctions of every box on sub-boxes, see `inputs`."""
         splits = InputSplits(self, self.with_proof)
         verdict = splits.decide(method)
-        self.proved = splits.proof()
+        if verdict == "unsat":
+            self.proved = splits.proof()
+            for margins, reached in zip(self.margins, splits.least, strict=True):
+                np.copyto(margins, reached[: len(margins)], where=~(margins > 0))
         raise _Decided(verdict)
 
     def search_domains(self) -> NoReturn:
@@ -230,8 +218,8 @@ class _Search:
         for index, case in enumerate(self.property.cases):
             around = _AroundBox(self, index)
             tree = Tree(self.programs.domains, case, case.conjunctions, around, self.with_proof)
+            self.margins[index] = tree.margins  # which it updates, even if time runs out
             if tree.refutes():
-                self.open[index][:] = False
                 self.proved.append(tree.proof())
             else:
                 self.undecided = tree.reason
@@ -241,7 +229,7 @@ class _Search:
         raise _Decided("unknown")
 
     def check_time(self) -> None:
-        if time.monotonic() > self.deadline:
+        if self.clock() > self.deadline:
             raise _Decided("timeout")
 
     def check_time_to_compile(self, method: Method) -> None:
@@ -250,7 +238,7 @@ class _Search:
         A method takes at least as long as the cheaper ones before it.
         """
         seconds = self.programs.first_call
-        left = self.deadline - time.monotonic()
+        left = self.deadline - self.clock()
         if method not in seconds and max(seconds.values(), default=0.0) > _HOPELESS * left:
             raise _Decided("timeout")
 
@@ -269,8 +257,8 @@ class _Search:
         """Refutes conjunctions by bounds over whole boxes; ends the search if none is left."""
         self.check_time_to_compile(method)
         function, start = self.programs.bounds(method), time.monotonic()
-        for case, rows, still_open in zip(self.property.cases, self.rows, self.open, strict=True):
-            if not still_open.any():
+        for index, (case, rows) in enumerate(zip(self.property.cases, self.rows, strict=True)):
+            if not self.open[index].any():
                 continue
             self.check_time()
             arguments = case.lower, case.upper, rows.single
@@ -278,8 +266,8 @@ class _Search:
             lower, outputs, largest = map(np.asarray, bounds)
             self.programs.first_call.setdefault(method, time.monotonic() - start)
             lost = lost_of(rows.errors, rows.offset, largest)
-            positive = positive_rows(lower, rows.weights, rows.offset, outputs, lost)
-            still_open[rows.member[positive]] = False
+            values = proved_values(lower, rows.weights, rows.offset, outputs, lost)
+            np.maximum.at(self.margins[index], rows.member, values)
         if not any(still_open.any() for still_open in self.open):
             raise _Decided("unsat")
 

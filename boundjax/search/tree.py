@@ -21,7 +21,7 @@ from boundjax.properties import Case, Conjunction
 from boundjax.search.domains import DomainPrograms, Parameters
 from boundjax.search.proof import Case as ProvedCase
 from boundjax.search.proof import Leaf, Recorder, Units
-from boundjax.search.rows import FLOAT64, Rows, lost_of, positive_rows
+from boundjax.search.rows import FLOAT64, Rows, lost_of, proved_values
 from boundjax.sets.box import Box
 
 _ROOT_STEPS = 40
@@ -125,6 +125,7 @@ class Tree:
     Attributes:
       domains: how many domains have been bounded.
       record: the tree, with the parameters of its leaves.
+      margins: float64 `[C]`, see `Result`.
       reason: why the search ended without an answer; empty before.
     """
 
@@ -147,6 +148,8 @@ class Tree:
         """
         self.domains, self.reason = 0, ""
         self.record = Recorder(off=not with_proof)
+        self.margins = np.full(len(conjunctions), -np.inf)
+        self._least = np.full(len(conjunctions), np.inf)  # of the domains that are refuted
         self._programs, self._attacker = programs, attacker
         self._lower, self._upper = jnp.asarray(case.lower), jnp.asarray(case.upper)
         self._conjunctions = conjunctions
@@ -158,9 +161,15 @@ class Tree:
     def refutes(self) -> bool:
         """Whether every conjunction is refuted; `reason` says why not."""
         root, queue = self._root()
-        if not len(queue):
-            return True
-        queue = self._bounded(root, queue, _ROOT_STEPS)
+        begun = queue.member
+        if len(queue):
+            queue = self._searched(root, self._bounded(root, queue, _ROOT_STEPS))
+        refuted = np.setdiff1d(begun, queue.member)
+        self.margins[refuted] = self._least[refuted]
+        return not len(queue)
+
+    def _searched(self, root: _Root, queue: _Queue) -> _Queue:
+        """Splits domains until none is left; those that stay open, with a `reason`."""
         rounds = 0
         while len(queue):
             self._attacker.check_time()
@@ -168,11 +177,11 @@ class Tree:
             if leaves.any():
                 queue = queue.take(~leaves).followed_by(self._leaves(root, queue.take(leaves)))
                 if self.reason:
-                    return False
+                    break
                 continue
             if queue.nbytes > _MAX_BYTES:
                 self.reason = f"the {len(queue)} open domains take more than {_MAX_BYTES} bytes"
-                return False
+                break
             parents = max(1, self._programs.sizes[1] // 2)
             rest, taken = queue.take(slice(0, -parents)), queue.take(slice(-parents, None))
             children = self._bounded(root, self._children(root, taken), _STEPS, rounds)
@@ -180,7 +189,7 @@ class Tree:
             children = children.take(np.argsort(children.value, kind="stable"))
             queue = rest.followed_by(children)
             rounds += 1
-        return True
+        return queue
 
     def _leaves(self, root: _Root, leaves: _Queue) -> _Queue:
         """Optimises the bounds of domains with nothing left to split; the ones that stay open."""
@@ -202,8 +211,9 @@ class Tree:
         root = self._programs.root(self._lower, self._upper, jnp.asarray(rows.single))
         lower, largest, outputs = map(np.asarray, (root.lower, root.largest, root.outputs))
         lost = lost_of(rows.errors, rows.offset, largest)
-        positive = positive_rows(lower, rows.weights, rows.offset, outputs, lost)
-        still_open = np.setdiff1d(np.arange(len(self._conjunctions)), rows.member[positive])
+        proved = proved_values(lower, rows.weights, rows.offset, outputs, lost)
+        np.maximum.at(self.margins, rows.member, proved)
+        still_open = np.flatnonzero(~(self.margins > 0))
         kept = _Root(
             root.intervals,
             np.asarray(root.positions),
@@ -220,17 +230,7 @@ class Tree:
             mix[index, values.argmax()], best[index] = 1.0, values.max()
         count, units = len(still_open), len(kept.unstable)
         positions = kept.positions[kept.active].astype(np.float16)
-        self.record.units = Units(*self._programs.units_of(kept.unstable))
-        self.record.sizes = self._programs.sizes_of_ops
-        self.record.free = Units(*self._programs.free_of(kept.active))
-        self._roots = self.record.roots(len(self._conjunctions))
-        for row in np.flatnonzero(positive):
-            # The best row of a conjunction would do as well.
-            member = int(rows.member[row])
-            one = np.zeros(self._offset.shape[1], np.float32)
-            one[min(row - np.searchsorted(rows.member, member), len(one) - 1)] = 1.0
-            leaf = Leaf(one, positions, np.zeros(units, np.float32))
-            self.record.prove(int(self._roots[member]), member, leaf)
+        self._record_root(kept, positions, rows.member, proved > 0)
         return kept, _Queue(
             member=still_open,
             signs=np.zeros((count, units), np.int8),
@@ -243,6 +243,21 @@ class Tree:
             tries=np.zeros(count, np.int8),
             node=self._roots[still_open],
         )
+
+    def _record_root(
+        self, root: _Root, positions: np.ndarray, member: np.ndarray, positive: np.ndarray
+    ) -> None:
+        """Begins the record, with the conjunctions `member` `[R]` of rows that are `positive`."""
+        self.record.units = Units(*self._programs.units_of(root.unstable))
+        self.record.free = Units(*self._programs.free_of(root.active))
+        self.record.sizes = self._programs.sizes_of_ops
+        self._roots = self.record.roots(len(self._conjunctions))
+        for row in np.flatnonzero(positive):
+            conjunction = int(member[row])
+            one = np.zeros(self._offset.shape[1], np.float32)
+            one[min(row - np.searchsorted(member, conjunction), len(one) - 1)] = 1.0
+            leaf = Leaf(one, positions, np.zeros(len(root.unstable), np.float32))
+            self.record.prove(int(self._roots[conjunction]), conjunction, leaf)
 
     def _children(self, root: _Root, parents: _Queue) -> _Queue:
         """Splits every domain at its best candidates; several at once while domains are few."""
@@ -304,7 +319,11 @@ class Tree:
                 scores=scores,
             )
             still_open = ~(part.value > 0.0)
-            self._record_leaves(part.take(~still_open))
+            refuted = part.take(~still_open)
+            self._record_leaves(refuted)
+            # The weights of the mean sum to 1 up to their own rounding.
+            total = refuted.mix.astype(np.float64).sum(axis=1) * (1.0 + FLOAT64)
+            np.minimum.at(self._least, refuted.member, refuted.value / total)
             part = part.take(still_open)
             if len(part):
                 where = where[still_open]

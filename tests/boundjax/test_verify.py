@@ -12,7 +12,7 @@ from properties import box, hat
 from boundjax import UnsupportedOpError, verify, vnnlib
 from boundjax.search import boxes
 from boundjax.search.programs import Programs
-from boundjax.search.rows import positive_rows
+from boundjax.search.rows import proved_values
 from boundjax.verify import __main__ as command
 from boundjax.verify import benchmark
 
@@ -161,11 +161,11 @@ def test_the_arbiter_has_the_last_word():
 def test_rounding_that_shows_itself_proves_nothing():
     """A lower bound above an attained value of the row is wrong and proves nothing."""
     weights, offset, outputs = np.ones((1, 1)), np.zeros(1), np.array([1.0])
-    for lower, expected in ((0.5, True), (1.1, False), (0.0, False), (np.nan, False)):
-        proved = positive_rows(np.array([lower]), weights, offset, outputs)
+    for lower, expected in ((0.5, 0.5), (1.1, -np.inf), (-0.5, -0.5), (np.nan, -np.inf)):
+        proved = proved_values(np.array([lower]), weights, offset, outputs)
         assert proved.tolist() == [expected]
-    assert not positive_rows(np.array([np.inf]), weights, offset, np.array([np.inf]))[0]
-    assert not positive_rows(np.array([1.0]), weights, offset, np.array([np.nan]))[0]
+    assert proved_values(np.array([np.inf]), weights, offset, np.array([np.inf])) == -np.inf
+    assert proved_values(np.array([1.0]), weights, offset, np.array([np.nan])) == -np.inf
 
 
 def test_halves_cover_the_box():
@@ -419,12 +419,13 @@ def test_an_attack_that_fails_costs_no_verdict():
 def test_an_attack_that_fails_once_is_not_tried_again(monkeypatch):
     programs = Programs(hat, (2,))
 
-    def fail(*arrays):
+    def fail(*arrays):  # of the class: the programs are its first argument
         calls.append(arrays)
         raise ValueError("far too long " * 100)
 
     calls = []
-    programs.__dict__["attack"] = programs.__dict__["look"] = fail
+    monkeypatch.setattr(Programs, "attack", fail)
+    monkeypatch.setattr(Programs, "look", fail)
     result = decide(hat, box(SQUARE, 2, "(>= Y_0 2.1)"), programs=programs)
     assert result.verdict == "unsat"
     assert len(calls) == 2
@@ -438,12 +439,12 @@ def test_an_attack_that_fails_once_is_not_tried_again(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_what_ends_a_program_ends_an_attack(error):
+def test_what_ends_a_program_ends_an_attack(error, monkeypatch):
     programs = Programs(hat, (2,))
 
     def fail(*arrays):
         raise error
 
-    programs.__dict__["attack"] = fail
+    monkeypatch.setattr(Programs, "attack", fail)
     with pytest.raises(error):
         decide(hat, box(SQUARE, 2, "(>= Y_0 2.1)"), programs=programs)

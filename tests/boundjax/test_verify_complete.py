@@ -8,9 +8,9 @@ import pytest
 from jax import nn
 from jax import numpy as jnp
 from kinked import KINKED
-from milp import exact_minimum
 from properties import box, hat
 
+import boundjax as bj
 from boundjax import verify
 from boundjax.search import tree
 from boundjax.search.programs import Programs
@@ -30,6 +30,13 @@ def layers_of(seed, sizes):
         (random.normal(size=shape) / shape[0] ** 0.5, 0.3 * random.normal(size=shape[1]))
         for shape in itertools.pairwise(sizes)
     ]
+
+
+def least_of(function, row):
+    """The exact minimum of a row over `[-1, 1]^4`."""
+    optimum = bj.milp_optimum(function, bj.Box(-jnp.ones(4), jnp.ones(4)), row)
+    assert optimum.status == "optimal"
+    return optimum.lower
 
 
 def dense(layers):
@@ -52,7 +59,7 @@ def test_thresholds_beside_the_exact_optimum(seed):
     programs = Programs(function, (4,))
     for output in range(2):
         row = np.eye(2)[output]
-        least = exact_minimum(layers, np.full(4, -1.0), np.full(4, 1.0), row)
+        least = least_of(function, row)
         for threshold, verdict in ((least - NEAR, "unsat"), (least + 0.05, "sat")):
             property = box([(-1, 1)] * 4, 2, f"(<= Y_{output} {threshold:.7f})")
             assert decide(function, property, programs=programs).verdict == verdict
@@ -155,7 +162,7 @@ def test_what_cannot_be_split_is_unknown_and_says_so(monkeypatch):
 def test_the_search_is_the_same_every_time(monkeypatch):
     layers = layers_of(7, (4, 8, 8, 2))
     function = dense(layers)
-    least = exact_minimum(layers, np.full(4, -1.0), np.full(4, 1.0), np.eye(2)[0])
+    least = least_of(dense(layers), np.eye(2)[0])
     property = box([(-1, 1)] * 4, 2, f"(<= Y_0 {least - NEAR:.7f})")
     programs, counts = Programs(function, (4,)), []
     refutes = tree.Tree.refutes
@@ -175,7 +182,7 @@ def test_the_search_is_the_same_every_time(monkeypatch):
 def test_a_queue_that_outgrows_its_memory_ends_the_search(monkeypatch):
     monkeypatch.setattr(tree, "_MAX_BYTES", 1)
     layers = layers_of(7, (4, 8, 8, 2))
-    least = exact_minimum(layers, np.full(4, -1.0), np.full(4, 1.0), np.eye(2)[0])
+    least = least_of(dense(layers), np.eye(2)[0])
     property = box([(-1, 1)] * 4, 2, f"(<= Y_0 {least - NEAR:.7f})")
     result = decide(dense(layers), property)
     assert result.verdict == "unknown"
