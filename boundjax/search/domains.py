@@ -21,6 +21,7 @@ from jax import Array
 from boundjax import slopes
 from boundjax.precision import training_precision
 from boundjax.search.network import Flat, FlatNetwork, Program
+from boundjax.search.proof import Units
 from boundjax.sets.box import Box
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Rounding
@@ -134,41 +135,38 @@ class DomainPrograms:
         def trace(lower: Array) -> None:
             walk = _walk(self._network, Box(lower, lower), {}, self._rounding, self._max_bytes)
             shapes = {label: p.shape for label, p in walk.relaxations.slopes.items()}
-            units = Splits.of(walk.graph).size
-            layout.append(_Bounds(self._rounding, self._max_bytes, units, shapes))
+            by_index = itertools.groupby(Splits.of(walk.graph).kinks, lambda k: k.node.index)
+            groups = [list(kinks) for _, kinks in by_index]
+            ops = [_Op(g[0].node.label, len(g), g[0].node.size) for g in groups]
+            layout.append(_Bounds(self._rounding, self._max_bytes, tuple(ops), shapes))
 
         jax.eval_shape(trace, jax.ShapeDtypeStruct((self._network.input_size,), jnp.float32))
         return layout[0]
 
-    def units_of(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Op, kink and element of units, see `boundjax.search.proof.Units`."""
-        places = []
-        for op, kinks in itertools.groupby(self._layout[0].kinks, lambda kink: kink.node.index):
-            places += [(op, k, e) for k, kink in enumerate(kinks) for e in range(kink.node.size)]
-        op, kink, element = np.array(places, np.int32).reshape(-1, 3)[numbers].T
-        return self._numbers(op), kink, element
+    def units_of(self, numbers: np.ndarray) -> Units:
+        """Op, kink and element of some of the units."""
+        places = [
+            (number, kink, element)
+            for number, op in enumerate(self._bounds.ops)
+            for kink in range(op.kinks)
+            for element in range(op.size)
+        ]
+        return Units(*np.array(places, np.int32).reshape(-1, 3)[numbers].T)
 
-    def free_of(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Op, line and element of positions; -1 as the op where it has no kinks."""
-        by_label = {kink.node.label: kink.node.index for kink in self._layout[0].kinks}
+    def free_of(self, numbers: np.ndarray) -> Units:
+        """Op, line and element of some of the positions; -1 as the op where it has no kinks."""
+        by_label = {op.label: number for number, op in enumerate(self._bounds.ops)}
         places = []
-        for label, shape in self._layout[1].items():
+        for label, shape in self._bounds.shapes.items():
             op = label.removesuffix(":below")
             place = by_label.get(op, -1), int(op != label)
             places += [(*place, element) for element in range(int(np.prod(shape)))]
-        op, line, element = np.array(places, np.int32).reshape(-1, 3)[numbers].T
-        return self._numbers(op), line, element
+        return Units(*np.array(places, np.int32).reshape(-1, 3)[numbers].T)
 
     @property
     def sizes_of_ops(self) -> tuple[int, ...]:
         """The elements of each op with kinks."""
-        sizes = {kink.node.index: kink.node.size for kink in self._layout[0].kinks}
-        return tuple(sizes[index] for index in sorted(sizes))
-
-    def _numbers(self, index: np.ndarray) -> np.ndarray:
-        """The numbers of ops among those with kinks, from their indices in the graph."""
-        ops = sorted({kink.node.index for kink in self._layout[0].kinks})
-        return np.where(index < 0, -1, np.searchsorted(ops, index)).astype(np.int32)
+        return tuple(op.size for op in self._bounds.ops)
 
     @property
     def units(self) -> int:
@@ -226,20 +224,33 @@ def _walk(
     return walk
 
 
+class _Op(NamedTuple):
+    """An op with kinks; every element of its operand is a unit at each of them."""
+
+    label: str
+    kinks: int
+    size: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Bounds:
     """What is compiled for a network, whatever its weights.
 
     Attributes:
       rounding, max_bytes: as of `DomainPrograms`.
-      units: the number of units.
+      ops: those with kinks, in the order of the graph.
       shapes: of the positions by label, in their order.
     """
 
     rounding: Rounding
     max_bytes: int
-    units: int
+    ops: tuple[_Op, ...]
     shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def units(self) -> int:
+        """The number of units."""
+        return sum(op.kinks * op.size for op in self.ops)
 
     def root(self, flat: Flat) -> Callable[[Array, Array, Array], Root]:
         """See `DomainPrograms.root`."""

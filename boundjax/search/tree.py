@@ -20,7 +20,7 @@ from jax import Array
 from boundjax.properties import Case, Conjunction
 from boundjax.search.domains import DomainPrograms, Parameters
 from boundjax.search.proof import Case as ProvedCase
-from boundjax.search.proof import Leaf, Recorder, Units
+from boundjax.search.proof import Leaf, Recorder
 from boundjax.search.rows import FLOAT64, Rows, lost_of, proved_values
 from boundjax.sets.box import Box
 
@@ -248,8 +248,8 @@ class Tree:
         self, root: _Root, positions: np.ndarray, member: np.ndarray, positive: np.ndarray
     ) -> None:
         """Begins the record, with the conjunctions `member` `[R]` of rows that are `positive`."""
-        self.record.units = Units(*self._programs.units_of(root.unstable))
-        self.record.free = Units(*self._programs.free_of(root.active))
+        self.record.units = self._programs.units_of(root.unstable)
+        self.record.free = self._programs.free_of(root.active)
         self.record.sizes = self._programs.sizes_of_ops
         self._roots = self.record.roots(len(self._conjunctions))
         for row in np.flatnonzero(positive):
