@@ -96,7 +96,6 @@ ROOMS = {
         "boundjax.transforms",
         "boundjax.search",
         "boundjax.training",
-        "boundjax.search",
     ),
     "boundjax.onnx": ("boundjax.ops",),
     "boundjax.verify": (
