@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +34,7 @@ from boundjax.transforms.walk import Walk
 
 # Units that are looked at before one of them is split.
 CANDIDATES = 6
-_RATE = optax.exponential_decay(0.1, transition_steps=1, decay_rate=0.98)
-# Adam, whose rate has a count of its own.
-_RULE = optax.chain(
-    optax.scale_by_adam(), optax.scale_by_schedule(lambda k: jnp.negative(_RATE(k)))
-)
+_RULE = optax.adam(optax.exponential_decay(0.1, transition_steps=1, decay_rate=0.98))
 _OPTIONS = slopes.optimized(1, _RULE, per_spec=True)
 
 
@@ -138,7 +134,11 @@ class DomainPrograms:
             by_index = itertools.groupby(Splits.of(walk.graph).kinks, lambda k: k.node.index)
             groups = [list(kinks) for _, kinks in by_index]
             ops = [_Op(g[0].node.label, len(g), g[0].node.size) for g in groups]
-            layout.append(_Bounds(self._rounding, self._max_bytes, tuple(ops), shapes))
+            split = {group[0].node.index for group in groups}
+            bent = {node.index for node in walk.graph.nodes if node.is_nonlinear}
+            layout.append(
+                _Bounds(self._rounding, self._max_bytes, tuple(ops), shapes, bent <= split)
+            )
 
         jax.eval_shape(trace, jax.ShapeDtypeStruct((self._network.input_size,), jnp.float32))
         return layout[0]
@@ -162,6 +162,11 @@ class DomainPrograms:
             place = by_label.get(op, -1), int(op != label)
             places += [(*place, element) for element in range(int(np.prod(shape)))]
         return Units(*np.array(places, np.int32).reshape(-1, 3)[numbers].T)
+
+    @property
+    def all_split(self) -> bool:
+        """Whether the network is affine on a domain on which every unit is split."""
+        return self._bounds.all_split
 
     @property
     def sizes_of_ops(self) -> tuple[int, ...]:
@@ -189,8 +194,8 @@ class DomainPrograms:
         return self._network.program("root", self._bounds.root)
 
     @functools.cached_property
-    def begin(self) -> Callable[[Parameters, Array], State]:
-        """`(parameters, count) -> state` before the first step, with the rate of step `count`."""
+    def begin(self) -> Callable[[Parameters], State]:
+        """`parameters -> state` before the first step."""
         return jax.jit(_begin)
 
     @property
@@ -199,16 +204,20 @@ class DomainPrograms:
         return self._network.program("step", self._bounds.step)
 
     @property
+    def lines(self) -> Program:
+        """As `evaluate`; the linear bounds in the input, coefficients `[N, n]` and bias `[N]`."""
+        return self._network.program("lines", self._bounds.lines)
+
+    @property
     def evaluate(self) -> Program:
         """`(box, intervals, signs [N, U], rows [N, m], parameters) -> Evaluated`."""
         return self._network.program("evaluate", self._bounds.evaluate)
 
 
-def _begin(parameters: Parameters, count: Array) -> State:
+def _begin(parameters: Parameters) -> State:
     worst = jnp.full(len(parameters.mix), -jnp.inf)
-    adam, rate = cast("tuple[Any, Any]", _RULE.init(parameters))
-    memory = (adam, rate._replace(count=count))
-    return State(parameters, memory, BestPositions(worst, parameters), jnp.float32(jnp.inf))
+    best = BestPositions(worst, parameters)
+    return State(parameters, _RULE.init(parameters), best, jnp.float32(jnp.inf))
 
 
 def _walk(
@@ -240,12 +249,14 @@ class _Bounds:
       rounding, max_bytes: as of `DomainPrograms`.
       ops: those with kinks, in the order of the graph.
       shapes: of the positions by label, in their order.
+      all_split: whether every nonlinear op has kinks.
     """
 
     rounding: Rounding
     max_bytes: int
     ops: tuple[_Op, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    all_split: bool
 
     @property
     def units(self) -> int:
@@ -307,16 +318,27 @@ class _Bounds:
             offset: Array,
             state: State,
         ) -> State:
-            walk = self._walk(flat, box, intervals)
-
-            def bound(parameters: Parameters) -> Array:
-                mean = jnp.einsum("nr,nrm->nm", parameters.mix, rows)
-                bounds = domains.bound(walk, mean, self._domains(signs, parameters))
-                return bounds.lower + jnp.sum(parameters.mix * offset, axis=1)
-
-            return Ascent(bound, True, _OPTIONS, _PROJECTION).step(state)
+            return self._ascent(flat, box, intervals, signs, rows, offset).step(state)
 
         return step
+
+    def _ascent(
+        self,
+        flat: Flat,
+        box: Box,
+        intervals: Mapping[str, Interval],
+        signs: Array,
+        rows: Array,
+        offset: Array,
+    ) -> Ascent:
+        walk = self._walk(flat, box, intervals)
+
+        def bound(parameters: Parameters) -> Array:
+            mean = jnp.einsum("nr,nrm->nm", parameters.mix, rows)
+            bounds = domains.bound(walk, mean, self._domains(signs, parameters))
+            return bounds.lower + jnp.sum(parameters.mix * offset, axis=1)
+
+        return Ascent(bound, True, _OPTIONS, _PROJECTION)
 
     def evaluate(self, flat: Flat) -> Callable[..., Evaluated]:
         """See `DomainPrograms.evaluate`."""
@@ -337,6 +359,23 @@ class _Bounds:
             return Evaluated(bounds.lower, bounds.empty, candidates, scores, points, outputs)
 
         return evaluate
+
+    def lines(self, flat: Flat) -> Callable[..., tuple[Array, Array]]:
+        """See `DomainPrograms.lines`."""
+
+        @training_precision("highest")
+        def lines(
+            box: Box,
+            intervals: Mapping[str, Interval],
+            signs: Array,
+            rows: Array,
+            parameters: Parameters,
+        ) -> tuple[Array, Array]:
+            walk = self._walk(flat, box, intervals)
+            bounds = domains.bound(walk, rows, self._domains(signs, parameters))
+            return bounds.coefficients, bounds.bias
+
+        return lines
 
     def _walk(self, flat: Flat, box: Box, intervals: Mapping[str, Interval]) -> Walk:
         return _walk(flat, box, intervals, self.rounding, self.max_bytes)

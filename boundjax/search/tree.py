@@ -9,6 +9,7 @@ of beta-CROWN (Wang et al. 2021).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +20,7 @@ from jax import Array
 
 from boundjax.properties import Case, Conjunction
 from boundjax.search.domains import DomainPrograms, Parameters
+from boundjax.search.leaves import MOST, Affine, Solution, solve
 from boundjax.search.proof import Case as ProvedCase
 from boundjax.search.proof import Leaf, Recorder
 from boundjax.search.rows import FLOAT64, Rows, lost_of, proved_values
@@ -26,11 +28,7 @@ from boundjax.sets.box import Box
 
 _ROOT_STEPS = 40
 _STEPS = 12
-# A domain with nothing left to split is a linear program. Its multipliers take more steps, which
-# begin with a smaller rate in every try: as if so many steps had been taken before.
-_LEAF_STEPS = 200
-_LEAF_TRIES = 6
-_EARLIER_STEPS = 20
+_LEAF_STEPS = 200  # with nothing left to split, in a network with other nonlinear ops
 _LEVELS = 3  # splits of one domain at once, while few are left
 _ATTACK_EVERY = 8  # rounds
 _MAX_BYTES = 2**30  # of the queue
@@ -83,7 +81,6 @@ class _Queue:
       mix: `[N, R]`.
       value: the lower bounds, float64.
       candidates, scores: see `Evaluated`; the candidates number the `A` units.
-      tries: how often the bound of a domain with nothing left to split has been optimised.
       node: their numbers in the record of the tree.
     """
 
@@ -95,7 +92,6 @@ class _Queue:
     value: np.ndarray
     candidates: np.ndarray
     scores: np.ndarray
-    tries: np.ndarray
     node: np.ndarray
 
     def __len__(self) -> int:
@@ -192,17 +188,64 @@ class Tree:
         return queue
 
     def _leaves(self, root: _Root, leaves: _Queue) -> _Queue:
-        """Optimises the bounds of domains with nothing left to split; the ones that stay open."""
-        tries = int(leaves.tries.min())
-        leaves = self._bounded(root, leaves, _LEAF_STEPS, earlier=tries * _EARLIER_STEPS)
-        leaves = dataclasses.replace(leaves, tries=leaves.tries + 1)
-        hopeless = leaves.take(leaves.tries >= _LEAF_TRIES)
-        if len(hopeless):
-            self.reason = (
-                f"{len(hopeless)} domains have nothing left to split; their bounds lack up to "
-                f"{-hopeless.value.min():.3g}"
-            )
+        """Refutes domains with nothing left to split by linear programs; the ones that stay open.
+
+        Then the search ends, with its `reason`, unless an optimum is unsafe.
+        """
+        optima: list[Solution] = []
+        if not self._programs.all_split:
+            leaves = self._bounded(root, leaves, _LEAF_STEPS)
+        for most in MOST if len(leaves) else ():
+            self._attacker.check_time()
+            solved, optima = [], []
+            for index in range(len(leaves)):
+                leaf = leaves.take([index])
+                solution = self._solved(root, leaf, most)
+                solved.append(leaf if solution is None else _at(leaf, solution))
+                optima += [] if solution is None else [solution]
+            self.domains += len(solved)
+            batches = self._batches(root, functools.reduce(_Queue.followed_by, solved))
+            parts = [self._evaluated(root, part)[0] for part, *_ in batches]
+            leaves = functools.reduce(_Queue.followed_by, parts)
+            if not len(leaves):
+                break
+        if not len(leaves):
+            return leaves
+        unsafe = sorted(optima, key=lambda solution: solution.value)[:_ATTACKED]
+        if unsafe:
+            points = np.stack([solution.point for solution in unsafe]).astype(np.float32)
+            self._attacker.attack_from(np.resize(leaves.member, len(points)), points)
+        # Where the network is affine, only rounding separates a bound from the value at its point.
+        inside = [solution.inside for solution in optima]
+        exact = self._programs.all_split and bool(inside) and all(inside)
+        what = "are undecided within the rounding of bounds" if exact else "cannot be split further"
+        lack = -leaves.value.min()
+        self.reason = f"{len(leaves)} domains {what}; their bounds lack up to {lack:.3g}"
         return leaves
+
+    def _solved(self, root: _Root, leaf: _Queue, most: float) -> Solution | None:
+        """What a solver proposes for one domain."""
+        member, splits = int(leaf.member[0]), np.flatnonzero(leaf.signs[0])
+        count = len(self._conjunctions[member].offset)
+        repeated = leaf.take(np.zeros(count + len(splits), int))
+        repeated.multipliers[:] = 0.0
+        repeated.multipliers[np.arange(count, len(repeated)), splits] = 1.0
+        rows = np.zeros((len(repeated), self._weights.shape[-1]), np.float32)
+        rows[:count] = self._weights[member, :count]
+        coefficients, bias, start = [], [], 0
+        for part, fill, signs, parameters in self._batches(root, repeated):
+            of_part = jnp.asarray(rows[start : start + len(part)][fill])
+            box = Box(self._lower, self._upper)
+            arrays = self._programs.lines(box, root.intervals, signs, of_part, parameters)
+            lines = (np.asarray(array, np.float64)[: len(part)] for array in arrays)
+            for list_of, array in zip((coefficients, bias), lines, strict=True):
+                list_of.append(array)
+            start += len(part)
+        affine = Affine(np.concatenate(coefficients), np.concatenate(bias))
+        affine.bias[:count] += self._offset[member, :count]
+        parts = Affine(*(a[:count] for a in affine)), Affine(*(a[count:] for a in affine))
+        ends = (np.asarray(end, np.float64) for end in (self._lower, self._upper))
+        return solve(*parts, *ends, most)
 
     def _root(self) -> tuple[_Root, _Queue]:
         """Bounds the whole box; queues the conjunctions that this leaves open."""
@@ -240,7 +283,6 @@ class Tree:
             value=best,
             candidates=np.zeros((count, 1), int),
             scores=np.zeros((count, 1)),
-            tries=np.zeros(count, np.int8),
             node=self._roots[still_open],
         )
 
@@ -286,58 +328,90 @@ class Tree:
         nodes = self.record.split_units(parents.node, units)
         return dataclasses.replace(children, node=nodes.reshape(-1))
 
-    def _bounded(
-        self, root: _Root, queue: _Queue, steps: int, rounds: int = 0, earlier: int = 0
-    ) -> _Queue:
+    def _bounded(self, root: _Root, queue: _Queue, steps: int, rounds: int = 0) -> _Queue:
         """Optimises the bounds of domains, looks at their worst inputs, returns the open ones."""
         self.domains += len(queue)
         parts, points, distances = [], [], []
         for part, fill, signs, parameters in self._batches(root, queue):
             self._attacker.check_time()
-            member = part.member[fill]
-            context = Box(self._lower, self._upper), root.intervals, signs
-            rows = jnp.asarray(self._weights[member], jnp.float32)
-            offset = jnp.asarray(self._offset[member], jnp.float32)
-            state = self._programs.begin(parameters, jnp.int32(earlier))
-            for step in range(steps):
-                state = self._programs.step(*context, rows, offset, state)
-                if step % 4 == 3 and bool((state.best.values > 0.0).all()):
-                    break
+            best = self._optimized(root, part, fill, signs, parameters, steps)
             self._attacker.check_time()
-            best: Parameters = state.best.parameters
             part = dataclasses.replace(
                 part,
                 positions=np.asarray(best.positions)[: len(part), root.active].astype(np.float16),
                 multipliers=np.asarray(best.multipliers)[: len(part), root.unstable],
                 mix=np.asarray(best.mix)[: len(part)],
             )
-            value, candidates, scores, where, outputs = self._values(root, part)
-            part = dataclasses.replace(
-                part,
-                value=np.fmax(part.value, value),
-                candidates=candidates,
-                scores=scores,
-            )
-            still_open = ~(part.value > 0.0)
-            refuted = part.take(~still_open)
-            self._record_leaves(refuted)
-            # The weights of the mean sum to 1 up to their own rounding.
-            total = refuted.mix.astype(np.float64).sum(axis=1) * (1.0 + FLOAT64)
-            np.minimum.at(self._least, refuted.member, refuted.value / total)
-            part = part.take(still_open)
-            if len(part):
-                where = where[still_open]
-                distance = self._attacker.look_at(part.member, where, outputs[still_open])
-                points.append(where)
-                distances.append(distance)
+            part, where, distance = self._evaluated(root, part)
             parts.append(part)
-        remaining = parts[0]
-        for part in parts[1:]:
-            remaining = remaining.followed_by(part)
+            points.append(where)
+            distances.append(distance)
+        remaining = functools.reduce(_Queue.followed_by, parts)
         if len(remaining) and rounds % _ATTACK_EVERY == 0:
             nearest = np.argsort(np.concatenate(distances), kind="stable")[:_ATTACKED]
             self._attacker.attack_from(remaining.member[nearest], np.concatenate(points)[nearest])
         return remaining
+
+    def _evaluated(self, root: _Root, part: _Queue) -> tuple[_Queue, np.ndarray, np.ndarray]:
+        """The domains that their parameters leave open, worst inputs there, and how far from sat.
+
+        A counterexample among the worst inputs ends the search.
+        """
+        value, candidates, scores, points, outputs = self._values(root, part)
+        part = dataclasses.replace(
+            part, value=np.fmax(part.value, value), candidates=candidates, scores=scores
+        )
+        still_open = ~(part.value > 0.0)
+        refuted = part.take(~still_open)
+        self._record_leaves(refuted)
+        # The weights of the mean sum to 1 up to their own rounding.
+        total = refuted.mix.astype(np.float64).sum(axis=1) * (1.0 + FLOAT64)
+        np.minimum.at(self._least, refuted.member, refuted.value / total)
+        part, points, outputs = part.take(still_open), points[still_open], outputs[still_open]
+        if not len(part):
+            return part, points, np.zeros(0)
+        return part, points, self._attacker.look_at(part.member, points, outputs)
+
+    def _optimized(
+        self,
+        root: _Root,
+        part: _Queue,
+        fill: np.ndarray,
+        signs: Array,
+        parameters: Parameters,
+        steps: int,
+    ) -> Parameters:
+        """The best parameters of a batch after some steps, or as soon as all bounds suffice."""
+        member = part.member[fill]
+        context = (
+            Box(self._lower, self._upper),
+            root.intervals,
+            signs,
+            jnp.asarray(self._weights[member], jnp.float32),
+            jnp.asarray(self._offset[member], jnp.float32),
+        )
+        # What suffices is a little more than what the rounding of the rows may take away.
+        goal = np.float32(2.0 * self._means(root, part)[2])
+        state = self._programs.begin(parameters)
+        for step in range(steps):
+            state = self._programs.step(*context, state)
+            if step % 4 == 3 and (np.asarray(state.best.values) > goal[fill]).all():
+                break
+        return state.best.parameters
+
+    def _means(self, root: _Root, queue: _Queue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The means of the rows of domains as float32, `[N, m]`, of their offsets, `[N]`.
+
+        The third array is what the rounding of the rows may change, `[N]`.
+        """
+        mix = queue.mix.astype(np.float64)[:, None]
+        weights = (mix @ self._weights[queue.member])[:, 0]
+        sizes = (mix @ np.abs(self._weights[queue.member]))[:, 0]
+        offset = (mix[:, 0] * self._offset[queue.member]).sum(axis=1)
+        single = weights.astype(np.float32)
+        single[np.abs(single) < np.finfo(np.float32).tiny] = 0.0
+        errors = np.abs(weights - single) + 4.0 * FLOAT64 * sizes * mix.shape[-1]
+        return single, offset, lost_of(errors, np.abs(offset), root.largest)
 
     def _record_leaves(self, proved: _Queue) -> None:
         for index, node in enumerate(proved.node.tolist()):
@@ -382,14 +456,7 @@ class Tree:
         inverse = np.zeros(self._programs.units, int)
         inverse[root.unstable] = np.arange(len(root.unstable))
         for part, fill, signs, parameters in self._batches(root, queue):
-            mix = part.mix.astype(np.float64)[:, None]
-            weights = (mix @ self._weights[part.member])[:, 0]
-            sizes = (mix @ np.abs(self._weights[part.member]))[:, 0]
-            offset = (mix[:, 0] * self._offset[part.member]).sum(axis=1)
-            single = weights.astype(np.float32)
-            single[np.abs(single) < np.finfo(np.float32).tiny] = 0.0
-            errors = np.abs(weights - single) + 4.0 * FLOAT64 * sizes * mix.shape[-1]
-            lost = lost_of(errors, np.abs(offset), root.largest)
+            single, offset, lost = self._means(root, part)
             evaluated = self._programs.evaluate(
                 Box(self._lower, self._upper),
                 root.intervals,
@@ -406,3 +473,11 @@ class Tree:
             value[empty] = np.inf
             results.append((value, inverse[candidates], scores, points, outputs))
         return tuple(map(np.concatenate, zip(*results, strict=True)))
+
+
+def _at(leaf: _Queue, solution: Solution) -> _Queue:
+    """A domain with the parameters of a solution."""
+    mix, multipliers = np.zeros_like(leaf.mix), np.zeros_like(leaf.multipliers)
+    mix[0, : len(solution.mix)] = solution.mix
+    multipliers[0, leaf.signs[0] != 0] = solution.multipliers
+    return dataclasses.replace(leaf, mix=mix, multipliers=multipliers)
