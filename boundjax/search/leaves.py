@@ -72,12 +72,13 @@ def solve(
     bound = np.zeros((size, 2))
     bound[:count, 0] = bound[count:, 1] = -1.0
     matrix = np.concatenate([np.concatenate([rows.coefficients, splits.coefficients]), bound], 1)
-    if not np.isfinite(matrix).all():
+    limits = -np.concatenate([rows.bias, splits.bias])
+    if not (np.isfinite(matrix).all() and np.isfinite(limits).all()):
         return None
     answer = optimize.linprog(
         np.append(np.zeros(len(lower)), [1.0, most]),
         sparse.csr_array(matrix),
-        -np.concatenate([rows.bias, splits.bias]),
+        limits,
         bounds=[*zip(lower, upper, strict=True), (None, None), (0.0, None)],
         method="highs",
     )
