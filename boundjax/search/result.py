@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, Num
@@ -26,6 +26,22 @@ class Counterexample:
     outputs: Num[np.ndarray, ...]
 
 
+class Round(NamedTuple):
+    """How far a branch and bound was after one of its rounds.
+
+    Attributes:
+      seconds: since the search began.
+      domains: how many domains had been bounded.
+      still_open: how many were not refuted.
+      least: the least of their lower bounds; everything is refuted above 0.
+    """
+
+    seconds: float
+    domains: int
+    still_open: int
+    least: float
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
     """The answer to one property.
@@ -42,6 +58,7 @@ class Result:
         -inf. Searches stop at what suffices, so the least value may be much larger.
       proof: what `boundjax.save_proof` writes, if the verdict is `"unsat"` and a proof was asked
         for; None also if it was too large to be kept.
+      rounds: how a search that split units came to its end.
     """
 
     verdict: Verdict
@@ -50,6 +67,7 @@ class Result:
     note: str = ""
     margins: Float64[np.ndarray, " K"] = dataclasses.field(default_factory=lambda: np.zeros(0))
     proof: Proof | None = dataclasses.field(default=None, repr=False)
+    rounds: tuple[Round, ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def proved(self) -> bool:

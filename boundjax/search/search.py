@@ -18,7 +18,7 @@ from boundjax.search.method import LADDER, METHODS, Method
 from boundjax.search.programs import Programs, power_above
 from boundjax.search.proof import Case as ProvedCase
 from boundjax.search.proof import Proof
-from boundjax.search.result import Counterexample, Result, Verdict
+from boundjax.search.result import Counterexample, Result, Round, Verdict
 from boundjax.search.rows import NEARLY_UNSAFE, Rows, lost_of, proved_values
 from boundjax.search.tree import Tree
 from boundjax.sets.rounding import Rounding
@@ -126,7 +126,15 @@ def verify(
         seconds = time.monotonic() - start
         margins = np.concatenate(search.margins)
         proof = search.proof if decided.verdict == "unsat" else None
-        return Result(decided.verdict, decided.counterexample, seconds, search.note, margins, proof)
+        return Result(
+            decided.verdict,
+            decided.counterexample,
+            seconds,
+            search.note,
+            margins,
+            proof,
+            tuple(search.rounds),
+        )
 
 
 def _evaluate(programs: Programs, x: np.ndarray) -> np.ndarray:
@@ -163,6 +171,8 @@ class _Search:
         self.undecided = ""
         self.with_proof = with_proof
         self.proved: list[ProvedCase] = []
+        self.begun = time.monotonic()
+        self.rounds: list[Round] = []
 
     @property
     def proof(self) -> Proof | None:
@@ -348,6 +358,10 @@ class _AroundBox:
     def __init__(self, search: _Search, index: int):
         self.search, self.index = search, index
         self.check_time = search.check_time
+
+    def note(self, domains: int, still_open: int, least: float) -> None:
+        seconds = time.monotonic() - self.search.begun
+        self.search.rounds.append(Round(seconds, domains, still_open, least))
 
     def look_at(self, members: np.ndarray, points: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         case = self.search.property.cases[self.index]

@@ -42,6 +42,10 @@ class Attacker(Protocol):
         """Ends the search when its time is over."""
         ...
 
+    def note(self, domains: int, still_open: int, least: float) -> None:
+        """Notes how far the tree is, see `Round`."""
+        ...
+
     def look_at(self, members: np.ndarray, points: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Ends the search at a counterexample.
 
@@ -168,6 +172,7 @@ class Tree:
         """Splits domains until none is left; those that stay open, with a `reason`."""
         rounds = 0
         while len(queue):
+            self._attacker.note(self.domains, len(queue), float(queue.value.min()))
             self._attacker.check_time()
             leaves = (queue.scores < 0).all(axis=1)
             if leaves.any():
@@ -185,6 +190,7 @@ class Tree:
             children = children.take(np.argsort(children.value, kind="stable"))
             queue = rest.followed_by(children)
             rounds += 1
+        self._attacker.note(self.domains, len(queue), float(queue.value.min(initial=np.inf)))
         return queue
 
     def _leaves(self, root: _Root, leaves: _Queue) -> _Queue:
