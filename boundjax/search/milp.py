@@ -202,22 +202,22 @@ class Encoding:
         Raises:
           ValueError: for numbers that are not finite.
         """
+        # SciPy's types say that ends are numbers.
+        constraint: Any = optimize.LinearConstraint
+        bounds: Any = optimize.Bounds
         constraints: list[Any] = []
         if self._constraints:
             matrices, least, most = zip(*self._constraints, strict=True)
             matrix = sparse.vstack([_widened(matrix, self._count) for matrix in matrices])
-            ends = np.concatenate(least), np.concatenate(most)
-            constraints = [optimize.LinearConstraint(matrix, *ends)]
-        # SciPy's types say that bounds are numbers.
-        lower: Any = np.concatenate(self._lower)
-        upper: Any = np.concatenate(self._upper)
+            constraints = [constraint(matrix, np.concatenate(least), np.concatenate(most))]
+        lower, upper = np.concatenate(self._lower), np.concatenate(self._upper)
         numbers = [cost, lower, upper, *(part.matrix.data for part in self._constraints)]
         if not all(np.isfinite(array).all() for array in numbers):
             raise ValueError("a MILP needs finite weights and bounds, got NaN or an infinity")
         return optimize.milp(
             cost,
             constraints=constraints,
-            bounds=optimize.Bounds(lower, upper),
+            bounds=bounds(lower, upper),
             integrality=np.concatenate(self._is_integer),
             options={"time_limit": float(time_limit), "mip_rel_gap": 0.0},
         )
