@@ -62,7 +62,9 @@ def answered(request: Request, threat: Threat, timeout: float) -> Answer:
         rows = np.arange(len(labels)) if method == IN_COMPLETE[0] else still_open
         if len(rows):
             margins[rows] = np.fmax(margins[rows], _bounded(request, rows, method))
-    pending = np.flatnonzero(correct & ~verified_by(margins, labels))
+    # No bound is finite around a point whose logits are not.
+    bounded = np.isfinite(logits).all(axis=1)
+    pending = np.flatnonzero(correct & bounded & ~verified_by(margins, labels))
     if len(pending):
         search = _Searches(request, threat, timeout)
         for k in pending:

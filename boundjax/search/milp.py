@@ -12,7 +12,7 @@ the program in float64 with tolerances of 1e-6: a second opinion, not a proof.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,9 @@ from boundjax.transforms.linear import relax
 from boundjax.transforms.walk import by_node
 
 _UNIT_ROWS = 256  # unit vectors that pass through a linear op at once
-_STATUSES: Mapping[int, Literal["optimal", "time limit"]] = {0: "optimal", 1: "time limit"}
+Status = Literal["optimal", "time limit", "failed"]
+_STATUSES: Mapping[int, Status] = {0: "optimal", 1: "time limit"}
+_Matrix = Any  # a `scipy.sparse.csr_array`, whose types are incomplete
 
 
 class MilpOptimum(NamedTuple):
@@ -49,7 +51,7 @@ class MilpOptimum(NamedTuple):
     lower: float
     upper: float
     input: Float[np.ndarray, "*shape"] | None
-    status: Literal["optimal", "time limit", "failed"]
+    status: Status
 
 
 def milp_optimum(
@@ -85,7 +87,7 @@ def milp_optimum(
 class _Affine(NamedTuple):
     """An array `[k]` of affine functions of a program's variables: `matrix @ v + constant`."""
 
-    matrix: sparse.csr_array
+    matrix: _Matrix
     constant: np.ndarray
 
     def minus(self, other: _Affine) -> _Affine:
@@ -112,6 +114,14 @@ class _Affine(NamedTuple):
         entries = weights, (places, np.arange(len(places)))
         matrix = sparse.csr_array(entries, (size, len(places)))
         return _Affine(sparse.csr_array(matrix @ self.matrix), matrix @ self.constant)
+
+
+class _Constraints(NamedTuple):
+    """`least <= matrix @ v <= most`."""
+
+    matrix: _Matrix
+    least: np.ndarray
+    most: np.ndarray
 
 
 class Encoding:
@@ -142,7 +152,8 @@ class Encoding:
         graph, _ = problem.traced(function, input_set, "nearest")
         if pre_activations is None:
             relaxed = relax(function, intermediate="linear")
-            pre_activations = jax.jit(lambda ball: relaxed(ball).pre_activations)(input_set)
+            bounded = jax.jit(lambda ball: relaxed(ball).pre_activations)
+            pre_activations = cast("Mapping[str, Interval]", bounded(input_set))
         bounds = by_node(graph, "pre_activations", pre_activations)
         self._ends = {index: _loosened(interval) for index, interval in bounds.items()}
         self._shapes = {node.index: node.shape for node in graph.nodes}
@@ -150,7 +161,7 @@ class Encoding:
         self._upper: list[np.ndarray] = []
         self._is_integer: list[np.ndarray] = []
         self._count = 0
-        self._rows: list[tuple[sparse.csr_array, np.ndarray, np.ndarray]] = []
+        self._constraints: list[_Constraints] = []
         lower, upper = map(_flat, input_set.interval())
         self._dtype = graph.nodes[0].dtype
         values = {0: self._variables(lower, upper)}
@@ -170,18 +181,7 @@ class Encoding:
         reduced = self._output.matrix.T @ flat
         cost[: len(reduced)] = reduced
         offset = float(self._output.constant @ flat)
-        constraints = []
-        if self._rows:
-            matrix = sparse.vstack([_widened(m, self._count) for m, _, _ in self._rows])
-            least, most = (np.concatenate([r[k] for r in self._rows]) for k in (1, 2))
-            constraints = [optimize.LinearConstraint(matrix, least, most)]
-        solved = optimize.milp(
-            cost,
-            constraints=constraints,
-            bounds=optimize.Bounds(np.concatenate(self._lower), np.concatenate(self._upper)),
-            integrality=np.concatenate(self._is_integer),
-            options={"time_limit": float(time_limit), "mip_rel_gap": 0.0},
-        )
+        solved = self._solved(cost, time_limit)
         status = _STATUSES.get(solved.status, "failed")
         if status == "failed":
             return MilpOptimum(-np.inf, np.inf, None, "failed")
@@ -196,6 +196,32 @@ class Encoding:
         value = flat @ _flat(self._function(jnp.asarray(point)))
         return MilpOptimum(float(bound) + offset, float(value), point, status)
 
+    def _solved(self, cost: np.ndarray, time_limit: float) -> Any:
+        """SciPy's result.
+
+        Raises:
+          ValueError: for numbers that are not finite.
+        """
+        # SciPy's types say that ends are numbers.
+        constraint: Any = optimize.LinearConstraint
+        bounds: Any = optimize.Bounds
+        constraints: list[Any] = []
+        if self._constraints:
+            matrices, least, most = zip(*self._constraints, strict=True)
+            matrix = sparse.vstack([_widened(matrix, self._count) for matrix in matrices])
+            constraints = [constraint(matrix, np.concatenate(least), np.concatenate(most))]
+        lower, upper = np.concatenate(self._lower), np.concatenate(self._upper)
+        numbers = [cost, lower, upper, *(part.matrix.data for part in self._constraints)]
+        if not all(np.isfinite(array).all() for array in numbers):
+            raise ValueError("a MILP needs finite weights and bounds, got NaN or an infinity")
+        return optimize.milp(
+            cost,
+            constraints=constraints,
+            bounds=bounds(lower, upper),
+            integrality=np.concatenate(self._is_integer),
+            options={"time_limit": float(time_limit), "mip_rel_gap": 0.0},
+        )
+
     def _variables(self, lower: np.ndarray, upper: np.ndarray, integer: bool = False) -> _Affine:
         """New variables with these ends."""
         size, before = len(lower), self._count
@@ -208,9 +234,8 @@ class Encoding:
 
     def _constrain(self, value: _Affine, least: Any, most: Any) -> None:
         """Adds `least <= value <= most`."""
-        shape = value.constant.shape
-        ends = (np.broadcast_to(end, shape) - value.constant for end in (least, most))
-        self._rows.append((value.matrix, *ends))
+        part = _Constraints(value.matrix, least - value.constant, most - value.constant)
+        self._constraints.append(part)
 
     def _encoded(self, node: Node, operands: Sequence[_Affine]) -> _Affine:
         if not jnp.issubdtype(node.dtype, jnp.floating):
@@ -335,7 +360,7 @@ def _flat(values: Any) -> np.ndarray:
     return np.asarray(values, np.float64).reshape(-1)
 
 
-def _widened(matrix: sparse.csr_array, columns: int) -> sparse.csr_array:
+def _widened(matrix: _Matrix, columns: int) -> _Matrix:
     """The matrix with zeros for the variables that came later."""
     return sparse.csr_array(
         (matrix.data, matrix.indices, matrix.indptr), (matrix.shape[0], columns)
