@@ -124,14 +124,14 @@ class Programs:
         return self.network.program("forward", lambda flat: _at_full_precision(flat))
 
     @property
-    def attack(self) -> Program:
+    def attack(self) -> Callable[..., tuple[Array, Array]]:
         """`(lower, upper, start [P, n], weights [P, k, m], offset [P, k], scale)` -> best points.
 
         Projected descent along the sign of the gradient of `max_k (weights_k y + offset_k)`. The
         step falls from `scale` times the width of the box to a twentieth of that. Returns the best
         points `[P, n]` on the way, the start included, and their values `[P]`.
         """
-        return self.network.program("attack", _attack)
+        return functools.partial(_attack, self.network.program("attack", _attack_step))
 
     @property
     def look(self) -> Program:
@@ -194,30 +194,47 @@ def _objective(flat: Flat, x: Array, weights: Array, offset: Array) -> Array:
     return jnp.max(weights @ flat(x) + offset)
 
 
-def _attack(flat: Flat) -> Callable[..., tuple[Array, Array]]:
-    """See `Programs.attack`."""
+def _attack(
+    step: Program,
+    lower: Array,
+    upper: Array,
+    start: Array,
+    weights: Array,
+    offset: Array,
+    scale: float,
+) -> tuple[Array, Array]:
+    """See `Programs.attack`.
+
+    The loop is one of the host: XLA's CPU backend runs convolutions several times slower in a scan.
+    """
+    state = start, start, jnp.full(start.shape[:1], jnp.inf, start.dtype)
+    for index in range(_STEPS + 1):
+        length = jnp.asarray(scale * 0.05 ** (index / _STEPS), start.dtype)
+        state = step(lower, upper, state, weights, offset, length)
+    return state[1:]
+
+
+def _attack_step(flat: Flat) -> Callable[..., tuple[Array, Array, Array]]:
+    """One step of `_attack`, on points, the best points so far, and their values."""
     descent = jax.vmap(jax.value_and_grad(functools.partial(_objective, flat)))
 
-    def attack(
-        lower: Array, upper: Array, start: Array, weights: Array, offset: Array, scale: Array
-    ) -> tuple[Array, Array]:
-        def step(
-            carry: tuple[Array, Array, Array], index: Array
-        ) -> tuple[tuple[Array, Array, Array], None]:
-            x, best_x, best = carry
-            value, gradient = descent(x, weights, offset)
-            better = value < best
-            best_x = jnp.where(better[:, None], x, best_x)
-            best = jnp.where(better, value, best)
-            length = scale * 0.05 ** (index.astype(x.dtype) / _STEPS)
-            x = jnp.clip(x - length * (upper - lower) * jnp.sign(gradient), lower, upper)
-            return (x, best_x, best), None
+    def step(
+        lower: Array,
+        upper: Array,
+        state: tuple[Array, Array, Array],
+        weights: Array,
+        offset: Array,
+        length: Array,
+    ) -> tuple[Array, Array, Array]:
+        x, best_x, best = state
+        value, gradient = descent(x, weights, offset)
+        better = value < best
+        best_x = jnp.where(better[:, None], x, best_x)
+        best = jnp.where(better, value, best)
+        x = jnp.clip(x - length * (upper - lower) * jnp.sign(gradient), lower, upper)
+        return x, best_x, best
 
-        first = (start, start, jnp.full(start.shape[:1], jnp.inf, start.dtype))
-        (_, best_x, best), _ = jax.lax.scan(step, first, jnp.arange(_STEPS + 1))
-        return best_x, best
-
-    return attack
+    return step
 
 
 def _look(flat: Flat) -> Callable[..., tuple[Array, Array]]:

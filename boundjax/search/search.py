@@ -201,7 +201,8 @@ class _Search:
 
     def run(self, method: Method) -> NoReturn:
         """Runs the search, which ends with `_Decided`."""
-        self.attack(rounds=4)
+        # Branch and bound tries the worst inputs of its bounds, and attacks again in between.
+        self.attack(rounds=1 if method == "complete" else 4)
         if all(self.is_splittable(case) for case in self.property.cases):
             self.split_inputs("crown" if method == "complete" else method)
         if method == "complete":
@@ -339,9 +340,7 @@ class _Search:
             if name in self.programs.failures:
                 continue
             try:
-                points, values = getattr(self.programs, name)(
-                    *map(jnp.asarray, arrays), jnp.float32(0.25)
-                )
+                points, values = getattr(self.programs, name)(*map(jnp.asarray, arrays), 0.25)
                 return np.asarray(points), np.asarray(values).astype(np.float64)
             except MemoryError:
                 raise
