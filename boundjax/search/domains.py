@@ -200,12 +200,23 @@ class DomainPrograms:
 
     @property
     def step(self) -> Program:
-        """`(box, intervals, signs [N, U], rows [N, R, m], offset [N, R], state) -> state`."""
+        """`(box, intervals, signs [N, U], rows [N, R, m], offset [N, R], state) -> state`.
+
+        It maximises bounds that ignore rounding; `evaluate` decides what its parameters prove.
+        """
         return self._network.program("step", self._bounds.step)
 
     @property
+    def probe(self) -> Program:
+        """As `evaluate`; the lower bounds `[N]` without rounding, inf on empty domains."""
+        return self._network.program("probe", self._bounds.probe)
+
+    @property
     def lines(self) -> Program:
-        """As `evaluate`; the linear bounds in the input, coefficients `[N, n]` and bias `[N]`."""
+        """As `evaluate`; the linear bounds in the input, coefficients `[N, n]` and bias `[N]`.
+
+        They ignore rounding.
+        """
         return self._network.program("lines", self._bounds.lines)
 
     @property
@@ -226,9 +237,11 @@ def _walk(
     intervals: Mapping[str, Interval],
     rounding: Rounding,
     max_bytes: int,
+    rounded: bool = True,
 ) -> Walk:
+    """A walk from known intervals; unless `rounded`, its bounds are proposals, not proofs."""
     relaxed = relax(flat, known=intervals, sides="lower", rounding=rounding, max_bytes=max_bytes)
-    walk = relaxed(box).walk
+    walk = relaxed(box).walk if rounded else relaxed(box).walk.unrounded()
     walk.relaxations.make(range(1, len(walk.graph.nodes)))
     return walk
 
@@ -331,7 +344,7 @@ class _Bounds:
         rows: Array,
         offset: Array,
     ) -> Ascent:
-        walk = self._walk(flat, box, intervals)
+        walk = self._walk(flat, box, intervals, rounded=False)
 
         def bound(parameters: Parameters) -> Array:
             mean = jnp.einsum("nr,nrm->nm", parameters.mix, rows)
@@ -360,6 +373,23 @@ class _Bounds:
 
         return evaluate
 
+    def probe(self, flat: Flat) -> Callable[..., Array]:
+        """See `DomainPrograms.probe`."""
+
+        @training_precision("highest")
+        def probe(
+            box: Box,
+            intervals: Mapping[str, Interval],
+            signs: Array,
+            rows: Array,
+            parameters: Parameters,
+        ) -> Array:
+            walk = self._walk(flat, box, intervals, rounded=False)
+            bounds = domains.bound(walk, rows, self._domains(signs, parameters))
+            return jnp.where(bounds.empty, jnp.inf, bounds.lower)
+
+        return probe
+
     def lines(self, flat: Flat) -> Callable[..., tuple[Array, Array]]:
         """See `DomainPrograms.lines`."""
 
@@ -371,14 +401,16 @@ class _Bounds:
             rows: Array,
             parameters: Parameters,
         ) -> tuple[Array, Array]:
-            walk = self._walk(flat, box, intervals)
+            walk = self._walk(flat, box, intervals, rounded=False)
             bounds = domains.bound(walk, rows, self._domains(signs, parameters))
             return bounds.coefficients, bounds.bias
 
         return lines
 
-    def _walk(self, flat: Flat, box: Box, intervals: Mapping[str, Interval]) -> Walk:
-        return _walk(flat, box, intervals, self.rounding, self.max_bytes)
+    def _walk(
+        self, flat: Flat, box: Box, intervals: Mapping[str, Interval], rounded: bool = True
+    ) -> Walk:
+        return _walk(flat, box, intervals, self.rounding, self.max_bytes, rounded)
 
     def _domains(self, signs: Array, parameters: Parameters) -> Domains:
         positions: dict[str, Array] = {}

@@ -23,6 +23,7 @@ from boundjax.search.domains import DomainPrograms, Parameters
 from boundjax.search.leaves import MOST, Affine, Solution, solve
 from boundjax.search.proof import Case as ProvedCase
 from boundjax.search.proof import Leaf, Recorder
+from boundjax.search.queue import Queue, at
 from boundjax.search.rows import FLOAT64, Rows, lost_of, proved_values
 from boundjax.sets.box import Box
 
@@ -73,52 +74,6 @@ class _Root(NamedTuple):
     largest: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Queue:
-    """Domains that are not refuted yet, in arrays with a leading axis.
-
-    Attributes:
-      member: the conjunction of each.
-      signs: int8 `[N, A]`, of the units that are unstable on the whole box.
-      positions: float16 `[N, B]`, of the free lines that matter.
-      multipliers: `[N, A]`.
-      mix: `[N, R]`.
-      value: the lower bounds, float64.
-      candidates, scores: see `Evaluated`; the candidates number the `A` units.
-      node: their numbers in the record of the tree.
-    """
-
-    member: np.ndarray
-    signs: np.ndarray
-    positions: np.ndarray
-    multipliers: np.ndarray
-    mix: np.ndarray
-    value: np.ndarray
-    candidates: np.ndarray
-    scores: np.ndarray
-    node: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.member)
-
-    def take(self, indices: Any) -> _Queue:
-        """Some of the domains."""
-        return _Queue(*(array[indices] for array in self._arrays()))
-
-    def followed_by(self, other: _Queue) -> _Queue:
-        """These domains and then others."""
-        pairs = zip(self._arrays(), other._arrays(), strict=True)
-        return _Queue(*map(np.concatenate, pairs))
-
-    @property
-    def nbytes(self) -> int:
-        """The memory of all arrays."""
-        return sum(array.nbytes for array in self._arrays())
-
-    def _arrays(self) -> list[np.ndarray]:
-        return [getattr(self, field.name) for field in dataclasses.fields(self)]
-
-
 class Tree:
     """The search for one box.
 
@@ -150,6 +105,7 @@ class Tree:
         self.record = Recorder(off=not with_proof)
         self.margins = np.full(len(conjunctions), -np.inf)
         self._least = np.full(len(conjunctions), np.inf)  # of the domains that are refuted
+        self._slack = 0.0  # by which bounds fell short of those without rounding, the last time
         self._programs, self._attacker = programs, attacker
         self._lower, self._upper = jnp.asarray(case.lower), jnp.asarray(case.upper)
         self._conjunctions = conjunctions
@@ -168,7 +124,7 @@ class Tree:
         self.margins[refuted] = self._least[refuted]
         return not len(queue)
 
-    def _searched(self, root: _Root, queue: _Queue) -> _Queue:
+    def _searched(self, root: _Root, queue: Queue) -> Queue:
         """Splits domains until none is left; those that stay open, with a `reason`."""
         rounds = 0
         while len(queue):
@@ -193,7 +149,7 @@ class Tree:
         self._attacker.note(self.domains, len(queue), float(queue.value.min(initial=np.inf)))
         return queue
 
-    def _leaves(self, root: _Root, leaves: _Queue) -> _Queue:
+    def _leaves(self, root: _Root, leaves: Queue) -> Queue:
         """Refutes domains with nothing left to split by linear programs; the ones that stay open.
 
         Then the search ends, with its `reason`, unless an optimum is unsafe.
@@ -207,12 +163,12 @@ class Tree:
             for index in range(len(leaves)):
                 leaf = leaves.take([index])
                 solution = self._solved(root, leaf, most)
-                solved.append(leaf if solution is None else _at(leaf, solution))
+                solved.append(leaf if solution is None else at(leaf, solution))
                 optima += [] if solution is None else [solution]
             self.domains += len(solved)
-            batches = self._batches(root, functools.reduce(_Queue.followed_by, solved))
+            batches = self._batches(root, functools.reduce(Queue.followed_by, solved))
             parts = [self._evaluated(root, part)[0] for part, *_ in batches]
-            leaves = functools.reduce(_Queue.followed_by, parts)
+            leaves = functools.reduce(Queue.followed_by, parts)
             if not len(leaves):
                 break
         if not len(leaves):
@@ -229,7 +185,7 @@ class Tree:
         self.reason = f"{len(leaves)} domains {what}; their bounds lack up to {lack:.3g}"
         return leaves
 
-    def _solved(self, root: _Root, leaf: _Queue, most: float) -> Solution | None:
+    def _solved(self, root: _Root, leaf: Queue, most: float) -> Solution | None:
         """What a solver proposes for one domain."""
         member, splits = int(leaf.member[0]), np.flatnonzero(leaf.signs[0])
         count = len(self._conjunctions[member].offset)
@@ -253,7 +209,7 @@ class Tree:
         ends = (np.asarray(end, np.float64) for end in (self._lower, self._upper))
         return solve(*parts, *ends, most)
 
-    def _root(self) -> tuple[_Root, _Queue]:
+    def _root(self) -> tuple[_Root, Queue]:
         """Bounds the whole box; queues the conjunctions that this leaves open."""
         total = sum(len(c.offset) for c in self._conjunctions)
         rows = Rows.of(self._conjunctions, 1 << max(0, total - 1).bit_length())
@@ -280,7 +236,7 @@ class Tree:
         count, units = len(still_open), len(kept.unstable)
         positions = kept.positions[kept.active].astype(np.float16)
         self._record_root(kept, positions, rows.member, proved > 0)
-        return kept, _Queue(
+        return kept, Queue(
             member=still_open,
             signs=np.zeros((count, units), np.int8),
             positions=np.tile(positions, (count, 1)),
@@ -307,7 +263,7 @@ class Tree:
             leaf = Leaf(one, positions, np.zeros(len(root.unstable), np.float32))
             self.record.prove(int(self._roots[conjunction]), conjunction, leaf)
 
-    def _children(self, root: _Root, parents: _Queue) -> _Queue:
+    def _children(self, root: _Root, parents: Queue) -> Queue:
         """Splits every domain at its best candidates; several at once while domains are few."""
         count, width = parents.candidates.shape
         usable = parents.scores >= 0
@@ -319,7 +275,7 @@ class Tree:
             halves = parents.take(np.repeat(np.arange(count), 2 * width))
             index = np.arange(len(halves))
             halves.signs[index, np.repeat(parents.candidates, 2)] = np.tile([1, -1], count * width)
-            lower = self._values(root, halves)[0].reshape(count, width, 2)
+            lower = self._probed(root, halves).reshape(count, width, 2)
             lower = np.where(usable[..., None] & ~np.isnan(lower), lower, -np.inf)
             with np.errstate(invalid="ignore"):
                 quality = lower.min(axis=-1) + 0.1 * np.minimum(lower.max(axis=-1), 1.0)
@@ -334,13 +290,13 @@ class Tree:
         nodes = self.record.split_units(parents.node, units)
         return dataclasses.replace(children, node=nodes.reshape(-1))
 
-    def _bounded(self, root: _Root, queue: _Queue, steps: int, rounds: int = 0) -> _Queue:
+    def _bounded(self, root: _Root, queue: Queue, steps: int, rounds: int = 0) -> Queue:
         """Optimises the bounds of domains, looks at their worst inputs, returns the open ones."""
         self.domains += len(queue)
         parts, points, distances = [], [], []
         for part, fill, signs, parameters in self._batches(root, queue):
             self._attacker.check_time()
-            best = self._optimized(root, part, fill, signs, parameters, steps)
+            best, proposed = self._optimized(root, part, fill, signs, parameters, steps)
             self._attacker.check_time()
             part = dataclasses.replace(
                 part,
@@ -348,22 +304,29 @@ class Tree:
                 multipliers=np.asarray(best.multipliers)[: len(part), root.unstable],
                 mix=np.asarray(best.mix)[: len(part)],
             )
-            part, where, distance = self._evaluated(root, part)
+            part, where, distance = self._evaluated(root, part, proposed[: len(part)])
             parts.append(part)
             points.append(where)
             distances.append(distance)
-        remaining = functools.reduce(_Queue.followed_by, parts)
+        remaining = functools.reduce(Queue.followed_by, parts)
         if len(remaining) and rounds % _ATTACK_EVERY == 0:
             nearest = np.argsort(np.concatenate(distances), kind="stable")[:_ATTACKED]
             self._attacker.attack_from(remaining.member[nearest], np.concatenate(points)[nearest])
         return remaining
 
-    def _evaluated(self, root: _Root, part: _Queue) -> tuple[_Queue, np.ndarray, np.ndarray]:
+    def _evaluated(
+        self, root: _Root, part: Queue, proposed: np.ndarray | None = None
+    ) -> tuple[Queue, np.ndarray, np.ndarray]:
         """The domains that their parameters leave open, worst inputs there, and how far from sat.
 
-        A counterexample among the worst inputs ends the search.
+        A counterexample among the worst inputs ends the search. `proposed` are the bounds without
+        rounding.
         """
         value, candidates, scores, points, outputs = self._values(root, part)
+        if proposed is not None:
+            with np.errstate(invalid="ignore"):
+                lost = proposed - value
+            self._slack = float(np.max(lost[np.isfinite(lost)], initial=0.0))
         part = dataclasses.replace(
             part, value=np.fmax(part.value, value), candidates=candidates, scores=scores
         )
@@ -381,13 +344,16 @@ class Tree:
     def _optimized(
         self,
         root: _Root,
-        part: _Queue,
+        part: Queue,
         fill: np.ndarray,
         signs: Array,
         parameters: Parameters,
         steps: int,
-    ) -> Parameters:
-        """The best parameters of a batch after some steps, or as soon as all bounds suffice."""
+    ) -> tuple[Parameters, np.ndarray]:
+        """The best parameters of a batch after some steps, or as soon as all bounds suffice.
+
+        The second value is their bounds without rounding.
+        """
         member = part.member[fill]
         context = (
             Box(self._lower, self._upper),
@@ -396,16 +362,16 @@ class Tree:
             jnp.asarray(self._weights[member], jnp.float32),
             jnp.asarray(self._offset[member], jnp.float32),
         )
-        # What suffices is a little more than what the rounding of the rows may take away.
-        goal = np.float32(2.0 * self._means(root, part)[2])
+        # What suffices is a little more than what rounding took away from such bounds so far.
+        goal = np.float32(2.0 * self._means(root, part)[2] + self._slack)
         state = self._programs.begin(parameters)
         for step in range(steps):
             state = self._programs.step(*context, state)
             if step % 4 == 3 and (np.asarray(state.best.values) > goal[fill]).all():
                 break
-        return state.best.parameters
+        return state.best.parameters, np.asarray(state.best.values)
 
-    def _means(self, root: _Root, queue: _Queue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _means(self, root: _Root, queue: Queue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The means of the rows of domains as float32, `[N, m]`, of their offsets, `[N]`.
 
         The third array is what the rounding of the rows may change, `[N]`.
@@ -419,7 +385,7 @@ class Tree:
         errors = np.abs(weights - single) + 4.0 * FLOAT64 * sizes * mix.shape[-1]
         return single, offset, lost_of(errors, np.abs(offset), root.largest)
 
-    def _record_leaves(self, proved: _Queue) -> None:
+    def _record_leaves(self, proved: Queue) -> None:
         for index, node in enumerate(proved.node.tolist()):
             arrays = proved.mix, proved.positions, proved.multipliers
             leaf = Leaf(*(array[index].copy() for array in arrays))
@@ -430,8 +396,8 @@ class Tree:
         return ProvedCase(self.record, dict(enumerate(self._roots.tolist())))
 
     def _batches(
-        self, root: _Root, queue: _Queue
-    ) -> Iterator[tuple[_Queue, np.ndarray, Array, Parameters]]:
+        self, root: _Root, queue: Queue
+    ) -> Iterator[tuple[Queue, np.ndarray, Array, Parameters]]:
         """Domains in batches of a fixed size, which copies of the last domain fill up.
 
         Yields:
@@ -452,7 +418,18 @@ class Tree:
             arrays = positions, multipliers, part.mix[fill]
             yield part, fill, jnp.asarray(signs), Parameters(*map(jnp.asarray, arrays))
 
-    def _values(self, root: _Root, queue: _Queue) -> tuple[np.ndarray, ...]:
+    def _probed(self, root: _Root, queue: Queue) -> np.ndarray:
+        """Lower bounds of domains without rounding, to compare them."""
+        results = []
+        for part, fill, signs, parameters in self._batches(root, queue):
+            single, offset, _ = self._means(root, part)
+            arrays = signs, jnp.asarray(single[fill]), parameters
+            box = Box(self._lower, self._upper)
+            lower = self._programs.probe(box, root.intervals, *arrays)
+            results.append(np.asarray(lower)[: len(part)] + offset)
+        return np.concatenate(results)
+
+    def _values(self, root: _Root, queue: Queue) -> tuple[np.ndarray, ...]:
         """Proved lower bounds of domains, candidates, their scores, worst inputs, their outputs.
 
         A mean of the rows that is positive on a domain refutes the conjunction there. It is bounded
@@ -479,11 +456,3 @@ class Tree:
             value[empty] = np.inf
             results.append((value, inverse[candidates], scores, points, outputs))
         return tuple(map(np.concatenate, zip(*results, strict=True)))
-
-
-def _at(leaf: _Queue, solution: Solution) -> _Queue:
-    """A domain with the parameters of a solution."""
-    mix, multipliers = np.zeros_like(leaf.mix), np.zeros_like(leaf.multipliers)
-    mix[0, : len(solution.mix)] = solution.mix
-    multipliers[0, leaf.signs[0] != 0] = solution.multipliers
-    return dataclasses.replace(leaf, mix=mix, multipliers=multipliers)
