@@ -17,6 +17,7 @@ ROOMS = {
     "boundjax.windows": ("boundjax.numerics",),
     "boundjax.slopes": (),
     "boundjax.stochastic": ("boundjax.typing",),
+    "boundjax.cache": (),
     "boundjax.properties": (),
     "boundjax.vnnlib": ("boundjax.properties",),
     "boundjax.check": (),
@@ -87,6 +88,7 @@ ROOMS = {
     "boundjax.verify": (
         "boundjax.precision",
         "boundjax.slopes",
+        "boundjax.cache",
         "boundjax.vnnlib",
         "boundjax.sets",
         "boundjax.ir",
@@ -98,6 +100,7 @@ ROOMS = {
         "boundjax.precision",
         "boundjax.slopes",
         "boundjax.stochastic",
+        "boundjax.cache",
         "boundjax.vnnlib",
         "boundjax.sets",
         "boundjax.ops",
@@ -188,6 +191,7 @@ ROOMS = {
         "experiments.evaluation",
     ),
     "experiments": (
+        "boundjax.cache",
         "experiments.settings",
         "experiments.cluster",
         "experiments.records",

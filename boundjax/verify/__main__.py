@@ -27,7 +27,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import boundjax
 from boundjax.verify import benchmark, supervisor
 from boundjax.verify.errors import VerifyError, one_line
 from boundjax.verify.instances import DEFAULT_TIMEOUT, positive_seconds, read_instances
@@ -108,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         help="with --instances and --results: keep the rows of an earlier run of the same command "
         "and compute the others; a row that was cut short is computed again",
     )
-    parser.add_argument("--version", action="version", version=f"boundjax {boundjax.__version__}")
+    # The package is loaded before its modules; nothing else of it is needed here.
+    version = sys.modules["boundjax"].__version__
+    parser.add_argument("--version", action="version", version=f"boundjax {version}")
     return parser
 
 

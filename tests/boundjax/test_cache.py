@@ -21,17 +21,21 @@ from boundjax.ops.domain import DomainWarning
 
 pytestmark = pytest.mark.quick
 
-OPTIONS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+OPTIONS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_enable_compilation_cache",
+)
 
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
     """Looks at no folder above the test's own, whatever the modes of this machine's /tmp are."""
-    monkeypatch.setattr(
-        cache,
-        "_ancestors",
-        lambda folder: [p for p in folder.parents if p.is_relative_to(tmp_path)],
-    )
+
+    def ancestors(folder):
+        return [path for path in folder.parents if path.is_relative_to(tmp_path)]
+
+    monkeypatch.setattr(cache, "_ancestors", ancestors)
     tmp_path.chmod(0o700)
 
 
@@ -140,8 +144,8 @@ def test_the_variable_moves_the_cache_or_turns_it_off(tmp_path, monkeypatch, cap
         cache.enable()
     cache.enable_if_possible()
     assert capsys.readouterr().err == f"note: no compilation cache: {expected}\n"
-    with jax.enable_compilation_cache(False):
-        assert cache.enable(tmp_path) is None
+    jax.config.update("jax_enable_compilation_cache", False)
+    assert cache.enable(tmp_path) is None
 
 
 def test_another_jax_is_named(tmp_path, monkeypatch):
@@ -308,7 +312,7 @@ def test_an_entry_that_cannot_be_read_or_written_is_compiled(entries):
 
 
 def test_the_least_recently_used_entries_make_room(tmp_path, entries):
-    """The limit counts the folders of all versions, and small entries as 16 KiB."""
+    """The limit counts the folders of all versions; there is room for more entries afterwards."""
     other = cache.Entries(tmp_path / "jaxlib-0-cpu-0", 2**20)
     other.folder.mkdir()
     unfinished = other.folder / "x.executable.abc"
@@ -318,23 +322,27 @@ def test_the_least_recently_used_entries_make_room(tmp_path, entries):
     entries.put("used", b"c" * 2**18)
     now = time.time()
     os.utime(unfinished, (now, now - 7200))
-    for age, one, key in ((300, other, "oldest"), (200, entries, "old"), (100, entries, "used")):
+    for age, one, key in ((300, entries, "used"), (200, other, "oldest"), (100, entries, "old")):
         os.utime(one._path(key), (now, now - age))
-    again = cache.Entries(entries.folder, 2**20)
-    assert again.get("used") is not None
-    again.put("new", b"d" * (2**18 - 100))
-    assert other.get("oldest") is not None  # all of it fits still
+    later = cache.Entries(entries.folder, 2**20)
+    assert later.get("used") == b"c" * 2**18
+    later.put("new", b"d" * (2**18 - 100))
+    assert other._path("oldest").exists()  # all of it fits still
     assert not unfinished.exists()
-    os.utime(other._path("oldest"), (now, now - 300))
-    again.put("newest", b"e")
-    assert other.get("oldest") is None
-    assert again.get("old") is not None
-    assert again.get("newest") == b"e"
-    assert again.get("new") is not None
+    later.put("newest", b"e")
+    assert not other._path("oldest").exists()
+    assert not later._path("old").exists()
+    assert [later.get(key)[:1] for key in ("used", "new", "newest")] == [b"c", b"d", b"e"]
+
+
+def test_many_small_entries_count_as_16_kib_each(entries):
+    for number in range(200):
+        entries.put(str(number), b"a")
+    assert 2**20 // 2**14 * 0.7 <= len(list(entries.folder.iterdir())) <= 2**20 // 2**14
 
 
 def test_an_entry_larger_than_the_limit_is_not_kept(entries):
     entries.put("small", b"a")
-    entries.put("large", b"b" * 2**20)
+    entries.put("large", b"b" * (2**20 + 1))
     assert entries.get("small") == b"a"
     assert entries.get("large") is None
