@@ -1,6 +1,6 @@
 """Programs that XLA has compiled, kept on disk, so that the next run need not compile them again.
 
-All commands call `enable_if_possible`; other programs call `enable` before they compile anything.
+Commands call `enable_if_possible`; other programs call `enable` before they compile anything.
 Entries lie in the user's cache folder, in a folder for this jaxlib, backend and processor, since
 XLA stores machine code. `BOUNDJAX_CACHE` names another folder or is `off`.
 
