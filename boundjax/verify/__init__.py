@@ -1,7 +1,7 @@
 """Decides VNN-LIB properties: `verify` for a JAX function, `python -m boundjax.verify` for files.
 
-`programs` holds the compiled functions and `search` decides; `network` and `benchmark` serve the
-command line.
+`programs` holds the compiled functions and `search` decides. The command is two processes: one
+keeps time and the results (`supervisor`, `benchmark`), a `worker` decides.
 """
 
 import lazy_loader

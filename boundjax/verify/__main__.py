@@ -38,8 +38,9 @@ _EPILOG = """\
 exit status:
   0    answered, whatever the verdicts; also for --help and --version
   1    a verdict contradicts the known_result of its row (--instances)
-  2    bad flags or files, an op that is not supported, or a worker that crashed; one line on stderr
-       says why. With --instances only if there are no rows: otherwise the row says error
+  2    bad flags or files, or no worker can start; for one property also a network that is not
+       supported or a worker that crashed, which --instances lists as rows. One line on stderr says
+       why
   130  ended by SIGINT
   143  ended by SIGTERM
 
