@@ -1,4 +1,5 @@
 from . import attacks as attacks
+from . import cache as cache
 from . import diagnostics as diagnostics
 from . import ops as ops
 from . import properties as properties

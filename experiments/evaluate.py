@@ -37,6 +37,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from boundjax import cache
 from experiments.cluster import distributed, process_group
 from experiments.evaluation import trained
 from experiments.evaluation.evaluate import Options, evaluate_run, print_evaluated
@@ -102,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options = _random_options(flags) if _is_random(workdir) else _options(flags)
         with distributed.joined(process_group.from_flags(**processes)):
+            cache.enable_if_possible()
             compared = {**flags, "data_dir": None}
             command = {"options": compared, "versions": versions(), "workdir": str(workdir)}
             distributed.agree(command)

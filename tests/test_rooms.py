@@ -17,6 +17,7 @@ ROOMS = {
     "boundjax.windows": ("boundjax.numerics",),
     "boundjax.slopes": (),
     "boundjax.stochastic": ("boundjax.typing",),
+    "boundjax.cache": (),
     "boundjax.properties": (),
     "boundjax.vnnlib": ("boundjax.properties",),
     "boundjax.check": (),
@@ -99,6 +100,7 @@ ROOMS = {
     ),
     "boundjax.onnx": ("boundjax.ops",),
     "boundjax.verify": (
+        "boundjax.cache",
         "boundjax.vnnlib",
         "boundjax.sets",
         "boundjax.ir",
@@ -110,6 +112,7 @@ ROOMS = {
         "boundjax.slopes",
         "boundjax.stochastic",
         "boundjax.properties",
+        "boundjax.cache",
         "boundjax.vnnlib",
         "boundjax.sets",
         "boundjax.ops",
@@ -201,6 +204,7 @@ ROOMS = {
         "experiments.evaluation",
     ),
     "experiments": (
+        "boundjax.cache",
         "experiments.settings",
         "experiments.cluster",
         "experiments.records",

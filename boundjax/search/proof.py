@@ -1,6 +1,6 @@
 """What a search keeps so that its answer `unsat` can be proved again: trees with their leaves.
 
-`boundjax.verify.trees` writes them as files, and `python -m boundjax.check_tree` proves them.
+`boundjax.certification.trees` writes files of them, which `python -m boundjax.check_tree` proves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Decides VNN-LIB properties: `verify` for a JAX function, `python -m boundjax.verify` for files.
 
-`boundjax.search` decides; `network`, `benchmark` and `batch` serve the command line.
+`boundjax.search` decides. The command is two processes: one keeps time and the results
+(`supervisor`, `benchmark`), a `worker` decides.
 """
 
 from __future__ import annotations
