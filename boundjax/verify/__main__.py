@@ -80,9 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--instances", type=Path, help="a benchmark's csv: onnx,vnnlib,timeout")
     parser.add_argument(
         "--method",
-        default="alpha-crown",
+        default="complete",
         choices=METHODS,
-        help="the tightest bounds to try; complete also splits the units of piecewise linear ops",
+        help="complete, branch and bound that splits inputs or the units of piecewise linear ops "
+        "(default), or the tightest bounds of the whole box to try",
     )
     parser.add_argument(
         "--rounding",
@@ -101,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
         help="also write the result to this file; with --instances a new csv file, to which each "
         "row is appended as it comes, and a file per counterexample, "
         "RESULTS_counterexamples/ROW_NETWORK_PROPERTY.counterexample",
+    )
+    parser.add_argument(
+        "--proof",
+        type=Path,
+        help="write the proof of unsat to this file, for python -m boundjax.check_tree; with "
+        "--instances a folder, for ROW_NETWORK_PROPERTY.npz; needs --method complete",
     )
     parser.add_argument(
         "--resume",
@@ -139,12 +146,15 @@ def main(
             raise VerifyError("--resume: expected --instances and --results with it")
         if options.results is not None and not options.results.parent.is_dir():
             raise VerifyError(f"--results: expected a folder, got {options.results.parent}")
+        if options.proof is not None:
+            _check_proof(options)
         if "instances" in sources:
             return benchmark.run_benchmark(
                 read_instances(options.instances, timeout),
                 options.method,
                 options.rounding,
                 options.results,
+                proofs=options.proof,
                 resume=options.resume,
                 worker=worker,
             )
@@ -154,6 +164,7 @@ def main(
             options.method,
             options.rounding,
             timeout or DEFAULT_TIMEOUT,
+            "" if options.proof is None else str(options.proof),
         )
         answer = _ask(request, begun, worker)
         if answer.verdict in ("unsupported", "error"):
@@ -170,6 +181,19 @@ def main(
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _check_proof(options: argparse.Namespace) -> None:
+    """Checks that proofs can be written.
+
+    Raises:
+      VerifyError: if not.
+    """
+    if options.method != "complete":
+        raise VerifyError(f"--proof: expected --method complete with it, got {options.method}")
+    folder = options.proof if options.instances is not None else options.proof.parent
+    if not folder.is_dir():
+        raise VerifyError(f"--proof: expected a folder, got {folder}")
 
 
 def _ask(request: Request, begun: float, worker: Sequence[str]) -> Answer:

@@ -16,7 +16,13 @@ from boundjax.verify.instances import Instance
 from boundjax.verify.messages import ANSWERED, Answered
 
 HEADER = "onnx,vnnlib,verdict,seconds\n"
-_MAX_NAME = 80  # characters of a file's name in the name of a counterexample
+_MAX_NAME = 80  # characters of a file's name in the names of a row's files
+
+
+def names_of(row: int, onnx: Path, vnnlib: Path) -> str:
+    """How the files of a row are named, before the suffix."""
+    stem = vnnlib.name.removesuffix(".gz").removesuffix(".vnnlib")
+    return f"{row}_{onnx.stem[:_MAX_NAME]}_{stem[:_MAX_NAME]}"
 
 
 class Row(NamedTuple):
@@ -98,9 +104,7 @@ class Results:
     def add_counterexample(self, row: int, onnx: Path, vnnlib: Path, text: str) -> None:
         """Writes the counterexample of a row, whole or not at all."""
         self.folder.mkdir(exist_ok=True)
-        stem = vnnlib.name.removesuffix(".gz").removesuffix(".vnnlib")
-        names = f"{onnx.stem[:_MAX_NAME]}_{stem[:_MAX_NAME]}"
-        path = self.folder / f"{row}_{names}.counterexample"
+        path = self.folder / f"{names_of(row, onnx, vnnlib)}.counterexample"
         unfinished = path.with_name(f".{path.name}.new")
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)

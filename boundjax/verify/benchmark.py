@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from boundjax.search.method import Method
-from boundjax.verify.batch import Results, Row
+from boundjax.verify.batch import Results, Row, names_of
 from boundjax.verify.instances import Instance
 from boundjax.verify.messages import ANSWERED, SOLVED, Answer, Request
 from boundjax.verify.progress import Progress
@@ -25,6 +25,7 @@ def run_benchmark(
     rounding: Rounding,
     results: Path | None = None,
     *,
+    proofs: Path | None = None,
     resume: bool = False,
     worker: Sequence[str] = WORKER,
 ) -> int:
@@ -38,6 +39,7 @@ def run_benchmark(
       instances: the rows.
       method, rounding: see `boundjax.verify.verify`.
       results: a csv file, see `Results`.
+      proofs: a folder for a proof of every `unsat`.
       resume: continue the results, whose rows are not computed again.
       worker: the command that starts a worker.
 
@@ -68,9 +70,12 @@ def run_benchmark(
                 instance = instances[number]
                 supervisor.start()
                 started = time.monotonic()
-                request = Request(
-                    str(instance.onnx), str(instance.vnnlib), method, rounding, instance.timeout
-                )
+                proof = ""
+                if proofs is not None:
+                    names = names_of(number, instance.onnx, instance.vnnlib)
+                    proof = str(proofs / f"{names}.npz")
+                paths = str(instance.onnx), str(instance.vnnlib)
+                request = Request(*paths, method, rounding, instance.timeout, proof)
                 answer = supervisor.ask(request, started + instance.timeout)
                 row = Row(answer.verdict, time.monotonic() - started)
                 progress.clear()

@@ -24,6 +24,7 @@ class Request:
       onnx, vnnlib: paths of the files.
       method, rounding: see `boundjax.verify.verify`.
       seconds: what is left of the time limit.
+      proof: the path of the file for a proof of `unsat`; empty if none is wanted.
     """
 
     onnx: str
@@ -31,6 +32,7 @@ class Request:
     method: Method
     rounding: Rounding
     seconds: float
+    proof: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

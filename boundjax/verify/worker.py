@@ -64,7 +64,8 @@ class Decider:
             return Answer("unsupported" if _is_unsupported(error) else "error", one_line(error))
         if result is None:
             return Answer("timeout", "reading the network took all of the time", "timeout\n")
-        return Answer(result.verdict, result.note, result_text(result))
+        notes = [result.note, _saved(request, result)]
+        return Answer(result.verdict, "; ".join(filter(None, notes)), result_text(result))
 
     def _result(self, request: Request, end: float) -> Result | None:
         from boundjax import vnnlib
@@ -79,7 +80,25 @@ class Decider:
         if left <= 0:
             return None
         self._say(Stage("searching"))
-        return self._current[1].verify(property, request.method, left)
+        return self._current[1].verify(property, request.method, left, bool(request.proof))
+
+
+def _saved(request: Request, result: Result) -> str:
+    """Writes the proof that is wanted; why there is none, in one line, or an empty text.
+
+    The verdict holds whether or not the checker can read the network.
+    """
+    if not request.proof or result.verdict != "unsat":
+        return ""
+    if result.proof is None:
+        return "no proof is written: it took too much memory"
+    from boundjax.certification.trees import save_proof
+
+    try:
+        save_proof(request.proof, result.proof, request.onnx)
+    except (ValueError, OSError) as error:
+        return f"no proof is written: {one_line(error)}"
+    return ""
 
 
 def _is_unsupported(error: Exception) -> bool:

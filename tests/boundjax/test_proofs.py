@@ -1,7 +1,10 @@
 """Proofs of `verify` as files: what the search proves, the checker proves again, and no more."""
 
+import dataclasses
+
 import jax
 import numpy as np
+import onnx_models
 import pytest
 from jax import nn
 from jax import numpy as jnp
@@ -12,6 +15,9 @@ import boundjax as bj
 from boundjax import check_tree, verify
 from boundjax.certification import export
 from boundjax.certification.trees import save_proof
+from boundjax.verify import __main__ as command
+from boundjax.verify import messages, worker
+from boundjax.verify.network import Network
 
 # The searched property is proved once.
 pytestmark = pytest.mark.xdist_group("proofs")
@@ -178,6 +184,55 @@ def test_every_piecewise_linear_op(name, tmp_path):
     property = box([(-1, 1)] * 2, 1, f"(<= Y_0 {least_of(function, 2) - 0.05:.5f})")
     files = proved(tmp_path, function, property, 2, max_split_inputs=0)
     assert status(*files) == 0
+
+
+@pytest.fixture(scope="module")
+def onnx_files(tmp_path_factory):
+    """A network as an ONNX file, and a property of it that CROWN alone does not prove."""
+    first, second = (np.asarray(layer) for layer in random_layers(3, 2, 6, 1))
+    nodes = [
+        onnx_models.node("MatMul", "x a", "h"),
+        onnx_models.node("Relu", "h", "r"),
+        onnx_models.node("MatMul", "r b", "y"),
+    ]
+    model = onnx_models.network(nodes, (1, 2), {"a": first, "b": second})
+    folder = tmp_path_factory.mktemp("onnx")
+    (folder / "n.onnx").write_bytes(model.SerializeToString())
+    least = least_of(lambda x: nn.relu(x @ first) @ second, 2)
+    text = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)"
+    text += "(assert (and (>= X_0 -1) (<= X_0 1) (>= X_1 -1) (<= X_1 1)))"
+    (folder / "p.vnnlib").write_text(f"{text}(assert (<= Y_0 {least - 0.05:.5f}))")
+    (folder / "q.vnnlib").write_text(f"{text}(assert (<= Y_0 {least - 0.04:.5f}))")
+    return folder / "n.onnx", folder / "p.vnnlib", folder / "q.vnnlib"
+
+
+def test_a_worker_writes_the_proof_of_a_file(onnx_files, tmp_path, capsys):
+    network, property, other = map(str, onnx_files)
+    decider = worker.Decider(Network, lambda stage: None)
+    path = str(tmp_path / "p.npz")
+    request = messages.Request(network, property, "complete", "float32", 60.0, path)
+    assert decider.answer(request) == messages.Answer("unsat", "", "unsat\n")
+    assert check_tree.main([path, "--onnx", network, "--vnnlib", property]) == 0
+    assert check_tree.main([path, "--onnx", network, "--vnnlib", other]) == 2
+    assert "it is about another property" in capsys.readouterr().err
+    missing = dataclasses.replace(request, proof=str(tmp_path / "none" / "p.npz"))
+    answer = decider.answer(missing)
+    assert answer.verdict == "unsat"
+    assert answer.message.startswith("no proof is written: ")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "crown"], "--proof: expected --method complete with it, got crown"),
+        ([], "--proof: expected a folder, got "),
+    ],
+)
+def test_proofs_that_cannot_be_written(arguments, message, tmp_path, capsys):
+    paths = ["--onnx", "n.onnx", "--vnnlib", "p.vnnlib", "--proof", str(tmp_path / "a" / "p.npz")]
+    assert command.main([*paths, *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_proofs_need_the_complete_method():

@@ -27,7 +27,7 @@ class Network:
         if self.name == "heavy":
             time.sleep(600)
 
-    def verify(self, property, method, timeout):
+    def verify(self, property, method, timeout, with_proof=False):
         return getattr(self, self.name)()
 
     def sat(self):
