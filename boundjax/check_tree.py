@@ -99,11 +99,13 @@ def leaves_of(tree: Array, conjunctions: int) -> Iterator[tuple[int, Path]]:
         while open_paths:
             path = open_paths.pop()
             split = next(nodes, None)
-            check.require(split is not None, "the tree ends before all of its parts are covered")
+            if split is None:
+                raise ValueError("the tree ends before all of its parts are covered")
             if split == LEAF:
                 yield conjunction, path
             else:
-                open_paths += [(*path, (split, -1)), (*path, (split, 1))]
+                open_paths.append((*path, (split, -1)))
+                open_paths.append((*path, (split, 1)))
     check.require(next(nodes, None) is None, "the tree goes on after all of its parts are covered")
 
 
@@ -134,8 +136,11 @@ class Splits:
                     check.require(np.isfinite(points).all(), "units: a ramp without that kink")
                     (i,) = node.inputs
                     known = self.units.get(i, (np.zeros(0, int), np.zeros(0, int), np.zeros(0)))
-                    more = chosen, elements, points
-                    self.units[i] = tuple(map(np.concatenate, zip(known, more, strict=True)))
+                    self.units[i] = (
+                        np.concatenate([known[0], chosen]),
+                        np.concatenate([known[1], elements]),
+                        np.concatenate([known[2], points]),
+                    )
 
 
 class Leaves(check.Bounds):

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from boundjax.properties import Case, Property
+from boundjax.properties import Case
 from boundjax.search.boxes import Halves, halve
 from boundjax.search.method import Method
 from boundjax.search.programs import Programs
@@ -26,11 +26,11 @@ class Search(Protocol):
     """What the splits ask of the search that they are a part of; methods may end the search.
 
     Attributes:
-      property, programs: what is decided, and the compiled functions of the network.
+      cases, programs: what is decided, and the compiled functions of the network.
       rows: those of each case.
     """
 
-    property: Property
+    cases: Sequence[Case]
     programs: Programs
     rows: list[Rows]
 
@@ -101,7 +101,7 @@ class InputSplits:
 
     def __init__(self, search: Search, with_proof: bool = False) -> None:
         """Stacks the rows of the cases."""
-        self._search, self._cases = search, search.property.cases
+        self._search, self._cases = search, search.cases
         self._programs = search.programs
         rows = search.rows
         self._weights, self._single, self._errors, self._offset, self._member = (

@@ -164,7 +164,7 @@ class _Search:
         self.clock, self.deadline = clock, deadline
         self.max_split_inputs = max_split_inputs
         self.random = np.random.default_rng(seed)
-        cases = property.cases
+        cases = self.cases = property.cases
         count = max(sum(len(c.offset) for c in case.conjunctions) for case in cases)
         self.rows = [Rows.of(case.conjunctions, power_above(count)) for case in cases]
         self.margins = [np.full(len(case.conjunctions), -np.inf) for case in cases]

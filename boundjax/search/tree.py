@@ -206,8 +206,8 @@ class Tree:
         affine = Affine(np.concatenate(coefficients), np.concatenate(bias))
         affine.bias[:count] += self._offset[member, :count]
         parts = Affine(*(a[:count] for a in affine)), Affine(*(a[count:] for a in affine))
-        ends = (np.asarray(end, np.float64) for end in (self._lower, self._upper))
-        return solve(*parts, *ends, most)
+        lower, upper = (np.asarray(end, np.float64) for end in (self._lower, self._upper))
+        return solve(*parts, lower, upper, most)
 
     def _root(self) -> tuple[_Root, Queue]:
         """Bounds the whole box; queues the conjunctions that this leaves open."""
@@ -363,7 +363,7 @@ class Tree:
             jnp.asarray(self._offset[member], jnp.float32),
         )
         # What suffices is a little more than what rounding took away from such bounds so far.
-        goal = np.float32(2.0 * self._means(root, part)[2] + self._slack)
+        goal = 2.0 * self._means(root, part)[2] + self._slack
         state = self._programs.begin(parameters)
         for step in range(steps):
             state = self._programs.step(*context, state)
