@@ -30,7 +30,7 @@ class Search(Protocol):
       rows: those of each case.
     """
 
-    cases: Sequence[Case]
+    cases: tuple[Case, ...]
     programs: Programs
     rows: list[Rows]
 
