@@ -1,6 +1,8 @@
 from . import attacks as attacks
+from . import cache as cache
 from . import diagnostics as diagnostics
 from . import ops as ops
+from . import properties as properties
 from . import slopes as slopes
 from . import stochastic as stochastic
 from . import training as training
@@ -13,12 +15,18 @@ from .certification.certify import memory_estimate as memory_estimate
 from .certification.export import export_weights as export_weights
 from .certification.memory import MemoryEstimate as MemoryEstimate
 from .certification.models import PureModel as PureModel
+from .certification.trees import save_proof as save_proof
 from .onnx import from_onnx as from_onnx
 from .onnx.model import OnnxModel as OnnxModel
 from .ops import NoProofError as NoProofError
 from .ops import UnsupportedOpError as UnsupportedOpError
 from .ops import supported_ops as supported_ops
 from .precision import training_precision as training_precision
+from .search.milp import MilpOptimum as MilpOptimum
+from .search.milp import milp_optimum as milp_optimum
+from .search.prove import prove as prove
+from .search.result import Counterexample as Counterexample
+from .search.result import Result as Result
 from .sets.ball import LpBall as LpBall
 from .sets.ball_box import BallBox as BallBox
 from .sets.box import Box as Box

@@ -194,7 +194,7 @@ class Node:
         return x, np.stack((image - line - error, image - line + error))
 
     def slopes(self, low: Array, high: Array, rule: str, tie: Any) -> Array:
-        """Slopes of a line below and of a line above; any are sound, and these are CROWN's."""
+        """Slopes of a line below and of a line above, any of which are sound."""
         at_low, at_high = self.value(low), self.value(high)
         if self.op != "ramp":  # those of the lines that are closest at the middle
             steepest: Any = {"tanh": 1.0, "sigmoid": 0.25}.get(self.op, at_high)
@@ -214,7 +214,7 @@ class Node:
         least = np.stack(np.broadcast_arrays(self.slope, 0.0))[:, None]
         rise = np.stack((at_high - self.low, self.high - at_low)) / end - least
         adaptive = end > -(1.0 + np.resize(tie, self.size)) * start
-        share = end / (end - start) if rule == "parallel" else adaptive
+        share = {"parallel": end / (end - start), "shares": tie}.get(rule, adaptive)
         exact = np.where(high <= self.low, self.slope, np.where(low >= self.high, 0.0, 1.0))
         return np.where(bent.any(axis=0), np.where(bent, least + rise * share, chord), exact)
 
@@ -299,7 +299,7 @@ class Bounds:
         rounding = 4 * gamma(node.terms) * (size + constant) + TINY * flush
         total, local, chain = np.zeros((1, node.size)), 0.0, ()
         if self.unit:  # a program's value may differ from that of its operands there by `local`
-            terms, before, carried = node.terms, 0.0, self.normal * flush
+            terms, before, carried = node.terms, 0.0, self.normal * flush + np.zeros_like(size)
             errors = [self.errors[i] for i in node.inputs]
             if node.op != "product" or not terms:  # the chain goes on
                 chains = [self.chains[i] for i in node.inputs]
@@ -365,9 +365,9 @@ class Bounds:
                 below, above = np.maximum(below, low[:, part]), np.minimum(above, high[:, part])
             low[:, part], high[:, part] = below, above
 
-    def bound(self, k: int, rows: Array, flat: bool = False) -> Array:
-        """Lower bounds `[N, R]` on `<rows, value of node k>`; `flat`: from intervals alone."""
-        pending, constant, loss = {k: rows}, np.zeros(1), np.full(1, 2.0**-990)
+    def bound(self, k: int, rows: Array, flat: bool = False, starts: Any = ()) -> Array:
+        """Lower bounds `[N, R]` on `<rows, value of k>`; `flat`: by intervals; adds `starts`."""
+        pending, constant, loss = {**dict(starts), k: rows}, np.zeros(1), np.full(1, 2.0**-990)
         for j in (j for j in range(k, 0, -1) if j in pending):
             node, rows, charge = self.nodes[j], pending.pop(j), self.charge[j]
             operands, ends = list[Array](), [self.low[j], self.high[j]]
@@ -388,7 +388,7 @@ class Bounds:
             loss = loss + 4 * UNIT * np.abs(constant)
             for i, operand in zip(node.inputs, operands, strict=False):
                 total = pending[i] = operand + pending[i] if i in pending else operand
-                if self.users[i] > 1:
+                if self.users[i] > 1 or starts:
                     loss = loss + 4 * UNIT * dot(np.abs(total), self.reach[i])
                 loss = loss + 2.0**-990 * self.reach[i].sum(axis=1)[:, None]  # what underflows
         least = self.least(pending[0]) if 0 in pending else 0.0

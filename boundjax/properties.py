@@ -1,4 +1,8 @@
-"""Properties of a network: boxes of inputs, and the outputs that would be unsafe."""
+"""Properties of a network: boxes of inputs, and the outputs that would be unsafe.
+
+`predicts`, `all_positive` and `any_positive` make an `OutputProperty` for `boundjax.prove`; `&` and
+`|` combine them. A `Property` holds boxes of inputs as well, as files state them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 from jaxtyping import Float32, Float64, Num
+from numpy.typing import ArrayLike
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +48,7 @@ class Conjunction:
         if np.isnan(outputs).any():
             return False
         if np.isinf(outputs).any():
-            return all(_holds(row, constant, outputs) for row, constant in self._exact_rows())
+            return all(_holds(row, constant, outputs) for row, constant in self.exact_rows())
         # Most outputs are too far from unsafe for float64 to be wrong.
         with np.errstate(all="ignore"):
             sizes = np.abs(outputs).astype(np.float64)
@@ -51,9 +56,10 @@ class Conjunction:
             terms = np.abs(weights) @ sizes + np.abs(offset)
             if (values > (len(outputs) + 8) * 2.0**-50 * terms + 1e-290).any():
                 return False
-        return all(_holds(row, constant, outputs) for row, constant in self._exact_rows())
+        return all(_holds(row, constant, outputs) for row, constant in self.exact_rows())
 
-    def _exact_rows(self) -> Iterator[tuple[dict[int, Fraction], Fraction]]:
+    def exact_rows(self) -> Iterator[tuple[dict[int, Fraction], Fraction]]:
+        """For each row the nonzero weights by output, and the offset."""
         if self.exact is not None:
             yield from self.exact
             return
@@ -70,6 +76,121 @@ def _holds(row: dict[int, Fraction], constant: Fraction, outputs: np.ndarray) ->
     if infinite:
         return infinite == {-1}
     return sum((w * Fraction(outputs[i].item()) for i, w in row.items()), constant) <= 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OutputProperty:
+    """What is to hold for the outputs `[m]`: that no conjunction contains them.
+
+    `first & second` holds where both hold, `first | second` where at least one of them holds.
+
+    Attributes:
+      unsafe: the conjunctions, one or more.
+
+    Raises:
+      ValueError: for no conjunction, or conjunctions of different numbers of outputs.
+    """
+
+    unsafe: tuple[Conjunction, ...]
+
+    def __post_init__(self) -> None:
+        sizes = {conjunction.weights.shape[1] for conjunction in self.unsafe}
+        if len(sizes) != 1:
+            raise ValueError(
+                "an OutputProperty needs conjunctions of one number of outputs, got "
+                f"{len(self.unsafe)} conjunctions of {sorted(sizes) or 'none'}"
+            )
+
+    @property
+    def output_size(self) -> int:
+        """`m`."""
+        return self.unsafe[0].weights.shape[1]
+
+    def holds(self, outputs: Num[np.ndarray, "*out"]) -> bool:
+        """Whether outputs, flattened in C order, have the property, in exact arithmetic.
+
+        NaN does not have it.
+        """
+        flat = np.asarray(outputs).reshape(-1)
+        return not np.isnan(flat).any() and not any(c.contains(flat) for c in self.unsafe)
+
+    def __and__(self, other: OutputProperty) -> OutputProperty:
+        return OutputProperty(self.unsafe + other.unsafe)
+
+    def __or__(self, other: OutputProperty) -> OutputProperty:
+        return OutputProperty(tuple(_both(a, b) for a in self.unsafe for b in other.unsafe))
+
+
+def _both(first: Conjunction, second: Conjunction) -> Conjunction:
+    """The outputs in both conjunctions."""
+    exact = None
+    if first.exact is not None or second.exact is not None:
+        exact = (*first.exact_rows(), *second.exact_rows())
+    return Conjunction(
+        np.concatenate([first.weights, second.weights]),
+        np.concatenate([first.offset, second.offset]),
+        exact,
+    )
+
+
+def all_positive(weights: ArrayLike, offset: ArrayLike = 0.0) -> OutputProperty:
+    """The property that every row of `weights @ y + offset` is positive.
+
+    Args:
+      weights: `[R, *out]` for `R` rows and outputs of shape `[*out]`, such as
+        `boundjax.margin_specification` returns.
+      offset: a number, or one for each row `[R]`.
+
+    Raises:
+      ValueError: for no row, other shapes, or numbers that are not finite.
+    """
+    rows, constants = _rows(weights, offset)
+    return OutputProperty(
+        tuple(Conjunction(rows[k : k + 1], constants[k : k + 1]) for k in range(len(rows)))
+    )
+
+
+def any_positive(weights: ArrayLike, offset: ArrayLike = 0.0) -> OutputProperty:
+    """The property that at least one row of `weights @ y + offset` is positive.
+
+    Args:
+      weights, offset: as of `all_positive`.
+
+    Raises:
+      ValueError: as `all_positive`.
+    """
+    return OutputProperty((Conjunction(*_rows(weights, offset)),))
+
+
+def predicts(label: int, classes: int) -> OutputProperty:
+    """The property that the logit of `label` is larger than all others.
+
+    Args:
+      label: in `0..classes - 1`.
+      classes: the number of logits, at least 2.
+
+    Raises:
+      ValueError: for a label out of range or fewer than two classes.
+    """
+    if classes < 2 or not 0 <= label < classes:
+        raise ValueError(
+            f"predicts needs a label in 0..classes - 1 and two classes, got {label} of {classes}"
+        )
+    rows = -np.eye(classes)
+    rows[:, label] += 1.0
+    return all_positive(np.delete(rows, label, axis=0))
+
+
+def _rows(weights: ArrayLike, offset: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    rows, constants = np.asarray(weights, np.float64), np.asarray(offset, np.float64)
+    if rows.ndim < 2 or rows.size == 0 or constants.shape not in ((), rows.shape[:1]):
+        raise ValueError(
+            f"weights must be [R, *out] and offset a number or [R], got {rows.shape} and "
+            f"{constants.shape}"
+        )
+    if not (np.isfinite(rows).all() and np.isfinite(constants).all()):
+        raise ValueError("weights and offset must be finite numbers")
+    return rows.reshape(len(rows), -1), np.broadcast_to(constants, rows.shape[:1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,6 +211,18 @@ class Case:
     inner_lower: Float32[np.ndarray, " n"]
     inner_upper: Float32[np.ndarray, " n"]
     conjunctions: tuple[Conjunction, ...]
+
+    @classmethod
+    def flattened(
+        cls,
+        outer: tuple[np.ndarray, np.ndarray],
+        inner: tuple[np.ndarray, np.ndarray],
+        conjunctions: tuple[Conjunction, ...],
+    ) -> Case:
+        """The case of two boxes whose ends `[*shape]` are flattened in C order."""
+        (lower, upper), (inner_lower, inner_upper) = outer, inner
+        ends = (lower, upper, inner_lower, inner_upper)
+        return cls(*(end.reshape(-1) for end in ends), conjunctions=conjunctions)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from boundjax import cache
 from experiments.cluster import distributed, process_group
 from experiments.connectivity.connect import Options, connect
 from experiments.settings import radius
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             flags["eps"] = radius.parse(flags["eps"])
         # One process, which SIGTERM ends with a checkpoint.
         with distributed.joined(process_group.from_flags(distributed="off")):
+            cache.enable_if_possible()
             connect(run_a, run_b, Options(**flags))
     except ExperimentError as error:
         fail(error)

@@ -3,11 +3,13 @@
     python -m experiments.evaluate --workdir=runs/digits
     python -m experiments.evaluate --workdir=runs/X --methods=interval,crown,alpha-crown --cascade
     python -m experiments.evaluate --workdir=runs/X --eps=8/255 --which=selected --count=1000
+    python -m experiments.evaluate --workdir=runs/X --methods=crown,complete --cascade --timeout=30
 
 Flags that are left out take the run's own settings. The results of every example are written to
 `runs/X/evaluations/<split>-<which>-<norm>-eps<eps>.npz` after each batch
 (`experiments.evaluation.certificates` reads and describes the file). The same command resumes after
-the last batch, and a command with a further method computes that method only. PGD attacks the
+the last batch, and a command with a further method computes that method only. With a longer
+`--timeout` the method `complete` searches again what it left undecided. PGD attacks the
 cross-entropy and the margin; an example resists if it resists both. The local devices divide every
 batch.
 
@@ -35,6 +37,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from boundjax import cache
 from experiments.cluster import distributed, process_group
 from experiments.evaluation import trained
 from experiments.evaluation.evaluate import Options, evaluate_run, print_evaluated
@@ -76,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choices=typing.get_args(Rounding),
         help="what certificates are to hold for (default: the run's own setting)",
     )
+    parser.add_argument(
+        "--timeout", type=float, help="seconds for one image with the method complete"
+    )
     parser.add_argument("--seed", type=int, help="of the random starts")
     parser.add_argument(
         "--cascade",
@@ -97,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options = _random_options(flags) if _is_random(workdir) else _options(flags)
         with distributed.joined(process_group.from_flags(**processes)):
+            cache.enable_if_possible()
             compared = {**flags, "data_dir": None}
             command = {"options": compared, "versions": versions(), "workdir": str(workdir)}
             distributed.agree(command)
@@ -138,7 +145,7 @@ def _random_options(flags: dict[str, Any]) -> RandomOptions:
     """
     _refuse(
         flags,
-        ("methods", "rounding", "cascade", "pgd_restarts"),
+        ("methods", "rounding", "timeout", "cascade", "pgd_restarts"),
         "is not for a random network: fresh draws for every query cannot be certified, attacks "
         "alone are measured; leave it out",
     )

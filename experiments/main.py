@@ -19,6 +19,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
+from boundjax import cache
 from experiments.cluster import process_group
 from experiments.records.versions import versions
 from experiments.settings import method_names, radius
@@ -88,6 +89,7 @@ def main(arguments: list[str]) -> None:
         with distributed.joined(group):
             from experiments.run.run import run
 
+            cache.enable_if_possible()
             distributed.agree(command)
             if notice := method_names.notice(_method_names(config_file)):
                 print(notice, flush=True)

@@ -19,6 +19,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from boundjax import cache
 from experiments.cluster import process_group
 from experiments.published.reproduction import (
     BUDGETS,
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             distributed.agree(
                 {"row": row.name, "seeds": seeds, "versions": versions(), "workdir": str(workdir)}
             )
+            cache.enable_if_possible()
             # Check now rather than after the training.
             check_budget(row, flags.budget)
             distributed.from_main(lambda: check_results(flags.results))

@@ -16,6 +16,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Nearly all of the time goes into compiling functions that run for milliseconds.
 jax.config.update("jax_disable_most_optimizations", True)
+# Tests, and the commands that they start, neither read nor write the user's compiled programs.
+os.environ["BOUNDJAX_CACHE"] = "off"
 # XLA ends the process on a flag that it does not know: for the versions that have them.
 flags = []
 if (0, 10) <= jax.__version_info__ < (0, 13):

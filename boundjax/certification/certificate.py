@@ -17,6 +17,10 @@ from boundjax.sets.rounding import Rounding
 from boundjax.sets.threat import Threat
 
 
+def _no_points() -> dict[int, np.ndarray]:
+    return {}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Certificate:
     """Guaranteed answers for a batch.
@@ -32,6 +36,9 @@ class Certificate:
       arithmetic: which arithmetic it holds for. `"nearest"`: the network with these weights in real
         arithmetic, up to the rounding of the bound computation itself. `"real"`: that network,
         without reservation. `"float32"`: also every execution of it in floating-point arithmetic.
+      counterexamples: by the index of an example, an input of its set that the model, as it
+        computes in float32, does not classify as the label; the example itself if it is
+        misclassified. Only `"complete"` looks for them.
     """
 
     verified: Bool[np.ndarray, " B"]
@@ -40,15 +47,30 @@ class Certificate:
     threat: Threat
     method: str
     arithmetic: Rounding = "nearest"
+    counterexamples: Mapping[int, np.ndarray] = dataclasses.field(default_factory=_no_points)
+
+    @property
+    def falsified(self) -> Bool[np.ndarray, " B"]:
+        """The examples with a counterexample."""
+        flags = np.zeros(len(self.labels), bool)
+        flags[list(self.counterexamples)] = True
+        return flags
+
+    @property
+    def undecided(self) -> Bool[np.ndarray, " B"]:
+        """The examples that are neither verified nor known to have a counterexample."""
+        return ~self.verified & ~self.falsified
 
     def __str__(self) -> str:
         """One line that says what is certified."""
         threat = self.threat
         order = "inf" if threat.norm == np.inf else f"{threat.norm:g}"
         clip = "not clipped" if threat.clip is None else f"clipped to {_range(threat.clip)}"
+        falsified = f", {len(self.counterexamples)} falsified" if self.counterexamples else ""
         return (
-            f"{int(np.sum(self.verified))} of {len(self.verified)} examples verified within eps "
-            f"{_values(threat.eps)} (l{order}, {clip}) by {self.method}, {self.arithmetic}"
+            f"{int(np.sum(self.verified))} of {len(self.verified)} examples verified{falsified} "
+            f"within eps {_values(threat.eps)} (l{order}, {clip}) by {self.method}, "
+            f"{self.arithmetic}"
         )
 
     def __repr__(self) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
+from boundjax.certification import complete
 from boundjax.certification.certificate import Certificate
 from boundjax.certification.memory import MemoryEstimate, available_bytes
-from boundjax.certification.presets import Method, Transform, name_of
+from boundjax.certification.presets import COMPLETE, Method, Transform, name_of
 from boundjax.certification.proof import with_proof
 from boundjax.certification.request import Request
 from boundjax.sets.rounding import Rounding
@@ -33,6 +34,7 @@ def certify(
     batch_size: int | None = None,
     max_bytes: int | None = None,
     devices: Sequence[Device] | None = None,
+    timeout: float | None = None,
 ) -> Certificate:
     """Certifies that a classifier's decision cannot change within a radius.
 
@@ -53,7 +55,10 @@ def certify(
         slopes), `"crown"`, `"fast-lin"` (exact CAP), or `"best"`: per margin the largest of
         all these lower bounds; `"alpha-crown"` (20 steps, intermediate bounds too: much slower);
         `"bcp"` (l2 ball and box together, part of `"best"` for norms other than inf) or
-        `"lmt"` (Lipschitz constants alone), with provable bounds on spectral norms;
+        `"lmt"` (Lipschitz constants alone), with provable bounds on spectral norms; `"complete"`:
+        `"crown-ibp"`, then `"crown"`, and for every example that they leave open a search that
+        splits the box or the units of piecewise linear ops and looks for a counterexample (norm
+        inf and float32 only);
         or a transform such as `functools.partial(boundjax.linear, slopes="parallel")`, which turns
         a function of one example into a function `(input_set, specification) -> Interval`.
       rounding: what the certificate is to hold for: `"real"`, the network in real arithmetic;
@@ -68,10 +73,13 @@ def certify(
         default three quarters of the free memory.
       devices: local devices, such as `jax.local_devices()`, that divide every batch; by default
         JAX's default device. They do not communicate, and their number changes results only by the
-        rounding of the compiled code.
+        rounding of the compiled code. The searches of `"complete"` run on the first of them.
+      timeout: seconds for the search of one example with `"complete"`, 60 by default; compilation
+        does not count.
 
     Returns:
-      A `Certificate`.
+      A `Certificate`; with `"complete"` its `falsified` and `undecided` tell apart the examples
+      that are not verified.
 
     Raises:
       ValueError: for an empty batch, NaN inputs, a negative or NaN radius, labels out of range,
@@ -85,18 +93,40 @@ def certify(
       UnsupportedOpError: at an op that is not in `supported_ops()`.
       NoProofError: if an op or the device has no proof for the `rounding` that was asked for.
     """
-    threat = Threat(eps, norm, clip)
+    threat, limit = Threat(eps, norm, clip), _checked_timeout(timeout, method)
 
     def attempt(rounding: Rounding) -> Certificate:
         request = Request.check(
             model, x, threat, labels, method, rounding, batch_size, max_bytes, devices
         )
-        verified, margins = request.run(request.eps)
+        points: dict[int, np.ndarray] = {}
+        if method == COMPLETE:
+            verified, margins, points = complete.answered(request, threat, limit)
+        else:
+            verified, margins = request.run(request.eps)
         return Certificate(
-            verified, margins, request.labels, threat, name_of(method), request.arithmetic
+            verified, margins, request.labels, threat, name_of(method), request.arithmetic, points
         )
 
     return with_proof(rounding, method, attempt)
+
+
+def _checked_timeout(timeout: float | None, method: Method | Transform) -> float:
+    if timeout is None:
+        return complete.DEFAULT_TIMEOUT
+    if method != COMPLETE:
+        raise ValueError(f"timeout is for method='complete', got method={name_of(method)!r}")
+    if not timeout > 0:
+        raise ValueError(f"timeout must be positive, in seconds, got {timeout}")
+    return float(timeout)
+
+
+def _refuse_complete(method: Method | Transform, name: str) -> None:
+    if method == COMPLETE:
+        raise ValueError(
+            f"{name} takes every method but 'complete', whose searches depend on the example; "
+            "use 'crown'"
+        )
 
 
 def memory_estimate(
@@ -125,6 +155,7 @@ def memory_estimate(
     Raises:
       ValueError, TypeError, MemoryError, UnsupportedOpError, NoProofError: as `certify`.
     """
+    _refuse_complete(method, "memory_estimate")
     threat = Threat(0.0, norm, clip)
 
     def attempt(rounding: Rounding) -> MemoryEstimate:
@@ -170,6 +201,7 @@ def certified_radius(
       ValueError, TypeError, UnsupportedOpError, NoProofError: as `certify`; ValueError also for
         `steps < 1`.
     """
+    _refuse_complete(method, "certified_radius")
     if steps < 1:
         raise ValueError(f"steps must be >= 1, got {steps}")
     if np.ndim(eps_max) != 0:

@@ -82,11 +82,14 @@ def encoded(content: Any) -> np.ndarray:
     return np.frombuffer(json.dumps(content).encode(), np.uint8)
 
 
-def write(path: str | os.PathLike[str], arrays: dict[str, np.ndarray]) -> None:
+def write(
+    path: str | os.PathLike[str], arrays: dict[str, np.ndarray], compressed: bool = False
+) -> None:
     """Writes an npz file, which appears only once it is complete."""
+    save = np.savez_compressed if compressed else np.savez
     partial = f"{os.fspath(path)}.partial"
     with open(partial, "wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
+        save(stream, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
     os.replace(partial, path)
 
 

@@ -137,7 +137,7 @@ def write(
         "witness": list(witness),
         "network": network,
         "inputs": check.digest({"x": x}),
-        "versions": _versions(versions),
+        "versions": versions_of(versions),
     }
     inputs = {"x": x} if with_inputs else {}
     export.write(path, {**arrays, **inputs, "json": export.encoded(claims)})
@@ -198,7 +198,7 @@ def write_attack(
         "norm": _norm(float(threat.norm)),
         "network": network_of(model, inputs)[0],
         "inputs": check.digest({"x": inputs}),
-        "versions": _versions(versions),
+        "versions": versions_of(versions),
     }
     arrays = {
         "labels": np.ascontiguousarray(classes, np.int32),
@@ -247,7 +247,8 @@ def _norm(norm: float) -> str | int:
     return "inf" if norm == math.inf else int(norm)
 
 
-def _versions(versions: Mapping[str, str] | None) -> dict[str, str]:
+def versions_of(versions: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The versions of the packages, by default those of this process."""
     return dict(versions or {name: _version(name) for name in _PACKAGES})
 
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import optax  # pyright: ignore[reportMissingTypeStubs]
 from jax import Array
 from jax.sharding import Mesh
 
@@ -26,6 +25,7 @@ from boundjax.training.losses import robust_cross_entropy
 from boundjax.transforms.interval import interval
 from boundjax.transforms.linear import LinearOptions, linear
 from boundjax.transforms.lipschitz import lipschitz
+from boundjax.transforms.presets import LINEAR_OPTIONS
 from boundjax.transforms.specification import margin_specification
 from boundjax.typing import Jitted, PyTree
 
@@ -72,31 +72,16 @@ def _lipschitz(box: bool) -> Preset:
     return transform
 
 
-# Options of `linear` by method.
-LINEAR_OPTIONS: Mapping[str, LinearOptions] = {
-    "crown-ibp": {},
-    # Starts from CROWN's slopes rather than the paper's 0.5, and keeps the better of both bounds:
-    # never worse than crown-ibp.
-    "one-step": {"slopes": optimized(objective=robust_cross_entropy, start="adaptive")},
-    "crown": {"intermediate": "linear"},
-    # Without intersection, as published, so that published errors are reproduced.
-    "fast-lin": {"slopes": "parallel", "intermediate": "linear", "intersect": False},
-    # The learning rate and its decay came closest to another library's stored bounds.
-    "alpha-crown": {
-        "slopes": optimized(
-            steps=20,
-            rule=optax.adam(optax.exponential_decay(0.5, transition_steps=1, decay_rate=0.9)),
-            per_spec=True,
-            optimize_intermediate=True,
-        ),
-        "intermediate": "linear",
-    },
-}
+# Starts from CROWN's slopes rather than the paper's 0.5, and keeps the better of both bounds: never
+# worse than crown-ibp.
+_ONE_STEP: LinearOptions = {"slopes": optimized(objective=robust_cross_entropy, start="adaptive")}
 
 # Every sound method by name.
 METHODS: Mapping[str, Preset] = {
     "interval": _interval,
-    **{name: _preset(options) for name, options in LINEAR_OPTIONS.items()},
+    "crown-ibp": _preset(LINEAR_OPTIONS["crown-ibp"]),
+    "one-step": _preset(_ONE_STEP),
+    **{name: _preset(LINEAR_OPTIONS[name]) for name in ("crown", "fast-lin", "alpha-crown")},
     "lmt": _lipschitz(box=False),
     "bcp": _lipschitz(box=True),
 }
@@ -107,13 +92,20 @@ LIPSCHITZ = ("lmt", "bcp")
 BEST = "best"
 # Without alpha-crown, which costs tens of times as much as these together.
 IN_BEST = ("interval", "crown-ibp", "one-step", "crown", "fast-lin")
+# Branch and bound; these two are tried first.
+COMPLETE = "complete"
+IN_COMPLETE = ("crown-ibp", "crown")
 # For norms other than inf. LMT is left out because BCP is never looser.
 IN_BEST_OF_BALLS = (*IN_BEST, "bcp")
+
+# What users may ask for.
+NAMES = (*METHODS, BEST, COMPLETE)
 
 _DEFAULT_BATCH = {
     **dict.fromkeys(("interval", "lmt", "bcp"), 512),
     **dict.fromkeys(("crown-ibp", "one-step"), 128),
     "alpha-crown": 4,
+    "complete": 1,
 }
 
 # On CPU these bound one example after the other: the rows of one example fill the machine, and
@@ -124,7 +116,16 @@ ONE_BY_ONE = ("crown", "fast-lin", "alpha-crown")
 Transform: TypeAlias = Callable[[Callable[[Array], Array]], Callable[..., Any]]
 
 Method: TypeAlias = Literal[
-    "interval", "crown-ibp", "one-step", "crown", "fast-lin", "alpha-crown", "lmt", "bcp", "best"
+    "interval",
+    "crown-ibp",
+    "one-step",
+    "crown",
+    "fast-lin",
+    "alpha-crown",
+    "lmt",
+    "bcp",
+    "best",
+    "complete",
 ]
 
 

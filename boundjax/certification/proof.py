@@ -59,17 +59,3 @@ def rounding_of(transform: Transform) -> Rounding:
         stated: Rounding | None = partial.keywords.get("rounding")
         return rounding_of(partial.func) if stated is None else stated
     return "nearest"
-
-
-def require_plain_sums(platform: str) -> None:
-    """Checks that a device computes products as sums of products, in the precision of the dtype.
-
-    Raises:
-      NoProofError: for any device but a CPU. A GPU's convolutions may go through transforms
-        (Winograd, FFT) that round more, and nobody has measured its functions or a TPU's.
-    """
-    if platform != "cpu":
-        raise NoProofError(
-            f"nothing is proved about rounding on {platform!r} devices; compute on the CPU "
-            "(devices=jax.devices('cpu') or JAX_PLATFORMS=cpu), or take rounding='nearest'"
-        )

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,12 @@ from boundjax.certification.memory import available_bytes, peak_of, readable
 from boundjax.certification.models import Apply, PureModel, one_example
 from boundjax.certification.presets import (
     BEST,
+    COMPLETE,
     IN_BEST,
     IN_BEST_OF_BALLS,
+    IN_COMPLETE,
     LIPSCHITZ,
-    METHODS,
+    NAMES,
     ONE_BY_ONE,
     Method,
     Transform,
@@ -37,7 +39,10 @@ from boundjax.sets.checks import require_array, require_finite
 from boundjax.sets.rounding import Rounding
 from boundjax.sets.threat import Threat
 from boundjax.tracing.jaxprs import program
+from boundjax.transforms.problem import require_plain_sums
 from boundjax.typing import Device, Jitted, PyTree
+
+Compiled = TypeVar("Compiled")
 
 # Fraction of the free memory that one call may take.
 _SHARE_OF_MEMORY = 0.75
@@ -71,7 +76,7 @@ class Request:
       threat: its norm and clip range, in the dtype of `x`.
       eps: radii that broadcast to `x`, with as many dimensions.
       labels: int `[B]`.
-      num_classes: how many logits there are.
+      logits: `[B, C]`, of the examples themselves.
       program: identifies what the model computes, see `boundjax.tracing.jaxprs.program`.
       method, batch_size, max_bytes: arguments of `certify`.
       rounding: what bounds are to hold for, unless the method is a transform.
@@ -85,7 +90,7 @@ class Request:
     threat: Threat
     eps: np.ndarray
     labels: np.ndarray
-    num_classes: int
+    logits: np.ndarray
     program: Hashable
     method: Method | Transform
     rounding: Rounding
@@ -114,10 +119,9 @@ class Request:
           ValueError, TypeError: as `certify`.
           NoProofError: if the device has no proof for this rounding.
         """
-        if not callable(method) and method not in (*METHODS, BEST):
+        if not callable(method) and method not in NAMES:
             raise ValueError(
-                f"method must be one of {', '.join((*METHODS, BEST))} or a transform, "
-                f"got {method!r}"
+                f"method must be one of {', '.join(NAMES)} or a transform, got {method!r}"
             )
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
@@ -127,6 +131,8 @@ class Request:
         if method in LIPSCHITZ:
             _require_finite_weights(pure.variables)
         examples = _checked_examples(x)
+        if method == COMPLETE:
+            _require_searchable(examples, threat)
         clip = threat.clip
         if clip is not None and ((examples < clip[0]) | (examples > clip[1])).any():
             raise ValueError(
@@ -135,29 +141,38 @@ class Request:
             )
         mesh = sharding.mesh_of(devices, len(examples))
         if rounding != "nearest":
-            proof.require_plain_sums(
+            require_plain_sums(
                 jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
             )
         pure.require_no_fresh_draws(jnp.asarray(examples))
-        num_classes, key = _traced(pure, examples)
+        classes, key = _traced(pure, examples)
         request = cls(
             model=pure,
             variables=sharding.whole(pure.variables, mesh),
             mesh=mesh,
             x=examples,
             threat=_rounded_outwards(threat, examples.dtype),
-            eps=_per_example(threat.eps, examples),
+            eps=per_example(rounding_of_sets.up(threat.eps, examples.dtype), examples),
             labels=np.zeros(len(examples), np.int32),
-            num_classes=num_classes,
+            logits=np.zeros((len(examples), classes), examples.dtype),
             program=key,
             method=method,
             rounding=rounding,
             batch_size=batch_size,
             max_bytes=max_bytes,
         )
-        return dataclasses.replace(request, labels=request._checked_labels(labels))
+        logits = request._logits()
+        return dataclasses.replace(
+            request, logits=logits, labels=request._checked_labels(labels, logits)
+        )
 
-    def _compile(self, make: Callable[..., Jitted], *key: Any) -> Jitted:
+    @property
+    def num_classes(self) -> int:
+        """How many logits there are."""
+        return self.logits.shape[1]
+
+    def compiled(self, make: Callable[..., Compiled], *key: Any) -> Compiled:
+        """`make(*key)`, or what it made for an earlier request of the same program."""
         return _cached(self.program, make, *key) if self.model.cacheable else make(*key)
 
     def _logits(self) -> np.ndarray:
@@ -165,8 +180,8 @@ class Request:
         x = self.x
         if len(x) == 1:  # mixing needs a second example to show
             x = np.concatenate([x, independence.counterparts(x)])
-        size = max(2, self._share(self.method)) * sharding.count(self.mesh)
-        function = self._compile(_compiled_logits, self.model.apply, self.mesh)
+        size = max(2, self._share(self.methods[0])) * sharding.count(self.mesh)
+        function = self.compiled(_compiled_logits, self.model.apply, self.mesh)
 
         def evaluate(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             results: list[np.ndarray] = []
@@ -179,8 +194,7 @@ class Request:
 
         return independence.logits(evaluate, x, size)[: len(self.x)]
 
-    def _checked_labels(self, labels: ArrayLike | None) -> np.ndarray:
-        logits = self._logits()
+    def _checked_labels(self, labels: ArrayLike | None, logits: np.ndarray) -> np.ndarray:
         if labels is None:
             return np.argmax(logits, axis=-1).astype(np.int32)
         classes = np.asarray(labels)
@@ -199,7 +213,9 @@ class Request:
 
     @property
     def methods(self) -> Sequence[Method | Transform]:
-        """The methods to run, several for `"best"`."""
+        """The methods to run, several for `"best"` and `"complete"`."""
+        if self.method == COMPLETE:
+            return IN_COMPLETE
         if self.method != BEST:
             return (self.method,)
         return IN_BEST if self.threat.norm == np.inf else IN_BEST_OF_BALLS
@@ -268,7 +284,7 @@ class Request:
         options = (method, self.num_classes, block, one_by_one, self.mesh, self.rounding)
         # Compiled code of a custom transform is not cached: its options may change unseen.
         if isinstance(method, str):
-            margins = self._compile(compiled_margins, self.model.apply, *options)
+            margins = self.compiled(compiled_margins, self.model.apply, *options)
         else:
             margins = compiled_margins(self.model.apply, *options)
         total = size * sharding.count(self.mesh)
@@ -286,10 +302,20 @@ class Request:
         # `fmax` ignores NaN: a method that failed numerically does not spoil the sound bounds of
         # the other methods.
         margins = functools.reduce(np.fmax, bounds)
-        compared = np.arange(self.num_classes)[None] != self.labels[:, None]
-        # Neither NaN nor logits that overflow certify, whatever their sign.
-        verified = np.where(compared, margins > 0, True) & np.isfinite(margins)
-        return np.asarray(verified.all(axis=-1)), margins
+        return verified_by(margins, self.labels), margins
+
+    def of(self, rows: np.ndarray, method: Method) -> Request:
+        """The same question about the examples at `rows`, to be answered by one method."""
+        eps = np.broadcast_to(self.eps, (self.x.shape[0], *self.eps.shape[1:]))
+        return dataclasses.replace(
+            self,
+            x=self.x[rows],
+            eps=eps[rows],
+            labels=self.labels[rows],
+            logits=self.logits[rows],
+            method=method,
+            plans={},
+        )
 
     def _map(self, plan: Plan, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
         """Applies a plan to batches of equal size; the last one is padded."""
@@ -300,6 +326,18 @@ class Request:
             batch = [sharding.parts(a[index], self.mesh) for a in (self.x, *arrays)]
             results.append(np.asarray(plan.margins(self.variables, self.threat, *batch)))
         return np.concatenate(results)[:total]
+
+
+def verified_by(margins: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which examples margins `[B, C]` verify, bool `[B]`."""
+    # Neither NaN nor logits that overflow certify, whatever their sign.
+    others = other_classes(labels, margins.shape[1])
+    return np.all(np.where(others, margins > 0, True) & np.isfinite(margins), axis=-1)
+
+
+def other_classes(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Where a class is not the example's label, bool `[B, C]`."""
+    return np.not_equal(np.arange(classes)[None], labels[:, None])
 
 
 def _checked_examples(x: ArrayLike) -> np.ndarray:
@@ -318,6 +356,15 @@ def _checked_examples(x: ArrayLike) -> np.ndarray:
         )
     require_finite("x", examples)
     return examples
+
+
+def _require_searchable(x: np.ndarray, threat: Threat) -> None:
+    if threat.norm != np.inf:
+        raise ValueError(
+            f"method 'complete' needs the norm inf, got {threat.norm:g}; take 'best' for others"
+        )
+    if x.dtype != np.float32:
+        raise TypeError(f"method 'complete' computes in float32, got x of {x.dtype}")
 
 
 def _traced(model: PureModel, x: np.ndarray) -> tuple[int, Hashable]:
@@ -358,12 +405,12 @@ def _rounded_outwards(threat: Threat, dtype: np.dtype[Any]) -> Threat:
     return Threat(0.0, float(threat.norm), clip, outward=True)
 
 
-def _per_example(eps: ArrayLike, x: np.ndarray) -> np.ndarray:
-    """The radius with as many dimensions as `x`: scalar, `[B]`, or broadcastable to `x`.
+def per_example(radius: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """A radius with as many dimensions as `x`: scalar, `[B]`, or broadcastable to `x`.
 
-    It is rounded up: 0.01 is no float32, and the nearest one is smaller.
+    Raises:
+      ValueError: for another shape.
     """
-    radius = rounding_of_sets.up(eps, x.dtype)
     if radius.ndim == 0:
         return np.full((x.shape[0],) + (1,) * (x.ndim - 1), radius)
     if radius.shape == x.shape[:1]:
@@ -390,7 +437,7 @@ def _compiled_logits(apply: Apply, mesh: Mesh | None) -> Jitted:
 
 
 @functools.lru_cache(maxsize=32)
-def _cached(program: Hashable, make: Callable[..., Jitted], *key: Any) -> Jitted:
+def _cached(program: Hashable, make: Callable[..., Any], *key: Any) -> Any:
     """Compiled code of an earlier call for the same program."""
     del program
     return make(*key)

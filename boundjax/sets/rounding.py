@@ -180,6 +180,38 @@ def up(value: ArrayLike, dtype: np.dtype[Any]) -> np.ndarray:
     return np.where((rounded < 0) & (rounded > -tiny), 0.0, rounded).astype(dtype)
 
 
+def inward_ends(
+    center: np.ndarray, radius: ArrayLike, clip: tuple[ArrayLike, ArrayLike] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ends, in the dtype of `center`, of a box inside of the exact ball of the norm inf.
+
+    Args:
+      center: any shape, float32 or float64.
+      radius: broadcasts to it; numbers count as they are, before they are rounded to the dtype.
+      clip: a range to cut the ball to, or None.
+
+    Returns:
+      The lower and the upper end. Where no number of the dtype lies in the set, both are the one
+      nearest to its middle.
+    """
+    dtype = center.dtype
+
+    def lower_end(center: np.ndarray, radius: np.ndarray, low: Any, high: Any) -> np.ndarray:
+        total = center - radius
+        part = total - center
+        error = (center - (total - part)) + (-radius - part)  # `total + error` is exact
+        total = np.where(error > 0, np.nextafter(total, np.inf), total)
+        return np.clip(np.minimum(total, center), low, high)
+
+    double, size = center.astype(np.float64), np.asarray(radius).astype(np.float64)
+    low, high = (-np.inf, np.inf) if clip is None else (np.asarray(c, np.float64) for c in clip)
+    below = lower_end(double, size, low, high)
+    above = -lower_end(-double, size, -high, -low)
+    lower, upper = up(below, dtype), -up(-above, dtype)
+    middle = (0.5 * below + 0.5 * above).astype(dtype)
+    return np.where(lower > upper, middle, lower), np.where(lower > upper, middle, upper)
+
+
 def number_above(value: Any, like: Any) -> Any:
     """A number or a numpy array, rounded up to the dtype of `like` where it is inexact.
 

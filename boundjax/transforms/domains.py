@@ -119,12 +119,16 @@ class DomainBounds(NamedTuple):
       scores: `[N, U]`, how much of the bound the relaxation of a unit costs where the domain could
         still be split, else -1: the gap between a line and the function at the kink, weighted by
         the coefficient (the intercept score of BaBSR, Bunel et al. 2020).
+      coefficients, bias: `[N, *input]` and `[N]`, of the linear functions of the input that bound
+        the rows from below; `lower` is their least value on the set.
     """
 
     lower: Float[Array, " N"]
     empty: Bool[Array, " N"]
     worst_input: Float[Array, " N *input"]
     scores: Float[Array, "N U"]
+    coefficients: Float[Array, " N *input"]
+    bias: Float[Array, " N"]
 
 
 def bound(walk: Walk, rows: Float[Array, " N *out"], domains: Domains) -> DomainBounds:
@@ -169,8 +173,14 @@ def bound(walk: Walk, rows: Float[Array, " N *out"], domains: Domains) -> Domain
         lower = walk.errors.outward(Interval(lower, lower), by).lower
     scores = [_scores(walk, kink, coefficients_of, domains.signs) for kink in splits.kinks]
     nothing = jnp.zeros((len(constant), 0), constant.dtype)
+    coefficients, bias = result.below.in_input(walk.references[0])
     return DomainBounds(
-        lower, empty, walk.worst_input(result.below), jnp.concatenate([nothing, *scores], axis=1)
+        lower,
+        empty,
+        walk.worst_input(result.below),
+        jnp.concatenate([nothing, *scores], axis=1),
+        coefficients,
+        bias + constant,
     )
 
 

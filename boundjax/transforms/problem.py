@@ -28,6 +28,20 @@ def require_rounding(rounding: str) -> None:
         )
 
 
+def require_plain_sums(platform: str) -> None:
+    """Checks that a device computes products as sums of products, in the precision of the dtype.
+
+    Raises:
+      NoProofError: for any device but a CPU. A GPU's convolutions may go through transforms
+        (Winograd, FFT) that round more, and nobody has measured its functions or a TPU's.
+    """
+    if platform != "cpu":
+        raise NoProofError(
+            f"nothing is proved about rounding on {platform!r} devices; compute on the CPU "
+            "(devices=jax.devices('cpu') or JAX_PLATFORMS=cpu), or take rounding='nearest'"
+        )
+
+
 def traced(
     function: Callable[[Array], Any], input_set: InputSet, rounding: Rounding
 ) -> tuple[Graph, InputSet]:

@@ -85,6 +85,20 @@ class Relaxations:
         twin.keys = dict(self.keys)
         return twin
 
+    def unrounded(self) -> Relaxations:
+        """A copy whose relaxations are not moved outward."""
+        twin = Relaxations(
+            self.graph,
+            self.intervals,
+            self.references,
+            self._policy_of,
+            reused=self._reused,
+            errors=None,
+        )
+        twin.slopes, twin.keys = dict(self.slopes), dict(self.keys)
+        twin._relaxations = dict(self._relaxations)
+        return twin
+
     def kept(self, tree: PyTree) -> PyTree:
         """Materializes arrays that every later node will use if pre-activations are walked."""
         return materialized(tree) if self._reused else tree

@@ -77,6 +77,15 @@ class Walk:
         self.radii = sweep.radii
         self._bound(sweep, refine, companion, intersect, by_node(graph, "known", known or {}))
 
+    def unrounded(self) -> Walk:
+        """The same walk, whose bounds ignore rounding from here on: half of the work.
+
+        They prove nothing, but an optimiser may maximise them.
+        """
+        twin = copy.copy(self)
+        twin.errors, twin.relaxations = None, self.relaxations.unrounded()
+        return twin
+
     @property
     def intervals(self) -> list[Interval]:
         """The intervals of all nodes so far, in order."""

@@ -5,13 +5,16 @@ For one property it prints the verdict in VNN-COMP's result format::
     python -m boundjax.verify --onnx NET.onnx --vnnlib PROP.vnnlib --timeout 60
 
 For a benchmark it decides all rows `onnx,vnnlib,timeout` of a csv file, whose paths are relative to
-it, in one process::
+it::
 
     python -m boundjax.verify --instances instances.csv --timeout 10 --results results.csv
 
-The results must be a new file. Each row is appended as soon as its instance is decided, and each
-counterexample is written to `results_counterexamples/ROW_NETWORK_PROPERTY.counterexample`. SIGINT
-and SIGTERM end a batch run with a summary of the rows that are done and status 130 or 143.
+Each row is appended as soon as its instance is decided, and each counterexample is written to
+`results_counterexamples/ROW_NETWORK_PROPERTY.counterexample`. SIGINT and SIGTERM end a batch run
+with a summary of the rows that are done; the same command with `--resume` does the others.
+
+This process keeps time and the results. It starts a worker (`boundjax.verify.worker`) that decides,
+and ends it at the limit.
 """
 
 from __future__ import annotations
@@ -20,11 +23,34 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from boundjax.search.method import METHODS
+from boundjax.verify import benchmark, supervisor
 from boundjax.verify.errors import VerifyError, one_line
-from boundjax.verify.method import METHODS
+from boundjax.verify.instances import DEFAULT_TIMEOUT, positive_seconds, read_instances
+from boundjax.verify.messages import Answer, Request
+from boundjax.verify.progress import Progress
+
+_EPILOG = """\
+exit status:
+  0    answered, whatever the verdicts; also for --help and --version
+  1    a verdict contradicts the known_result of its row (--instances)
+  2    bad flags or files, or no worker can start; for one property also a network that is not
+       supported or a worker that crashed, which --instances lists as rows. One line on stderr says
+       why
+  130  ended by SIGINT
+  143  ended by SIGTERM
+
+time: --timeout is the time of the whole command for one property, and of each row with --instances,
+where a row includes the reading of its network but not the start of Python and JAX. A worker that
+has not answered 0.25 s after the limit is killed, and the verdict is timeout.
+
+cache: compiled programs are kept in the user's cache folder. BOUNDJAX_CACHE=off turns that off,
+BOUNDJAX_CACHE=/a/folder moves it.
+"""
 
 
 def _write(path: Path, text: str) -> None:
@@ -45,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m boundjax.verify",
         description="Decides VNN-LIB properties of ONNX networks: sat, unsat, unknown or timeout.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--onnx", type=Path, help="the network, with --vnnlib")
@@ -52,9 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--instances", type=Path, help="a benchmark's csv: onnx,vnnlib,timeout")
     parser.add_argument(
         "--method",
-        default="alpha-crown",
+        default="complete",
         choices=METHODS,
-        help="the tightest bounds to try; complete also splits the units of piecewise linear ops",
+        help="complete, branch and bound that splits inputs or the units of piecewise linear ops "
+        "(default), or the tightest bounds of the whole box to try",
     )
     parser.add_argument(
         "--rounding",
@@ -65,8 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--timeout",
-        help="seconds for one property, not counting the reading of the network "
-        "(default: the csv's, or 60)",
+        help="seconds for one property, see below (default: the csv's, or 60)",
     )
     parser.add_argument(
         "--results",
@@ -75,50 +103,123 @@ def _parser() -> argparse.ArgumentParser:
         "row is appended as it comes, and a file per counterexample, "
         "RESULTS_counterexamples/ROW_NETWORK_PROPERTY.counterexample",
     )
+    parser.add_argument(
+        "--proof",
+        type=Path,
+        help="write the proof of unsat to this file, for python -m boundjax.check_tree; with "
+        "--instances a folder, for ROW_NETWORK_PROPERTY.npz; needs --method complete",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="with --instances and --results: keep the rows of an earlier run of the same command "
+        "and compute the others; a row that was cut short is computed again",
+    )
+    # The package is loaded before its modules; nothing else of it is needed here.
+    version = sys.modules["boundjax"].__version__
+    parser.add_argument("--version", action="version", version=f"boundjax {version}")
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, *, worker: Sequence[str] = supervisor.WORKER
+) -> int:
     """Runs the command.
 
-    Returns:
-      The exit status: 0; 1 after a wrong verdict; 2 for bad input; 128 plus the signal's number if
-      a signal ended a batch run.
-    """
-    options = _parser().parse_args(arguments)
-    # Imported after the flags are read: `--help` answers without JAX.
-    from boundjax import vnnlib
-    from boundjax.verify import benchmark
-    from boundjax.verify.network import Network
+    Args:
+      arguments: the flags; those of the process by default.
+      worker: the command that starts a worker.
 
+    Returns:
+      The exit status, as `--help` lists them.
+    """
+    begun = time.monotonic()
+    options = _parser().parse_args(arguments)
     try:
         timeout = options.timeout
         if timeout is not None:
-            timeout = benchmark.positive_seconds(timeout, "--timeout")
+            timeout = positive_seconds(timeout, "--timeout")
         sources = {n for n in ("onnx", "vnnlib", "instances") if getattr(options, n) is not None}
         if sources not in ({"onnx", "vnnlib"}, {"instances"}):
             raise VerifyError("expected either --onnx with --vnnlib, or --instances")
+        if options.resume and (options.instances is None or options.results is None):
+            raise VerifyError("--resume: expected --instances and --results with it")
         if options.results is not None and not options.results.parent.is_dir():
             raise VerifyError(f"--results: expected a folder, got {options.results.parent}")
+        if options.proof is not None:
+            _check_proof(options)
         if "instances" in sources:
-            instances = benchmark.read_instances(options.instances, timeout)
             return benchmark.run_benchmark(
-                instances, options.method, options.results, options.rounding
+                read_instances(options.instances, timeout),
+                options.method,
+                options.rounding,
+                options.results,
+                proofs=options.proof,
+                resume=options.resume,
+                worker=worker,
             )
-        property = vnnlib.load(options.vnnlib)
-        limit = timeout or benchmark.DEFAULT_TIMEOUT
-        result = Network(options.onnx, options.rounding).verify(property, options.method, limit)
-        if result.note:
-            print(f"note: {result.note}", file=sys.stderr)
-        text = benchmark.result_text(result)
+        request = Request(
+            str(options.onnx),
+            str(options.vnnlib),
+            options.method,
+            options.rounding,
+            timeout or DEFAULT_TIMEOUT,
+            "" if options.proof is None else str(options.proof),
+        )
+        answer = _ask(request, begun, worker)
+        if answer.verdict in ("unsupported", "error"):
+            raise VerifyError(answer.message)
+        if answer.message:
+            print(f"note: {answer.message}", file=sys.stderr)
         if options.results is not None:
-            _write(options.results, text)
-        sys.stdout.write(text)
+            _write(options.results, answer.text)
+        sys.stdout.write(answer.text)
         return 0
-    # RuntimeError: an unsupported op, or XLA running out of memory.
-    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+    except supervisor.Interrupted as interrupted:
+        print(f"interrupted by {interrupted.number.name}", file=sys.stderr)
+        return 128 + interrupted.number
+    except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _check_proof(options: argparse.Namespace) -> None:
+    """Checks that proofs can be written.
+
+    Raises:
+      VerifyError: if not.
+    """
+    if options.method != "complete":
+        raise VerifyError(f"--proof: expected --method complete with it, got {options.method}")
+    folder = options.proof if options.instances is not None else options.proof.parent
+    if not folder.is_dir():
+        raise VerifyError(f"--proof: expected a folder, got {folder}")
+
+
+def _ask(request: Request, begun: float, worker: Sequence[str]) -> Answer:
+    """The answer to one request, whose time began at `begun`.
+
+    Raises:
+      OSError: if a file cannot be opened.
+      VerifyError: if the worker cannot start.
+      Interrupted: after a signal.
+    """
+    for path in (request.onnx, request.vnnlib):
+        with open(path, "rb"):  # here rather than after the start of JAX
+            pass
+    progress = Progress()
+
+    def tick(stage: str) -> None:
+        progress.show(f"{stage} {time.monotonic() - begun:.0f} of {request.seconds:g} s")
+
+    deadline = begun + request.seconds
+    try:
+        with supervisor.Supervisor(worker, tick) as asked:
+            if not asked.start(deadline):
+                return Answer("timeout", "stopped while starting", "timeout\n")
+            return asked.ask(request, deadline)
+    finally:
+        progress.clear()
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ import numpy as np
 
 from boundjax import vnnlib
 from boundjax.onnx import from_onnx
+from boundjax.search.method import Method
+from boundjax.search.programs import Programs
+from boundjax.search.search import Result, verify
 from boundjax.sets.rounding import Rounding
 from boundjax.verify.errors import VerifyError, one_line
-from boundjax.verify.method import Method
-from boundjax.verify.programs import Programs
-from boundjax.verify.search import Result, verify
 
 _CHECKED_POINTS = 5
 
@@ -21,7 +21,9 @@ _CHECKED_POINTS = 5
 class Verifier(Protocol):
     """Decides properties of one network."""
 
-    def verify(self, property: vnnlib.Property, method: Method, timeout: float) -> Result:
+    def verify(
+        self, property: vnnlib.Property, method: Method, timeout: float, with_proof: bool = False
+    ) -> Result:
         """The verdict on a property."""
         ...
 
@@ -57,7 +59,9 @@ class Network:
         except Exception as error:  # onnxruntime's exceptions have no other common class
             raise VerifyError(f"{self.path.name}: onnxruntime: {one_line(error)}") from None
 
-    def verify(self, property: vnnlib.Property, method: Method, timeout: float) -> Result:
+    def verify(
+        self, property: vnnlib.Property, method: Method, timeout: float, with_proof: bool = False
+    ) -> Result:
         """Runs `boundjax.verify.verify`, in which onnxruntime decides counterexamples.
 
         Raises:
@@ -71,6 +75,7 @@ class Network:
             evaluate=self.evaluate,
             rounding=self.programs.rounding,
             programs=self.programs,
+            with_proof=with_proof,
         )
         if result.verdict == "unsat":
             self._compare(property)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from boundjax import training
+from boundjax import cache, training
 from boundjax.sets.threat import Threat
 from experiments.benchmarks import timing
 from experiments.data import Images
@@ -177,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(arguments)
     try:
         eps = radius.parse(flags.eps)
+        cache.enable_if_possible()
         print(timing.machine())
         first = None
         for workdir in flags.runs:

@@ -32,6 +32,7 @@ import numpy as np
 from jax import Array
 
 import boundjax as bj
+from boundjax import cache
 from boundjax.sets.rounding import Rounding
 from experiments.benchmarks import timing
 from experiments.benchmarks.rounding_networks import (
@@ -324,6 +325,7 @@ def main() -> None:
         parser.error(f"--seed must be >= 0, got {flags.seed}")
     cells = [(name, ball) for name in flags.architectures for ball in BALLS]
     each = -(-flags.networks // len(cells))
+    cache.enable_if_possible()
     print(timing.machine())
     print(
         f"{each * len(cells):,} networks, {each:,} of each kind, radii "

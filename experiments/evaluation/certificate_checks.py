@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from boundjax.attacks.objective import LOSSES
-from boundjax.certification.presets import BEST, METHODS
+from boundjax.certification.presets import COMPLETE, NAMES
 from experiments.evaluation.array_archive import ArrayArchive
 from experiments.records.formats import (
     NOT_NEGATIVE,
@@ -36,8 +36,9 @@ ATTACK = "attack"
 FORMAT = 1
 METADATA, INDEX, LABELS, ATTACKED, CORRECT = "metadata", "index", "labels", "attacked", "correct"
 RESISTED, RUN, VERIFIED, MARGINS = "resisted_", "_run", "_verified", "_margins"
-
-_METHODS = (*METHODS, BEST)
+FALSIFIED = "_falsified"
+# The methods that look for counterexamples.
+SEARCHED = (COMPLETE,)
 # The values of `boundjax.Certificate.arithmetic`, the weakest first; the first one was the word of
 # the first versions for the second.
 ARITHMETICS = ("exact-real", "nearest", "real", "float32")
@@ -117,6 +118,7 @@ _RECORD = {
     "seconds": NOT_NEGATIVE,
 }
 _BOUNDED = {"arithmetic": one_of(ARITHMETICS), "dtype": one_of(("float32", "float64"))}
+_TIMED = {"timeout": NOT_NEGATIVE}
 
 
 def read_metadata(archive: ArrayArchive) -> dict[str, Any]:
@@ -136,13 +138,14 @@ def read_metadata(archive: ArrayArchive) -> dict[str, Any]:
     check_group("settings.", metadata["settings"], _SETTINGS)
     check_group("settings.attack.", metadata["settings"]["attack"], _ATTACK)
     for name, record in metadata["parts"].items():
-        if name != ATTACK and name not in _METHODS:
+        if name != ATTACK and name not in NAMES:
             raise FormatError(f"keys of parts must be {ATTACK} or methods, got {shown(name)}")
         if not isinstance(record, dict):
             raise FormatError(f"parts.{name} must be an object, got {shown(record)}")
         # A method that has not run on any example yet has no arithmetic.
         bounded = name != ATTACK and any(key in record for key in _BOUNDED)
-        check_group(f"parts.{name}.", record, _RECORD | _BOUNDED if bounded else _RECORD)
+        rules = _RECORD | (_BOUNDED if bounded else {}) | (_TIMED if name in SEARCHED else {})
+        check_group(f"parts.{name}.", record, rules)
     return metadata
 
 
@@ -179,6 +182,7 @@ def check_arrays(archive: ArrayArchive, metadata: Mapping[str, Any], part: bool)
     methods = _methods(archive.names)
     flags = [ATTACKED, CORRECT, *(RESISTED + loss for loss in losses)]
     flags += [name + suffix for name in methods for suffix in (RUN, VERIFIED)]
+    flags += [name + FALSIFIED for name in methods if name in SEARCHED]
     margins = [name + MARGINS for name in methods]
     expected = [METADATA, INDEX, LABELS, *flags, *margins]
     for name in expected:
@@ -215,14 +219,14 @@ def _methods(names: Sequence[str]) -> tuple[str, ...]:
     """Lists the methods whose arrays are in the file."""
     methods: dict[str, None] = {}
     for name in names:
-        for suffix in (RUN, VERIFIED, MARGINS):
+        for suffix in (RUN, VERIFIED, MARGINS, FALSIFIED):
             method = name.removesuffix(suffix)
             if method == name:
                 continue
-            if method not in _METHODS:
+            if method not in NAMES:
                 raise FormatError(
                     f"array {shown(name)} is of an unknown method, expected one of "
-                    f"{', '.join(_METHODS)}"
+                    f"{', '.join(NAMES)}"
                 )
             methods[method] = None
     return tuple(methods)
@@ -284,6 +288,11 @@ def check_contents(
         refuse(name, wrong, f"must have margin 0 at its label, got {value}")
         wrong = proven(margins, labels) != arrays[name + VERIFIED]
         refuse(name, wrong, "contradicts its margins")
+        if name in SEARCHED:
+            falsified = arrays[name + FALSIFIED]
+            refuse(name, falsified & ~run, "was not run, but has a counterexample")
+            wrong = falsified & arrays[name + VERIFIED]
+            refuse(name, wrong, "is verified, but has a counterexample")
     _check_records(layout, metadata["parts"], arrays)
 
 

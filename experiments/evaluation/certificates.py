@@ -12,9 +12,11 @@ everything that its errors rest on can be checked again (`read`). With N example
     <method>_run        bool [N]: the method was run on it (all, unless in a cascade)
     <method>_verified   bool [N]: every margin is positive
     <method>_margins    float32 [N, C]: lower bounds on z_label - z_c; NaN where it was not run
+    complete_falsified  bool [N]: the search came to a counterexample
 
 "parts" records for the attacks and for each method the packages and devices it ran with, the
-seconds it took, and the arithmetic for which a certificate holds.
+seconds it took, and the arithmetic for which a certificate holds; for `complete` also how many
+seconds every undecided image was searched.
 
 Several processes write one such file each, with the examples of their share; the files are merged
 at the end (`experiments.evaluation.shards`).
@@ -35,6 +37,7 @@ from experiments.evaluation.certificate_checks import (
     ATTACK,
     ATTACKED,
     CORRECT,
+    FALSIFIED,
     FORMAT,
     INDEX,
     LABELS,
@@ -42,6 +45,7 @@ from experiments.evaluation.certificate_checks import (
     METADATA,
     RESISTED,
     RUN,
+    SEARCHED,
     VERIFIED,
     check_arrays,
     check_contents,
@@ -93,6 +97,7 @@ class Certificates(NamedTuple):
     run_by: dict[str, np.ndarray]  # per method
     verified_by: dict[str, np.ndarray]
     margins_by: dict[str, np.ndarray]
+    falsified_by: dict[str, np.ndarray]  # per method that looks for counterexamples
 
     @property
     def parts(self) -> dict[str, dict[str, Any]]:
@@ -129,6 +134,16 @@ class Certificates(NamedTuple):
         self.run_by[name] = np.zeros(len(self.labels), bool)
         self.verified_by[name] = np.zeros(len(self.labels), bool)
         self.margins_by[name] = np.full((len(self.labels), classes), np.nan, np.float32)
+        if name in SEARCHED:
+            self.falsified_by[name] = np.zeros(len(self.labels), bool)
+
+    def reset(self, name: str, rows: np.ndarray) -> None:
+        """Discards the results of a method for some examples, bool `[N]`."""
+        self.run_by[name][rows] = False
+        self.verified_by[name][rows] = False
+        self.margins_by[name][rows] = np.nan
+        if name in self.falsified_by:
+            self.falsified_by[name][rows] = False
 
     def errors(self) -> dict[str, Any]:
         """Computes the errors from the arrays.
@@ -160,6 +175,7 @@ def empty(labels: np.ndarray, losses: tuple[str, ...], settings: Any) -> Certifi
         run_by={},
         verified_by={},
         margins_by={},
+        falsified_by={},
     )
 
 
@@ -218,6 +234,8 @@ def write(path: Path, results: Certificates) -> None:
         arrays[f"{name}{RUN}"] = results.run_by[name]
         arrays[f"{name}{VERIFIED}"] = results.verified_by[name]
         arrays[f"{name}{MARGINS}"] = results.margins_by[name]
+    for name, flags in results.falsified_by.items():
+        arrays[f"{name}{FALSIFIED}"] = flags
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # NumPy's stub checks the arrays against `allow_pickle` as well.
@@ -269,6 +287,9 @@ def read(path: Path, *, part: bool = False) -> Certificates:
         run_by={name: arrays[f"{name}{RUN}"] for name in layout.methods},
         verified_by={name: arrays[f"{name}{VERIFIED}"] for name in layout.methods},
         margins_by={name: arrays[f"{name}{MARGINS}"] for name in layout.methods},
+        falsified_by={
+            name: arrays[f"{name}{FALSIFIED}"] for name in layout.methods if name in SEARCHED
+        },
     )
     try:
         check_attacked(certificates)

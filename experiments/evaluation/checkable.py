@@ -22,7 +22,7 @@ import numpy as np
 
 import boundjax as bj
 from boundjax.certification import files
-from boundjax.certification.presets import BEST, METHODS
+from boundjax.certification.presets import NAMES
 from boundjax.check import WITNESSES
 from experiments.cluster import distributed
 from experiments.evaluation import attack_points
@@ -50,7 +50,7 @@ def discard(folder: Path) -> None:
       ExperimentError: if they cannot be removed.
     """
     attack_points.discard(folder)
-    names = (_WEIGHTS, _INPUTS, _PGD, *(f"{name}.npz" for name in (*METHODS, BEST)))
+    names = (_WEIGHTS, _INPUTS, _PGD, *(f"{name}.npz" for name in NAMES))
     for name in names:
         try:
             (folder / name).unlink(missing_ok=True)
@@ -99,6 +99,13 @@ def write(folder: Path, results: Certificates, problem: Problem) -> bool:
 def _write_method(folder: Path, name: str, results: Certificates, problem: Problem) -> None:
     """Writes the certificate of one method; nothing is claimed where it was not run."""
     if not results.run_by[name].any():
+        return
+    if name in results.falsified_by:
+        print(
+            f"{name}: no certificate file, because the checker has no rule for splits; the files "
+            "of the other methods claim what these verify",
+            flush=True,
+        )
         return
     part = results.parts[name]
     known = name in WITNESSES

@@ -45,6 +45,7 @@ class Options(NamedTuple):
     pgd_restarts: int | None = 2
     batch_size: int | None = None
     rounding: Rounding | None = None
+    timeout: float | None = None
     seed: int | None = None
     cascade: bool = False
     name: str | None = None  # of the file; None: made from split, which, norm and eps
@@ -64,6 +65,7 @@ class Options(NamedTuple):
             pgd_restarts=self.pgd_restarts,
             batch_size=self.batch_size,
             rounding=self.rounding,
+            timeout=self.timeout,
         )
         robust = changed(config.robust, eps_test=self.eps, norm=self.norm, clip=self.clip)
         return changed(config, seed=self.seed, evaluation=evaluation, robust=robust)
@@ -260,6 +262,8 @@ def _check_options(options: Options, norm: str, config: EvaluationConfig) -> Non
     ):
         if number < minimum:
             raise ExperimentError(f"{flag} must be >= {minimum}, got {number}")
+    if not 0 < config.timeout < float("inf"):
+        raise ExperimentError(f"--timeout must be positive, in seconds, got {config.timeout:g}")
 
 
 def check_choices(which: str, split: str, norm: str, name: str | None) -> None:
@@ -305,6 +309,13 @@ def print_evaluated(evaluated: Evaluated) -> None:
     partial = [name for name, flags in results.run_by.items() if not flags.all()]
     if partial:
         print(f"not run on all images, so without an error of their own: {', '.join(partial)}")
+    for name, falsified in results.falsified_by.items():
+        run, verified = (int(by[name].sum()) for by in (results.run_by, results.verified_by))
+        refuted = int(falsified.sum())
+        print(
+            f"{name}: of {run} images {verified} verified, {refuted} with a counterexample, "
+            f"{run - verified - refuted} undecided after {results.parts[name]['timeout']:g} s each"
+        )
     print(
         f"certificates hold for {_arithmetic(results)}; evaluated in {results.seconds:.1f} s; "
         f"parameters sha256 {settings['parameters_sha256'][:16]}"

@@ -105,6 +105,7 @@ def begin(results: Certificates, problem: Problem, config: EvaluationConfig, pla
         # An example without its attack counts as due: a cascade may or may not leave it out.
         due = _due(results, name, config, plan) | ~results.attacked
         _begin(results, name, results.run_by[name], plan, due)
+        _set_timeout(results, name, due, config.timeout)
 
 
 def attack_blocks(correct: np.ndarray, size: int) -> list[Block]:
@@ -209,12 +210,15 @@ def _certify(
         results.add_method(name, problem.num_classes)
     due = _due(results, name, config, plan)
     part = _begin(results, name, results.run_by[name], plan, due)
+    _set_timeout(results, name, due, config.timeout)
     pending = np.flatnonzero(due & ~results.run_by[name])
     if not pending.size:
         return
     devices = jax.local_devices()
     # All calls share one shape and compile once; calls of equal size need the least padding.
     most = min(config.batch_size, _BATCHES * default_batch(name) * len(devices))
+    if name in results.falsified_by:
+        most = 1  # a search may take its whole time, which a killed call would lose
     calls = -(-len(pending) // most)
     size = -(-len(pending) // calls)
     for start in range(0, len(pending), size):
@@ -232,6 +236,7 @@ def _certify(
                 method=METHODS[name],
                 rounding=None if config.rounding == "auto" else config.rounding,
                 devices=devices,
+                timeout=config.timeout if name in results.falsified_by else None,
             )
         except (
             bj.UnsupportedOpError,
@@ -245,6 +250,8 @@ def _certify(
             ) from error
         results.margins_by[name][rows] = certificate.margins[: len(rows)]
         results.verified_by[name][rows] = certificate.verified[: len(rows)]
+        if name in results.falsified_by:
+            results.falsified_by[name][rows] = certificate.falsified[: len(rows)]
         results.run_by[name][rows] = True
         # Another setting, or another version, may have begun this part: the weaker one holds.
         arithmetics = (part.get("arithmetic", "float32"), certificate.arithmetic)
@@ -252,6 +259,18 @@ def _certify(
         part["dtype"] = str(certificate.margins.dtype)
         part["seconds"] += time.monotonic() - began
         save(results)
+
+
+def _set_timeout(results: Certificates, name: str, due: np.ndarray, timeout: float) -> None:
+    """Records how long every undecided image was searched; a longer time searches them again."""
+    if name not in results.falsified_by:
+        return
+    record, run = results.parts[name], results.run_by[name]
+    if timeout > record.setdefault("timeout", timeout):
+        results.reset(name, run & ~results.verified_by[name] & ~results.falsified_by[name])
+        record["timeout"] = timeout
+    elif (due & ~run).any():
+        record["timeout"] = timeout
 
 
 def _begin(
@@ -271,8 +290,7 @@ def _begin(
     }:
         done[:] = False
         if name in results.verified_by:
-            results.verified_by[name][:] = False
-            results.margins_by[name][:] = np.nan
+            results.reset(name, np.ones(len(done), bool))
         part |= {**made_with, "seconds": 0.0}
     elif "device" in made_with and made_with["device"] not in part["device"].split(_AND_THEN):
         part["device"] += _AND_THEN + made_with["device"]

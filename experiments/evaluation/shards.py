@@ -173,6 +173,7 @@ def select(results: Certificates, rows: np.ndarray) -> Certificates:
         run_by=at_rows(results.run_by),
         verified_by=at_rows(results.verified_by),
         margins_by=at_rows(results.margins_by),
+        falsified_by=at_rows(results.falsified_by),
     )
 
 
@@ -218,6 +219,8 @@ def merge(results: Certificates, parts: Sequence[Certificates]) -> None:
             here = rows[new[name]]
             results.verified_by[name][here] = part.verified_by[name][new[name]]
             results.margins_by[name][here] = part.margins_by[name][new[name]]
+            if name in part.falsified_by:
+                results.falsified_by[name][here] = part.falsified_by[name][new[name]]
             results.run_by[name][here] = True
         for name, flags in new.items():
             if flags.any():

@@ -187,6 +187,7 @@ def _validate(config: Config) -> None:
     require(all(0 <= eps < math.inf for eps in config.evaluation.radii), "evaluation.radii", ">= 0")
     one_of("evaluation.pgd_loss", typing.get_args(AttackLoss))
     one_of("evaluation.rounding", typing.get_args(Rounding))
+    require(0 < config.evaluation.timeout < math.inf, "evaluation.timeout", "positive, in seconds")
     axes = [f.name for f in dataclasses.fields(MeshConfig)]
     for axis in axes:
         size = getattr(config.mesh, axis)

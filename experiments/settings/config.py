@@ -251,8 +251,9 @@ class EvaluationConfig:
 
     `methods` name bounds of `boundjax.certify`; their union is reported as well. `rounding` is what
     they are to hold for, as in `boundjax.certify`: "real", "float32" or "nearest"; "auto" is "real"
-    where op and device have a proof. `precise_bn` recomputes the statistics of batch normalisation
-    from all training images before every evaluation.
+    where op and device have a proof. `timeout` is the limit in seconds for one image with the
+    method "complete". `precise_bn` recomputes the statistics of batch normalisation from all
+    training images before every evaluation.
 
     A random network has no bounds. It predicts by the mean softmax of `draws` draws, and EOT-PGD
     attacks it with each of `attack_draws` draws per gradient at each of `radii`; EOT-FGSM has the
@@ -268,6 +269,7 @@ class EvaluationConfig:
     pgd_restarts: int = 2
     pgd_loss: AttackLoss = "margin"
     rounding: Rounding = "auto"
+    timeout: float = 60.0
     precise_bn: bool = False
     draws: int = 20
     attack_draws: tuple[int, ...] = (1, 5, 10, 20)

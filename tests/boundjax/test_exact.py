@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 from compiled import on_host
-from milp import exact_minimum
 
 import boundjax as bj
+from boundjax.search.milp import Encoding
 
 SIZES = (6, 12, 12, 4)
 EPS = 0.2
@@ -67,6 +67,22 @@ def margins_of(method):
     return run
 
 
+@on_host
+def interval_bounds(layers, x):
+    relaxed = bj.relax(functools.partial(network, layers))
+    return relaxed(bj.LpBall(x, EPS)).pre_activations
+
+
+def optima(seed, rows, integer):
+    """Exact minima of the rows, or those of the linear program with interval bounds."""
+    layers, x = draw(seed)
+    function, box = functools.partial(network, layers), bj.LpBall(jnp.asarray(x), EPS)
+    encoding = Encoding(function, box, interval_bounds(layers, x), integer=integer)
+    solved = [encoding.minimum(row) for row in rows]
+    assert all(optimum.status == "optimal" for optimum in solved)
+    return [optimum.lower for optimum in solved]
+
+
 @pytest.fixture(scope="module")
 def bounds():
     """Lower bounds on the margins `[nets, 3]` by method, and the exact minima."""
@@ -77,13 +93,8 @@ def bounds():
             results = [run(*draw(seed)) for seed in range(NETS)]
             found[method] = np.array([lower for lower, _ in results])
             rows = [r for _, r in results]
-    for name, binary in (("exact", True), ("linear program", False)):
-        found[name] = np.array(
-            [
-                [exact_minimum(draw(k)[0], x - EPS, x + EPS, row, binary) for row in rows[k]]
-                for k, x in ((k, draw(k)[1]) for k in range(NETS))
-            ]
-        )
+        for name, integer in (("exact", True), ("linear program", False)):
+            found[name] = np.array([optima(seed, rows[seed], integer) for seed in range(NETS)])
     return found
 
 

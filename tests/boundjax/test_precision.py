@@ -9,7 +9,7 @@ import pytest
 
 import boundjax as bj
 from boundjax.certification import presets
-from boundjax.verify.programs import Programs
+from boundjax.search.programs import Programs
 
 
 class _Net(nn.Module):

@@ -13,10 +13,10 @@ from rationals import exact
 import boundjax as bj
 from boundjax.certification.presets import METHODS
 from boundjax.precision import training_precision
+from boundjax.search import programs
 from boundjax.sets.rounding import Arithmetic
 from boundjax.tracing.jaxprs import unroll_limit
 from boundjax.transforms.errors import ErrorAnalysis
-from boundjax.verify import programs
 
 UNIT = 2.0**-24
 

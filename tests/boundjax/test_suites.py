@@ -184,7 +184,7 @@ def answer(benchmark, row, timeout, method):
     compiled = suites.programs(benchmark, row["onnx"])
     property = suites.asked(benchmark, row["vnnlib"])
     result = verify.verify(
-        compiled.flat, property, method=method, timeout=timeout, programs=compiled
+        compiled.network, property, method=method, timeout=timeout, programs=compiled
     )
     if result.verdict == "sat":
         x = result.counterexample.inputs

@@ -10,10 +10,11 @@ from jax import numpy as jnp
 from properties import box, hat
 
 from boundjax import UnsupportedOpError, verify, vnnlib
+from boundjax.search import boxes
+from boundjax.search.programs import Programs
+from boundjax.search.rows import proved_values
 from boundjax.verify import __main__ as command
-from boundjax.verify import benchmark, boxes
-from boundjax.verify.programs import Programs
-from boundjax.verify.rows import positive_rows
+from boundjax.verify import instances, messages, worker
 
 
 def decide(function, property, **options):
@@ -161,11 +162,11 @@ def test_the_arbiter_has_the_last_word():
 def test_rounding_that_shows_itself_proves_nothing():
     """A lower bound above an attained value of the row is wrong and proves nothing."""
     weights, offset, outputs = np.ones((1, 1)), np.zeros(1), np.array([1.0])
-    for lower, expected in ((0.5, True), (1.1, False), (0.0, False), (np.nan, False)):
-        proved = positive_rows(np.array([lower]), weights, offset, outputs)
+    for lower, expected in ((0.5, 0.5), (1.1, -np.inf), (-0.5, -0.5), (np.nan, -np.inf)):
+        proved = proved_values(np.array([lower]), weights, offset, outputs)
         assert proved.tolist() == [expected]
-    assert not positive_rows(np.array([np.inf]), weights, offset, np.array([np.inf]))[0]
-    assert not positive_rows(np.array([1.0]), weights, offset, np.array([np.nan]))[0]
+    assert proved_values(np.array([np.inf]), weights, offset, np.array([np.inf])) == -np.inf
+    assert proved_values(np.array([1.0]), weights, offset, np.array([np.nan])) == -np.inf
 
 
 def test_halves_cover_the_box():
@@ -233,63 +234,67 @@ class FakeNetwork:
 
     opened: ClassVar[list[str]] = []
 
-    def __init__(self, path, rounding="float32"):
+    def __init__(self, path, rounding):
         if path.name == "bad.onnx":
             raise UnsupportedOpError("op 'f' is not supported:\n use another")
-        self.opened.append(path.name)
+        self.opened.append((path.name, rounding))
 
-    def verify(self, property, method, timeout):
-        return verify.Result("sat" if timeout == 1.0 else "unsat", None, 0.0)
+    def verify(self, property, method, timeout, with_proof=False):
+        if timeout > 5:
+            raise TypeError("not a number")
+        return verify.Result("sat" if timeout <= 1.0 else "unsat", None, 0.0, "no gradient")
 
 
-def test_a_benchmark_goes_on_after_a_bad_instance(tmp_path, capsys, monkeypatch):
+def test_a_worker_answers_every_request(tmp_path, capsys):
     (tmp_path / "p.vnnlib").write_text(
         "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (and (<= 0 X_0) (<= X_0 1)))"
         "(assert (<= Y_0 0))"
     )
     (tmp_path / "broken.vnnlib").write_text("(assert")
-    listed = tmp_path / "instances.csv"
-    listed.write_text(
-        "onnx,vnnlib,timeout,known_result\na.onnx,p.vnnlib,1,sat\na.onnx,broken.vnnlib,1,sat\n"
-        "a.onnx,p.vnnlib,2,sat\nbad.onnx,p.vnnlib,3,unsat\na.onnx,none.vnnlib,3,\n"
+    stages = []
+    decider = worker.Decider(FakeNetwork, stages.append)
+
+    def ask(network, property, seconds, rounding="float32"):
+        files = str(tmp_path / network), str(tmp_path / property)
+        return decider.answer(messages.Request(*files, "crown", rounding, seconds))
+
+    assert ask("a.onnx", "p.vnnlib", 1.0) == messages.Answer("sat", "no gradient", "sat\n")
+    broken = ask("a.onnx", "broken.vnnlib", 1.0)
+    assert broken.verdict == "error"
+    assert "broken.vnnlib:1: expected" in broken.message
+    assert ask("a.onnx", "p.vnnlib", 2.0).verdict == "unsat"
+    assert ask("bad.onnx", "p.vnnlib", 3.0) == messages.Answer(
+        "unsupported", "op 'f' is not supported: use another"
     )
-    monkeypatch.setattr(benchmark, "Network", FakeNetwork)
-    results = tmp_path / "results.csv"
-    status = command.main(["--instances", str(listed), "--results", str(results)])
-    printed = capsys.readouterr().out.splitlines()
-    assert status == 1
-    assert FakeNetwork.opened == ["a.onnx", "a.onnx"]  # once per run of rows that share it
-    verdicts = [line.split()[3] for line in printed[:5]]
-    assert verdicts == ["sat", "error", "unsat", "unsupported", "error"]
-    assert "broken.vnnlib:1: expected" in printed[1]
-    assert "op 'f' is not supported: use another" in printed[3]
-    assert "WRONG: row 2 a.onnx p.vnnlib: unsat, known sat" in printed[-1]
-    summary = dict(line.split() for line in printed[6:-1])
-    assert summary == {
-        "instances": "5", "solved": "2", "sat": "1", "unsat": "1", "unknown": "0", "timeout": "0",
-        "unsupported": "1", "error": "2", "agreed": "1", "WRONG": "1",
-    }  # fmt: skip
-    assert [line.split(",")[2] for line in results.read_text().splitlines()[1:]] == verdicts
-    assert sorted(p.name for p in tmp_path.iterdir() if "results" in p.name) == ["results.csv"]
+    assert ask("a.onnx", "none.vnnlib", 3.0).verdict == "error"
+    assert ask("a.onnx", "p.vnnlib", 0.0).verdict == "timeout"
+    assert ask("a.onnx", "p.vnnlib", 3.0, "real").verdict == "unsat"
+    assert capsys.readouterr().err == ""
+    assert ask("a.onnx", "p.vnnlib", 9.0, "real") == messages.Answer("error", "not a number")
+    assert "TypeError" in capsys.readouterr().err  # a mistake in the code has a traceback
+    # Once per run of requests that share it; a network that cannot be read replaces the last.
+    read = [("a.onnx", "float32"), ("a.onnx", "float32"), ("a.onnx", "real")]
+    assert FakeNetwork.opened == read
+    assert [s.text for s in stages].count("reading") == len(read) + 1
 
 
 def test_instances_without_a_header_and_with_compressed_files(tmp_path):
     (tmp_path / "a.vnnlib.gz").touch()
     listed = tmp_path / "instances.csv"
     listed.write_text("n.onnx,a.vnnlib,116\n\nn.onnx,b.vnnlib,\n")
-    found = benchmark.read_instances(listed, None)
+    found = instances.read_instances(listed, None)
     assert [i.vnnlib.name for i in found] == ["a.vnnlib.gz", "b.vnnlib"]
     assert [i.timeout for i in found] == [116.0, 60.0]
-    assert [i.timeout for i in benchmark.read_instances(listed, 5.0)] == [5.0, 5.0]
+    assert [i.timeout for i in instances.read_instances(listed, 5.0)] == [5.0, 5.0]
     assert [i.known_result for i in found] == [None, None]
 
 
 def test_a_result_in_the_format_of_vnncomp():
     found = verify.Counterexample(np.float32([0.1, -2]), np.float32([3]))
-    assert benchmark.result_text(verify.Result("sat", found, 1.0)) == (
+    assert worker.result_text(verify.Result("sat", found, 1.0)) == (
         "sat\n((X_0 0.10000000149011612)\n(X_1 -2.0)\n(Y_0 3.0))\n"
     )
-    assert benchmark.result_text(verify.Result("unsat", None, 1.0)) == "unsat\n"
+    assert worker.result_text(verify.Result("unsat", None, 1.0)) == "unsat\n"
 
 
 @pytest.mark.parametrize(
@@ -301,7 +306,7 @@ def test_a_result_in_the_format_of_vnncomp():
         (["--instances", "none.csv"], "No such file"),
         (["--instances", "none.csv", "--timeout", "-1"], "--timeout: expected a positive number"),
         (["--instances", "none.csv", "--timeout", "soon"], "got 'soon'"),
-        (["--onnx", "a.onnx", "--vnnlib", "none.vnnlib"], "none.vnnlib"),
+        (["--onnx", "none.onnx", "--vnnlib", "a.vnnlib"], "none.onnx"),
         (["--instances", "none.csv", "--results", "no/folder/r.csv"], "expected a folder"),
     ],
 )
@@ -420,12 +425,13 @@ def test_an_attack_that_fails_costs_no_verdict():
 def test_an_attack_that_fails_once_is_not_tried_again(monkeypatch):
     programs = Programs(hat, (2,))
 
-    def fail(*arrays):
+    def fail(*arrays):  # of the class: the programs are its first argument
         calls.append(arrays)
         raise ValueError("far too long " * 100)
 
     calls = []
-    programs.__dict__["attack"] = programs.__dict__["look"] = fail
+    monkeypatch.setattr(Programs, "attack", fail)
+    monkeypatch.setattr(Programs, "look", fail)
     result = decide(hat, box(SQUARE, 2, "(>= Y_0 2.1)"), programs=programs)
     assert result.verdict == "unsat"
     assert len(calls) == 2
@@ -439,12 +445,12 @@ def test_an_attack_that_fails_once_is_not_tried_again(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_what_ends_a_program_ends_an_attack(error):
+def test_what_ends_a_program_ends_an_attack(error, monkeypatch):
     programs = Programs(hat, (2,))
 
     def fail(*arrays):
         raise error
 
-    programs.__dict__["attack"] = fail
+    monkeypatch.setattr(Programs, "attack", fail)
     with pytest.raises(error):
         decide(hat, box(SQUARE, 2, "(>= Y_0 2.1)"), programs=programs)

@@ -8,14 +8,14 @@ import pytest
 from jax import nn
 from jax import numpy as jnp
 from kinked import KINKED
-from milp import exact_minimum
 from properties import box, hat
 
+import boundjax as bj
 from boundjax import verify
-from boundjax.verify import tree
-from boundjax.verify.programs import Programs
+from boundjax.search import leaves, tree
+from boundjax.search.programs import Programs
 
-NEAR = 1e-3  # distance of thresholds below an exact optimum; what lies above is for an attack
+NEAR = 1e-4  # distance of thresholds from an exact optimum
 
 
 def decide(function, property, **options):
@@ -30,6 +30,13 @@ def layers_of(seed, sizes):
         (random.normal(size=shape) / shape[0] ** 0.5, 0.3 * random.normal(size=shape[1]))
         for shape in itertools.pairwise(sizes)
     ]
+
+
+def least_of(function, row):
+    """The exact minimum of a row over `[-1, 1]^4`."""
+    optimum = bj.milp_optimum(function, bj.Box(-jnp.ones(4), jnp.ones(4)), row)
+    assert optimum.status == "optimal"
+    return optimum.lower
 
 
 def dense(layers):
@@ -52,8 +59,8 @@ def test_thresholds_beside_the_exact_optimum(seed):
     programs = Programs(function, (4,))
     for output in range(2):
         row = np.eye(2)[output]
-        least = exact_minimum(layers, np.full(4, -1.0), np.full(4, 1.0), row)
-        for threshold, verdict in ((least - NEAR, "unsat"), (least + 0.05, "sat")):
+        least = least_of(function, row)
+        for threshold, verdict in ((least - NEAR, "unsat"), (least + NEAR, "sat")):
             property = box([(-1, 1)] * 4, 2, f"(<= Y_{output} {threshold:.7f})")
             assert decide(function, property, programs=programs).verdict == verdict
     # CROWN alone decides none of the unsat ones.
@@ -125,7 +132,7 @@ def test_a_network_that_is_not_finite_is_never_proved(bad):
     property = box([(-1, 1)] * 3, 1, "(<= Y_0 -9999)")
     result = decide(function, property)
     assert result.verdict == "unknown"
-    assert "nothing left to split" in result.note
+    assert "cannot be split further" in result.note
 
 
 @pytest.mark.slow
@@ -148,14 +155,53 @@ def test_what_cannot_be_split_is_unknown_and_says_so(monkeypatch):
 
     result = decide(function, box([(-2, 2), (-1, 1)], 1, "(<= Y_0 -0.5)"))
     assert result.verdict == "unknown"
-    assert "nothing left to split; their bounds lack up to" in result.note
+    assert "cannot be split further; their bounds lack up to" in result.note
+
+
+def test_what_only_rounding_leaves_open_says_so():
+    """The least value of `|x - 0.1| + 1` is 1, and float32 cannot tell 1 from a little less."""
+    function = lambda x: jnp.abs(x - 0.1) + 1.0  # noqa: E731
+    programs = Programs(function, (1,))
+    near = decide(function, box([(-1, 1)], 1, "(<= Y_0 0.99999999)"), programs=programs)
+    assert near.verdict == "unknown"
+    assert "undecided within the rounding of bounds; their bounds lack up to" in near.note
+    far = decide(function, box([(-1, 1)], 1, "(<= Y_0 0.999)"), programs=programs)
+    assert far.verdict == "unsat"
+
+
+@pytest.mark.quick
+def test_a_linear_program_proposes_the_best_multipliers():
+    rows = leaves.Affine(np.array([[1.0, 0.0], [0.0, -1.0]]), np.array([0.5, 0.0]))
+    splits = leaves.Affine(np.array([[1.0, 1.0]]), np.array([1.0]))
+    ends = np.full(2, -1.0), np.full(2, 1.0)
+    solution = leaves.solve(rows, splits, *ends, most=10.0)
+    assert solution.inside
+    assert solution.mix.sum() == pytest.approx(1)
+    # The bound with these numbers, over the box, is the optimum.
+    sums = solution.mix @ rows.coefficients + solution.multipliers @ splits.coefficients
+    bound = solution.mix @ rows.bias + solution.multipliers @ splits.bias - np.abs(sums).sum()
+    assert bound == pytest.approx(solution.value)
+    values = rows.coefficients @ solution.point + rows.bias
+    assert values.max() == pytest.approx(solution.value)
+    assert (splits.coefficients @ solution.point + splits.bias <= 1e-6).all()
+
+
+@pytest.mark.quick
+def test_an_empty_domain_is_refuted_by_its_multipliers():
+    rows = leaves.Affine(np.array([[1.0]]), np.array([-5.0]))
+    splits = leaves.Affine(np.array([[1.0], [-1.0]]), np.array([0.5, 0.5]))
+    solution = leaves.solve(rows, splits, np.array([-1.0]), np.array([1.0]), most=100.0)
+    assert not solution.inside
+    sums = rows.coefficients[0] + solution.multipliers @ splits.coefficients
+    assert rows.bias[0] + solution.multipliers @ splits.bias - np.abs(sums).sum() > 0
+    assert solution.multipliers.sum() <= 100.0 + 1e-6
 
 
 @pytest.mark.slow
 def test_the_search_is_the_same_every_time(monkeypatch):
     layers = layers_of(7, (4, 8, 8, 2))
     function = dense(layers)
-    least = exact_minimum(layers, np.full(4, -1.0), np.full(4, 1.0), np.eye(2)[0])
+    least = least_of(dense(layers), np.eye(2)[0])
     property = box([(-1, 1)] * 4, 2, f"(<= Y_0 {least - NEAR:.7f})")
     programs, counts = Programs(function, (4,)), []
     refutes = tree.Tree.refutes
@@ -175,7 +221,7 @@ def test_the_search_is_the_same_every_time(monkeypatch):
 def test_a_queue_that_outgrows_its_memory_ends_the_search(monkeypatch):
     monkeypatch.setattr(tree, "_MAX_BYTES", 1)
     layers = layers_of(7, (4, 8, 8, 2))
-    least = exact_minimum(layers, np.full(4, -1.0), np.full(4, 1.0), np.eye(2)[0])
+    least = least_of(dense(layers), np.eye(2)[0])
     property = box([(-1, 1)] * 4, 2, f"(<= Y_0 {least - NEAR:.7f})")
     result = decide(dense(layers), property)
     assert result.verdict == "unknown"

@@ -10,7 +10,7 @@ from rationals import exact
 
 import boundjax as bj
 from boundjax import verify, vnnlib
-from boundjax.verify.rows import Rows, lost_of
+from boundjax.search.rows import Rows, lost_of
 
 
 def test_a_proof_needs_a_device_whose_products_are_plain_sums(monkeypatch):

@@ -49,7 +49,12 @@ def random_network(random, inputs=3):
         return (random.normal(size=size) * 10.0 ** random.uniform(-3, 3)).astype(np.float32)
 
     width = 3
-    place = dense(nodes, 0, matrix(inputs, width), bias(width))
+    place = dense(nodes, 0, matrix(inputs, width))
+    if random.random() < 0.5:  # a product whose elements are moved, as by a transposition
+        index = random.permutation(width).astype(np.int32)[:, None]
+        kernel = np.ones((1, 1, 1), np.float32)
+        place = check.append(nodes, "product", (place,), index=index, kernel=kernel)
+    place = affine(nodes, place, constant=bias(width))
     for _ in range(random.integers(1, 3)):
         kind = random.integers(5)
         if kind == 0:
@@ -88,11 +93,16 @@ def _places(node):
 
 def exact(nodes, x):
     """The outputs in rationals, for piecewise linear ops."""
+    return exact_values(nodes, x)[-1]
+
+
+def exact_values(nodes, x):
+    """The values of all nodes in rationals."""
     values = [[Fraction(float(v)) for v in x]]
     for node in nodes[1:]:
         operands = [values[i] for i in node.inputs]
         values.append(_exact(node, operands))
-    return values[-1]
+    return values
 
 
 def _exact(node, operands):
@@ -120,6 +130,11 @@ def _exact(node, operands):
 
 def program(nodes, x, random):
     """The outputs of a float32 program: sums in a random order, which may start with the bias."""
+    return program_values(nodes, x, random)[-1]
+
+
+def program_values(nodes, x, random):
+    """The values of all nodes of such a program; a product may have the bias already."""
     values, fused = [[np.float32(v) for v in x]], set()
     for k, node in enumerate(nodes[1:], 1):
         operands = [values[i] for i in node.inputs]
@@ -136,7 +151,7 @@ def program(nodes, x, random):
             values.append([_sum(t, operands[0], b, random) for t, b in terms])
         else:
             values.append(_program(node, operands))
-    return values[-1]
+    return values
 
 
 def _sum(terms, x, first, random):

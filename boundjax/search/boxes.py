@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 Box = tuple[np.ndarray, np.ndarray]  # lower and upper ends
+Halves = tuple[Box, Box]
 _MAX_ASPECT = 8.0  # largest ratio of relative widths at which the narrower input may be cut
 
 
 def halve(
     lower: np.ndarray, upper: np.ndarray, influence: np.ndarray, width: np.ndarray
-) -> tuple[tuple[Box, Box], np.ndarray]:
+) -> tuple[Halves, np.ndarray]:
     """Cuts boxes `[N, n]` in two along inputs that are wide and matter.
 
     Args:

@@ -2,64 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float32, Num
 
+from boundjax.properties import Case, Property
+from boundjax.search.inputs import InputSplits
+from boundjax.search.method import LADDER, METHODS, Method
+from boundjax.search.programs import Programs, power_above
+from boundjax.search.proof import Case as ProvedCase
+from boundjax.search.proof import Proof
+from boundjax.search.result import Counterexample, Result, Round, Verdict
+from boundjax.search.rows import NEARLY_UNSAFE, Rows, lost_of, proved_values
+from boundjax.search.tree import Tree
 from boundjax.sets.rounding import Rounding
-from boundjax.verify.boxes import halve
-from boundjax.verify.method import LADDER, METHODS, Method
-from boundjax.verify.programs import Programs, power_above
-from boundjax.verify.rows import Rows, lost_of, positive_rows
-from boundjax.verify.tree import Tree
-from boundjax.vnnlib import Case, Property
 
-# Points with a row at most this far above 0 are shown to the runtime that decides.
-_NEARLY_UNSAFE = 1e-6
-
-_FEW_BOXES = 16  # batch size while at most twice as many sub-boxes are left
-_MAX_WORKLIST_BYTES = 2**30
 _HOPELESS = 2.0  # a call is not begun if a cheaper one took this many times the remaining time
-_ATTACK_EVERY = 16  # batches of sub-boxes
 
-Verdict = Literal["sat", "unsat", "unknown", "timeout"]
 # Floating-point inputs `[n]` to outputs `[m]`.
 Evaluate = Callable[[Num[np.ndarray, " n"]], Num[np.ndarray, " m"]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Counterexample:
-    """An unsafe input `[n]` and its outputs `[m]`, both flattened in C order."""
-
-    inputs: Float32[np.ndarray, " n"]
-    outputs: Num[np.ndarray, " m"]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Result:
-    """The answer to one property.
-
-    Attributes:
-      verdict: `"unsat"`: it is proved that no input of the boxes is unsafe; `"sat"`: the
-        counterexample is unsafe; `"unknown"`: everything was tried; `"timeout"`: time ran out
-        before that.
-      counterexample: an unsafe input if the verdict is `"sat"`, else None.
-      seconds: wall-clock time, including compilation.
-      note: one line about anything that failed in the search, such as the attack, or about what
-        `"complete"` left open; else empty. The verdict holds nevertheless.
-    """
-
-    verdict: Verdict
-    counterexample: Counterexample | None
-    seconds: float
-    note: str = ""
 
 
 class _Decided(Exception):
@@ -83,6 +50,8 @@ def verify(
     programs: Programs | None = None,
     max_split_inputs: int = 20,
     seed: int = 0,
+    with_proof: bool = False,
+    count_compilation: bool = True,
 ) -> Result:
     """Decides whether a network can be unsafe: attack, bounds, splits of the box and of units.
 
@@ -102,7 +71,7 @@ def verify(
       property: a property, as `boundjax.vnnlib.load` reads it.
       method: the tightest bounds to try, after all cheaper ones: `"interval"`, `"crown-ibp"`,
         `"crown"` or `"alpha-crown"`; or `"complete"`: after CROWN, branch and bound that splits the
-        units of piecewise linear ops, such as ReLUs, see `boundjax.verify.tree`.
+        units of piecewise linear ops, such as ReLUs, see `boundjax.search.tree`.
       timeout: seconds of wall-clock time. It is checked between compiled calls, which take seconds,
         and longer with alpha-CROWN on a large network.
       rounding: what a proof holds for, see `boundjax.linear`.
@@ -112,6 +81,8 @@ def verify(
       programs: the compiled functions of an earlier call with the same model and rounding.
       max_split_inputs: boxes with at most this many inputs of positive width are split.
       seed: seed of the random points.
+      with_proof: whether the result has a `proof`; needs the method `"complete"`.
+      count_compilation: whether the time that it takes to compile counts.
 
     Returns:
       The verdict, with a counterexample if there is one.
@@ -124,6 +95,8 @@ def verify(
         any device but a CPU.
     """
     start = time.monotonic()
+    if with_proof and method != "complete":
+        raise ValueError(f"with_proof=True needs method='complete', got {method!r}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if not timeout > 0:
@@ -142,12 +115,26 @@ def verify(
             raise ValueError(f"the model has {expected} {what}s, but the property declares {got}")
     if evaluate is None:
         evaluate = functools.partial(_evaluate, programs)
-    search = _Search(programs, property, evaluate, start + timeout, max_split_inputs, seed)
+    clock = time.monotonic if count_compilation else programs.network.clock
+    deadline = clock() + timeout - (time.monotonic() - start)
+    search = _Search(
+        programs, property, evaluate, clock, deadline, max_split_inputs, seed, with_proof
+    )
     try:
         search.run(method)
     except _Decided as decided:
         seconds = time.monotonic() - start
-        return Result(decided.verdict, decided.counterexample, seconds, search.note)
+        margins = np.concatenate(search.margins)
+        proof = search.proof if decided.verdict == "unsat" else None
+        return Result(
+            decided.verdict,
+            decided.counterexample,
+            seconds,
+            search.note,
+            margins,
+            proof,
+            tuple(search.rounds),
+        )
 
 
 def _evaluate(programs: Programs, x: np.ndarray) -> np.ndarray:
@@ -155,25 +142,49 @@ def _evaluate(programs: Programs, x: np.ndarray) -> np.ndarray:
 
 
 class _Search:
-    """The state of one search: the conjunctions of each case that are not refuted yet."""
+    """The state of one search.
+
+    Attributes:
+      rows: of each case.
+      margins: of each case, see `Result`; a conjunction is refuted if its margin is positive.
+    """
 
     def __init__(
         self,
         programs: Programs,
         property: Property,
         evaluate: Evaluate,
+        clock: Callable[[], float],
         deadline: float,
         max_split_inputs: int,
         seed: int,
+        with_proof: bool = False,
     ):
         self.programs, self.property, self.evaluate = programs, property, evaluate
-        self.deadline, self.max_split_inputs = deadline, max_split_inputs
+        self.clock, self.deadline = clock, deadline
+        self.max_split_inputs = max_split_inputs
         self.random = np.random.default_rng(seed)
-        cases = property.cases
+        cases = self.cases = property.cases
         count = max(sum(len(c.offset) for c in case.conjunctions) for case in cases)
         self.rows = [Rows.of(case.conjunctions, power_above(count)) for case in cases]
-        self.open = [np.ones(len(case.conjunctions), bool) for case in cases]
+        self.margins = [np.full(len(case.conjunctions), -np.inf) for case in cases]
         self.undecided = ""
+        self.with_proof = with_proof
+        self.proved: list[ProvedCase] = []
+        self.begun = time.monotonic()
+        self.rounds: list[Round] = []
+
+    @property
+    def proof(self) -> Proof | None:
+        """What is proved, if it was asked for and kept."""
+        if not self.with_proof or any(case.recorder.off for case in self.proved):
+            return None
+        return Proof(self.property, self.programs.rounding, tuple(self.proved))
+
+    @property
+    def open(self) -> list[np.ndarray]:
+        """Which conjunctions of each case are not refuted yet, bool `[K]`."""
+        return [~(margins > 0) for margins in self.margins]
 
     @property
     def note(self) -> str:
@@ -190,9 +201,10 @@ class _Search:
 
     def run(self, method: Method) -> NoReturn:
         """Runs the search, which ends with `_Decided`."""
-        self.attack(rounds=4)
+        # Branch and bound tries the worst inputs of its bounds, and attacks again in between.
+        self.attack(rounds=1 if method == "complete" else 4)
         if all(self.is_splittable(case) for case in self.property.cases):
-            self.split("crown" if method == "complete" else method)
+            self.split_inputs("crown" if method == "complete" else method)
         if method == "complete":
             self.search_domains()
         for rung in LADDER[: LADDER.index(method) + 1]:
@@ -202,12 +214,24 @@ class _Search:
         self.attack(rounds=16)
         raise _Decided("unknown")
 
+    def split_inputs(self, method: Method) -> NoReturn:
+        """Refutes the conjunctions of every box on sub-boxes, see `inputs`."""
+        splits = InputSplits(self, self.with_proof)
+        verdict = splits.decide(method)
+        if verdict == "unsat":
+            self.proved = splits.proof()
+            for margins, reached in zip(self.margins, splits.least, strict=True):
+                np.copyto(margins, reached[: len(margins)], where=~(margins > 0))
+        raise _Decided(verdict)
+
     def search_domains(self) -> NoReturn:
         """Refutes the conjunctions of every box on domains, see `tree`."""
         for index, case in enumerate(self.property.cases):
-            tree = Tree(self.programs.domains, case, case.conjunctions, _AroundBox(self, index))
+            around = _AroundBox(self, index)
+            tree = Tree(self.programs.domains, case, case.conjunctions, around, self.with_proof)
+            self.margins[index] = tree.margins  # which it updates, even if time runs out
             if tree.refutes():
-                self.open[index][:] = False
+                self.proved.append(tree.proof())
             else:
                 self.undecided = tree.reason
         if not any(still_open.any() for still_open in self.open):
@@ -216,7 +240,7 @@ class _Search:
         raise _Decided("unknown")
 
     def check_time(self) -> None:
-        if time.monotonic() > self.deadline:
+        if self.clock() > self.deadline:
             raise _Decided("timeout")
 
     def check_time_to_compile(self, method: Method) -> None:
@@ -225,7 +249,7 @@ class _Search:
         A method takes at least as long as the cheaper ones before it.
         """
         seconds = self.programs.first_call
-        left = self.deadline - time.monotonic()
+        left = self.deadline - self.clock()
         if method not in seconds and max(seconds.values(), default=0.0) > _HOPELESS * left:
             raise _Decided("timeout")
 
@@ -244,8 +268,8 @@ class _Search:
         """Refutes conjunctions by bounds over whole boxes; ends the search if none is left."""
         self.check_time_to_compile(method)
         function, start = self.programs.bounds(method), time.monotonic()
-        for case, rows, still_open in zip(self.property.cases, self.rows, self.open, strict=True):
-            if not still_open.any():
+        for index, (case, rows) in enumerate(zip(self.property.cases, self.rows, strict=True)):
+            if not self.open[index].any():
                 continue
             self.check_time()
             arguments = case.lower, case.upper, rows.single
@@ -253,8 +277,8 @@ class _Search:
             lower, outputs, largest = map(np.asarray, bounds)
             self.programs.first_call.setdefault(method, time.monotonic() - start)
             lost = lost_of(rows.errors, rows.offset, largest)
-            positive = positive_rows(lower, rows.weights, rows.offset, outputs, lost)
-            still_open[rows.member[positive]] = False
+            values = proved_values(lower, rows.weights, rows.offset, outputs, lost)
+            np.maximum.at(self.margins[index], rows.member, values)
         if not any(still_open.any() for still_open in self.open):
             raise _Decided("unsat")
 
@@ -302,7 +326,7 @@ class _Search:
         values = np.where(np.isnan(values), np.inf, values)
         for i in np.argsort(values)[:4]:
             # Another runtime rounds differently and may call a value slightly above 0 unsafe.
-            if values[i] <= _NEARLY_UNSAFE:
+            if values[i] <= NEARLY_UNSAFE:
                 self.confirm(self.property.cases[pairs[i][0]], points[i])
         return values
 
@@ -316,9 +340,7 @@ class _Search:
             if name in self.programs.failures:
                 continue
             try:
-                points, values = getattr(self.programs, name)(
-                    *map(jnp.asarray, arrays), jnp.float32(0.25)
-                )
+                points, values = getattr(self.programs, name)(*map(jnp.asarray, arrays), 0.25)
                 return np.asarray(points), np.asarray(values).astype(np.float64)
             except MemoryError:
                 raise
@@ -328,120 +350,6 @@ class _Search:
         start = arrays[2]
         return start, np.full(len(start), np.inf)
 
-    def split(self, method: Method) -> NoReturn:
-        """Bounds sub-boxes and halves those that stay open, until none is left or time is up.
-
-        Both halves of a box contain the float32 at which it is cut, so they cover it. The answer is
-        unknown if an open box has no float32 left between the ends of any input.
-        """
-        cases, function = self.property.cases, self.programs.split(method)
-        conjunctions = max(len(still_open) for still_open in self.open)
-        weights = np.stack([rows.weights for rows in self.rows])
-        single = np.stack([rows.single for rows in self.rows])
-        errors = np.stack([rows.errors for rows in self.rows])
-        offset = np.stack([rows.offset for rows in self.rows])
-        member = np.stack([rows.member for rows in self.rows])
-        width = np.stack([case.inner_upper - case.inner_lower for case in cases])
-        lower = np.stack([case.lower for case in cases])
-        upper = np.stack([case.upper for case in cases])
-        origin = np.arange(len(cases))
-        still_open = np.zeros((len(cases), conjunctions), bool)
-        for index, flags in enumerate(self.open):
-            still_open[index, : len(flags)] = flags
-        undecided, batches = False, 0
-        while len(origin):
-            self.check_time()
-            size = _FEW_BOXES if len(origin) <= 2 * _FEW_BOXES else self.programs.boxes
-            size = min(size, self.programs.boxes)
-            first = max(0, len(origin) - size)
-            taken, rest = slice(first, None), slice(0, first)
-            box_lower, box_upper = lower[taken], upper[taken]
-            source, flags = origin[taken], still_open[taken]
-            count = len(source)
-            fill = np.minimum(np.arange(size), count - 1)
-            rows_open = np.take_along_axis(flags, member[source], axis=1)
-            arguments = (
-                box_lower,
-                box_upper,
-                single[source],
-                offset[source].astype(np.float32),
-                member[source],
-                rows_open,
-            )
-            results = function(*(jnp.asarray(a[fill]) for a in arguments))
-            bounds, largest, influence, points, outputs = (np.asarray(a)[:count] for a in results)
-            lost = lost_of(errors[source], offset[source], largest)
-            positive = positive_rows(bounds, weights[source], offset[source], outputs[:, 0], lost)
-            flags = flags.copy()
-            box, row = np.nonzero(positive)
-            flags[box, member[source][box, row]] = False
-            looked = self.look(source, flags, points, outputs)
-            batches += 1
-            if batches % _ATTACK_EVERY == 0:
-                self.look_closer(source, box_lower, box_upper, points, looked)
-            kept = np.flatnonzero(np.any(flags, axis=1))
-            halves, stuck = halve(
-                box_lower[kept], box_upper[kept], influence[kept], width[source[kept]]
-            )
-            undecided |= bool(stuck.any())
-            remaining = kept[~stuck]
-            lower = np.concatenate([lower[rest], halves[0][0], halves[1][0]])
-            upper = np.concatenate([upper[rest], halves[0][1], halves[1][1]])
-            origin = np.concatenate([origin[rest], source[remaining], source[remaining]])
-            still_open = np.concatenate([still_open[rest], flags[remaining], flags[remaining]])
-            if lower.nbytes > _MAX_WORKLIST_BYTES:
-                raise _Decided("unknown")
-        raise _Decided("unknown" if undecided else "unsat")
-
-    def look(
-        self, source: np.ndarray, flags: np.ndarray, points: np.ndarray, outputs: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Looks for counterexamples to open conjunctions among points `[N, 2, n]` of sub-boxes.
-
-        Returns, for each sub-box, the value nearest to unsafe, and its point and conjunction.
-        """
-        scores = np.full((*outputs.shape[:2], flags.shape[1]), -np.inf)
-        for case in np.unique(source):
-            rows, indices = self.rows[case], np.flatnonzero(source == case)
-            values = outputs[indices].astype(np.float64) @ rows.weights.T + rows.offset
-            for row, conjunction in enumerate(rows.member):
-                score = np.maximum(scores[indices, :, conjunction], values[..., row])
-                scores[indices, :, conjunction] = score
-        scores = np.where(np.isnan(scores) | ~flags[:, None, :], np.inf, scores)
-        flat = scores.reshape(len(source), -1)
-        best = flat.argmin(axis=1)
-        nearest = flat[np.arange(len(source)), best]
-        point, conjunction = np.divmod(best, flags.shape[1])
-        for i in np.argsort(nearest)[:4]:
-            if nearest[i] <= _NEARLY_UNSAFE:
-                self.confirm(self.property.cases[source[i]], points[i, point[i]])
-        return nearest, point, conjunction
-
-    def look_closer(
-        self,
-        source: np.ndarray,
-        lower: np.ndarray,
-        upper: np.ndarray,
-        points: np.ndarray,
-        looked: tuple[np.ndarray, np.ndarray, np.ndarray],
-    ) -> None:
-        """Attacks the sub-boxes that came nearest to unsafe, each from its nearest point."""
-        nearest, point, conjunction = looked
-        order = np.argsort(nearest)
-        order = order[np.isfinite(nearest[order])]
-        if not len(order):
-            return
-        indices = order[np.arange(self.programs.particles) % len(order)]
-        cases = [self.property.cases[c] for c in source[indices]]
-        inner_lower = np.stack([case.inner_lower for case in cases])
-        inner_upper = np.stack([case.inner_upper for case in cases])
-        self.descend(
-            [*zip(source[indices], conjunction[indices], strict=True)],
-            np.clip(lower[indices], inner_lower, inner_upper),
-            np.clip(upper[indices], inner_lower, inner_upper),
-            points[indices, point[indices]],
-        )
-
 
 class _AroundBox:
     """What a search does for the tree of one box, see `tree.Attacker`."""
@@ -450,6 +358,10 @@ class _AroundBox:
         self.search, self.index = search, index
         self.check_time = search.check_time
 
+    def note(self, domains: int, still_open: int, least: float) -> None:
+        seconds = time.monotonic() - self.search.begun
+        self.search.rounds.append(Round(seconds, domains, still_open, least))
+
     def look_at(self, members: np.ndarray, points: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         case = self.search.property.cases[self.index]
         rows = self.search.rows[self.index]
@@ -457,7 +369,7 @@ class _AroundBox:
         values = np.where(rows.member == members[:, None], values, -np.inf).max(axis=1)
         values = np.where(np.isnan(values), np.inf, values)
         for i in np.argsort(values, kind="stable")[:4]:
-            if values[i] <= _NEARLY_UNSAFE:
+            if values[i] <= NEARLY_UNSAFE:
                 self.search.confirm(case, points[i])
         return values
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from boundjax.vnnlib import Conjunction
+from boundjax.properties import Conjunction
 
 # The relative error of weights that are rounded to float64, and of sums in float64.
 FLOAT64 = 2.0**-50
+# Points with a row at most this far above 0 are shown to the runtime that decides.
+NEARLY_UNSAFE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,14 +59,14 @@ def lost_of(errors: np.ndarray, offset: np.ndarray, largest: np.ndarray) -> np.n
     return np.where(unknown, np.inf, lost)
 
 
-def positive_rows(
+def proved_values(
     lower: np.ndarray,
     weights: np.ndarray,
     offset: np.ndarray,
     outputs: np.ndarray,
     lost: np.ndarray | float = 0.0,
 ) -> np.ndarray:
-    """Which rows are proved positive, `[..., R]`.
+    """Proved lower bounds of the rows, `[..., R]`; -inf where nothing is proved.
 
     Args:
       lower: `[..., R]`, lower bounds of `weights @ y`.
@@ -78,4 +80,5 @@ def positive_rows(
     attained = (weights @ outputs[..., None])[..., 0] + offset
     # A lower bound above an attained value is wrong. NaN compares as False.
     with np.errstate(invalid="ignore"):
-        return np.isfinite(lower) & (value > lost) & (value <= attained + lost)
+        proved = np.isfinite(lower) & (value <= attained + lost)
+        return np.where(proved, value - lost, -np.inf)

@@ -1,0 +1,9 @@
+from .method import LADDER as LADDER
+from .programs import Programs as Programs
+from .proof import Leaf as Leaf
+from .proof import Proof as Proof
+from .prove import prove as prove
+from .result import Counterexample as Counterexample
+from .result import Result as Result
+from .result import Round as Round
+from .search import verify as verify

@@ -1,0 +1,266 @@
+"""Branch and bound over boxes: a box is cut in halves until every part of it is refuted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from boundjax.properties import Case
+from boundjax.search.boxes import Halves, halve
+from boundjax.search.method import Method
+from boundjax.search.programs import Programs
+from boundjax.search.proof import Case as ProvedCase
+from boundjax.search.proof import Leaf, Recorder
+from boundjax.search.rows import NEARLY_UNSAFE, Rows, lost_of, proved_values
+
+_FEW_BOXES = 16  # batch size while at most twice as many sub-boxes are left
+_MAX_WORKLIST_BYTES = 2**30
+_ATTACK_EVERY = 16  # batches of sub-boxes
+
+
+class Search(Protocol):
+    """What the splits ask of the search that they are a part of; methods may end the search.
+
+    Attributes:
+      cases, programs: what is decided, and the compiled functions of the network.
+      rows: those of each case.
+    """
+
+    cases: tuple[Case, ...]
+    programs: Programs
+    rows: list[Rows]
+
+    @property
+    def open(self) -> list[np.ndarray]:
+        """For each case, which of its conjunctions are not refuted yet."""
+        ...
+
+    def check_time(self) -> None:
+        """Ends the search when its time is over."""
+        ...
+
+    def confirm(self, case: Case, x: np.ndarray) -> None:
+        """Ends the search if an input is unsafe."""
+        ...
+
+    def descend(
+        self,
+        pairs: Sequence[tuple[int, int]],
+        lower: np.ndarray,
+        upper: np.ndarray,
+        start: np.ndarray,
+    ) -> np.ndarray:
+        """Attacks pairs of a case and a conjunction."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Boxes:
+    """Boxes that are open for some conjunctions, in arrays with a leading axis.
+
+    Attributes:
+      lower, upper: `[N, n]`.
+      source: the case of each.
+      open: bool `[N, C]`, the conjunctions that are not refuted.
+      node: their numbers in the record of their case.
+    """
+
+    lower: np.ndarray
+    upper: np.ndarray
+    source: np.ndarray
+    open: np.ndarray
+    node: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, indices: Any) -> _Boxes:
+        """Some of the boxes."""
+        return _Boxes(*(array[indices] for array in self._arrays()))
+
+    def followed_by(self, *others: _Boxes) -> _Boxes:
+        """These boxes and then others."""
+        arrays = zip(self._arrays(), *(other._arrays() for other in others), strict=True)
+        return _Boxes(*map(np.concatenate, arrays))
+
+    def _arrays(self) -> list[np.ndarray]:
+        return [getattr(self, field.name) for field in dataclasses.fields(self)]
+
+
+class InputSplits:
+    """The search on the boxes of all cases at once.
+
+    Attributes:
+      least: `[cases, C]`, the least positive bounds of conjunctions on the boxes where they are
+        refuted, see `Result.margins`.
+    """
+
+    def __init__(self, search: Search, with_proof: bool = False) -> None:
+        """Stacks the rows of the cases."""
+        self._search, self._cases = search, search.cases
+        self._programs = search.programs
+        rows = search.rows
+        self._weights, self._single, self._errors, self._offset, self._member = (
+            np.stack([getattr(r, name) for r in rows])
+            for name in ("weights", "single", "errors", "offset", "member")
+        )
+        self._width = np.stack([case.inner_upper - case.inner_lower for case in self._cases])
+        self._records = [Recorder(off=not with_proof) for _ in self._cases]
+        self._roots = np.concatenate([record.roots(1) for record in self._records])
+        self.least = np.full((len(self._cases), max(map(len, search.open))), np.inf)
+
+    def decide(self, method: Method) -> Literal["unsat", "unknown"]:
+        """Bounds sub-boxes and halves those that stay open, until none is left or time is up.
+
+        Both halves of a box contain the float32 at which it is cut, so they cover it. The answer is
+        unknown if an open box has no float32 left between the ends of any input.
+        """
+        still_open = np.zeros(self.least.shape, bool)
+        for index, flags in enumerate(self._search.open):
+            still_open[index, : len(flags)] = flags
+        lower = np.stack([case.lower for case in self._cases])
+        upper = np.stack([case.upper for case in self._cases])
+        boxes = _Boxes(lower, upper, np.arange(len(self._cases)), still_open, self._roots)
+        undecided, batches = False, 0
+        while len(boxes):
+            self._search.check_time()
+            size = _FEW_BOXES if len(boxes) <= 2 * _FEW_BOXES else self._programs.boxes
+            first = max(0, len(boxes) - min(size, self._programs.boxes))
+            rest, taken = boxes.take(slice(0, first)), boxes.take(slice(first, None))
+            taken, influence, points, outputs = self._bounded(taken, size, method)
+            looked = self._look(taken, points, outputs)
+            batches += 1
+            if batches % _ATTACK_EVERY == 0:
+                self._look_closer(taken, points, looked)
+            kept = np.any(taken.open, axis=1)
+            taken = taken.take(kept)
+            halves, stuck = halve(
+                taken.lower, taken.upper, influence[kept], self._width[taken.source]
+            )
+            undecided |= bool(stuck.any())
+            taken = taken.take(~stuck)
+            parts = self._record_cuts(taken, halves)
+            boxes = rest.followed_by(
+                *(
+                    dataclasses.replace(taken, lower=half[0], upper=half[1], node=part)
+                    for half, part in zip(halves, parts, strict=True)
+                )
+            )
+            if boxes.lower.nbytes > _MAX_WORKLIST_BYTES:
+                return "unknown"
+        return "unknown" if undecided else "unsat"
+
+    def proof(self) -> list[ProvedCase]:
+        """The trees of all cases, once every conjunction is refuted."""
+        return [
+            ProvedCase(record, dict.fromkeys(range(len(case.conjunctions)), 0))
+            for record, case in zip(self._records, self._cases, strict=True)
+        ]
+
+    def _bounded(
+        self, boxes: _Boxes, size: int, method: Method
+    ) -> tuple[_Boxes, np.ndarray, np.ndarray, np.ndarray]:
+        """Refutes conjunctions by bounds on boxes, in a batch that copies fill up.
+
+        Returns:
+          The boxes, and influence, points and outputs of `Programs.split`.
+        """
+        source, count = boxes.source, len(boxes)
+        fill = np.minimum(np.arange(min(size, self._programs.boxes)), count - 1)
+        member, offset = self._member[source], self._offset[source]
+        rows_open = np.take_along_axis(boxes.open, member, axis=1)
+        arguments = (
+            boxes.lower,
+            boxes.upper,
+            self._single[source],
+            offset.astype(np.float32),
+            member,
+            rows_open,
+        )
+        results = self._programs.split(method)(*(jnp.asarray(a[fill]) for a in arguments))
+        bounds, largest, influence, points, outputs = (np.asarray(a)[:count] for a in results)
+        lost = lost_of(self._errors[source], offset, largest)
+        values = proved_values(bounds, self._weights[source], offset, outputs[:, 0], lost)
+        best = np.full(boxes.open.shape, -np.inf)
+        np.maximum.at(best, (np.arange(count)[:, None], member), values)
+        refuted = boxes.open & (best > 0)
+        box, conjunction = np.nonzero(refuted)
+        np.minimum.at(self.least, (source[box], conjunction), best[box, conjunction])
+        for box, row in zip(*np.nonzero(rows_open & (values > 0)), strict=True):
+            self._record_leaf(int(source[box]), int(boxes.node[box]), int(row))
+        boxes = dataclasses.replace(boxes, open=boxes.open & ~refuted)
+        return boxes, influence, points, outputs
+
+    def _record_leaf(self, case: int, node: int, row: int) -> None:
+        """Notes that a row of a case is positive on a node."""
+        conjunction = int(self._member[case, row])
+        count = len(self._cases[case].conjunctions[conjunction].offset)
+        mix = np.zeros(count, np.float32)
+        first = int(np.searchsorted(self._member[case], conjunction))
+        mix[min(row - first, count - 1)] = 1.0
+        nothing = np.zeros(0, np.float16), np.zeros(0, np.float32)
+        self._records[case].prove(node, conjunction, Leaf(mix, *nothing))
+
+    def _record_cuts(self, boxes: _Boxes, halves: Halves) -> tuple[np.ndarray, np.ndarray]:
+        """Notes how boxes are cut; the nodes of the halves, in their order."""
+        (_, first_upper), (second_lower, upper) = halves
+        parts = np.zeros((2, len(boxes)), int)
+        axis = (first_upper != upper).argmax(axis=1)
+        at = second_lower[np.arange(len(axis)), axis]
+        for case in np.unique(boxes.source):
+            of_case = boxes.source == case
+            cut = boxes.node[of_case], axis[of_case], at[of_case]
+            parts[:, of_case] = self._records[case].split_inputs(*cut).T[::-1]
+        return parts[0], parts[1]
+
+    def _look(
+        self, boxes: _Boxes, points: np.ndarray, outputs: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Looks for counterexamples to open conjunctions among points `[N, 2, n]` of sub-boxes.
+
+        Returns, for each sub-box, the value nearest to unsafe, and its point and conjunction.
+        """
+        source, flags = boxes.source, boxes.open
+        scores = np.full((*outputs.shape[:2], flags.shape[1]), -np.inf)
+        for case in np.unique(source):
+            rows, indices = self._search.rows[case], np.flatnonzero(source == case)
+            values = outputs[indices].astype(np.float64) @ rows.weights.T + rows.offset
+            for row, conjunction in enumerate(rows.member):
+                score = np.maximum(scores[indices, :, conjunction], values[..., row])
+                scores[indices, :, conjunction] = score
+        scores = np.where(np.isnan(scores) | ~flags[:, None, :], np.inf, scores)
+        flat = scores.reshape(len(source), -1)
+        best = flat.argmin(axis=1)
+        nearest = flat[np.arange(len(source)), best]
+        point, conjunction = np.divmod(best, flags.shape[1])
+        for i in np.argsort(nearest)[:4]:
+            if nearest[i] <= NEARLY_UNSAFE:
+                self._search.confirm(self._cases[source[i]], points[i, point[i]])
+        return nearest, point, conjunction
+
+    def _look_closer(
+        self,
+        boxes: _Boxes,
+        points: np.ndarray,
+        looked: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> None:
+        """Attacks the sub-boxes that came nearest to unsafe, each from its nearest point."""
+        nearest, point, conjunction = looked
+        order = np.argsort(nearest)
+        order = order[np.isfinite(nearest[order])]
+        if not len(order):
+            return
+        indices = order[np.arange(self._programs.particles) % len(order)]
+        cases = [self._cases[c] for c in boxes.source[indices]]
+        inner_lower = np.stack([case.inner_lower for case in cases])
+        inner_upper = np.stack([case.inner_upper for case in cases])
+        self._search.descend(
+            [*zip(boxes.source[indices], conjunction[indices], strict=True)],
+            np.clip(boxes.lower[indices], inner_lower, inner_upper),
+            np.clip(boxes.upper[indices], inner_lower, inner_upper),
+            points[indices, point[indices]],
+        )

@@ -1,0 +1,122 @@
+"""A network as a function of flat inputs, whose compiled programs take the weights as arguments."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from boundjax.typing import PyTree
+
+Flat = Callable[[Array], Array]  # from `[n]` to `[m]`
+
+
+class FlatNetwork:
+    """A function from `[n]` to `[m]` and its programs.
+
+    Attributes:
+      weights: the first argument of the programs.
+      input_size, output_size: `n` and `m`.
+      largest: the number of elements of its largest value.
+    """
+
+    def __init__(
+        self,
+        apply: Callable[..., Array],
+        weights: PyTree,
+        input_shape: Sequence[int],
+        compiled: dict[Any, Any] | None = None,
+    ) -> None:
+        """Traces the network.
+
+        Args:
+          apply: `(weights, x)` -> outputs of any shape, for one float32 example `[*input_shape]`.
+          weights: its first argument; None if it takes `x` alone.
+          input_shape: of one example.
+          compiled: the programs of other networks that differ in the weights' values only.
+
+        Raises:
+          ValueError: if the outputs are not floating-point.
+        """
+        shape = tuple(input_shape)
+
+        def flat(weights: PyTree, x: Array) -> Array:
+            example = jnp.reshape(x, shape)
+            outputs = apply(example) if weights is None else apply(weights, example)
+            return jnp.reshape(outputs, (-1,))
+
+        self._flat, self.weights = flat, weights
+        self._compiled = {} if compiled is None else compiled
+        self._compiling = 0.0
+        self.input_size = math.prod(shape)
+        example = jax.ShapeDtypeStruct((self.input_size,), jnp.float32)
+        traced = jax.make_jaxpr(self)(example)
+        self.output_size = traced.out_avals[0].shape[0]
+        if not jnp.issubdtype(traced.out_avals[0].dtype, jnp.floating):
+            raise ValueError(f"expected floating-point outputs, got {traced.out_avals[0].dtype}")
+        sizes = [math.prod(v.aval.shape) for e in traced.eqns for v in e.outvars]
+        self.largest = max([self.input_size, *sizes])
+
+    def clock(self) -> float:
+        """Seconds, as `time.monotonic`, that stand still while a program is compiled."""
+        return time.monotonic() - self._compiling
+
+    @contextlib.contextmanager
+    def stopped_clock(self) -> Iterator[None]:
+        """Inside, `clock` stands still."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._compiling += time.monotonic() - start
+
+    def __call__(self, x: ArrayLike) -> Array:
+        """The outputs `[m]` of an input `[n]`, op by op."""
+        return self._flat(self.weights, jnp.asarray(x))
+
+    def program(self, key: Any, make: Callable[[Flat], Callable[..., Any]]) -> Program:
+        """What `make` does with the network, compiled.
+
+        Args:
+          key: names the program.
+          make: the network `[n] -> [m]` -> a function of arrays. It may close over nothing that
+            depends on the weights.
+        """
+        if key not in self._compiled:
+            flat = self._flat
+
+            def program(weights: PyTree, *arguments: Any) -> Any:
+                return make(lambda x: flat(weights, x))(*arguments)
+
+            self._compiled[key] = jax.jit(program), set[Any]()
+        return Program(self, *self._compiled[key])
+
+
+class Program:
+    """A compiled function of arrays that knows the weights of its network."""
+
+    def __init__(self, network: FlatNetwork, compiled: Any, called: set[Any]) -> None:
+        """`called` has the shapes for which `compiled` has been called."""
+        self._network, self._compiled, self._called = network, compiled, called
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Compiles on the first call with these shapes, and runs."""
+        network = self._network
+        shapes = tuple(jnp.shape(leaf) for leaf in jax.tree.leaves(arguments))
+        if shapes in self._called:
+            return self._compiled(network.weights, *arguments)
+        with network.stopped_clock():
+            result = self._compiled(network.weights, *arguments)
+        self._called.add(shapes)
+        return result
+
+    def lower(self, *arguments: Any) -> Any:
+        """The lowered program, to be compiled."""
+        return self._compiled.lower(self._network.weights, *arguments)

@@ -1,0 +1,304 @@
+"""The compiled parts of a search: attacks and bounds.
+
+Boxes and rows of a property are arguments, not constants, and so are the weights where they are
+given. So a network is compiled once for all properties whose arrays have the same shapes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from boundjax.precision import training_precision
+from boundjax.search.domains import DomainPrograms
+from boundjax.search.method import Method
+from boundjax.search.network import Flat, FlatNetwork, Program
+from boundjax.sets.box import Box
+from boundjax.sets.rounding import Rounding
+from boundjax.transforms.linear import LinearOptions, RelaxOptions, relax
+from boundjax.transforms.presets import LINEAR_OPTIONS
+from boundjax.transforms.problem import require_plain_sums
+from boundjax.typing import PyTree
+
+_OPTIONS: Mapping[Method, LinearOptions] = {
+    "interval": {"slopes": "constant"},
+    "crown-ibp": LINEAR_OPTIONS["crown-ibp"],
+    "crown": LINEAR_OPTIONS["crown"],
+    "alpha-crown": LINEAR_OPTIONS["alpha-crown"],
+}
+# Optimised slopes are too slow for thousands of sub-boxes.
+_SPLIT_OPTIONS: Mapping[Method, LinearOptions] = {
+    **_OPTIONS,
+    "alpha-crown": _OPTIONS["crown"],
+}
+
+_STEPS = 25  # of an attack
+
+
+class _LowerBounds(NamedTuple):
+    """Lower bounds of `R` rows over a box.
+
+    Attributes:
+      lower: `[R]`; infinite or NaN if there is no bound.
+      coefficients: `[R, *input]`, of the linear functions in the input.
+      largest: `[m]`, the largest magnitude of each output on the box.
+    """
+
+    lower: Array
+    coefficients: Array
+    largest: Array
+
+
+class Programs:
+    """Jitted functions of one network.
+
+    Attributes:
+      network: the network as a function from `[n]` to `[m]`.
+      rounding: what bounds hold for.
+      particles: number of points that one call of `attack` moves.
+      boxes: largest number of sub-boxes that one call of `split` bounds.
+      first_call: for each method the seconds of its first bounds, including compilation.
+      failures: the reasons why attacks failed, by name; a failed attack is not tried again.
+    """
+
+    def __init__(
+        self,
+        single: Callable[..., Array],
+        input_shape: Sequence[int],
+        *,
+        rounding: Rounding = "float32",
+        max_bytes: int = 2**30,
+        weights: PyTree = None,
+        compiled: dict[Any, Any] | None = None,
+    ):
+        """Traces the network.
+
+        Args:
+          single: the network as a function of one example `[*input_shape]`, float32, or of its
+            weights and one example; its output may have any shape.
+          input_shape: the shape of one example, without the batch.
+          rounding: what bounds hold for, see `boundjax.linear`.
+          max_bytes: memory budget for the intermediate linear bounds of one call.
+          weights: a pytree of arrays; None if `single` takes an example alone.
+          compiled: keeps compiled code, at first an empty dictionary. Networks that share one must
+            have the same `single`, up to the values of the weights, and the same options.
+
+        Raises:
+          ValueError: if the outputs are not floating-point.
+          NoProofError: if the device has no proof for the rounding.
+        """
+        if rounding != "nearest":
+            require_plain_sums(_platform())
+        self.network = FlatNetwork(single, weights, input_shape, compiled)
+        self.first_call: dict[str, float] = {}
+        self.failures: dict[str, str] = {}
+        self.rounding: Rounding = rounding
+        self._max_bytes = max_bytes
+        largest = self.network.largest
+        self.particles = _power_below(2**18 // largest, 4, 64)
+        self.boxes = _power_below(max_bytes // (16 * largest**2), 8, 1024)
+
+    @property
+    def input_size(self) -> int:
+        """`n`."""
+        return self.network.input_size
+
+    @property
+    def output_size(self) -> int:
+        """`m`."""
+        return self.network.output_size
+
+    @functools.cached_property
+    def domains(self) -> DomainPrograms:
+        """Those of a search over domains."""
+        return DomainPrograms(self.network, self.rounding, self._max_bytes)
+
+    @property
+    def forward(self) -> Program:
+        """The network `[n] -> [m]`."""
+        return self.network.program("forward", lambda flat: _at_full_precision(flat))
+
+    @property
+    def attack(self) -> Callable[..., tuple[Array, Array]]:
+        """`(lower, upper, start [P, n], weights [P, k, m], offset [P, k], scale)` -> best points.
+
+        Projected descent along the sign of the gradient of `max_k (weights_k y + offset_k)`. The
+        step falls from `scale` times the width of the box to a twentieth of that. Returns the best
+        points `[P, n]` on the way, the start included, and their values `[P]`.
+        """
+        return functools.partial(_attack, self.network.program("attack", _attack_step))
+
+    @property
+    def look(self) -> Program:
+        """Evaluates the points of `attack` without moving them, for networks without a gradient."""
+        return self.network.program("look", _look)
+
+    def bounds(self, method: Method) -> Program:
+        """`(lower [n], upper [n], rows [R, m])` -> lower bounds `[R]` of `rows @ y`.
+
+        The bounds hold for what `rounding` says. The function also returns the outputs
+        `[m]` at the centre of the box, and the largest magnitude `[m]` of each output on the box.
+        """
+        options = self._options(_OPTIONS[method], self._max_bytes)
+
+        def make(flat: Flat) -> Callable[..., tuple[Array, ...]]:
+            bounded = _bounded(flat, options)
+
+            @training_precision("highest")  # a proof, whatever the caller's precision
+            def bounds(lower: Array, upper: Array, rows: Array) -> tuple[Array, ...]:
+                bound = bounded(Box(lower, upper), rows)
+                return bound.lower, flat(_middle(lower, upper)), bound.largest
+
+            return bounds
+
+        return self.network.program(("bounds", method), make)
+
+    def split(self, method: Method) -> Program:
+        """Bounds many sub-boxes, and says where to cut them and where to look for counterexamples.
+
+        `(lower [N, n], upper [N, n], rows [N, R, m], offset [N, R], member [N, R], open [N, R])`
+        -> lower bounds `[N, R]` of `rows @ y`, which hold for what `rounding` says; the largest
+        magnitude `[N, m]` of each output on the sub-box; the influence `[N, n]` of each input on
+        the best row of each open conjunction; two points `[N, 2, n]`, the centre and the corner
+        where the relaxation is least; and their outputs `[N, 2, m]`. `member` is the index of the
+        conjunction that a row belongs to, `open` says whether it is still unrefuted.
+        """
+        options = self._options(_SPLIT_OPTIONS[method], max(2**20, self._max_bytes // self.boxes))
+        make = functools.partial(_split, options=options)
+        return self.network.program(("split", method), make)
+
+    def _options(self, options: LinearOptions, max_bytes: int) -> RelaxOptions:
+        common: LinearOptions = {
+            "sides": "lower",
+            "max_bytes": max_bytes,
+            "rounding": self.rounding,
+        }
+        return {**common, **options}
+
+
+def _at_full_precision(flat: Flat) -> Flat:
+    def forward(x: Array) -> Array:
+        with jax.default_matmul_precision("highest"):
+            return flat(x)
+
+    return forward
+
+
+def _objective(flat: Flat, x: Array, weights: Array, offset: Array) -> Array:
+    """The largest of `k` rows at a point `[n]`, a scalar; the point is unsafe if it is <= 0."""
+    return jnp.max(weights @ flat(x) + offset)
+
+
+def _attack(
+    step: Program,
+    lower: Array,
+    upper: Array,
+    start: Array,
+    weights: Array,
+    offset: Array,
+    scale: float,
+) -> tuple[Array, Array]:
+    """See `Programs.attack`.
+
+    The loop is one of the host: XLA's CPU backend runs convolutions several times slower in a scan.
+    """
+    state = start, start, jnp.full(start.shape[:1], jnp.inf, start.dtype)
+    for index in range(_STEPS + 1):
+        length = jnp.asarray(scale * 0.05 ** (index / _STEPS), start.dtype)
+        state = step(lower, upper, state, weights, offset, length)
+    return state[1:]
+
+
+def _attack_step(flat: Flat) -> Callable[..., tuple[Array, Array, Array]]:
+    """One step of `_attack`, on points, the best points so far, and their values."""
+    descent = jax.vmap(jax.value_and_grad(functools.partial(_objective, flat)))
+
+    def step(
+        lower: Array,
+        upper: Array,
+        state: tuple[Array, Array, Array],
+        weights: Array,
+        offset: Array,
+        length: Array,
+    ) -> tuple[Array, Array, Array]:
+        x, best_x, best = state
+        value, gradient = descent(x, weights, offset)
+        better = value < best
+        best_x = jnp.where(better[:, None], x, best_x)
+        best = jnp.where(better, value, best)
+        x = jnp.clip(x - length * (upper - lower) * jnp.sign(gradient), lower, upper)
+        return x, best_x, best
+
+    return step
+
+
+def _look(flat: Flat) -> Callable[..., tuple[Array, Array]]:
+    """See `Programs.look`."""
+    values = jax.vmap(functools.partial(_objective, flat))
+    return lambda lower, upper, start, weights, offset, scale: (
+        start,
+        values(start, weights, offset),
+    )
+
+
+def _bounded(flat: Flat, options: RelaxOptions) -> Callable[[Box, Array], _LowerBounds]:
+    """Turns the network into a function from a box and rows `[R, m]` to lower bounds."""
+    relaxed = relax(flat, **options)
+
+    def bounds(box: Box, rows: Array) -> _LowerBounds:
+        relaxation = relaxed(box)
+        interval, aux = relaxation.bounds(rows, has_aux=True)
+        coefficients = aux.coefficients.lower_coefficients
+        assert coefficients is not None, "the lower side was asked for"
+        return _LowerBounds(interval.lower, coefficients, relaxation.largest_output())
+
+    return bounds
+
+
+def _split(flat: Flat, options: RelaxOptions) -> Callable[..., tuple[Array, ...]]:
+    """See `Programs.split`."""
+    bounded = _bounded(flat, options)
+
+    @training_precision("highest")
+    def one(
+        lower: Array, upper: Array, rows: Array, offset: Array, member: Array, still_open: Array
+    ) -> tuple[Array, ...]:
+        bound = bounded(Box(lower, upper), rows)
+        value = bound.lower + offset
+        # A conjunction is refuted by one row, so only its best row counts.
+        same = member[:, None] == member[None, :]
+        in_conjunction = jnp.where(same, jnp.broadcast_to(value, same.shape), -jnp.inf)
+        weight = (still_open & (value >= jnp.max(in_conjunction, axis=1))).astype(value.dtype)
+        coefficients = bound.coefficients.reshape(rows.shape[0], -1)
+        influence = (weight @ jnp.abs(coefficients)) * (upper - lower)
+        corner = jnp.where(weight @ coefficients > 0.0, lower, upper)
+        points = jnp.stack([_middle(lower, upper), corner])
+        outputs = jax.vmap(flat)(points)
+        return bound.lower, bound.largest, influence, points, outputs
+
+    return jax.vmap(one)
+
+
+def _platform() -> str:
+    """That of the device on which programs run."""
+    device: Any = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    return jax.default_backend() if device is None else getattr(device, "platform", device)
+
+
+def _middle(lower: Array, upper: Array) -> Array:
+    return jnp.clip(0.5 * lower + 0.5 * upper, lower, upper)
+
+
+def _power_below(value: int, least: int, most: int) -> int:
+    """The largest power of two `<= value`, clipped to `[least, most]`."""
+    return min(most, max(least, 1 << max(0, value.bit_length() - 1)))
+
+
+def power_above(value: int) -> int:
+    """The least power of two `>= value`."""
+    return 1 << max(0, value - 1).bit_length()

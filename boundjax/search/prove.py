@@ -1,0 +1,138 @@
+"""Proves what a JAX function does on an input set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import Array
+from jaxtyping import Float32
+
+from boundjax.properties import Case, OutputProperty, Property
+from boundjax.search.method import Method
+from boundjax.search.programs import Programs
+from boundjax.search.result import Result
+from boundjax.search.search import verify
+from boundjax.sets import rounding as rounding_of_sets
+from boundjax.sets.ball import LpBall
+from boundjax.sets.box import Box
+from boundjax.sets.checks import require_input_set
+from boundjax.sets.input_set import InputSet
+from boundjax.sets.rounding import Rounding
+
+_Ends = tuple[np.ndarray, np.ndarray]
+
+
+def prove(
+    function: Callable[[Float32[Array, "*shape"]], Array],
+    input_set: InputSet,
+    property: OutputProperty,
+    *,
+    method: Method = "complete",
+    timeout: float = 60.0,
+    rounding: Rounding = "float32",
+    programs: Programs | None = None,
+    max_split_inputs: int = 20,
+    seed: int = 0,
+) -> Result:
+    """Proves that a property holds at every input of a set, or finds an input where it does not.
+
+    Args:
+      function: any JAX function of one float32 array `[*shape]` with one array `[*out]` as its
+        result; it may close over weights.
+      input_set: a `boundjax.Box`, or a ball of the norm inf (`boundjax.LpBall`, with or without a
+        clip range; what a `boundjax.Threat` returns), float32.
+      property: of the outputs, such as `boundjax.properties.predicts(label, classes)` or
+        `boundjax.properties.all_positive(rows)`.
+      method: the tightest bounds to try: `"complete"` splits the box and the units of piecewise
+        linear ops; `"interval"`, `"crown-ibp"`, `"crown"` and `"alpha-crown"` bound the whole box.
+      timeout: seconds of wall-clock time, compilation included. It is checked between compiled
+        calls.
+      rounding: what a proof holds for, see `boundjax.linear`.
+      programs: `Programs(function, shape)` of `boundjax.search`, made with the same function and
+        rounding: several calls then compile once.
+      max_split_inputs: boxes with at most this many inputs of positive width are cut along inputs,
+        others along units.
+      seed: of the random points of the attack.
+
+    Returns:
+      A `Result`: `"unsat"` if the property is proved (`Result.proved`), `"sat"` with a
+      counterexample in the shapes of the input and the output, `"unknown"` or `"timeout"`. A
+      counterexample lies in the exact set, and its outputs, as the function computes them, do not
+      have the property in exact arithmetic.
+
+    Raises:
+      TypeError: for anything that is not an input set, another dtype than float32, or a function
+        that does not return one array.
+      ValueError: for a set that is not a box, or as `boundjax.verify.verify`.
+      UnsupportedOpError, NoProofError: as `boundjax.verify.verify`.
+    """
+    if not isinstance(property, OutputProperty):
+        raise TypeError(
+            "property must be an OutputProperty, such as boundjax.properties.all_positive(rows), "
+            f"got {type(property).__name__}"
+        )
+    outer, inner = ends_of(input_set)
+    example = outer[0]
+    output = jax.eval_shape(function, jax.ShapeDtypeStruct(example.shape, example.dtype))
+    if not isinstance(output, jax.ShapeDtypeStruct):
+        raise TypeError(f"function must return one array, got {type(output).__name__}")
+    case = Case.flattened(outer, inner, property.unsafe)
+    result = verify(
+        function,
+        Property(example.size, property.output_size, (case,)),
+        method=method,
+        timeout=timeout,
+        rounding=rounding,
+        input_shape=example.shape,
+        programs=programs,
+        max_split_inputs=max_split_inputs,
+        seed=seed,
+    )
+    if result.counterexample is None:
+        return result
+    point = result.counterexample
+    shaped = dataclasses.replace(
+        point,
+        inputs=point.inputs.reshape(example.shape),
+        outputs=point.outputs.reshape(output.shape),
+    )
+    return dataclasses.replace(result, counterexample=shaped)
+
+
+def ends_of(input_set: InputSet) -> tuple[_Ends, _Ends]:
+    """The ends of a box: rounded outwards, for proofs, and inwards, for counterexamples.
+
+    Raises:
+      TypeError: for anything that is not an input set, or another dtype than float32.
+      ValueError: for a set that is not a box, or has no elements.
+    """
+    require_input_set(input_set)
+    if isinstance(input_set, Box):
+        low, high = input_set.lower, input_set.upper
+    elif isinstance(input_set, LpBall) and input_set.is_box:
+        low = high = input_set.center
+    else:
+        norm = f" with p = {input_set.p:g}" if isinstance(input_set, LpBall) else ""
+        raise ValueError(
+            "the search needs a box, a boundjax.Box or a ball of the norm inf, got "
+            f"{type(input_set).__name__}{norm}; what is proved for the box around it, "
+            "boundjax.Box(*input_set.interval()), holds for the set"
+        )
+    # A list of numbers is float64 until a dtype is chosen for it.
+    dtypes = {np.dtype(getattr(end, "dtype", np.float64)) for end in (low, high)}
+    if dtypes != {np.dtype(np.float32)}:
+        names = " and ".join(sorted(map(str, dtypes)))
+        raise TypeError(
+            f"the search computes in float32, got an input set of {names}; convert it with "
+            "jnp.float32"
+        )
+    if np.size(low) == 0:
+        raise ValueError(f"the input set must have elements, got shape {np.shape(low)}")
+    ends = input_set.outwards().interval()
+    outer = np.asarray(ends.lower), np.asarray(ends.upper)
+    if isinstance(input_set, Box):
+        return outer, (np.asarray(low), np.asarray(high))
+    return outer, rounding_of_sets.inward_ends(np.asarray(low), input_set.eps, input_set.clip)

@@ -1,0 +1,458 @@
+"""Branch and bound over domains: a conjunction is refuted on the parts of a box, one by one.
+
+A domain whose bound is not positive is split where the relaxation costs most, at a kink of one unit
+or of several, until every domain is refuted. The units are chosen as in BaBSR (Bunel et al. 2020),
+and the best of them by bounds on both children (kFSB, De Palma et al. 2021); the bounds are those
+of beta-CROWN (Wang et al. 2021).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from boundjax.properties import Case, Conjunction
+from boundjax.search.domains import DomainPrograms, Parameters
+from boundjax.search.leaves import MOST, Affine, Solution, solve
+from boundjax.search.proof import Case as ProvedCase
+from boundjax.search.proof import Leaf, Recorder
+from boundjax.search.queue import Queue, at
+from boundjax.search.rows import FLOAT64, Rows, lost_of, proved_values
+from boundjax.sets.box import Box
+
+_ROOT_STEPS = 40
+_STEPS = 12
+_LEAF_STEPS = 200  # with nothing left to split, in a network with other nonlinear ops
+_LEVELS = 3  # splits of one domain at once, while few are left
+_ATTACK_EVERY = 8  # rounds
+_MAX_BYTES = 2**30  # of the queue
+_ATTACKED = 16  # points of an attack
+
+
+class Attacker(Protocol):
+    """What a tree asks of the search that it is a part of; any call may end the search."""
+
+    def check_time(self) -> None:
+        """Ends the search when its time is over."""
+        ...
+
+    def note(self, domains: int, still_open: int, least: float) -> None:
+        """Notes how far the tree is, see `Round`."""
+        ...
+
+    def look_at(self, members: np.ndarray, points: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """Ends the search at a counterexample.
+
+        Args:
+          members: `[P]`, the conjunction that each point is to satisfy.
+          points, outputs: `[P, n]` and `[P, m]`.
+
+        Returns:
+          `[P]`, how far each point is from unsafe.
+        """
+        ...
+
+    def attack_from(self, members: np.ndarray, points: np.ndarray) -> None:
+        """Moves points towards unsafe ones."""
+        ...
+
+
+class _Root(NamedTuple):
+    """What a tree keeps of the bounds on the whole box."""
+
+    intervals: Any
+    positions: np.ndarray
+    active: np.ndarray  # indices of the positions that matter
+    unstable: np.ndarray  # indices of the units that can be split
+    largest: np.ndarray
+
+
+class Tree:
+    """The search for one box.
+
+    Attributes:
+      domains: how many domains have been bounded.
+      record: the tree, with the parameters of its leaves.
+      margins: float64 `[C]`, see `Result`.
+      reason: why the search ended without an answer; empty before.
+    """
+
+    def __init__(
+        self,
+        programs: DomainPrograms,
+        case: Case,
+        conjunctions: Sequence[Conjunction],
+        attacker: Attacker,
+        with_proof: bool = False,
+    ) -> None:
+        """Prepares the rows.
+
+        Args:
+          programs: of the network.
+          case: the box.
+          conjunctions: all of the case, in its order.
+          attacker: looks for counterexamples, and at the clock.
+          with_proof: whether `record` is kept.
+        """
+        self.domains, self.reason = 0, ""
+        self.record = Recorder(off=not with_proof)
+        self.margins = np.full(len(conjunctions), -np.inf)
+        self._least = np.full(len(conjunctions), np.inf)  # of the domains that are refuted
+        self._slack = 0.0  # by which bounds fell short of those without rounding, the last time
+        self._programs, self._attacker = programs, attacker
+        self._lower, self._upper = jnp.asarray(case.lower), jnp.asarray(case.upper)
+        self._conjunctions = conjunctions
+        count = max(len(c.offset) for c in conjunctions)
+        rows = [Rows.of([conjunction], count) for conjunction in conjunctions]
+        self._weights = np.stack([r.weights for r in rows])  # [C, R, m]
+        self._offset = np.stack([r.offset for r in rows])  # [C, R]
+
+    def refutes(self) -> bool:
+        """Whether every conjunction is refuted; `reason` says why not."""
+        root, queue = self._root()
+        begun = queue.member
+        if len(queue):
+            queue = self._searched(root, self._bounded(root, queue, _ROOT_STEPS))
+        refuted = np.setdiff1d(begun, queue.member)
+        self.margins[refuted] = self._least[refuted]
+        return not len(queue)
+
+    def _searched(self, root: _Root, queue: Queue) -> Queue:
+        """Splits domains until none is left; those that stay open, with a `reason`."""
+        rounds = 0
+        while len(queue):
+            self._attacker.note(self.domains, len(queue), float(queue.value.min()))
+            self._attacker.check_time()
+            leaves = (queue.scores < 0).all(axis=1)
+            if leaves.any():
+                queue = queue.take(~leaves).followed_by(self._leaves(root, queue.take(leaves)))
+                if self.reason:
+                    break
+                continue
+            if queue.nbytes > _MAX_BYTES:
+                self.reason = f"the {len(queue)} open domains take more than {_MAX_BYTES} bytes"
+                break
+            parents = max(1, self._programs.sizes[1] // 2)
+            rest, taken = queue.take(slice(0, -parents)), queue.take(slice(-parents, None))
+            children = self._bounded(root, self._children(root, taken), _STEPS, rounds)
+            # Depth first, the easiest last.
+            children = children.take(np.argsort(children.value, kind="stable"))
+            queue = rest.followed_by(children)
+            rounds += 1
+        self._attacker.note(self.domains, len(queue), float(queue.value.min(initial=np.inf)))
+        return queue
+
+    def _leaves(self, root: _Root, leaves: Queue) -> Queue:
+        """Refutes domains with nothing left to split by linear programs; the ones that stay open.
+
+        Then the search ends, with its `reason`, unless an optimum is unsafe.
+        """
+        optima: list[Solution] = []
+        if not self._programs.all_split:
+            leaves = self._bounded(root, leaves, _LEAF_STEPS)
+        for most in MOST if len(leaves) else ():
+            self._attacker.check_time()
+            solved, optima = [], []
+            for index in range(len(leaves)):
+                leaf = leaves.take([index])
+                solution = self._solved(root, leaf, most)
+                solved.append(leaf if solution is None else at(leaf, solution))
+                optima += [] if solution is None else [solution]
+            self.domains += len(solved)
+            batches = self._batches(root, functools.reduce(Queue.followed_by, solved))
+            parts = [self._evaluated(root, part)[0] for part, *_ in batches]
+            leaves = functools.reduce(Queue.followed_by, parts)
+            if not len(leaves):
+                break
+        if not len(leaves):
+            return leaves
+        unsafe = sorted(optima, key=lambda solution: solution.value)[:_ATTACKED]
+        if unsafe:
+            points = np.stack([solution.point for solution in unsafe]).astype(np.float32)
+            self._attacker.attack_from(np.resize(leaves.member, len(points)), points)
+        # Where the network is affine, only rounding separates a bound from the value at its point.
+        inside = [solution.inside for solution in optima]
+        exact = self._programs.all_split and bool(inside) and all(inside)
+        what = "are undecided within the rounding of bounds" if exact else "cannot be split further"
+        lack = -leaves.value.min()
+        self.reason = f"{len(leaves)} domains {what}; their bounds lack up to {lack:.3g}"
+        return leaves
+
+    def _solved(self, root: _Root, leaf: Queue, most: float) -> Solution | None:
+        """What a solver proposes for one domain."""
+        member, splits = int(leaf.member[0]), np.flatnonzero(leaf.signs[0])
+        count = len(self._conjunctions[member].offset)
+        repeated = leaf.take(np.zeros(count + len(splits), int))
+        repeated.multipliers[:] = 0.0
+        repeated.multipliers[np.arange(count, len(repeated)), splits] = 1.0
+        rows = np.zeros((len(repeated), self._weights.shape[-1]), np.float32)
+        rows[:count] = self._weights[member, :count]
+        coefficients, bias, start = [], [], 0
+        for part, fill, signs, parameters in self._batches(root, repeated):
+            of_part = jnp.asarray(rows[start : start + len(part)][fill])
+            box = Box(self._lower, self._upper)
+            arrays = self._programs.lines(box, root.intervals, signs, of_part, parameters)
+            lines = (np.asarray(array, np.float64)[: len(part)] for array in arrays)
+            for list_of, array in zip((coefficients, bias), lines, strict=True):
+                list_of.append(array)
+            start += len(part)
+        affine = Affine(np.concatenate(coefficients), np.concatenate(bias))
+        affine.bias[:count] += self._offset[member, :count]
+        parts = Affine(*(a[:count] for a in affine)), Affine(*(a[count:] for a in affine))
+        lower, upper = (np.asarray(end, np.float64) for end in (self._lower, self._upper))
+        return solve(*parts, lower, upper, most)
+
+    def _root(self) -> tuple[_Root, Queue]:
+        """Bounds the whole box; queues the conjunctions that this leaves open."""
+        total = sum(len(c.offset) for c in self._conjunctions)
+        rows = Rows.of(self._conjunctions, 1 << max(0, total - 1).bit_length())
+        root = self._programs.root(self._lower, self._upper, jnp.asarray(rows.single))
+        lower, largest, outputs = map(np.asarray, (root.lower, root.largest, root.outputs))
+        lost = lost_of(rows.errors, rows.offset, largest)
+        proved = proved_values(lower, rows.weights, rows.offset, outputs, lost)
+        np.maximum.at(self.margins, rows.member, proved)
+        still_open = np.flatnonzero(~(self.margins > 0))
+        kept = _Root(
+            root.intervals,
+            np.asarray(root.positions),
+            np.flatnonzero(root.active),
+            np.flatnonzero(root.unstable),
+            largest,
+        )
+        with np.errstate(invalid="ignore"):
+            value = np.where(np.isfinite(lower), lower + rows.offset - lost, -np.inf)
+        mix = np.zeros((len(still_open), self._offset.shape[1]), np.float32)
+        best = np.full(len(still_open), -np.inf)
+        for index, member in enumerate(still_open):
+            values = value[rows.member == member][: self._offset.shape[1]]
+            mix[index, values.argmax()], best[index] = 1.0, values.max()
+        count, units = len(still_open), len(kept.unstable)
+        positions = kept.positions[kept.active].astype(np.float16)
+        self._record_root(kept, positions, rows.member, proved > 0)
+        return kept, Queue(
+            member=still_open,
+            signs=np.zeros((count, units), np.int8),
+            positions=np.tile(positions, (count, 1)),
+            multipliers=np.zeros((count, units), np.float32),
+            mix=mix,
+            value=best,
+            candidates=np.zeros((count, 1), int),
+            scores=np.zeros((count, 1)),
+            node=self._roots[still_open],
+        )
+
+    def _record_root(
+        self, root: _Root, positions: np.ndarray, member: np.ndarray, positive: np.ndarray
+    ) -> None:
+        """Begins the record, with the conjunctions `member` `[R]` of rows that are `positive`."""
+        self.record.units = self._programs.units_of(root.unstable)
+        self.record.free = self._programs.free_of(root.active)
+        self.record.sizes = self._programs.sizes_of_ops
+        self._roots = self.record.roots(len(self._conjunctions))
+        for row in np.flatnonzero(positive):
+            conjunction = int(member[row])
+            one = np.zeros(self._offset.shape[1], np.float32)
+            one[min(row - np.searchsorted(member, conjunction), len(one) - 1)] = 1.0
+            leaf = Leaf(one, positions, np.zeros(len(root.unstable), np.float32))
+            self.record.prove(int(self._roots[conjunction]), conjunction, leaf)
+
+    def _children(self, root: _Root, parents: Queue) -> Queue:
+        """Splits every domain at its best candidates; several at once while domains are few."""
+        count, width = parents.candidates.shape
+        usable = parents.scores >= 0
+        levels = int(np.log2(max(1, self._programs.sizes[1] // 2 // count)))
+        levels = max(1, min(_LEVELS, levels, int(usable.sum(axis=1).min())))
+        order = np.tile(np.arange(width), (count, 1))
+        if width > 1:
+            # The bounds on both halves, with the parameters of the parent.
+            halves = parents.take(np.repeat(np.arange(count), 2 * width))
+            index = np.arange(len(halves))
+            halves.signs[index, np.repeat(parents.candidates, 2)] = np.tile([1, -1], count * width)
+            lower = self._probed(root, halves).reshape(count, width, 2)
+            lower = np.where(usable[..., None] & ~np.isnan(lower), lower, -np.inf)
+            with np.errstate(invalid="ignore"):
+                quality = lower.min(axis=-1) + 0.1 * np.minimum(lower.max(axis=-1), 1.0)
+            order = np.argsort(-quality, axis=1, kind="stable")
+        signs = np.array([*itertools.product([1, -1], repeat=levels)], np.int8)
+        children = parents.take(np.repeat(np.arange(count), len(signs)))
+        index = np.arange(len(children))
+        units = np.take_along_axis(parents.candidates, order[:, :levels], axis=1)
+        for level in range(levels):
+            unit = np.repeat(units[:, level], len(signs))
+            children.signs[index, unit] = np.tile(signs[:, level], count)
+        nodes = self.record.split_units(parents.node, units)
+        return dataclasses.replace(children, node=nodes.reshape(-1))
+
+    def _bounded(self, root: _Root, queue: Queue, steps: int, rounds: int = 0) -> Queue:
+        """Optimises the bounds of domains, looks at their worst inputs, returns the open ones."""
+        self.domains += len(queue)
+        parts, points, distances = [], [], []
+        for part, fill, signs, parameters in self._batches(root, queue):
+            self._attacker.check_time()
+            best, proposed = self._optimized(root, part, fill, signs, parameters, steps)
+            self._attacker.check_time()
+            part = dataclasses.replace(
+                part,
+                positions=np.asarray(best.positions)[: len(part), root.active].astype(np.float16),
+                multipliers=np.asarray(best.multipliers)[: len(part), root.unstable],
+                mix=np.asarray(best.mix)[: len(part)],
+            )
+            part, where, distance = self._evaluated(root, part, proposed[: len(part)])
+            parts.append(part)
+            points.append(where)
+            distances.append(distance)
+        remaining = functools.reduce(Queue.followed_by, parts)
+        if len(remaining) and rounds % _ATTACK_EVERY == 0:
+            nearest = np.argsort(np.concatenate(distances), kind="stable")[:_ATTACKED]
+            self._attacker.attack_from(remaining.member[nearest], np.concatenate(points)[nearest])
+        return remaining
+
+    def _evaluated(
+        self, root: _Root, part: Queue, proposed: np.ndarray | None = None
+    ) -> tuple[Queue, np.ndarray, np.ndarray]:
+        """The domains that their parameters leave open, worst inputs there, and how far from sat.
+
+        A counterexample among the worst inputs ends the search. `proposed` are the bounds without
+        rounding.
+        """
+        value, candidates, scores, points, outputs = self._values(root, part)
+        if proposed is not None:
+            with np.errstate(invalid="ignore"):
+                lost = proposed - value
+            self._slack = float(np.max(lost[np.isfinite(lost)], initial=0.0))
+        part = dataclasses.replace(
+            part, value=np.fmax(part.value, value), candidates=candidates, scores=scores
+        )
+        still_open = ~(part.value > 0.0)
+        refuted = part.take(~still_open)
+        self._record_leaves(refuted)
+        # The weights of the mean sum to 1 up to their own rounding.
+        total = refuted.mix.astype(np.float64).sum(axis=1) * (1.0 + FLOAT64)
+        np.minimum.at(self._least, refuted.member, refuted.value / total)
+        part, points, outputs = part.take(still_open), points[still_open], outputs[still_open]
+        if not len(part):
+            return part, points, np.zeros(0)
+        return part, points, self._attacker.look_at(part.member, points, outputs)
+
+    def _optimized(
+        self,
+        root: _Root,
+        part: Queue,
+        fill: np.ndarray,
+        signs: Array,
+        parameters: Parameters,
+        steps: int,
+    ) -> tuple[Parameters, np.ndarray]:
+        """The best parameters of a batch after some steps, or as soon as all bounds suffice.
+
+        The second value is their bounds without rounding.
+        """
+        member = part.member[fill]
+        context = (
+            Box(self._lower, self._upper),
+            root.intervals,
+            signs,
+            jnp.asarray(self._weights[member], jnp.float32),
+            jnp.asarray(self._offset[member], jnp.float32),
+        )
+        # What suffices is a little more than what rounding took away from such bounds so far.
+        goal = 2.0 * self._means(root, part)[2] + self._slack
+        state = self._programs.begin(parameters)
+        for step in range(steps):
+            state = self._programs.step(*context, state)
+            if step % 4 == 3 and (np.asarray(state.best.values) > goal[fill]).all():
+                break
+        return state.best.parameters, np.asarray(state.best.values)
+
+    def _means(self, root: _Root, queue: Queue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The means of the rows of domains as float32, `[N, m]`, of their offsets, `[N]`.
+
+        The third array is what the rounding of the rows may change, `[N]`.
+        """
+        mix = queue.mix.astype(np.float64)[:, None]
+        weights = (mix @ self._weights[queue.member])[:, 0]
+        sizes = (mix @ np.abs(self._weights[queue.member]))[:, 0]
+        offset = (mix[:, 0] * self._offset[queue.member]).sum(axis=1)
+        single = weights.astype(np.float32)
+        single[np.abs(single) < np.finfo(np.float32).tiny] = 0.0
+        errors = np.abs(weights - single) + 4.0 * FLOAT64 * sizes * mix.shape[-1]
+        return single, offset, lost_of(errors, np.abs(offset), root.largest)
+
+    def _record_leaves(self, proved: Queue) -> None:
+        for index, node in enumerate(proved.node.tolist()):
+            arrays = proved.mix, proved.positions, proved.multipliers
+            leaf = Leaf(*(array[index].copy() for array in arrays))
+            self.record.prove(node, int(proved.member[index]), leaf)
+
+    def proof(self) -> ProvedCase:
+        """The trees, once every conjunction is refuted."""
+        return ProvedCase(self.record, dict(enumerate(self._roots.tolist())))
+
+    def _batches(
+        self, root: _Root, queue: Queue
+    ) -> Iterator[tuple[Queue, np.ndarray, Array, Parameters]]:
+        """Domains in batches of a fixed size, which copies of the last domain fill up.
+
+        Yields:
+          The domains, the index of the domain in each place of the batch, and the batch's signs and
+          parameters.
+        """
+        small, large = self._programs.sizes
+        size = large if len(queue) > 2 * small else small
+        for first in range(0, len(queue), size):
+            part = queue.take(slice(first, first + size))
+            fill = np.minimum(np.arange(size), len(part) - 1)
+            signs = np.zeros((size, self._programs.units), np.int8)
+            multipliers = np.zeros(signs.shape, np.float32)
+            positions = np.tile(root.positions, (size, 1))
+            signs[:, root.unstable] = part.signs[fill]
+            multipliers[:, root.unstable] = part.multipliers[fill]
+            positions[:, root.active] = part.positions[fill]
+            arrays = positions, multipliers, part.mix[fill]
+            yield part, fill, jnp.asarray(signs), Parameters(*map(jnp.asarray, arrays))
+
+    def _probed(self, root: _Root, queue: Queue) -> np.ndarray:
+        """Lower bounds of domains without rounding, to compare them."""
+        results = []
+        for part, fill, signs, parameters in self._batches(root, queue):
+            single, offset, _ = self._means(root, part)
+            arrays = signs, jnp.asarray(single[fill]), parameters
+            box = Box(self._lower, self._upper)
+            lower = self._programs.probe(box, root.intervals, *arrays)
+            results.append(np.asarray(lower)[: len(part)] + offset)
+        return np.concatenate(results)
+
+    def _values(self, root: _Root, queue: Queue) -> tuple[np.ndarray, ...]:
+        """Proved lower bounds of domains, candidates, their scores, worst inputs, their outputs.
+
+        A mean of the rows that is positive on a domain refutes the conjunction there. It is bounded
+        for the float32 numbers nearest to its weights; what this changes is subtracted.
+        """
+        results = []
+        inverse = np.zeros(self._programs.units, int)
+        inverse[root.unstable] = np.arange(len(root.unstable))
+        for part, fill, signs, parameters in self._batches(root, queue):
+            single, offset, lost = self._means(root, part)
+            evaluated = self._programs.evaluate(
+                Box(self._lower, self._upper),
+                root.intervals,
+                signs,
+                jnp.asarray(single[fill]),
+                parameters,
+            )
+            lower, empty, candidates, scores, points, outputs = (
+                np.asarray(array)[: len(part)] for array in evaluated
+            )
+            with np.errstate(invalid="ignore"):
+                value = lower.astype(np.float64) + offset - lost
+            value = np.where(np.isfinite(value), value, -np.inf)
+            value[empty] = np.inf
+            results.append((value, inverse[candidates], scores, points, outputs))
+        return tuple(map(np.concatenate, zip(*results, strict=True)))

@@ -1,0 +1,168 @@
+"""The process that decides properties: reads requests on stdin, writes answers on stdout.
+
+`supervisor` starts it and ends it. It also ends by itself as soon as the supervisor is gone,
+whatever it is computing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from boundjax.verify.errors import one_line
+from boundjax.verify.messages import Answer, Request, Stage, decode, encode
+
+if TYPE_CHECKING:
+    from boundjax.search.search import Result
+    from boundjax.sets.rounding import Rounding
+    from boundjax.verify.network import Verifier
+
+    ReadNetwork = Callable[[Path, Rounding], Verifier]
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+# What bad input and too little memory raise; RuntimeError is XLA's, too.
+_EXPECTED = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
+
+
+def result_text(result: Result) -> str:
+    """Formats a result like VNN-COMP: the verdict, and for `sat` the values of all variables."""
+    counterexample = result.counterexample
+    if counterexample is None:
+        return f"{result.verdict}\n"
+    values = [f"(X_{i} {float(v)!r})" for i, v in enumerate(counterexample.inputs)]
+    values += [f"(Y_{i} {float(v)!r})" for i, v in enumerate(counterexample.outputs)]
+    lines = "\n".join(values)
+    return f"{result.verdict}\n({lines})\n"
+
+
+class Decider:
+    """Decides properties; consecutive ones of a network share its compiled code."""
+
+    def __init__(self, network: ReadNetwork, say: Callable[[Stage], None]):
+        """Reads networks with `network(path, rounding)` and reports its stages to `say`."""
+        self._network, self._say = network, say
+        self._current: tuple[tuple[str, str], Verifier] | None = None
+
+    def answer(self, request: Request) -> Answer:
+        """Answers a request; an exception becomes the verdict `unsupported` or `error`."""
+        end = time.monotonic() + request.seconds
+        try:
+            result = self._result(request, end)
+        except Exception as error:  # one bad instance must not end a benchmark
+            if not isinstance(error, _EXPECTED):
+                traceback.print_exc()
+            return Answer("unsupported" if _is_unsupported(error) else "error", one_line(error))
+        if result is None:
+            return Answer("timeout", "reading the network took all of the time", "timeout\n")
+        notes = [result.note, _saved(request, result)]
+        return Answer(result.verdict, "; ".join(filter(None, notes)), result_text(result))
+
+    def _result(self, request: Request, end: float) -> Result | None:
+        from boundjax import vnnlib
+
+        key = request.onnx, request.rounding
+        if self._current is None or self._current[0] != key:
+            self._say(Stage("reading"))
+            self._current = None  # free the last network's memory before the next is read
+            self._current = key, self._network(Path(request.onnx), request.rounding)
+        property = vnnlib.load(Path(request.vnnlib))
+        left = end - time.monotonic()
+        if left <= 0:
+            return None
+        self._say(Stage("searching"))
+        return self._current[1].verify(property, request.method, left, bool(request.proof))
+
+
+def _saved(request: Request, result: Result) -> str:
+    """Writes the proof that is wanted; why there is none, in one line, or an empty text.
+
+    The verdict holds whether or not the checker can read the network.
+    """
+    if not request.proof or result.verdict != "unsat":
+        return ""
+    if result.proof is None:
+        return "no proof is written: it took too much memory"
+    from boundjax.certification.trees import save_proof
+
+    try:
+        save_proof(request.proof, result.proof, request.onnx)
+    except (ValueError, OSError) as error:
+        return f"no proof is written: {one_line(error)}"
+    return ""
+
+
+def _is_unsupported(error: Exception) -> bool:
+    from boundjax.ir.node import NoProofError
+    from boundjax.ir.table import UnsupportedOpError
+    from boundjax.onnx import OnnxError
+
+    return isinstance(error, (UnsupportedOpError, NoProofError, OnnxError))
+
+
+def serve(prepare: Callable[[], ReadNetwork]) -> None:
+    """Answers the requests on stdin until it closes.
+
+    Args:
+      prepare: called once, before the worker says that it is ready; returns what reads a network.
+    """
+    _end_with_parent()
+    requests = _requests(sys.stdin.buffer)
+    # Whatever else prints to stdout must not get between the messages.
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+
+    def say(message: Stage | Answer) -> None:
+        answers.write(encode(message))
+
+    decider = Decider(prepare(), say)
+    say(Stage("ready"))
+    for request in requests:
+        say(decider.answer(request))
+
+
+def _requests(lines: IO[bytes]) -> Iterator[Request]:
+    """The requests, which a thread reads so that the end of the input ends the process at once.
+
+    The main thread may be inside of XLA for minutes, which lets other threads run.
+    """
+    waiting: queue.SimpleQueue[Request] = queue.SimpleQueue()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):
+            for line in lines:
+                request = decode(line)
+                assert isinstance(request, Request)
+                waiting.put(request)
+        os._exit(0)  # an interpreter that shuts down while XLA compiles may crash
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield waiting.get()
+
+
+def _end_with_parent() -> None:
+    """Lets Linux kill this process with its parent, even while no thread can run."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prepare() -> ReadNetwork:
+    from boundjax import cache
+    from boundjax.verify.network import Network
+
+    cache.enable_if_possible()
+    return Network
+
+
+if __name__ == "__main__":
+    serve(_prepare)
