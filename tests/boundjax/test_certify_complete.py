@@ -18,7 +18,7 @@ from boundjax.search.programs import Programs
 CLASSES, WIDTH = 4, 12
 CLIP = (0.0, 1.0)
 # One worker compiles the programs of the two networks once.
-pytestmark = [pytest.mark.xdist_group("complete"), pytest.mark.quick]
+pytestmark = pytest.mark.xdist_group("complete")
 
 
 class Wide(nn.Module):
@@ -199,6 +199,7 @@ def _wait_for_the_end(self):
         self._attacker.check_time()
 
 
+@pytest.mark.slow
 def test_float32_executions():
     model, x, eps = case("box")
     answer = bj.certify(model, x, eps, clip=CLIP, method="complete", rounding="float32")
@@ -206,6 +207,7 @@ def test_float32_executions():
     np.testing.assert_array_equal(answer.verified, certificate("box").verified)
 
 
+@pytest.mark.slow
 def test_devices_share_the_cheap_bounds():
     model, x, eps = case("box")
     devices = jax.local_devices()
