@@ -105,6 +105,7 @@ ROOMS = {
         "boundjax.sets",
         "boundjax.ir",
         "boundjax.search",
+        "boundjax.certification",
         "boundjax.onnx",
     ),
     "boundjax": (

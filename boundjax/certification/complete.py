@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from boundjax.search.programs import Programs
 from boundjax.search.search import verify
 from boundjax.sets import rounding
 from boundjax.sets.threat import Threat
+from boundjax.tracing.jaxprs import program
 from boundjax.typing import PyTree
 
 DEFAULT_TIMEOUT = 60.0
@@ -95,14 +97,18 @@ class _Searches:
             self._on_device = functools.partial(jax.default_device, device)
             weights = jax.device_put(request.model.variables, device)
         max_bytes = min(_MAX_BYTES, request.max_bytes or _MAX_BYTES)
+        single, x = _on_one_example(request.model.apply), request.x[0]
+        # The programs do not depend on the size of the batch.
+        key, _ = program(single, weights, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        of_one = dataclasses.replace(request, program=key)
         with self._on_device():
             self._programs = Programs(
-                _on_one_example(request.model.apply),
-                request.x.shape[1:],
+                single,
+                x.shape,
                 rounding=request.rounding,
                 max_bytes=max_bytes,
                 weights=weights,
-                compiled=request.compiled(_empty, request.rounding, max_bytes),
+                compiled=of_one.compiled(_empty, request.rounding, max_bytes),
             )
 
     def decide(self, k: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -85,7 +85,7 @@ def test_one_of_several_rows(programs, box, least):
 
 
 def test_the_least_example():
-    """`0.5 - relu(x)` is positive where `x <= 0` without the multiplier of the split; not at 1."""
+    """`0.5 - relu(x)` is positive for `x <= 0` without the split's multiplier, but not at 1."""
     function = lambda x: 0.5 - nn.relu(x)  # noqa: E731
     box = bj.Box(-jnp.ones(1), jnp.ones(1))
     for max_split_inputs in (0, 20):
@@ -234,9 +234,8 @@ def test_properties_hold_where_their_definitions_say():
         values = rows @ y + offset
         facts = [(values > 0).all(), (values > 0).any(), y.argmax() == 2]
         assert [p.holds(y) for p in (every, some, label)] == facts
-        for (p, a), (q, b) in itertools.combinations(
-            zip((every, some, label), facts, strict=True), 2
-        ):
+        stated = zip((every, some, label), facts, strict=True)
+        for (p, a), (q, b) in itertools.combinations(stated, 2):
             assert (p & q).holds(y) == (a and b)
             assert (p | q).holds(y) == (a or b)
         assert ((every & label) | some).holds(y) == facts[1]

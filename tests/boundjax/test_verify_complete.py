@@ -1,6 +1,8 @@
 """`method="complete"`: splits of piecewise linear ops, against exact optima and known answers."""
 
+import contextlib
 import itertools
+import time
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from properties import box, hat
 import boundjax as bj
 from boundjax import verify
 from boundjax.search import leaves, tree
+from boundjax.search.network import FlatNetwork
 from boundjax.search.programs import Programs
 
 NEAR = 1e-4  # distance of thresholds from an exact optimum
@@ -234,3 +237,20 @@ def test_time_ends_the_search():
     property = box([(-3, 3)] * 20, 2, f"(<= Y_0 {least - 3.0:.7f})")
     result = decide(dense(layers), property, timeout=0.1)
     assert result.verdict == "timeout"
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_the_time_of_compilation_may_not_count(counted, monkeypatch):
+    stopped = FlatNetwork.stopped_clock
+
+    @contextlib.contextmanager
+    def slowly(self):
+        with stopped(self):
+            yield
+            time.sleep(1.0)
+
+    monkeypatch.setattr(FlatNetwork, "stopped_clock", slowly)
+    property = box([(-1, 1)], 1, "(<= Y_0 -0.51)")
+    options = {"timeout": 0.9, "count_compilation": counted}
+    result = decide(lambda x: 0.5 - nn.relu(x), property, **options)
+    assert result.verdict == ("timeout" if counted else "unsat")
