@@ -176,7 +176,7 @@ class DomainPrograms:
 
 
 def _begin(parameters: Parameters, count: Array) -> State:
-    worst = jnp.full(len(parameters.mix), -jnp.inf)
+    worst = jnp.full(len(parameters.mix), -jnp.inf, jnp.float32)
     adam, rate = cast("tuple[Any, Any]", _RULE.init(parameters))
     memory = (adam, rate._replace(count=count))
     return State(parameters, memory, BestPositions(worst, parameters), jnp.float32(jnp.inf))
@@ -240,7 +240,7 @@ class _Bounds:
                 )
 
             labels = list(self.shapes)
-            empty = jnp.zeros(0)
+            empty = jnp.zeros(0, jnp.float32)
             return Root(
                 bounds,
                 relaxation.largest_output(),
