@@ -125,8 +125,11 @@ class DomainPrograms:
         self._rounding: Rounding = rounding
         self._max_bytes = max_bytes
 
-    @functools.cached_property
+    @property
     def _bounds(self) -> _Bounds:
+        return self._network.shared("domains", self._traced)
+
+    def _traced(self) -> _Bounds:
         """Traces the network for its units and positions."""
         layout: list[_Bounds] = []
 
