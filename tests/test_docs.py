@@ -128,6 +128,13 @@ def test_the_code_about_random_networks_runs(project):
         assert namespace[name].verified.all()
 
 
+def test_the_code_about_verification_prints_what_is_shown(project, capsys):
+    page = project / "docs" / "verification.md"
+    (code,), (expected,) = blocks(page, "python"), blocks(page, "text")
+    exec(compile(code, "verification.md", "exec"), {})
+    assert capsys.readouterr().out == expected
+
+
 def test_the_code_about_connectivity_runs(project, capsys):
     (code,) = blocks(project / "docs" / "connectivity.md", "python")
     namespace = {}

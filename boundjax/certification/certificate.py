@@ -36,9 +36,9 @@ class Certificate:
       arithmetic: which arithmetic it holds for. `"nearest"`: the network with these weights in real
         arithmetic, up to the rounding of the bound computation itself. `"real"`: that network,
         without reservation. `"float32"`: also every execution of it in floating-point arithmetic.
-      counterexamples: by the index of an example, an input of its set that the model, as it
-        computes in float32, does not classify as the label; the example itself if it is
-        misclassified. Only `"complete"` looks for them.
+      counterexamples: by the index of an example, an input of its set at which another logit, as
+        the model computes it in float32, is no smaller than the label's; the example itself if it
+        is misclassified. Only `"complete"` looks for them.
     """
 
     verified: Bool[np.ndarray, " B"]

@@ -74,7 +74,9 @@ def answered(request: Request, threat: Threat, timeout: float) -> Answer:
             margins[k] = np.fmax(margins[k], reached)
             if point is not None:
                 counterexamples[int(k)] = point
-    return Answer(verified_by(margins, labels) & correct, margins, counterexamples)
+    verified = verified_by(margins, labels) & correct
+    verified[list(counterexamples)] = False
+    return Answer(verified, margins, counterexamples)
 
 
 def _bounded(request: Request, rows: np.ndarray, method: Method) -> np.ndarray:

@@ -123,8 +123,11 @@ class DomainPrograms:
         self._rounding: Rounding = rounding
         self._max_bytes = max_bytes
 
-    @functools.cached_property
+    @property
     def _bounds(self) -> _Bounds:
+        return self._network.shared("domains", self._traced)
+
+    def _traced(self) -> _Bounds:
         """Traces the network for its units and positions."""
         layout: list[_Bounds] = []
 
@@ -226,7 +229,7 @@ class DomainPrograms:
 
 
 def _begin(parameters: Parameters) -> State:
-    worst = jnp.full(len(parameters.mix), -jnp.inf)
+    worst = jnp.full(len(parameters.mix), -jnp.inf, jnp.float32)
     best = BestPositions(worst, parameters)
     return State(parameters, _RULE.init(parameters), best, jnp.float32(jnp.inf))
 
@@ -306,7 +309,7 @@ class _Bounds:
                 )
 
             labels = list(self.shapes)
-            empty = jnp.zeros(0)
+            empty = jnp.zeros(0, jnp.float32)
             return Root(
                 bounds,
                 relaxation.largest_output(),

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from boundjax.typing import PyTree
 
 Flat = Callable[[Array], Array]  # from `[n]` to `[m]`
+Fact = TypeVar("Fact")
 
 
 class FlatNetwork:
@@ -56,13 +57,17 @@ class FlatNetwork:
         self._compiled = {} if compiled is None else compiled
         self._compiling = 0.0
         self.input_size = math.prod(shape)
+        self.output_size, self.largest = self.shared("sizes", self._sizes)
+
+    def _sizes(self) -> tuple[int, int]:
+        """The number of outputs, and of elements of the largest value."""
         example = jax.ShapeDtypeStruct((self.input_size,), jnp.float32)
         traced = jax.make_jaxpr(self)(example)
-        self.output_size = traced.out_avals[0].shape[0]
-        if not jnp.issubdtype(traced.out_avals[0].dtype, jnp.floating):
-            raise ValueError(f"expected floating-point outputs, got {traced.out_avals[0].dtype}")
+        outputs = traced.out_avals[0]
+        if not jnp.issubdtype(outputs.dtype, jnp.floating):
+            raise ValueError(f"expected floating-point outputs, got {outputs.dtype}")
         sizes = [math.prod(v.aval.shape) for e in traced.eqns for v in e.outvars]
-        self.largest = max([self.input_size, *sizes])
+        return outputs.shape[0], max([self.input_size, *sizes])
 
     def clock(self) -> float:
         """Seconds, as `time.monotonic`, that stand still while a program is compiled."""
@@ -80,6 +85,13 @@ class FlatNetwork:
     def __call__(self, x: ArrayLike) -> Array:
         """The outputs `[m]` of an input `[n]`, op by op."""
         return self._flat(self.weights, jnp.asarray(x))
+
+    def shared(self, key: str, make: Callable[[], Fact]) -> Fact:
+        """A fact that does not depend on the weights, kept with the programs."""
+        if key not in self._compiled:
+            with self.stopped_clock():
+                self._compiled[key] = make()
+        return self._compiled[key]
 
     def program(self, key: Any, make: Callable[[Flat], Callable[..., Any]]) -> Program:
         """What `make` does with the network, compiled.

@@ -116,7 +116,7 @@ def verify(
     if evaluate is None:
         evaluate = functools.partial(_evaluate, programs)
     clock = time.monotonic if count_compilation else programs.network.clock
-    deadline = clock() + timeout - (time.monotonic() - start)
+    deadline = timeout + (start if count_compilation else clock())
     search = _Search(
         programs, property, evaluate, clock, deadline, max_split_inputs, seed, with_proof
     )

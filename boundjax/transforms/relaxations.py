@@ -228,7 +228,7 @@ class Relaxations:
                 return None
             lines = consumer.op.lines(consumer, *self.intervals[index], _at_zero)
             lower_slope, lower_intercept, upper_slope, upper_intercept = (
-                jnp.zeros(()) if end is None else end for end in lines
+                jnp.zeros((), consumer.dtype) if end is None else end for end in lines
             )
             differ = ~((lower_slope == upper_slope) & (lower_intercept == upper_intercept))
             bent = differ if bent is None else bent | differ

@@ -4,6 +4,7 @@ import functools
 import itertools
 from fractions import Fraction
 
+import jax
 import numpy as np
 import pytest
 from jax import nn
@@ -312,3 +313,12 @@ class _counting:
 
     def __exit__(self, *_):
         return False
+
+
+@pytest.mark.slow
+def test_float32_networks_while_float64_is_enabled(box, least):
+    with jax.enable_x64(True):
+        for max_split_inputs in (0, 20):
+            decide = functools.partial(bj.prove, network, box, max_split_inputs=max_split_inputs)
+            assert decide(properties.all_positive(np.eye(OUTPUTS), 1e-3 - least)).proved
+            assert decide(properties.all_positive(np.eye(OUTPUTS), -least - 0.02)).verdict == "sat"
