@@ -36,6 +36,7 @@ def prove(
     programs: Programs | None = None,
     max_split_inputs: int = 20,
     seed: int = 0,
+    with_proof: bool = False,
 ) -> Result:
     """Proves that a property holds at every input of a set, or finds an input where it does not.
 
@@ -56,6 +57,8 @@ def prove(
       max_split_inputs: boxes with at most this many inputs of positive width are cut along inputs,
         others along units.
       seed: of the random points of the attack.
+      with_proof: whether the result has a `proof` for `boundjax.save_proof`; needs the method
+        `"complete"`.
 
     Returns:
       A `Result`: `"unsat"` if the property is proved (`Result.proved`), `"sat"` with a
@@ -90,6 +93,7 @@ def prove(
         programs=programs,
         max_split_inputs=max_split_inputs,
         seed=seed,
+        with_proof=with_proof,
     )
     if result.counterexample is None:
         return result

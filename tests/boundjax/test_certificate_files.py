@@ -23,7 +23,7 @@ from certificate_files import (
 from flax import nnx
 
 import boundjax as bj
-from boundjax import check, check_onnx
+from boundjax import check, check_onnx, check_tree
 from boundjax.certification import export
 
 pytestmark = pytest.mark.quick
@@ -188,6 +188,7 @@ def test_onnx_operators_compute_what_onnxruntime_does(tmp_path):
     assert read >= READ
 
 
+@pytest.mark.slow
 def test_several_witnesses_prove_the_best_margins(tmp_path, capsys):
     model, shape = model_of("mlp")
     x = inputs_of(shape)
@@ -347,18 +348,30 @@ def test_the_checker_is_one_file_of_500_lines(project):
 # --- the page ------------------------------------------------------------------------------------
 
 
+def tables_of(text, first):
+    """The cells of the tables whose first column is called `first`."""
+    bodies = re.findall(rf"^\| {first} \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
+    return [
+        [[cell.strip() for cell in row.strip("|").split("|")] for row in body.splitlines()]
+        for body in bodies
+    ]
+
+
 def rows_of(text, first):
-    """The cells of the table whose first column is called `first`."""
-    (body,) = re.findall(rf"^\| {first} \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in body.splitlines()]
+    """The cells of the one table whose first column is called `first`."""
+    (rows,) = tables_of(text, first)
+    return rows
 
 
 def test_the_page_describes_what_the_checker_reads(project):
     text = (project / "docs" / "certificates.md").read_text()
     ops = {row[0].strip("`"): tuple(re.findall(r"`(\w+)`", row[1])) for row in rows_of(text, "op")}
     assert ops == check.OPS
-    entries = [name for row in rows_of(text, "entry") for name in re.findall(r"`(\w+)`", row[0])]
-    assert set(entries) == set(check.ENTRIES)
+    described = [
+        {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+        for rows in tables_of(text, "entry")
+    ]
+    assert described == [set(check.ENTRIES), set(check_tree.ENTRIES)]
     keys = {row[0].strip("`") for row in rows_of(text, "key of `json`")}
     assert keys == check.CLAIMS
     assert {row[0].strip("`") for row in rows_of(text, "witness")} == set(check.WITNESSES)
@@ -367,10 +380,12 @@ def test_the_page_describes_what_the_checker_reads(project):
 
 def test_the_code_of_the_page_runs(project, tmp_path, monkeypatch, capsys):
     text = (project / "docs" / "certificates.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    code = "".join(re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S))
     (command,) = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
+    (of_tree,) = re.findall(r"^\$ python -m boundjax.check_tree (.*)$", text, re.M)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "certificates.md", "exec"), {})
+    assert check_tree.main(of_tree.split()) == 0
     assert "4 of 4 examples verified within eps 0.05 (linf" in capsys.readouterr().out
     program, arguments = command.split()[:3], command.split()[3:]
     assert program == ["python", "-m", "boundjax.check"]

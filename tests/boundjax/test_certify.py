@@ -275,7 +275,7 @@ def test_a_tie_is_not_verified(images):
 
 @pytest.mark.parametrize("method", NAMES)
 @pytest.mark.parametrize("where", ["conv", "dense", "bias", "statistics"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 def test_a_model_with_nan_is_never_verified(method, where, variables, images):
     path = {
         "conv": ("params", "Conv_0", "kernel"),

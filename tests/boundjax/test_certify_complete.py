@@ -76,6 +76,7 @@ def optima(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.sampled(2)
 def test_answers_are_those_of_a_milp(name):
     answer, exact = certificate(name), optima(name)
     others = np.arange(CLASSES)[None] != answer.labels[:, None]

@@ -74,6 +74,7 @@ def test_the_devices_send_each_other_nothing(method, model, images):
     assert not [name for name in COLLECTIVES if name in text]
 
 
+@pytest.mark.slow
 def test_every_kind_of_model_and_question(model, images):
     """A closure over its weights, a user's transform, float64, balls, and radii by bisection."""
     closure = functools.partial(model[0].apply, model[1])

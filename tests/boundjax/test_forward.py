@@ -91,7 +91,7 @@ def check_network(network: Network, name: str, seed: int, dtype) -> None:
     ],
 )
 @given(seed=SEEDS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 def test_bounds_contain_samples_and_attacks(network, seed):
     with jax.enable_x64(True):
         check_network(network, "forward", seed, np.float64)

@@ -39,7 +39,7 @@ def ball_of(rng, shape):
 
 @each_network(*BY_NAME)
 @given(seed=SEEDS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 def test_balls_and_boxes_contain_samples(name, seed):
     check_ball(name, 2, None, True, seed)
 
@@ -95,6 +95,7 @@ def compared(name):
 
 @each_network("mlp", "cnn", "residual", "rare")
 @given(seed=SEEDS)
+@pytest.mark.sampled(3)
 def test_ball_and_box_are_no_looser_than_either(name, seed):
     network, rng = BY_NAME[name], np.random.default_rng(seed)
     with jax.enable_x64(True):

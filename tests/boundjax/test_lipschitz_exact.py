@@ -83,7 +83,7 @@ def found(request):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 def test_no_bound_exceeds_the_optimum_over_the_ball(method, found):
     assert (found[method] <= found["exact"] + 1e-9).all()
 

@@ -154,6 +154,28 @@ def test_another_network_is_refused(files, tmp_path, capsys):
     assert "it is about another network" in capsys.readouterr().err
 
 
+def test_what_prove_proves_is_proved_again(tmp_path):
+    first, second = random_layers(3, 2, 6, 1)
+
+    def function(x):
+        return nn.relu(x @ first) @ second
+
+    least = least_of(function, 2)
+    result = bj.prove(
+        function,
+        bj.Box(-jnp.ones(2), jnp.ones(2)),
+        bj.properties.all_positive([[1.0]], 0.05 - least),
+        with_proof=True,
+        max_split_inputs=0,
+    )
+    assert result.proved
+    bj.export_weights(
+        lambda xs: function(xs[0])[None], np.zeros((1, 2), np.float32), tmp_path / "w.npz"
+    )
+    bj.save_proof(tmp_path / "p.npz", result.proof, tmp_path / "w.npz")
+    assert status(tmp_path / "p.npz", tmp_path / "w.npz") == 0
+
+
 def test_boxes_that_are_cut(tmp_path):
     first, second = random_layers(3, 2, 6, 1)
 

@@ -379,6 +379,7 @@ def test_overflow_is_infinite_and_leaves_other_units_alone(function, method):
 
 
 @each_function
+@pytest.mark.sampled(3)
 def test_nan_and_infinite_ends(name):
     node = scalar_node(FUNCTIONS[name][0], jnp.ones(3))
     low, high = jnp.array([jnp.nan, 0.5, jnp.nan]), jnp.array([0.75, jnp.nan, jnp.nan])

@@ -66,7 +66,7 @@ def check_network(network: Network, method: str, seed: int, dtype) -> None:
 
 @each_pair()
 @given(seed=SEEDS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 def test_bounds_contain_samples_and_attacks(network, method, seed):
     with jax.enable_x64(True):
         check_network(network, method, seed, np.float64)
@@ -235,6 +235,7 @@ def specified(method: str):
 
 @each_network("mlp", "cnn", "leaky", "pooling")
 @given(seed=SEEDS)
+@pytest.mark.sampled(3)
 def test_any_slopes_in_the_unit_interval_are_sound(name, seed):
     network = BY_NAME[name]
     with jax.enable_x64(True):
@@ -322,6 +323,7 @@ def ball_bounds(p: float, method: str):
 
 @pytest.mark.filterwarnings("ignore::boundjax.ops.domain.DomainWarning")
 @each_pair("interval", "crown", but=SLOW)
+@pytest.mark.sampled(3)
 def test_nan_inputs_give_no_bound(network, method):
     # Nothing raises under jit, but no output that depends on the input may have a finite bound.
     with jax.enable_x64(True):

@@ -268,6 +268,7 @@ def test_an_interrupted_run_ends_bit_identically(finished, tmp_path, monkeypatch
 
 
 @one_worker
+@pytest.mark.slow
 def test_the_network_of_a_run_can_be_read_again(finished):
     found = trained.load(finished[1])
     assert parameters_sha256(found.variables) == finished[2]["parameters_sha256"]
