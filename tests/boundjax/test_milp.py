@@ -1,4 +1,4 @@
-"""`milp_optimum` beside grids, samples, bounds and proofs, and what it refuses."""
+"""`milp_optimum` beside grids, samples and bounds, and what it refuses."""
 
 import itertools
 
@@ -9,7 +9,6 @@ import pytest
 from kinked import KINKED
 
 import boundjax as bj
-from boundjax import properties
 from boundjax.search.milp import Encoding
 
 pytestmark = pytest.mark.quick
@@ -73,7 +72,7 @@ def encoding(network):
     return Encoding(*network)
 
 
-def test_samples_bounds_and_proofs_agree_with_the_optimum(network, encoding):
+def test_samples_and_bounds_agree_with_the_optimum(network, encoding):
     function, box = network
     row = np.array([-1.0, 0.5, 0.0])
     optimum = encoding.minimum(row, time_limit=60.0)
@@ -86,15 +85,10 @@ def test_samples_bounds_and_proofs_agree_with_the_optimum(network, encoding):
     assert optimum.lower <= values.min() + TOLERANCE
     # Never better than what the bounds know.
     rows = jnp.asarray(row, jnp.float32)[None]
-    bounds = bj.linear(function, intermediate="linear")(box, rows)
+    bounds = jax.jit(bj.linear(function, intermediate="linear"))(box, rows)
     assert bounds.lower[0] <= optimum.lower + TOLERANCE
     relaxed = Encoding(function, box, integer=False).minimum(row)
     assert relaxed.lower <= optimum.lower + TOLERANCE
-    # The value is attained, and a proof reaches it nearly.
-    above = properties.all_positive(row[None], 0.1 - optimum.lower)
-    assert bj.prove(function, box, above, timeout=60.0).proved
-    below = properties.all_positive(row[None], -1e-4 - optimum.lower)
-    assert not below.holds(np.asarray(function(jnp.asarray(optimum.input))))
 
 
 def test_tighter_bounds_change_nothing_but_the_work(network, encoding):
