@@ -28,7 +28,7 @@ NAMES = (
     "complete",
 )
 # One worker compiles each method once for all tests.
-pytestmark = [pytest.mark.xdist_group("certify"), pytest.mark.quick]
+pytestmark = pytest.mark.xdist_group("certify")
 
 
 class LinenNet(nn.Module):

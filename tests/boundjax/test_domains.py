@@ -18,7 +18,6 @@ from boundjax.sets.rounding import Arithmetic
 from boundjax.transforms import domains, optimize
 from boundjax.transforms.domains import Domains, Splits
 
-pytestmark = pytest.mark.quick
 N = 40
 POINTS = jnp.asarray(np.random.default_rng(2).uniform(-1.0, 1.0, size=(4000, 3)), jnp.float32)
 
