@@ -24,7 +24,6 @@ from boundjax.training.gradient_diversity import (
     smooth_largest_cosine,
 )
 
-
 KEY = jax.random.key(0)
 # Three gradients with equal cosines c: rho, R_mean, R_DPP, R_kappa at p = 784, R_smoothmax.
 GOLDEN = {

@@ -16,7 +16,6 @@ from experiments.methods.method import Batch, Coefficients, one_example
 from experiments.settings.checks import from_config_dict
 from experiments.settings.config import ModelConfig
 
-
 IMAGE, CLASSES = (2, 2, 1), 3
 TWO_LAYERS, THREE_LAYERS = (5,), (5, 4)
 WEIGHTS = Coefficients(eps=0.1, kappa=0.3, beta=0.6, ramp=0.4)
