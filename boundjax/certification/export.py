@@ -89,7 +89,8 @@ def write(
     save = np.savez_compressed if compressed else np.savez
     partial = f"{os.fspath(path)}.partial"
     with open(partial, "wb") as stream:
-        save(stream, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
+        # No array has objects, so nothing is pickled; NumPy 2.1 has no `allow_pickle` to say so.
+        save(stream, **arrays)  # pyright: ignore[reportArgumentType]
     os.replace(partial, path)
 
 
