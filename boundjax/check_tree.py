@@ -14,6 +14,7 @@ if not __package__ and os.path.dirname(os.path.abspath(__file__)) in sys.path[:1
     del sys.path[0]  # run by its path: modules beside this file would hide those of Python
 
 import argparse
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -250,26 +251,30 @@ class Tree:
         self.step = max(1, check.BLOCK // work)
 
     def proved(self) -> Array:
-        """Whether each leaf is proved, bool `[L]`."""
+        """Whether each leaf is proved, bool `[L]`.
+
+        Rounding may have decided on which side of a tie a slope fell, so that several are tried.
+        """
         box = self.arrays["box"][[conjunction for conjunction, _ in self.leaves]]
         proved = np.zeros(len(self.leaves), bool)
-        for number in np.unique(box):
-            of_box = np.flatnonzero(box == number)
+        for tie, number in itertools.product(check.TIES, np.unique(box)):
+            left = np.flatnonzero((box == number) & ~proved)
             walk = None
-            if not len(self.arrays["cuts"]):
-                walk = self.walk(*(self.arrays[name][[number]] for name in ("lower", "upper")))
-            for start in range(0, len(of_box), self.step):
-                part = of_box[start : start + self.step]
-                proved[part] = self.proved_part(part, walk)
+            if left.size and not len(self.arrays["cuts"]):
+                ends = (self.arrays[name][[number]] for name in ("lower", "upper"))
+                walk = self.walk(*ends, tie)
+            for start in range(0, len(left), self.step):
+                part = left[start : start + self.step]
+                proved[part] = self.proved_part(part, walk, tie)
         return proved
 
-    def walk(self, lower: Array, upper: Array) -> Any:
+    def walk(self, lower: Array, upper: Array, tie: Any) -> Any:
         """The bounds on boxes `[N, n]`."""
         low, high = lower.astype(np.float64), upper.astype(np.float64)
         sets = low, np.zeros_like(low), low, high, math.inf
-        return check.Bounds(self.nodes, sets, self.witness, self.unit, 0.0)
+        return check.Bounds(self.nodes, sets, self.witness, self.unit, tie)
 
-    def proved_part(self, part: Array, walk: Any) -> Array:
+    def proved_part(self, part: Array, walk: Any, tie: Any) -> Array:
         """Whether each of the leaves `[N]` is proved; `walk` is None if inputs are cut."""
         a, units = self.arrays, len(self.arrays["units"])
         signs = np.zeros((len(part), units), np.int8)
@@ -287,7 +292,7 @@ class Tree:
                     ends[1][n, i] = ends[0](ends[1][n, i], at)
         nothing = (lower > upper).any(axis=1)
         if walk is None:
-            walk = self.walk(lower, np.maximum(lower, upper))
+            walk = self.walk(lower, np.maximum(lower, upper), tie)
         shares = a["shares"][part].astype(np.float64)
         bounds = Leaves(walk, self.splits, signs, a["multipliers"][part], shares)
         member = np.array([self.leaves[leaf][0] for leaf in part])
