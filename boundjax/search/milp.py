@@ -28,6 +28,7 @@ from boundjax.sets.checks import require_input_set
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
 from boundjax.transforms import problem
+from boundjax.transforms.interval import pre_activation_nodes
 from boundjax.transforms.linear import relax
 from boundjax.transforms.walk import by_node
 
@@ -72,8 +73,8 @@ def milp_optimum(
       input_set: a box, such as a `boundjax.Box` or a ball of the norm inf.
       row: `[*out]`; for the minimum of a margin a row of `boundjax.margin_specification`, for a
         maximum the negative.
-      pre_activations: bounds by label, as of a `boundjax.Relaxation`; tighter ones leave the
-        solver less to do. By default those of CROWN.
+      pre_activations: bounds by label for every nonlinear op, as of a `boundjax.Relaxation`;
+        tighter ones leave the solver less to do. By default those of CROWN.
       time_limit: seconds that the solver may take.
 
     Raises:
@@ -145,7 +146,7 @@ class Encoding:
         require_input_set(input_set)
         if not input_set.is_box:
             raise ValueError(
-                f"a MILP needs a box, a boundjax.Box or a ball of the norm inf, got "
+                "a MILP needs a box, a boundjax.Box or a ball of the norm inf, got "
                 f"{type(input_set).__name__}"
             )
         self._function, self._integer = function, integer
@@ -154,6 +155,10 @@ class Encoding:
             relaxed = relax(function, intermediate="linear")
             bounded = jax.jit(lambda ball: relaxed(ball).pre_activations)
             pre_activations = cast("Mapping[str, Interval]", bounded(input_set))
+        missing = pre_activation_nodes(graph).keys() - pre_activations.keys()
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise ValueError(f"pre_activations must bound every nonlinear op, it lacks {names}")
         bounds = by_node(graph, "pre_activations", pre_activations)
         self._ends = {index: _loosened(interval) for index, interval in bounds.items()}
         self._shapes = {node.index: node.shape for node in graph.nodes}

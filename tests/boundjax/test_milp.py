@@ -151,6 +151,10 @@ def test_time_ends_the_solver():
             lambda: bj.milp_optimum(lambda x: x * jnp.nan, SQUARE, np.ones(2)),
             "needs finite weights and bounds, got NaN or an infinity",
         ),
+        (
+            lambda: bj.milp_optimum(jax.nn.relu, SQUARE, np.ones(2), pre_activations={}),
+            "must bound every nonlinear op, it lacks relu",
+        ),
         (lambda: bj.milp_optimum(jnp.floor, SQUARE, np.ones(2)), "got 'floor' at"),
     ],
 )
