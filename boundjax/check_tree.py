@@ -261,8 +261,8 @@ class Tree:
             left = np.flatnonzero((box == number) & ~proved)
             walk = None
             if left.size and not len(self.arrays["cuts"]):
-                ends = (self.arrays[name][[number]] for name in ("lower", "upper"))
-                walk = self.walk(*ends, tie)
+                lower, upper = (self.arrays[name][[number]] for name in ("lower", "upper"))
+                walk = self.walk(lower, upper, tie)
             for start in range(0, len(left), self.step):
                 part = left[start : start + self.step]
                 proved[part] = self.proved_part(part, walk, tie)
