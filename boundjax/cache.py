@@ -37,7 +37,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 _MAX_NAME = 200  # characters of a key that are kept; its hash is at the end
 _LEAST_BYTES = 16 * 2**10  # what an entry counts at least, which also limits their number
 _ABANDONED = 3600.0  # seconds after which an unfinished file has no writer any more
-# What tells processors apart in /proc/cpuinfo.
+# The lines of /proc/cpuinfo that identify a processor.
 _PROCESSOR = re.compile(
     r"^(?:vendor_id|cpu family|model|flags|CPU implementer|CPU part|Features)\s*:.*$", re.M
 )
@@ -72,16 +72,16 @@ def enable(
     """
     import jax
 
-    chosen = os.environ.get(VARIABLE, "") if folder is None else os.fspath(folder)
+    location = os.environ.get(VARIABLE, "") if folder is None else os.fspath(folder)
     settings: Any = jax.config  # static tools do not know its options
-    if (folder is None and chosen == "off") or not settings.jax_enable_compilation_cache:
+    if (folder is None and location == "off") or not settings.jax_enable_compilation_cache:
         return None
-    if not chosen and settings.jax_compilation_cache_dir:
+    if not location and settings.jax_compilation_cache_dir:
         return Path(settings.jax_compilation_cache_dir)
-    root = Path(chosen).expanduser() if chosen else default_folder()
+    root = Path(location).expanduser() if location else default_folder()
     if not root.is_absolute():
         name = VARIABLE if folder is None else "folder"
-        raise CacheError(f"{name}: expected 'off' or an absolute path, got {chosen!r}")
+        raise CacheError(f"{name}: expected 'off' or an absolute path, got {location!r}")
     private = private_folder(root.resolve() / _machine(jax.default_backend()))
     _install(Entries(private, max_bytes))
     return private
@@ -257,18 +257,18 @@ class Entries:
 
     def _trim(self, max_bytes: int) -> int:
         """Deletes the least recently used entries if there are too many; returns what is left."""
-        found, now = [], time.time()
+        entries, now = [], time.time()
         for path in self.folder.parent.glob(f"jaxlib-*/*{_SUFFIX}*"):
             with contextlib.suppress(FileNotFoundError):
                 state = path.stat()
                 if path.suffix == _SUFFIX:
-                    found.append((state.st_mtime, _size(state.st_size), path))
+                    entries.append((state.st_mtime, _size(state.st_size), path))
                 elif state.st_mtime < now - _ABANDONED:
                     path.unlink()
-        left = sum(size for _, size, _ in found)
+        left = sum(size for _, size, _ in entries)
         if left <= max_bytes:
             return left
-        for _, size, path in sorted(found):
+        for _, size, path in sorted(entries):
             if left <= 0.75 * max_bytes:  # not for every new entry again
                 break
             path.unlink(missing_ok=True)

@@ -127,20 +127,21 @@ class Splits:
             fits = np.isin(ramp, np.arange(len(ramps))).all() and np.isin(kink, (LOW, HIGH)).all()
             check.require(fits and (element >= 0).all(), f"{name}: there is no such ramp")
             for number, k in enumerate(ramps):
-                chosen = np.flatnonzero(ramp == number)
-                kinks, elements, node = kink[chosen], element[chosen], nodes[k]
+                columns = np.flatnonzero(ramp == number)
+                kinks, elements, node = kink[columns], element[columns], nodes[k]
                 check.require((elements < node.size).all(), f"{name}: there is no such element")
-                if name == "free" and chosen.size:
-                    self.free[k] = chosen, kinks, elements
-                elif chosen.size:
+                if name == "free" and columns.size:
+                    self.free[k] = columns, kinks, elements
+                elif columns.size:
                     points = np.where(kinks == LOW, node.low[elements], node.high[elements])
                     check.require(np.isfinite(points).all(), "units: a ramp without that kink")
                     (i,) = node.inputs
-                    known = self.units.get(i, (np.zeros(0, int), np.zeros(0, int), np.zeros(0)))
+                    nothing = np.zeros(0, int), np.zeros(0, int), np.zeros(0)
+                    of_others = self.units.get(i, nothing)  # ramps of the same operand
                     self.units[i] = (
-                        np.concatenate([known[0], chosen]),
-                        np.concatenate([known[1], elements]),
-                        np.concatenate([known[2], points]),
+                        np.concatenate([of_others[0], columns]),
+                        np.concatenate([of_others[1], elements]),
+                        np.concatenate([of_others[2], points]),
                     )
 
 
@@ -279,13 +280,12 @@ class Tree:
         a, units = self.arrays, len(self.arrays["units"])
         signs = np.zeros((len(part), units), np.int8)
         box = a["box"][[self.leaves[leaf][0] for leaf in part]]
-        lower, upper = a["lower"][box].copy(), a["upper"][box].copy()
+        lower, upper = (a[name][box].astype(np.float64) for name in ("lower", "upper"))
         for n, leaf in enumerate(part):
             for split, side in self.leaves[leaf][1]:
                 if split < units:
-                    # Both sides of a unit leave its point.
-                    contradicts = signs[n, split] == -side
-                    signs[n, split] = side if not contradicts else signs[n, split]
+                    # A unit that is split again keeps its first side, which only enlarges the part.
+                    signs[n, split] = signs[n, split] or side
                 else:
                     at, i = a["cuts_at"][split - units], a["cuts"][split - units]
                     ends = (np.maximum, lower) if side > 0 else (np.minimum, upper)

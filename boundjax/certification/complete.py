@@ -52,10 +52,10 @@ def answered(request: Request, threat: Threat, timeout: float) -> Answer:
       timeout: seconds for the search of one example, compilation not counted.
     """
     logits, labels = request.logits, request.labels
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    label_logits = np.take_along_axis(logits, labels[:, None], axis=1)
     others = other_classes(labels, logits.shape[1])
-    wrong = np.any(others & (logits >= own), axis=1)
-    correct = np.all(~others | (logits < own), axis=1)  # neither if a logit is NaN
+    wrong = np.any(others & (logits >= label_logits), axis=1)
+    correct = np.all(~others | (logits < label_logits), axis=1)  # neither if a logit is NaN
     counterexamples = {int(k): request.x[k] for k in np.flatnonzero(wrong)}
     margins = np.where(others, -np.inf, 0.0).astype(request.x.dtype)
     for method in IN_COMPLETE:

@@ -98,7 +98,7 @@ IN_COMPLETE = ("crown-ibp", "crown")
 # For norms other than inf. LMT is left out because BCP is never looser.
 IN_BEST_OF_BALLS = (*IN_BEST, "bcp")
 
-# What users may ask for.
+# The names that `method` accepts.
 NAMES = (*METHODS, BEST, COMPLETE)
 
 _DEFAULT_BATCH = {

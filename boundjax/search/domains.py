@@ -26,7 +26,7 @@ from boundjax.sets.box import Box
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Rounding
 from boundjax.transforms import domains
-from boundjax.transforms.domains import Domains, Splits
+from boundjax.transforms.domains import DomainBounds, Domains, Splits
 from boundjax.transforms.linear import RelaxOptions, relax
 from boundjax.transforms.optimize import Ascent, BestPositions, State, unit_interval
 from boundjax.transforms.presets import LINEAR_OPTIONS
@@ -359,60 +359,45 @@ class _Bounds:
     def evaluate(self, flat: Flat) -> Callable[..., Evaluated]:
         """See `DomainPrograms.evaluate`."""
 
-        @training_precision("highest")
-        def evaluate(
-            box: Box,
-            intervals: Mapping[str, Interval],
-            signs: Array,
-            rows: Array,
-            parameters: Parameters,
-        ) -> Evaluated:
-            walk = self._walk(flat, box, intervals)
-            bounds = domains.bound(walk, rows, self._domains(signs, parameters))
+        def evaluated(bounds: DomainBounds) -> Evaluated:
             scores, candidates = jax.lax.top_k(bounds.scores, min(CANDIDATES, self.units))
             points = bounds.worst_input
             outputs = jax.vmap(flat)(points)
             return Evaluated(bounds.lower, bounds.empty, candidates, scores, points, outputs)
 
-        return evaluate
+        return self._of_bounds(flat, evaluated, rounded=True)
 
     def probe(self, flat: Flat) -> Callable[..., Array]:
         """See `DomainPrograms.probe`."""
-
-        @training_precision("highest")
-        def probe(
-            box: Box,
-            intervals: Mapping[str, Interval],
-            signs: Array,
-            rows: Array,
-            parameters: Parameters,
-        ) -> Array:
-            walk = self._walk(flat, box, intervals, rounded=False)
-            bounds = domains.bound(walk, rows, self._domains(signs, parameters))
-            return jnp.where(bounds.empty, jnp.inf, bounds.lower)
-
-        return probe
+        return self._of_bounds(
+            flat, lambda bounds: jnp.where(bounds.empty, jnp.inf, bounds.lower), rounded=False
+        )
 
     def lines(self, flat: Flat) -> Callable[..., tuple[Array, Array]]:
         """See `DomainPrograms.lines`."""
+        return self._of_bounds(
+            flat, lambda bounds: (bounds.coefficients, bounds.bias), rounded=False
+        )
+
+    def _of_bounds(
+        self, flat: Flat, result: Callable[[DomainBounds], Any], rounded: bool
+    ) -> Callable[..., Any]:
+        """A function of box, intervals, signs, rows and parameters: a result of the bounds."""
 
         @training_precision("highest")
-        def lines(
+        def function(
             box: Box,
             intervals: Mapping[str, Interval],
             signs: Array,
             rows: Array,
             parameters: Parameters,
-        ) -> tuple[Array, Array]:
-            walk = self._walk(flat, box, intervals, rounded=False)
-            bounds = domains.bound(walk, rows, self._domains(signs, parameters))
-            return bounds.coefficients, bounds.bias
+        ) -> Any:
+            walk = self._walk(flat, box, intervals, rounded)
+            return result(domains.bound(walk, rows, self._domains(signs, parameters)))
 
-        return lines
+        return function
 
-    def _walk(
-        self, flat: Flat, box: Box, intervals: Mapping[str, Interval], rounded: bool = True
-    ) -> Walk:
+    def _walk(self, flat: Flat, box: Box, intervals: Mapping[str, Interval], rounded: bool) -> Walk:
         return _walk(flat, box, intervals, self.rounding, self.max_bytes, rounded)
 
     def _domains(self, signs: Array, parameters: Parameters) -> Domains:

@@ -197,11 +197,9 @@ class InputSplits:
 
     def _record_leaf(self, case: int, node: int, row: int) -> None:
         """Notes that a row of a case is positive on a node."""
-        conjunction = int(self._member[case, row])
-        count = len(self._cases[case].conjunctions[conjunction].offset)
-        mix = np.zeros(count, np.float32)
-        first = int(np.searchsorted(self._member[case], conjunction))
-        mix[min(row - first, count - 1)] = 1.0
+        rows = self._search.rows[case]
+        conjunction = int(rows.member[row])
+        mix = rows.alone(row, len(self._cases[case].conjunctions[conjunction].offset))
         nothing = np.zeros(0, np.float16), np.zeros(0, np.float32)
         self._records[case].prove(node, conjunction, Leaf(mix, *nothing))
 

@@ -275,7 +275,7 @@ class Encoding:
         return shares.spread(unit, rises[unit, segment], len(lower)).shifted(values[:, 0])
 
     def _extremum(self, node: Node, op: Extremum, operands: Sequence[_Affine]) -> _Affine:
-        """The largest (smallest) entries of windows: one entry is chosen and attained."""
+        """The largest (smallest) entries of windows: one entry is selected and attained."""
         entries = _linear(lambda *values: op.windows(node, *values), node, operands)
         sign = float(op.sign)
         entries = entries.times(np.full(len(entries.constant), sign))
@@ -294,10 +294,10 @@ class Encoding:
         high = np.where(usable, upper.reshape(usable.shape), -np.inf)
         least, most = low.max(axis=1), high.max(axis=1)
         window, entry = np.nonzero(high >= least[:, None])
-        chosen = entries.take(window * count + entry)
+        selected = entries.take(window * count + entry)
         value = self._variables(least, most)
         flags = self._variables(np.zeros(len(window)), np.ones(len(window)), integer=True)
-        gap = value.take(window).minus(chosen)
+        gap = value.take(window).minus(selected)
         slack = most[window] - low[window, entry]
         self._constrain(gap, 0.0, np.inf)
         self._constrain(gap.minus(flags.times(-slack)), -np.inf, slack)

@@ -42,6 +42,13 @@ class Rows:
             np.repeat(np.arange(len(counts), dtype=np.int32), counts)[index],
         )
 
+    def alone(self, row: int, count: int) -> np.ndarray:
+        """The weights `[count]` of the rows of a conjunction of which only `row` counts."""
+        first = int(np.searchsorted(self.member, self.member[row]))
+        mix = np.zeros(count, np.float32)
+        mix[min(row - first, count - 1)] = 1.0
+        return mix
+
 
 def lost_of(errors: np.ndarray, offset: np.ndarray, largest: np.ndarray) -> np.ndarray:
     """Bounds what the rounding of the rows may change, `[..., R]`.

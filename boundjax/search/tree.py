@@ -177,7 +177,7 @@ class Tree:
         if unsafe:
             points = np.stack([solution.point for solution in unsafe]).astype(np.float32)
             self._attacker.attack_from(np.resize(leaves.member, len(points)), points)
-        # Where the network is affine, only rounding separates a bound from the value at its point.
+        # On a domain where the network is affine, a bound misses the optimum by rounding alone.
         inside = [solution.inside for solution in optima]
         exact = self._programs.all_split and bool(inside) and all(inside)
         what = "are undecided within the rounding of bounds" if exact else "cannot be split further"
@@ -235,7 +235,7 @@ class Tree:
             mix[index, values.argmax()], best[index] = 1.0, values.max()
         count, units = len(still_open), len(kept.unstable)
         positions = kept.positions[kept.active].astype(np.float16)
-        self._record_root(kept, positions, rows.member, proved > 0)
+        self._record_root(kept, positions, rows, proved > 0)
         return kept, Queue(
             member=still_open,
             signs=np.zeros((count, units), np.int8),
@@ -249,18 +249,17 @@ class Tree:
         )
 
     def _record_root(
-        self, root: _Root, positions: np.ndarray, member: np.ndarray, positive: np.ndarray
+        self, root: _Root, positions: np.ndarray, rows: Rows, positive: np.ndarray
     ) -> None:
-        """Begins the record, with the conjunctions `member` `[R]` of rows that are `positive`."""
+        """Begins the record, with the conjunctions of the rows that are `positive`, bool `[R]`."""
         self.record.units = self._programs.units_of(root.unstable)
         self.record.free = self._programs.free_of(root.active)
         self.record.sizes = self._programs.sizes_of_ops
         self._roots = self.record.roots(len(self._conjunctions))
         for row in np.flatnonzero(positive):
-            conjunction = int(member[row])
-            one = np.zeros(self._offset.shape[1], np.float32)
-            one[min(row - np.searchsorted(member, conjunction), len(one) - 1)] = 1.0
-            leaf = Leaf(one, positions, np.zeros(len(root.unstable), np.float32))
+            conjunction = int(rows.member[row])
+            mix = rows.alone(int(row), self._offset.shape[1])
+            leaf = Leaf(mix, positions, np.zeros(len(root.unstable), np.float32))
             self.record.prove(int(self._roots[conjunction]), conjunction, leaf)
 
     def _children(self, root: _Root, parents: Queue) -> Queue:
@@ -362,7 +361,7 @@ class Tree:
             jnp.asarray(self._weights[member], jnp.float32),
             jnp.asarray(self._offset[member], jnp.float32),
         )
-        # What suffices is a little more than what rounding took away from such bounds so far.
+        # Aim above 0 by as much as the previous bounds lost to rounding.
         goal = 2.0 * self._means(root, part)[2] + self._slack
         state = self._programs.begin(parameters)
         for step in range(steps):

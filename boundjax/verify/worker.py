@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     ReadNetwork = Callable[[Path, Rounding], Verifier]
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
-# What bad input and too little memory raise; RuntimeError is XLA's, too.
+# Raised for bad input and when memory runs out; XLA raises RuntimeError.
 _EXPECTED = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 
 

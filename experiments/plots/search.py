@@ -45,9 +45,9 @@ def shape_of(nodes: Sequence[Any]) -> Shape:
             shape.leaves.append((float(len(shape.leaves)), level))
             return shape.leaves[-1]
         parts = place(level + 1), place(level + 1)
-        own = (0.5 * (parts[0][0] + parts[1][0]), level)
-        shape.lines.append((own, *parts))
-        return own
+        middle = (0.5 * (parts[0][0] + parts[1][0]), level)
+        shape.lines.append((middle, *parts))
+        return middle
 
     place(0)
     return shape
@@ -72,20 +72,20 @@ def plot_search(result: Result, path: Path) -> None:
     left.axhline(0.0, color="0.5", linestyle=":")
     left.set(xlabel="seconds", title=f"{result.rounds[-1].domains} domains")
     left.set_ylabel("least lower bound", color="C0")
-    other: Any = left.twinx()
-    other.step(
+    counts: Any = left.twinx()
+    counts.step(
         [r.seconds for r in result.rounds],
         [r.still_open for r in result.rounds],
         where="post",
         color="C1",
     )
-    other.set_ylabel("open domains", color="C1")
+    counts.set_ylabel("open domains", color="C1")
     case = result.proof.cases[0]
     trees = [shape_of(list(case.recorder.walk(case.roots[c], c))) for c in case.roots]
     deepest = max(trees, key=lambda tree: len(tree.leaves))
-    for own, *parts in deepest.lines:
+    for split, *parts in deepest.lines:
         for part in parts:
-            right.plot([own[0], part[0]], [own[1], part[1]], color="0.4", linewidth=0.6)
+            right.plot([split[0], part[0]], [split[1], part[1]], color="0.4", linewidth=0.6)
     right.plot(*np.array(deepest.leaves).T, ".", color="C2", markersize=3)
     right.invert_yaxis()
     right.set(xlabel=f"{len(deepest.leaves)} leaves", ylabel="splits", xticks=[])
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             network = Network(flags.onnx)
             property = vnnlib.load(flags.vnnlib)
-            # What the first answer takes is mostly compilation.
+            # The first run mostly compiles, so the second one is drawn.
             results = [
                 verify(
                     network.model.single,

@@ -190,7 +190,7 @@ def test_what_time_does_not_suffice_for_is_undecided(monkeypatch):
     assert answer.undecided.any()
     assert not (answer.verified & ~exact.verified).any()
     assert not (answer.falsified & ~exact.falsified).any()
-    # Those that CROWN verifies need no search.
+    # CROWN has verified the others before any search.
     np.testing.assert_array_equal(answer.verified, certificate("units", "crown").verified)
     assert (answer.margins <= optima("units") + 1e-5).all()
 

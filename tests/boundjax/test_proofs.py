@@ -99,7 +99,7 @@ def sides_exchanged(arrays):
     return arrays | {name: arrays[name][order] for name in ("multipliers", "shares")}
 
 
-# What is changed, and whether the file is refused (2) or leaves are not proved (1).
+# Changes with the exit status of the checker: 2 if it refuses the file, 1 if a leaf is not proved.
 CHANGES = {
     "a leaf is missing": (one_leaf_less, 2),
     "a leaf too many": (changed("tree", lambda a: np.append(a, -1)), 2),

@@ -140,7 +140,7 @@ def test_the_cheap_methods_and_their_names(programs, box, least):
     easy = properties.all_positive(np.eye(OUTPUTS), 9.0 - least)
     result = bj.prove(network, box, easy, programs=programs, method="interval", max_split_inputs=0)
     assert result.proved
-    # What a bound on the whole box says is the margin.
+    # The margin is the bound on the whole box.
     assert (result.margins > 0).all()
     assert (result.margins <= 9.0).all()
     with pytest.raises(ValueError, match=r"method must be one of interval, .*complete, got 'milp'"):

@@ -223,8 +223,8 @@ def test_an_unsupported_op_is_named_after_the_attack():
     def function(x):
         return jnp.sort(x)
 
-    found = decide(function, box(SQUARE, 2, "(<= Y_0 0)"))
-    assert found.verdict == "sat"
+    answer = decide(function, box(SQUARE, 2, "(<= Y_0 0)"))
+    assert answer.verdict == "sat"
     with pytest.raises(UnsupportedOpError, match="sort"):
         decide(function, box(SQUARE, 2, "(<= Y_0 -2)"))
 
@@ -282,16 +282,16 @@ def test_instances_without_a_header_and_with_compressed_files(tmp_path):
     (tmp_path / "a.vnnlib.gz").touch()
     listed = tmp_path / "instances.csv"
     listed.write_text("n.onnx,a.vnnlib,116\n\nn.onnx,b.vnnlib,\n")
-    found = instances.read_instances(listed, None)
-    assert [i.vnnlib.name for i in found] == ["a.vnnlib.gz", "b.vnnlib"]
-    assert [i.timeout for i in found] == [116.0, 60.0]
+    listing = instances.read_instances(listed, None)
+    assert [i.vnnlib.name for i in listing] == ["a.vnnlib.gz", "b.vnnlib"]
+    assert [i.timeout for i in listing] == [116.0, 60.0]
     assert [i.timeout for i in instances.read_instances(listed, 5.0)] == [5.0, 5.0]
-    assert [i.known_result for i in found] == [None, None]
+    assert [i.known_result for i in listing] == [None, None]
 
 
 def test_a_result_in_the_format_of_vnncomp():
-    found = verify.Counterexample(np.float32([0.1, -2]), np.float32([3]))
-    assert worker.result_text(verify.Result("sat", found, 1.0)) == (
+    point = verify.Counterexample(np.float32([0.1, -2]), np.float32([3]))
+    assert worker.result_text(verify.Result("sat", point, 1.0)) == (
         "sat\n((X_0 0.10000000149011612)\n(X_1 -2.0)\n(Y_0 3.0))\n"
     )
     assert worker.result_text(verify.Result("unsat", None, 1.0)) == "unsat\n"

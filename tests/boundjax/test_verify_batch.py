@@ -103,7 +103,7 @@ def test_a_limit_holds_and_costs_one_row(listed, tmp_path, capsys):
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     assert all(s >= 0.5 for s in seconds[1:4])
     assert all(ends((tmp_path / f"{name}.pid").read_text()) for name in names[1:4])
-    # What a worker prints is no message.
+    # Other output of a worker must not be read as a message.
     assert "printed while starting" in err
     assert "printed" not in out
 
