@@ -12,10 +12,10 @@ import numpy as np
 from boundjax.properties import Case
 from boundjax.search.boxes import Halves, halve
 from boundjax.search.method import Method
-from boundjax.search.programs import Programs
+from boundjax.search.programs import Programs, SubBoxes
 from boundjax.search.proof import Case as ProvedCase
 from boundjax.search.proof import Leaf, Recorder
-from boundjax.search.rows import NEARLY_UNSAFE, Rows, lost_of, proved_values
+from boundjax.search.rows import FLOAT64, NEARLY_UNSAFE, Rows, lost_of, proved_values
 
 _FEW_BOXES = 16  # batch size while at most twice as many sub-boxes are left
 _MAX_WORKLIST_BYTES = 2**30
@@ -108,6 +108,10 @@ class InputSplits:
             np.stack([getattr(r, name) for r in rows])
             for name in ("weights", "single", "errors", "offset", "member")
         )
+        conjunctions = [c for case in self._cases for c in case.conjunctions]
+        self._joint = any(len(c.offset) > 1 for c in conjunctions)
+        # The relative error of a mean of rows in float32, in any order of its sum.
+        self._mixing = (self._member.shape[1] + 1) * 2.0**-23 if self._joint else 0.0
         self._width = np.stack([case.inner_upper - case.inner_lower for case in self._cases])
         self._records = [Recorder(off=not with_proof) for _ in self._cases]
         self._roots = np.concatenate([record.roots(1) for record in self._records])
@@ -131,16 +135,16 @@ class InputSplits:
             size = _FEW_BOXES if len(boxes) <= 2 * _FEW_BOXES else self._programs.boxes
             first = max(0, len(boxes) - min(size, self._programs.boxes))
             rest, taken = boxes.take(slice(0, first)), boxes.take(slice(first, None))
-            taken, influence, points, outputs = self._bounded(taken, size, method)
+            taken, bounds = self._bounded(taken, size, method)
+            points, outputs = np.asarray(bounds.points), np.asarray(bounds.outputs)
             looked = self._look(taken, points, outputs)
             batches += 1
             if batches % _ATTACK_EVERY == 0:
                 self._look_closer(taken, points, looked)
             kept = np.any(taken.open, axis=1)
             taken = taken.take(kept)
-            halves, stuck = halve(
-                taken.lower, taken.upper, influence[kept], self._width[taken.source]
-            )
+            influence = np.asarray(bounds.influence)[kept]
+            halves, stuck = halve(taken.lower, taken.upper, influence, self._width[taken.source])
             undecided |= bool(stuck.any())
             taken = taken.take(~stuck)
             parts = self._record_cuts(taken, halves)
@@ -163,45 +167,43 @@ class InputSplits:
 
     def _bounded(
         self, boxes: _Boxes, size: int, method: Method
-    ) -> tuple[_Boxes, np.ndarray, np.ndarray, np.ndarray]:
-        """Refutes conjunctions by bounds on boxes, in a batch that copies fill up.
-
-        Returns:
-          The boxes, and influence, points and outputs of `Programs.split`.
-        """
+    ) -> tuple[_Boxes, SubBoxes]:
+        """Refutes conjunctions by bounds on boxes, in a batch that copies fill up."""
         source, count = boxes.source, len(boxes)
         fill = np.minimum(np.arange(min(size, self._programs.boxes)), count - 1)
-        member, offset = self._member[source], self._offset[source]
-        rows_open = np.take_along_axis(boxes.open, member, axis=1)
+        offset = self._offset[source]
         arguments = (
             boxes.lower,
             boxes.upper,
             self._single[source],
             offset.astype(np.float32),
-            member,
-            rows_open,
+            self._member[source],
+            boxes.open,
         )
-        results = self._programs.split(method)(*(jnp.asarray(a[fill]) for a in arguments))
-        bounds, largest, influence, points, outputs = (np.asarray(a)[:count] for a in results)
-        lost = lost_of(self._errors[source], offset, largest)
-        values = proved_values(bounds, self._weights[source], offset, outputs[:, 0], lost)
-        best = np.full(boxes.open.shape, -np.inf)
-        np.maximum.at(best, (np.arange(count)[:, None], member), values)
-        refuted = boxes.open & (best > 0)
+        split = self._programs.split(method, self._joint)
+        results = split(*(jnp.asarray(a[fill]) for a in arguments))
+        results = SubBoxes(*(np.asarray(a)[:count] for a in results))
+        mix = results.mix.astype(np.float64)
+        weights, offset = mix @ self._weights[source], (mix @ offset[..., None])[..., 0]
+        errors = mix @ (self._errors[source] + self._mixing * np.abs(self._weights[source]))
+        lost = lost_of(errors, offset, results.largest)
+        values = proved_values(results.lower, weights, offset, results.outputs[:, 0], lost)
+        refuted = boxes.open & (values > 0)
         box, conjunction = np.nonzero(refuted)
-        np.minimum.at(self.least, (source[box], conjunction), best[box, conjunction])
-        for box, row in zip(*np.nonzero(rows_open & (values > 0)), strict=True):
-            self._record_leaf(int(source[box]), int(boxes.node[box]), int(row))
-        boxes = dataclasses.replace(boxes, open=boxes.open & ~refuted)
-        return boxes, influence, points, outputs
+        # The weights of a mean sum to 1 up to their own rounding.
+        total = mix[refuted].sum(axis=1) * (1.0 + FLOAT64)
+        np.minimum.at(self.least, (source[box], conjunction), values[refuted] / total)
+        for index, of_it in zip(box.tolist(), conjunction.tolist(), strict=True):
+            self._record_leaf(boxes, index, of_it, results.mix[index, of_it])
+        return dataclasses.replace(boxes, open=boxes.open & ~refuted), results
 
-    def _record_leaf(self, case: int, node: int, row: int) -> None:
-        """Notes that a row of a case is positive on a node."""
-        rows = self._search.rows[case]
-        conjunction = int(rows.member[row])
-        mix = rows.alone(row, len(self._cases[case].conjunctions[conjunction].offset))
+    def _record_leaf(self, boxes: _Boxes, index: int, conjunction: int, mix: np.ndarray) -> None:
+        """Notes that a mean of the rows of a conjunction is positive on one of the boxes."""
+        case = int(boxes.source[index])
+        count = len(self._cases[case].conjunctions[conjunction].offset)
+        mix = self._search.rows[case].of_conjunction(mix, conjunction, count)
         nothing = np.zeros(0, np.float16), np.zeros(0, np.float32)
-        self._records[case].prove(node, conjunction, Leaf(mix, *nothing))
+        self._records[case].prove(int(boxes.node[index]), conjunction, Leaf(mix, *nothing))
 
     def _record_cuts(self, boxes: _Boxes, halves: Halves) -> tuple[np.ndarray, np.ndarray]:
         """Notes how boxes are cut; the nodes of the halves, in their order."""

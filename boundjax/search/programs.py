@@ -38,6 +38,7 @@ _SPLIT_OPTIONS: Mapping[Method, LinearOptions] = {
 }
 
 _STEPS = 25  # of an attack
+_MIX_STEPS = 30
 
 
 class _LowerBounds(NamedTuple):
@@ -52,6 +53,27 @@ class _LowerBounds(NamedTuple):
     lower: Array
     coefficients: Array
     largest: Array
+
+
+class SubBoxes(NamedTuple):
+    """Bounds on `N` sub-boxes, which hold for what `Programs.rounding` says.
+
+    Attributes:
+      mix: `[N, C, R]`, for each conjunction weights of its rows that sum to 1 about: if all rows
+        can be at most 0 together, so can each such mean of them.
+      lower: `[N, C]`, lower bounds of `mix @ rows @ y`, where `mix @ rows` is computed in float32.
+      largest: `[N, m]`, the largest magnitude of each output.
+      influence: `[N, n]`, of each input on the means of the open conjunctions.
+      points: `[N, 2, n]`, the centre and the corner where the relaxation is least.
+      outputs: `[N, 2, m]`, at these points.
+    """
+
+    mix: Array
+    lower: Array
+    largest: Array
+    influence: Array
+    points: Array
+    outputs: Array
 
 
 class Programs:
@@ -158,19 +180,16 @@ class Programs:
 
         return self.network.program(("bounds", method), make)
 
-    def split(self, method: Method) -> Program:
+    def split(self, method: Method, joint: bool = True) -> Program:
         """Bounds many sub-boxes, and says where to cut them and where to look for counterexamples.
 
-        `(lower [N, n], upper [N, n], rows [N, R, m], offset [N, R], member [N, R], open [N, R])`
-        -> lower bounds `[N, R]` of `rows @ y`, which hold for what `rounding` says; the largest
-        magnitude `[N, m]` of each output on the sub-box; the influence `[N, n]` of each input on
-        the best row of each open conjunction; two points `[N, 2, n]`, the centre and the corner
-        where the relaxation is least; and their outputs `[N, 2, m]`. `member` is the index of the
-        conjunction that a row belongs to, `open` says whether it is still unrefuted.
+        `(lower [N, n], upper [N, n], rows [N, R, m], offset [N, R], member [N, R], open [N, C]) ->
+        SubBoxes`. `member` is the index of the conjunction that a row belongs to, `open` says
+        whether that is still unrefuted. Unless `joint`, all rows of a conjunction are the same.
         """
         options = self._options(_SPLIT_OPTIONS[method], max(2**20, self._max_bytes // self.boxes))
-        make = functools.partial(_split, options=options)
-        return self.network.program(("split", method), make)
+        make = functools.partial(_split, options=options, joint=joint)
+        return self.network.program(("split", method, joint), make)
 
     def _options(self, options: LinearOptions, max_bytes: int) -> RelaxOptions:
         common: LinearOptions = {
@@ -260,28 +279,79 @@ def _bounded(flat: Flat, options: RelaxOptions) -> Callable[[Box, Array], _Lower
     return bounds
 
 
-def _split(flat: Flat, options: RelaxOptions) -> Callable[..., tuple[Array, ...]]:
+def _split(flat: Flat, options: RelaxOptions, joint: bool) -> Callable[..., SubBoxes]:
     """See `Programs.split`."""
-    bounded = _bounded(flat, options)
+    relaxed = relax(flat, **options)
 
     @training_precision("highest")
     def one(
         lower: Array, upper: Array, rows: Array, offset: Array, member: Array, still_open: Array
-    ) -> tuple[Array, ...]:
-        bound = bounded(Box(lower, upper), rows)
-        value = bound.lower + offset
-        # A conjunction is refuted by one row, so only its best row counts.
-        same = member[:, None] == member[None, :]
-        in_conjunction = jnp.where(same, jnp.broadcast_to(value, same.shape), -jnp.inf)
-        weight = (still_open & (value >= jnp.max(in_conjunction, axis=1))).astype(value.dtype)
-        coefficients = bound.coefficients.reshape(rows.shape[0], -1)
+    ) -> SubBoxes:
+        relaxation = relaxed(Box(lower, upper))
+
+        def bounds(rows: Array) -> tuple[Array, Array]:
+            interval, aux = relaxation.bounds(rows, has_aux=True)
+            coefficients = aux.coefficients.lower_coefficients
+            assert coefficients is not None, "the lower side was asked for"
+            return interval.lower, coefficients.reshape(rows.shape[0], -1)
+
+        conjunctions = jnp.arange(still_open.shape[0], dtype=member.dtype)
+        belongs = member[None, :] == conjunctions[:, None]  # [C, R]
+        if joint:
+            bound, coefficients = bounds(rows)
+            mix = _best_mix(lower, upper, coefficients, bound + offset, belongs)
+            means = mix @ rows
+        else:
+            first = jnp.argmax(belongs, axis=1)
+            mix, means = jax.nn.one_hot(first, len(rows), dtype=rows.dtype), rows[first]
+        bound, coefficients = bounds(means)
+        weight = still_open.astype(bound.dtype)
         influence = (weight @ jnp.abs(coefficients)) * (upper - lower)
         corner = jnp.where(weight @ coefficients > 0.0, lower, upper)
         points = jnp.stack([_middle(lower, upper), corner])
         outputs = jax.vmap(flat)(points)
-        return bound.lower, bound.largest, influence, points, outputs
+        largest = relaxation.largest_output()
+        return SubBoxes(mix, bound, largest, influence, points, outputs)
 
     return jax.vmap(one)
+
+
+def _best_mix(
+    lower: Array, upper: Array, coefficients: Array, bound: Array, belongs: Array
+) -> Array:
+    """The weights of the rows of each conjunction whose mean has the largest lower bound, `[C, R]`.
+
+    They maximise, by mirror ascent from the best row, the bound that follows from the linear bounds
+    of the rows. Any weights prove something, so these need not be the best.
+
+    Args:
+      lower, upper: the box `[n]`.
+      coefficients: `[R, n]`, of the linear lower bounds.
+      bound: `[R]`, their least values on the box.
+      belongs: bool `[C, R]`, which rows are of a conjunction.
+    """
+    radius = 0.5 * upper - 0.5 * lower
+    at_middle = bound + jnp.abs(coefficients) @ radius  # of each linear bound
+    of_row = jnp.where(belongs, bound, -jnp.inf)
+    best_row = jax.nn.one_hot(jnp.argmax(of_row, axis=1), len(bound), dtype=bound.dtype)
+    scale = jnp.max(jnp.abs(coefficients) @ radius) + 1e-30
+
+    def step(state: tuple[Array, Array, Array], rate: Array) -> tuple[Any, None]:
+        logits, best, best_value = state
+        mix = jax.nn.softmax(logits, axis=1, where=belongs)
+        slope = mix @ coefficients
+        value = mix @ at_middle - jnp.abs(slope) @ radius  # [C]
+        better = value > best_value
+        best = jnp.where(better[:, None], mix, best)
+        best_value = jnp.maximum(value, best_value)
+        worst = -jnp.sign(slope) * radius[None, :]  # from the middle
+        of_rows = at_middle[None, :] + worst @ coefficients.T
+        return (logits + rate * of_rows / scale, best, best_value), None
+
+    start = jnp.zeros_like(of_row), best_row, jnp.max(of_row, axis=1)
+    rates = 8.0 * 0.75 ** jnp.arange(_MIX_STEPS, dtype=bound.dtype)
+    (_, best, _), _ = jax.lax.scan(step, start, rates)
+    return best
 
 
 def _platform() -> str:

@@ -44,10 +44,17 @@ class Rows:
 
     def alone(self, row: int, count: int) -> np.ndarray:
         """The weights `[count]` of the rows of a conjunction of which only `row` counts."""
-        first = int(np.searchsorted(self.member, self.member[row]))
-        mix = np.zeros(count, np.float32)
-        mix[min(row - first, count - 1)] = 1.0
-        return mix
+        only = (np.arange(len(self.member)) == row).astype(np.float32)
+        return self.of_conjunction(only, int(self.member[row]), count)
+
+    def of_conjunction(self, mix: np.ndarray, conjunction: int, count: int) -> np.ndarray:
+        """Weights of all rows, `[R]`, as those of the rows of one conjunction, `[count]`.
+
+        Weights of repeated rows are added up, and rows that it does not have weigh nothing.
+        """
+        of_it, result = mix[self.member == conjunction], np.zeros(count, mix.dtype)
+        np.add.at(result, np.minimum(np.arange(len(of_it)), count - 1), of_it)
+        return result
 
 
 def lost_of(errors: np.ndarray, offset: np.ndarray, largest: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from jax import numpy as jnp
 
 import boundjax as bj
 from boundjax import properties, search
+from boundjax.search import proof
 from boundjax.sets import rounding
 
 pytestmark = [pytest.mark.xdist_group("prove"), pytest.mark.quick]
@@ -83,6 +84,36 @@ def test_one_of_several_rows(programs, box, least):
     held = properties.all_positive(rows[:1], 1e-3 - least[0])
     assert decide(one | held).proved
     assert decide(one & held).verdict == "sat"
+
+
+def leaves(result):
+    (case,) = result.proof.cases
+    return [part for part in case.recorder.walk(case.roots[0], 0) if isinstance(part, proof.Leaf)]
+
+
+def test_rows_of_a_conjunction_refute_boxes_together():
+    """Their mean is positive everywhere, while each of them is only on half of the box."""
+    rows, box = np.float32([[1.0], [-1.0]]), bj.Box(-jnp.ones(1), jnp.ones(1))
+    decide = functools.partial(bj.prove, lambda x: 4.0 * x, box)
+    result = decide(properties.any_positive(rows, [0.0, 1e-4]), with_proof=True)
+    assert result.proved
+    (leaf,) = leaves(result)
+    np.testing.assert_allclose(leaf.mix, 0.5, atol=1e-5)
+    np.testing.assert_allclose(result.margins, 5e-5, rtol=0.2)
+    # Exactly at the edge, and just beyond it.
+    assert decide(properties.any_positive(rows, [0.0, 0.0])).verdict == "sat"
+    assert decide(properties.any_positive(rows, [0.0, -1e-4])).verdict == "sat"
+
+
+def test_rows_of_different_sizes_together():
+    """The best weights are 1 / 4 and 3 / 4; a second conjunction has one row."""
+    rows, box = np.float32([[3.0], [-1.0]]), bj.Box(-jnp.ones(2), jnp.ones(2))
+    both = properties.any_positive(rows, [0.0, 1e-3])
+    one = properties.all_positive(np.ones((1, 1)), 2.001)
+    result = bj.prove(lambda x: jnp.sum(x, keepdims=True), box, both & one, with_proof=True)
+    assert result.proved
+    np.testing.assert_allclose(result.margins, [0.75e-3, 1e-3], rtol=0.3)
+    assert result.margins[0] <= 0.75e-3
 
 
 def test_the_least_example():

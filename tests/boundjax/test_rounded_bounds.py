@@ -114,6 +114,8 @@ def test_bounds_hold_for_the_worst_order_of_summation(name, method, monkeypatch)
     assert not hold(*ends())
 
 
+# Compiled as users do: jax 0.9 without optimisations adds the sum of the bound itself in order.
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("method", ["interval", "linear"])
 def test_a_relu_is_dead_only_if_it_is_so_for_every_program(method, monkeypatch):
     bias = np.float32(-1.0 - 1.2 * COUNT * UNIT)  # above the exact sum, below the program's

@@ -99,6 +99,8 @@ def test_every_op_of_the_table_occurs_in_a_network():
     # Graphs contain no expansions, only the ops that they expand to.
     kept = (op for op in all_ops() if not isinstance(op, Expansion))
     missing = [f"{op.name} ({op.note})" for op in kept if id(op) not in used]
+    if jax.__version_info__ < (0, 10):  # makes them of other ops
+        missing = [op for op in missing if op.partition(" ")[0] not in ("stack", "unstack")]
     assert not missing, f"add these ops to a network in tests/support/networks.py: {missing}"
 
 
