@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-import jax.numpy as jnp
 import numpy as np
 
 from boundjax.properties import Case
+from boundjax.search import limits
 from boundjax.search.boxes import Halves, halve
 from boundjax.search.method import Method
 from boundjax.search.programs import Programs
@@ -17,8 +17,6 @@ from boundjax.search.proof import Case as ProvedCase
 from boundjax.search.proof import Leaf, Recorder
 from boundjax.search.rows import NEARLY_UNSAFE, Rows, lost_of, proved_values
 
-_FEW_BOXES = 16  # batch size while at most twice as many sub-boxes are left
-_MAX_WORKLIST_BYTES = 2**30
 _ATTACK_EVERY = 16  # batches of sub-boxes
 
 
@@ -28,11 +26,13 @@ class Search(Protocol):
     Attributes:
       cases, programs: what is decided, and the compiled functions of the network.
       rows: those of each case.
+      max_queue_bytes: memory of the open boxes at which the splits end.
     """
 
     cases: tuple[Case, ...]
     programs: Programs
     rows: list[Rows]
+    max_queue_bytes: int
 
     @property
     def open(self) -> list[np.ndarray]:
@@ -87,6 +87,11 @@ class _Boxes:
         arrays = zip(self._arrays(), *(other._arrays() for other in others), strict=True)
         return _Boxes(*map(np.concatenate, arrays))
 
+    @property
+    def nbytes(self) -> int:
+        """The memory of all arrays."""
+        return sum(array.nbytes for array in self._arrays())
+
     def _arrays(self) -> list[np.ndarray]:
         return [getattr(self, field.name) for field in dataclasses.fields(self)]
 
@@ -96,7 +101,8 @@ class InputSplits:
 
     Attributes:
       least: `[cases, C]`, the least positive bounds of conjunctions on the boxes where they are
-        refuted, see `Result.margins`.
+        refuted, see `Result.margins`; after the search -inf unless that is everywhere.
+      reason: why the search ended without an answer; empty before.
     """
 
     def __init__(self, search: Search, with_proof: bool = False) -> None:
@@ -112,12 +118,14 @@ class InputSplits:
         self._records = [Recorder(off=not with_proof) for _ in self._cases]
         self._roots = np.concatenate([record.roots(1) for record in self._records])
         self.least = np.full((len(self._cases), max(map(len, search.open))), np.inf)
+        self.reason = ""
 
     def decide(self, method: Method) -> Literal["unsat", "unknown"]:
         """Bounds sub-boxes and halves those that stay open, until none is left or time is up.
 
         Both halves of a box contain the float32 at which it is cut, so they cover it. The answer is
-        unknown if an open box has no float32 left between the ends of any input.
+        unknown, with a `reason`, if an open box has no float32 left between the ends of any input,
+        or if the open boxes take too much memory.
         """
         still_open = np.zeros(self.least.shape, bool)
         for index, flags in enumerate(self._search.open):
@@ -125,11 +133,12 @@ class InputSplits:
         lower = np.stack([case.lower for case in self._cases])
         upper = np.stack([case.upper for case in self._cases])
         boxes = _Boxes(lower, upper, np.arange(len(self._cases)), still_open, self._roots)
-        undecided, batches = False, 0
+        undecided = batches = 0
         while len(boxes):
             self._search.check_time()
-            size = _FEW_BOXES if len(boxes) <= 2 * _FEW_BOXES else self._programs.boxes
-            first = max(0, len(boxes) - min(size, self._programs.boxes))
+            few = self._programs.few_boxes
+            size = few if len(boxes) <= 2 * few else self._programs.boxes
+            first = max(0, len(boxes) - size)
             rest, taken = boxes.take(slice(0, first)), boxes.take(slice(first, None))
             taken, influence, points, outputs = self._bounded(taken, size, method)
             looked = self._look(taken, points, outputs)
@@ -141,7 +150,8 @@ class InputSplits:
             halves, stuck = halve(
                 taken.lower, taken.upper, influence[kept], self._width[taken.source]
             )
-            undecided |= bool(stuck.any())
+            undecided += int(stuck.sum())
+            self._give_up(taken.take(stuck))
             taken = taken.take(~stuck)
             parts = self._record_cuts(taken, halves)
             boxes = rest.followed_by(
@@ -150,9 +160,19 @@ class InputSplits:
                     for half, part in zip(halves, parts, strict=True)
                 )
             )
-            if boxes.lower.nbytes > _MAX_WORKLIST_BYTES:
+            if boxes.nbytes > self._search.max_queue_bytes:
+                kept = boxes.nbytes, self._search.max_queue_bytes
+                self.reason = limits.full(len(boxes), "boxes", *kept)
+                self._give_up(boxes)
                 return "unknown"
+        if undecided:
+            self.reason = f"{undecided} boxes are undecided and hold no float32 to be cut at"
         return "unknown" if undecided else "unsat"
+
+    def _give_up(self, boxes: _Boxes) -> None:
+        """Notes what these boxes leave open."""
+        box, conjunction = np.nonzero(boxes.open)
+        self.least[boxes.source[box], conjunction] = -np.inf
 
     def proof(self) -> list[ProvedCase]:
         """The trees of all cases, once every conjunction is refuted."""
@@ -170,7 +190,7 @@ class InputSplits:
           The boxes, and influence, points and outputs of `Programs.split`.
         """
         source, count = boxes.source, len(boxes)
-        fill = np.minimum(np.arange(min(size, self._programs.boxes)), count - 1)
+        fill = np.minimum(np.arange(size), count - 1)
         member, offset = self._member[source], self._offset[source]
         rows_open = np.take_along_axis(boxes.open, member, axis=1)
         arguments = (
@@ -181,7 +201,7 @@ class InputSplits:
             member,
             rows_open,
         )
-        results = self._programs.split(method)(*(jnp.asarray(a[fill]) for a in arguments))
+        results = self._programs.split(method)(*(self._programs.parts(a[fill]) for a in arguments))
         bounds, largest, influence, points, outputs = (np.asarray(a)[:count] for a in results)
         lost = lost_of(self._errors[source], offset, largest)
         values = proved_values(bounds, self._weights[source], offset, outputs[:, 0], lost)
