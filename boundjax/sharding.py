@@ -107,7 +107,7 @@ def compiled_result(function: Callable[..., Any], mesh: Mesh | None) -> Callable
 
 def _spec(mesh: Mesh, leaf: Any) -> PartitionSpec:
     """How a leaf of a batch is divided: along its first axis, if it has one."""
-    return PartitionSpec(*mesh.axis_names) if jnp.ndim(leaf) else PartitionSpec()
+    return PartitionSpec(*mesh.axis_names) if leaf.ndim else PartitionSpec()
 
 
 def whole(tree: PyTree, mesh: Mesh | None) -> PyTree:
