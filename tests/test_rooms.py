@@ -13,6 +13,7 @@ pytestmark = pytest.mark.quick
 ROOMS = {
     "boundjax.typing": (),
     "boundjax.numerics": ("boundjax.typing",),
+    "boundjax.sharding": ("boundjax.typing",),
     "boundjax.precision": (),
     "boundjax.windows": ("boundjax.numerics",),
     "boundjax.slopes": (),
@@ -60,6 +61,7 @@ ROOMS = {
     ),
     "boundjax.search": (
         "boundjax.typing",
+        "boundjax.sharding",
         "boundjax.precision",
         "boundjax.slopes",
         "boundjax.properties",
@@ -83,6 +85,7 @@ ROOMS = {
     ),
     "boundjax.certification": (
         "boundjax.typing",
+        "boundjax.sharding",
         "boundjax.precision",
         "boundjax.slopes",
         "boundjax.stochastic",

@@ -73,7 +73,8 @@ def certify(
         default three quarters of the free memory.
       devices: local devices, such as `jax.local_devices()`, that divide every batch; by default
         JAX's default device. They do not communicate, and their number changes results only by the
-        rounding of the compiled code. The searches of `"complete"` run on the first of them.
+        rounding of the compiled code; the searches of `"complete"`, one after the other, divide
+        their domains over all of them.
       timeout: seconds for the search of one example with `"complete"`, 60 by default; compilation
         does not count.
 
@@ -101,7 +102,7 @@ def certify(
         )
         points: dict[int, np.ndarray] = {}
         if method == COMPLETE:
-            verified, margins, points = complete.answered(request, threat, limit)
+            verified, margins, points = complete.answered(request, threat, limit, devices)
         else:
             verified, margins = request.run(request.eps)
         return Certificate(

@@ -4,10 +4,8 @@
 # pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,15 +16,15 @@ from boundjax.certification.models import Apply, one_example
 from boundjax.certification.presets import IN_COMPLETE, Method, default_batch
 from boundjax.certification.request import Request, other_classes, per_example, verified_by
 from boundjax.properties import Case, Property, predicts
+from boundjax.search.limits import MAX_BYTES
 from boundjax.search.programs import Programs
 from boundjax.search.search import verify
 from boundjax.sets import rounding
 from boundjax.sets.threat import Threat
 from boundjax.tracing.jaxprs import program
-from boundjax.typing import PyTree
+from boundjax.typing import Device, PyTree
 
 DEFAULT_TIMEOUT = 60.0
-_MAX_BYTES = 2**30
 
 
 class Answer(NamedTuple):
@@ -43,13 +41,16 @@ class Answer(NamedTuple):
     counterexamples: dict[int, np.ndarray]
 
 
-def answered(request: Request, threat: Threat, timeout: float) -> Answer:
+def answered(
+    request: Request, threat: Threat, timeout: float, devices: Sequence[Device] | None
+) -> Answer:
     """Decides every example, as far as the time suffices.
 
     Args:
       request: with the method `"complete"`.
       threat: as the user stated it: counterexamples lie in its exact sets.
       timeout: seconds for the search of one example, compilation not counted.
+      devices: those that divide the domains of a search; None for the default device.
     """
     logits, labels = request.logits, request.labels
     label_logits = np.take_along_axis(logits, labels[:, None], axis=1)
@@ -68,7 +69,7 @@ def answered(request: Request, threat: Threat, timeout: float) -> Answer:
     bounded = np.isfinite(logits).all(axis=1)
     pending = np.flatnonzero(correct & bounded & ~verified_by(margins, labels))
     if len(pending):
-        search = _Searches(request, threat, timeout)
+        search = _Searches(request, threat, timeout, devices)
         for k in pending:
             reached, point = search.decide(int(k))
             margins[k] = np.fmax(margins[k], reached)
@@ -89,29 +90,31 @@ def _bounded(request: Request, rows: np.ndarray, method: Method) -> np.ndarray:
 class _Searches:
     """Searches around the examples of a request, one after the other."""
 
-    def __init__(self, request: Request, threat: Threat, timeout: float) -> None:
+    def __init__(
+        self,
+        request: Request,
+        threat: Threat,
+        timeout: float,
+        devices: Sequence[Device] | None,
+    ) -> None:
         self._request, self._timeout = request, timeout
         self._clip, self._exact_eps = threat.clip, per_example(np.asarray(threat.eps), request.x)
-        self._on_device = contextlib.nullcontext
-        weights = request.variables
-        if request.devices is not None:
-            device = request.devices[0]
-            self._on_device = functools.partial(jax.default_device, device)
-            weights = jax.device_put(request.model.variables, device)
-        max_bytes = min(_MAX_BYTES, request.max_bytes or _MAX_BYTES)
+        weights = request.model.variables
+        max_bytes = min(MAX_BYTES, request.max_bytes or MAX_BYTES)
+        divided = None if devices is None else tuple(devices)
         single, x = _on_one_example(request.model.apply), request.x[0]
         # The programs do not depend on the size of the batch.
         key, _ = program(single, weights, jax.ShapeDtypeStruct(x.shape, x.dtype))
         of_one = dataclasses.replace(request, program=key)
-        with self._on_device():
-            self._programs = Programs(
-                single,
-                x.shape,
-                rounding=request.rounding,
-                max_bytes=max_bytes,
-                weights=weights,
-                compiled=of_one.compiled(_empty, request.rounding, max_bytes),
-            )
+        self._programs = Programs(
+            single,
+            x.shape,
+            rounding=request.rounding,
+            max_bytes=max_bytes,
+            devices=divided,
+            weights=weights,
+            compiled=of_one.compiled(_empty, request.rounding, max_bytes, divided),
+        )
 
     def decide(self, k: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Proved lower bounds `[C]` on the margins of an example, and a counterexample or None."""
@@ -122,16 +125,15 @@ class _Searches:
         inner = rounding.inward_ends(x, _row(self._exact_eps, k), self._clip)
         label, classes = int(request.labels[k]), request.num_classes
         case = Case.flattened(outer, inner, predicts(label, classes).unsafe)
-        with self._on_device():
-            result = verify(
-                self._programs.network,
-                Property(x.size, classes, (case,)),
-                method="complete",
-                timeout=self._timeout,
-                rounding=request.rounding,
-                programs=self._programs,
-                count_compilation=False,
-            )
+        result = verify(
+            self._programs.network,
+            Property(x.size, classes, (case,)),
+            method="complete",
+            timeout=self._timeout,
+            rounding=request.rounding,
+            programs=self._programs,
+            count_compilation=False,
+        )
         margins = np.zeros(classes, x.dtype)
         margins[np.arange(classes) != label] = -rounding.up(-result.margins, x.dtype)
         point = result.counterexample

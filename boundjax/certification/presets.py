@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from boundjax.certification import sharding
+from boundjax import sharding
 from boundjax.certification.models import Apply, one_example
 from boundjax.precision import training_precision
 from boundjax.sets.ball import LpBall

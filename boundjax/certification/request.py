@@ -16,7 +16,8 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from boundjax.certification import independence, proof, sharding
+from boundjax import sharding
+from boundjax.certification import independence, proof
 from boundjax.certification.memory import available_bytes, peak_of, readable
 from boundjax.certification.models import Apply, PureModel, one_example
 from boundjax.certification.presets import (
@@ -141,9 +142,8 @@ class Request:
             )
         mesh = sharding.mesh_of(devices, len(examples))
         if rounding != "nearest":
-            require_plain_sums(
-                jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-            )
+            for platform in {jax.default_backend()} if mesh is None else sharding.platforms(mesh):
+                require_plain_sums(platform)
         pure.require_no_fresh_draws(jnp.asarray(examples))
         classes, key = _traced(pure, examples)
         request = cls(

@@ -1,7 +1,8 @@
 """The compiled parts of a search over domains: bounds of the root, an optimiser's step, bounds.
 
 Everything of a property is an argument, so that a network is compiled once for all properties whose
-arrays have the same shapes. Arrays of a batch have one of two sizes (`sizes`).
+arrays have the same shapes. Arrays of a batch have one of two sizes (`sizes`), and the devices of a
+mesh divide it: each runs the same program on its own domains.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from boundjax import slopes
+from boundjax import sharding, slopes
 from boundjax.precision import training_precision
 from boundjax.search.network import Flat, FlatNetwork, Program
 from boundjax.search.proof import Units
@@ -31,6 +32,7 @@ from boundjax.transforms.linear import RelaxOptions, relax
 from boundjax.transforms.optimize import Ascent, BestPositions, State, unit_interval
 from boundjax.transforms.presets import LINEAR_OPTIONS
 from boundjax.transforms.walk import Walk
+from boundjax.typing import PyTree
 
 # Units that are looked at before one of them is split.
 CANDIDATES = 6
@@ -108,7 +110,7 @@ class DomainPrograms:
     """Jitted functions of one network for a search over domains.
 
     Attributes:
-      sizes: the two sizes of batches.
+      sizes: the two sizes of batches, on all devices together.
     """
 
     def __init__(self, network: FlatNetwork, rounding: Rounding, max_bytes: int) -> None:
@@ -117,7 +119,7 @@ class DomainPrograms:
         Args:
           network: the network.
           rounding: what bounds hold for.
-          max_bytes: memory budget of one call.
+          max_bytes: memory budget of one call on each device.
         """
         self._network = network
         self._rounding: Rounding = rounding
@@ -188,8 +190,17 @@ class DomainPrograms:
         row = 4 * (self.units + sum(int(np.prod(shape)) for shape in shapes.values()))
         # The optimiser keeps five copies of every parameter, and its gradient the rows of a walk.
         most = self._max_bytes // (16 * max(1, row))
-        large = min(256, max(16, 1 << max(0, int(most).bit_length() - 1)))
-        return min(16, large), large
+        large = min(256, 1 << max(0, int(most).bit_length() - 1))
+        devices = sharding.count(self._network.mesh)
+        return devices * min(16, large), devices * large
+
+    def whole(self, tree: PyTree) -> PyTree:
+        """Arrays that all domains share, for the programs of batches."""
+        return sharding.whole(tree, self._network.mesh)
+
+    def parts(self, array: np.ndarray) -> Array:
+        """An array of a batch, `[N, ...]`, for these programs."""
+        return sharding.parts(array, self._network.mesh)
 
     @property
     def root(self) -> Program:
@@ -199,7 +210,7 @@ class DomainPrograms:
     @functools.cached_property
     def begin(self) -> Callable[[Parameters], State]:
         """`parameters -> state` before the first step."""
-        return jax.jit(_begin)
+        return sharding.compiled_result(_begin, self._network.mesh)
 
     @property
     def step(self) -> Program:
@@ -207,12 +218,12 @@ class DomainPrograms:
 
         It maximises bounds that ignore rounding; `evaluate` decides what its parameters prove.
         """
-        return self._network.program("step", self._bounds.step)
+        return self._network.program("step", self._bounds.step, whole=2, like=5)
 
     @property
     def probe(self) -> Program:
         """As `evaluate`; the lower bounds `[N]` without rounding, inf on empty domains."""
-        return self._network.program("probe", self._bounds.probe)
+        return self._network.program("probe", self._bounds.probe, whole=2)
 
     @property
     def lines(self) -> Program:
@@ -220,12 +231,12 @@ class DomainPrograms:
 
         They ignore rounding.
         """
-        return self._network.program("lines", self._bounds.lines)
+        return self._network.program("lines", self._bounds.lines, whole=2)
 
     @property
     def evaluate(self) -> Program:
         """`(box, intervals, signs [N, U], rows [N, m], parameters) -> Evaluated`."""
-        return self._network.program("evaluate", self._bounds.evaluate)
+        return self._network.program("evaluate", self._bounds.evaluate, whole=2)
 
 
 def _begin(parameters: Parameters) -> State:
@@ -334,7 +345,10 @@ class _Bounds:
             offset: Array,
             state: State,
         ) -> State:
-            return self._ascent(flat, box, intervals, signs, rows, offset).step(state)
+            moved = self._ascent(flat, box, intervals, signs, rows, offset).step(state)
+            # The objective of a batch picks nothing where rows have separate parameters, and its
+            # sum would be one over devices.
+            return moved._replace(least=state.least)
 
         return step
 

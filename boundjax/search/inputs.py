@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-import jax.numpy as jnp
 import numpy as np
 
 from boundjax.properties import Case
+from boundjax.search import limits
 from boundjax.search.boxes import Halves, halve
 from boundjax.search.method import Method
 from boundjax.search.programs import Programs, SubBoxes
@@ -17,8 +17,6 @@ from boundjax.search.proof import Case as ProvedCase
 from boundjax.search.proof import Leaf, Recorder
 from boundjax.search.rows import FLOAT64, NEARLY_UNSAFE, Rows, lost_of, proved_values
 
-_FEW_BOXES = 16  # batch size while at most twice as many sub-boxes are left
-_MAX_WORKLIST_BYTES = 2**30
 _ATTACK_EVERY = 16  # batches of sub-boxes
 
 
@@ -28,11 +26,13 @@ class Search(Protocol):
     Attributes:
       cases, programs: what is decided, and the compiled functions of the network.
       rows: those of each case.
+      max_queue_bytes: memory of the open boxes at which the splits end.
     """
 
     cases: tuple[Case, ...]
     programs: Programs
     rows: list[Rows]
+    max_queue_bytes: int
 
     @property
     def open(self) -> list[np.ndarray]:
@@ -87,6 +87,11 @@ class _Boxes:
         arrays = zip(self._arrays(), *(other._arrays() for other in others), strict=True)
         return _Boxes(*map(np.concatenate, arrays))
 
+    @property
+    def nbytes(self) -> int:
+        """The memory of all arrays."""
+        return sum(array.nbytes for array in self._arrays())
+
     def _arrays(self) -> list[np.ndarray]:
         return [getattr(self, field.name) for field in dataclasses.fields(self)]
 
@@ -96,7 +101,8 @@ class InputSplits:
 
     Attributes:
       least: `[cases, C]`, the least positive bounds of conjunctions on the boxes where they are
-        refuted, see `Result.margins`.
+        refuted, see `Result.margins`; after the search -inf unless that is everywhere.
+      reason: why the search ended without an answer; empty before.
     """
 
     def __init__(self, search: Search, with_proof: bool = False) -> None:
@@ -116,12 +122,14 @@ class InputSplits:
         self._records = [Recorder(off=not with_proof) for _ in self._cases]
         self._roots = np.concatenate([record.roots(1) for record in self._records])
         self.least = np.full((len(self._cases), max(map(len, search.open))), np.inf)
+        self.reason = ""
 
     def decide(self, method: Method) -> Literal["unsat", "unknown"]:
         """Bounds sub-boxes and halves those that stay open, until none is left or time is up.
 
         Both halves of a box contain the float32 at which it is cut, so they cover it. The answer is
-        unknown if an open box has no float32 left between the ends of any input.
+        unknown, with a `reason`, if an open box has no float32 left between the ends of any input,
+        or if the open boxes take too much memory.
         """
         still_open = np.zeros(self.least.shape, bool)
         for index, flags in enumerate(self._search.open):
@@ -129,11 +137,12 @@ class InputSplits:
         lower = np.stack([case.lower for case in self._cases])
         upper = np.stack([case.upper for case in self._cases])
         boxes = _Boxes(lower, upper, np.arange(len(self._cases)), still_open, self._roots)
-        undecided, batches = False, 0
+        undecided = batches = 0
         while len(boxes):
             self._search.check_time()
-            size = _FEW_BOXES if len(boxes) <= 2 * _FEW_BOXES else self._programs.boxes
-            first = max(0, len(boxes) - min(size, self._programs.boxes))
+            few = self._programs.few_boxes
+            size = few if len(boxes) <= 2 * few else self._programs.boxes
+            first = max(0, len(boxes) - size)
             rest, taken = boxes.take(slice(0, first)), boxes.take(slice(first, None))
             taken, bounds = self._bounded(taken, size, method)
             points, outputs = np.asarray(bounds.points), np.asarray(bounds.outputs)
@@ -145,7 +154,8 @@ class InputSplits:
             taken = taken.take(kept)
             influence = np.asarray(bounds.influence)[kept]
             halves, stuck = halve(taken.lower, taken.upper, influence, self._width[taken.source])
-            undecided |= bool(stuck.any())
+            undecided += int(stuck.sum())
+            self._give_up(taken.take(stuck))
             taken = taken.take(~stuck)
             parts = self._record_cuts(taken, halves)
             boxes = rest.followed_by(
@@ -154,9 +164,19 @@ class InputSplits:
                     for half, part in zip(halves, parts, strict=True)
                 )
             )
-            if boxes.lower.nbytes > _MAX_WORKLIST_BYTES:
+            if boxes.nbytes > self._search.max_queue_bytes:
+                kept = boxes.nbytes, self._search.max_queue_bytes
+                self.reason = limits.full(len(boxes), "boxes", *kept)
+                self._give_up(boxes)
                 return "unknown"
+        if undecided:
+            self.reason = f"{undecided} boxes are undecided and hold no float32 to be cut at"
         return "unknown" if undecided else "unsat"
+
+    def _give_up(self, boxes: _Boxes) -> None:
+        """Notes what these boxes leave open."""
+        box, conjunction = np.nonzero(boxes.open)
+        self.least[boxes.source[box], conjunction] = -np.inf
 
     def proof(self) -> list[ProvedCase]:
         """The trees of all cases, once every conjunction is refuted."""
@@ -165,13 +185,10 @@ class InputSplits:
             for record, case in zip(self._records, self._cases, strict=True)
         ]
 
-    def _bounded(
-        self, boxes: _Boxes, size: int, method: Method
-    ) -> tuple[_Boxes, SubBoxes]:
+    def _bounded(self, boxes: _Boxes, size: int, method: Method) -> tuple[_Boxes, SubBoxes]:
         """Refutes conjunctions by bounds on boxes, in a batch that copies fill up."""
         source, count = boxes.source, len(boxes)
-        fill = np.minimum(np.arange(min(size, self._programs.boxes)), count - 1)
-        offset = self._offset[source]
+        fill, offset = np.minimum(np.arange(size), count - 1), self._offset[source]
         arguments = (
             boxes.lower,
             boxes.upper,
@@ -181,7 +198,7 @@ class InputSplits:
             boxes.open,
         )
         split = self._programs.split(method, self._joint)
-        results = split(*(jnp.asarray(a[fill]) for a in arguments))
+        results = split(*(self._programs.parts(a[fill]) for a in arguments))
         results = SubBoxes(*(np.asarray(a)[:count] for a in results))
         mix = results.mix.astype(np.float64)
         weights, offset = mix @ self._weights[source], (mix @ offset[..., None])[..., 0]

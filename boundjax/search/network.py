@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
+from boundjax import sharding
 from boundjax.typing import PyTree
 
 Flat = Callable[[Array], Array]  # from `[n]` to `[m]`
@@ -24,6 +26,7 @@ class FlatNetwork:
 
     Attributes:
       weights: the first argument of the programs.
+      mesh: the devices that divide batches; None for the default device.
       input_size, output_size: `n` and `m`.
       largest: the number of elements of its largest value.
     """
@@ -34,6 +37,7 @@ class FlatNetwork:
         weights: PyTree,
         input_shape: Sequence[int],
         compiled: dict[Any, Any] | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         """Traces the network.
 
@@ -42,6 +46,7 @@ class FlatNetwork:
           weights: its first argument; None if it takes `x` alone.
           input_shape: of one example.
           compiled: the programs of other networks that differ in the weights' values only.
+          mesh: the devices that divide batches.
 
         Raises:
           ValueError: if the outputs are not floating-point.
@@ -53,7 +58,11 @@ class FlatNetwork:
             outputs = apply(example) if weights is None else apply(weights, example)
             return jnp.reshape(outputs, (-1,))
 
-        self._flat, self.weights = flat, weights
+        self._flat, self.weights, self.mesh = flat, weights, mesh
+        self._whole_weights = weights
+        if mesh is not None:
+            self.weights = jax.device_put(weights, mesh.devices.flat[0])
+            self._whole_weights = sharding.whole(weights, mesh)
         self._compiled = {} if compiled is None else compiled
         self._compiling = 0.0
         self.input_size = math.prod(shape)
@@ -93,13 +102,23 @@ class FlatNetwork:
                 self._compiled[key] = make()
         return self._compiled[key]
 
-    def program(self, key: Any, make: Callable[[Flat], Callable[..., Any]]) -> Program:
+    def program(
+        self,
+        key: Any,
+        make: Callable[[Flat], Callable[..., Any]],
+        *,
+        whole: int | None = None,
+        like: int | None = None,
+    ) -> Program:
         """What `make` does with the network, compiled.
 
         Args:
           key: names the program.
           make: the network `[n] -> [m]` -> a function of arrays. It may close over nothing that
             depends on the weights.
+          whole: the number of arguments that are no batches, which come first; the devices of the
+            mesh divide the others. By default nothing is divided.
+          like: the index of an argument whose pytree the result has, see `sharding.compiled`.
         """
         if key not in self._compiled:
             flat = self._flat
@@ -107,28 +126,36 @@ class FlatNetwork:
             def program(weights: PyTree, *arguments: Any) -> Any:
                 return make(lambda x: flat(weights, x))(*arguments)
 
-            self._compiled[key] = jax.jit(program), set[Any]()
-        return Program(self, *self._compiled[key])
+            # The weights are one more argument.
+            mesh, first = (None, 0) if whole is None else (self.mesh, 1 + whole)
+            like = None if like is None else 1 + like
+            compiled = sharding.compiled(program, mesh, first, like)
+            self._compiled[key] = compiled, set[Any]()
+        weights = self.weights if whole is None else self._whole_weights
+        return Program(self, weights, *self._compiled[key])
 
 
 class Program:
     """A compiled function of arrays that knows the weights of its network."""
 
-    def __init__(self, network: FlatNetwork, compiled: Any, called: set[Any]) -> None:
+    def __init__(
+        self, network: FlatNetwork, weights: PyTree, compiled: Any, called: set[Any]
+    ) -> None:
         """`called` has the shapes for which `compiled` has been called."""
-        self._network, self._compiled, self._called = network, compiled, called
+        self._network, self._weights = network, weights
+        self._compiled, self._called = compiled, called
 
     def __call__(self, *arguments: Any) -> Any:
         """Compiles on the first call with these shapes, and runs."""
         network = self._network
         shapes = tuple(jnp.shape(leaf) for leaf in jax.tree.leaves(arguments))
         if shapes in self._called:
-            return self._compiled(network.weights, *arguments)
+            return self._compiled(self._weights, *arguments)
         with network.stopped_clock():
-            result = self._compiled(network.weights, *arguments)
+            result = self._compiled(self._weights, *arguments)
         self._called.add(shapes)
         return result
 
     def lower(self, *arguments: Any) -> Any:
         """The lowered program, to be compiled."""
-        return self._compiled.lower(self._network.weights, *arguments)
+        return self._compiled.lower(self._weights, *arguments)

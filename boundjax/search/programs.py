@@ -6,16 +6,20 @@ given. So a network is compiled once for all properties whose arrays have the sa
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from boundjax import sharding
 from boundjax.precision import training_precision
 from boundjax.search.domains import DomainPrograms
+from boundjax.search.limits import MAX_BYTES, checked_bytes
 from boundjax.search.method import Method
 from boundjax.search.network import Flat, FlatNetwork, Program
 from boundjax.sets.box import Box
@@ -23,7 +27,7 @@ from boundjax.sets.rounding import Rounding
 from boundjax.transforms.linear import LinearOptions, RelaxOptions, relax
 from boundjax.transforms.presets import LINEAR_OPTIONS
 from boundjax.transforms.problem import require_plain_sums
-from boundjax.typing import PyTree
+from boundjax.typing import Device, PyTree
 
 _OPTIONS: Mapping[Method, LinearOptions] = {
     "interval": {"slopes": "constant"},
@@ -39,6 +43,7 @@ _SPLIT_OPTIONS: Mapping[Method, LinearOptions] = {
 
 _STEPS = 25  # of an attack
 _MIX_STEPS = 30
+_FEW_BOXES = 16  # sub-boxes of a device while few are left
 
 
 class _LowerBounds(NamedTuple):
@@ -83,7 +88,7 @@ class Programs:
       network: the network as a function from `[n]` to `[m]`.
       rounding: what bounds hold for.
       particles: number of points that one call of `attack` moves.
-      boxes: largest number of sub-boxes that one call of `split` bounds.
+      few_boxes, boxes: the two numbers of sub-boxes that one call of `split` bounds.
       first_call: for each method the seconds of its first bounds, including compilation.
       failures: the reasons why attacks failed, by name; a failed attack is not tried again.
     """
@@ -94,7 +99,8 @@ class Programs:
         input_shape: Sequence[int],
         *,
         rounding: Rounding = "float32",
-        max_bytes: int = 2**30,
+        max_bytes: int = MAX_BYTES,
+        devices: Sequence[Device] | None = None,
         weights: PyTree = None,
         compiled: dict[Any, Any] | None = None,
     ):
@@ -105,25 +111,36 @@ class Programs:
             weights and one example; its output may have any shape.
           input_shape: the shape of one example, without the batch.
           rounding: what bounds hold for, see `boundjax.linear`.
-          max_bytes: memory budget for the intermediate linear bounds of one call.
+          max_bytes: memory that the linear bounds of one call may take on each device, estimated.
+            Batches of domains become as small as that, to one domain on each device; of sub-boxes
+            8 are bounded at a time, 1 MiB each, even if that is more.
+          devices: local devices, such as `jax.local_devices()`, that divide batches of domains and
+            of sub-boxes; by default JAX's default device. They do not communicate. Batches grow
+            with their number, and what else is computed runs on the first of them.
           weights: a pytree of arrays; None if `single` takes an example alone.
           compiled: keeps compiled code, at first an empty dictionary. Networks that share one must
             have the same `single`, up to the values of the weights, and the same options.
 
         Raises:
-          ValueError: if the outputs are not floating-point.
-          NoProofError: if the device has no proof for the rounding.
+          ValueError: if the outputs are not floating-point, for `max_bytes` below 1, for no
+            devices, the same one twice, or one of another process.
+          NoProofError: if a device has no proof for the rounding.
         """
+        mesh = sharding.mesh_of(devices, axis="domains")
         if rounding != "nearest":
-            require_plain_sums(_platform())
-        self.network = FlatNetwork(single, weights, input_shape, compiled)
+            for platform in {_platform()} if mesh is None else sharding.platforms(mesh):
+                require_plain_sums(platform)
+        checked_bytes(max_bytes, "max_bytes")
+        self.network = FlatNetwork(single, weights, input_shape, compiled, mesh)
         self.first_call: dict[str, float] = {}
         self.failures: dict[str, str] = {}
         self.rounding: Rounding = rounding
         self._max_bytes = max_bytes
         largest = self.network.largest
         self.particles = _power_below(2**18 // largest, 4, 64)
-        self.boxes = _power_below(max_bytes // (16 * largest**2), 8, 1024)
+        boxes = _power_below(max_bytes // (16 * largest**2), 8, 1024)
+        self.boxes = boxes * sharding.count(mesh)
+        self.few_boxes = min(_FEW_BOXES, boxes) * sharding.count(mesh)
 
     @property
     def input_size(self) -> int:
@@ -134,6 +151,17 @@ class Programs:
     def output_size(self) -> int:
         """`m`."""
         return self.network.output_size
+
+    def on_device(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, what no devices divide runs on the first of those that were named."""
+        mesh = self.network.mesh
+        return (
+            contextlib.nullcontext() if mesh is None else jax.default_device(mesh.devices.flat[0])
+        )
+
+    def parts(self, array: np.ndarray) -> Array:
+        """An array `[N, ...]` for `split`."""
+        return sharding.parts(array, self.network.mesh)
 
     @functools.cached_property
     def domains(self) -> DomainPrograms:
@@ -187,9 +215,10 @@ class Programs:
         SubBoxes`. `member` is the index of the conjunction that a row belongs to, `open` says
         whether that is still unrefuted. Unless `joint`, all rows of a conjunction are the same.
         """
-        options = self._options(_SPLIT_OPTIONS[method], max(2**20, self._max_bytes // self.boxes))
+        each = self._max_bytes * sharding.count(self.network.mesh) // self.boxes
+        options = self._options(_SPLIT_OPTIONS[method], max(2**20, each))
         make = functools.partial(_split, options=options, joint=joint)
-        return self.network.program(("split", method, joint), make)
+        return self.network.program(("split", method, joint), make, whole=0)
 
     def _options(self, options: LinearOptions, max_bytes: int) -> RelaxOptions:
         common: LinearOptions = {

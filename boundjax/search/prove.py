@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from jax import Array
 from jaxtyping import Float32
 
 from boundjax.properties import Case, OutputProperty, Property
+from boundjax.search.limits import MAX_QUEUE_BYTES
 from boundjax.search.method import Method
 from boundjax.search.programs import Programs
 from boundjax.search.result import Result
@@ -21,6 +23,7 @@ from boundjax.sets.box import Box
 from boundjax.sets.checks import require_input_set
 from boundjax.sets.input_set import InputSet
 from boundjax.sets.rounding import Rounding
+from boundjax.typing import Device
 
 _Ends = tuple[np.ndarray, np.ndarray]
 
@@ -34,6 +37,9 @@ def prove(
     timeout: float = 60.0,
     rounding: Rounding = "float32",
     programs: Programs | None = None,
+    devices: Sequence[Device] | None = None,
+    max_bytes: int | None = None,
+    max_queue_bytes: int = MAX_QUEUE_BYTES,
     max_split_inputs: int = 20,
     seed: int = 0,
     with_proof: bool = False,
@@ -54,6 +60,14 @@ def prove(
       rounding: what a proof holds for, see `boundjax.linear`.
       programs: `Programs(function, shape)` of `boundjax.search`, made with the same function and
         rounding: several calls then compile once.
+      devices: local devices, such as `jax.local_devices()`, that divide the parts of the box that
+        are bounded at a time, without communication; by default JAX's default device. Batches grow
+        with their number, so the search may split in another order. State them to `Programs`
+        instead where you pass some; so with `max_bytes`.
+      max_bytes: the most memory, estimated, that one call may take on a device, 2 ** 30 by default.
+      max_queue_bytes: the most memory of the host for parts of the box that are still open; while
+        some are added it may be twice as much. If it does not suffice the verdict is `"unknown"`
+        and the `note` says so.
       max_split_inputs: boxes with at most this many inputs of positive width are cut along inputs,
         others along units.
       seed: of the random points of the attack.
@@ -91,6 +105,9 @@ def prove(
         rounding=rounding,
         input_shape=example.shape,
         programs=programs,
+        devices=devices,
+        max_bytes=max_bytes,
+        max_queue_bytes=max_queue_bytes,
         max_split_inputs=max_split_inputs,
         seed=seed,
         with_proof=with_proof,
@@ -111,13 +128,14 @@ def ends_of(input_set: InputSet) -> tuple[_Ends, _Ends]:
 
     Raises:
       TypeError: for anything that is not an input set, or another dtype than float32.
-      ValueError: for a set that is not a box, or has no elements.
+      ValueError: for a set that is not a box, has no elements, or no points.
     """
     require_input_set(input_set)
     if isinstance(input_set, Box):
         low, high = input_set.lower, input_set.upper
     elif isinstance(input_set, LpBall) and input_set.is_box:
         low = high = input_set.center
+        _require_points(input_set)
     else:
         norm = f" with p = {input_set.p:g}" if isinstance(input_set, LpBall) else ""
         raise ValueError(
@@ -140,3 +158,28 @@ def ends_of(input_set: InputSet) -> tuple[_Ends, _Ends]:
     if isinstance(input_set, Box):
         return outer, (np.asarray(low), np.asarray(high))
     return outer, rounding_of_sets.inward_ends(np.asarray(low), input_set.eps, input_set.clip)
+
+
+def _require_points(ball: LpBall) -> None:
+    """Checks that a ball of the norm inf meets its clip range, in exact arithmetic.
+
+    Raises:
+      ValueError: if it has no points. Its interval is then the nearest part of the clip range.
+    """
+    if ball.clip is None:
+        return
+    center = np.asarray(ball.center, np.float64)
+    low, high, eps = (
+        np.broadcast_to(np.asarray(array, np.float64), center.shape)
+        for array in (*ball.clip, ball.eps)
+    )
+    nearest = np.clip(center, low, high)
+    for index in zip(*np.nonzero(nearest != center), strict=True):
+        numbers = [float(array[index]) for array in (nearest, center, eps)]
+        end, middle, radius = map(Fraction, numbers)
+        if abs(end - middle) > radius:
+            raise ValueError(
+                "the ball must meet its clip range, got none of its points in "
+                f"[{low[index]:g}, {high[index]:g}] at index {tuple(map(int, index))}: center "
+                f"{center[index]:g}, eps {eps[index]:g}"
+            )

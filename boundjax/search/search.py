@@ -14,6 +14,7 @@ from jaxtyping import Float32, Num
 
 from boundjax.properties import Case, Property
 from boundjax.search.inputs import InputSplits
+from boundjax.search.limits import MAX_BYTES, MAX_QUEUE_BYTES, checked_bytes
 from boundjax.search.method import LADDER, METHODS, Method
 from boundjax.search.programs import Programs, power_above
 from boundjax.search.proof import Case as ProvedCase
@@ -22,6 +23,7 @@ from boundjax.search.result import Counterexample, Result, Round, Verdict
 from boundjax.search.rows import NEARLY_UNSAFE, Rows, lost_of, proved_values
 from boundjax.search.tree import Tree
 from boundjax.sets.rounding import Rounding
+from boundjax.typing import Device
 
 _HOPELESS = 2.0  # a call is not begun if a cheaper one took this many times the remaining time
 
@@ -48,6 +50,9 @@ def verify(
     input_shape: Sequence[int] | None = None,
     evaluate: Evaluate | None = None,
     programs: Programs | None = None,
+    devices: Sequence[Device] | None = None,
+    max_bytes: int | None = None,
+    max_queue_bytes: int = MAX_QUEUE_BYTES,
     max_split_inputs: int = 20,
     seed: int = 0,
     with_proof: bool = False,
@@ -79,6 +84,11 @@ def verify(
       evaluate: decides counterexamples, `[n] -> [m]` in numpy, for example with another runtime; by
         default the model itself.
       programs: the compiled functions of an earlier call with the same model and rounding.
+      devices, max_bytes: those of the `Programs`, where none are passed: the devices that divide
+        batches, and the memory that one call may take on each (2 ** 30).
+      max_queue_bytes: the host's memory for the parts of the box that are still open; while some
+        are added it may be twice as much. Where it does not suffice the verdict is `"unknown"`, the
+        `note` says so, and `margins` has what is proved.
       max_split_inputs: boxes with at most this many inputs of positive width are split.
       seed: seed of the random points.
       with_proof: whether the result has a `proof`; needs the method `"complete"`.
@@ -89,7 +99,8 @@ def verify(
 
     Raises:
       ValueError: for an unknown method or rounding, a timeout that is not positive, or a property
-        whose number of inputs or outputs is not the model's.
+        whose number of inputs or outputs is not the model's; for `devices` or `max_bytes` beside
+        `programs`, or as `Programs`.
       UnsupportedOpError: at an op that is not in `supported_ops()`.
       NoProofError: unless `rounding` is `"nearest"`: at an op whose rounding nobody states, and on
         any device but a CPU.
@@ -101,9 +112,18 @@ def verify(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if not timeout > 0:
         raise ValueError(f"timeout must be positive, in seconds, got {timeout}")
+    checked_bytes(max_queue_bytes, "max_queue_bytes")
     if programs is None:
         shape = input_shape or (property.input_size,)
-        programs = Programs(model_single, shape, rounding=rounding)
+        programs = Programs(
+            model_single,
+            shape,
+            rounding=rounding,
+            max_bytes=MAX_BYTES if max_bytes is None else max_bytes,
+            devices=devices,
+        )
+    elif devices is not None or max_bytes is not None:
+        raise ValueError("devices and max_bytes are those of the programs; state them to Programs")
     elif programs.rounding != rounding:
         raise ValueError(
             f"the programs were made with rounding={programs.rounding!r}, got {rounding!r}"
@@ -118,10 +138,19 @@ def verify(
     clock = time.monotonic if count_compilation else programs.network.clock
     deadline = timeout + (start if count_compilation else clock())
     search = _Search(
-        programs, property, evaluate, clock, deadline, max_split_inputs, seed, with_proof
+        programs,
+        property,
+        evaluate,
+        clock,
+        deadline,
+        max_split_inputs,
+        seed,
+        with_proof,
+        max_queue_bytes,
     )
     try:
-        search.run(method)
+        with programs.on_device():
+            search.run(method)
     except _Decided as decided:
         seconds = time.monotonic() - start
         margins = np.concatenate(search.margins)
@@ -159,10 +188,11 @@ class _Search:
         max_split_inputs: int,
         seed: int,
         with_proof: bool = False,
+        max_queue_bytes: int = MAX_QUEUE_BYTES,
     ):
         self.programs, self.property, self.evaluate = programs, property, evaluate
         self.clock, self.deadline = clock, deadline
-        self.max_split_inputs = max_split_inputs
+        self.max_split_inputs, self.max_queue_bytes = max_split_inputs, max_queue_bytes
         self.random = np.random.default_rng(seed)
         cases = self.cases = property.cases
         count = max(sum(len(c.offset) for c in case.conjunctions) for case in cases)
@@ -220,15 +250,24 @@ class _Search:
         verdict = splits.decide(method)
         if verdict == "unsat":
             self.proved = splits.proof()
-            for margins, reached in zip(self.margins, splits.least, strict=True):
-                np.copyto(margins, reached[: len(margins)], where=~(margins > 0))
+        for margins, reached in zip(self.margins, splits.least, strict=True):
+            known = ~(margins > 0) & np.isfinite(reached[: len(margins)])
+            np.copyto(margins, reached[: len(margins)], where=known)
+        self.undecided = splits.reason
         raise _Decided(verdict)
 
     def search_domains(self) -> NoReturn:
         """Refutes the conjunctions of every box on domains, see `tree`."""
         for index, case in enumerate(self.property.cases):
             around = _AroundBox(self, index)
-            tree = Tree(self.programs.domains, case, case.conjunctions, around, self.with_proof)
+            tree = Tree(
+                self.programs.domains,
+                case,
+                case.conjunctions,
+                around,
+                self.with_proof,
+                self.max_queue_bytes,
+            )
             self.margins[index] = tree.margins  # which it updates, even if time runs out
             if tree.refutes():
                 self.proved.append(tree.proof())

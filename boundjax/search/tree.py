@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 
 from boundjax.properties import Case, Conjunction
+from boundjax.search import limits
 from boundjax.search.domains import DomainPrograms, Parameters
 from boundjax.search.leaves import MOST, Affine, Solution, solve
 from boundjax.search.proof import Case as ProvedCase
@@ -32,7 +33,6 @@ _STEPS = 12
 _LEAF_STEPS = 200  # with nothing left to split, in a network with other nonlinear ops
 _LEVELS = 3  # splits of one domain at once, while few are left
 _ATTACK_EVERY = 8  # rounds
-_MAX_BYTES = 2**30  # of the queue
 _ATTACKED = 16  # points of an attack
 
 
@@ -91,6 +91,7 @@ class Tree:
         conjunctions: Sequence[Conjunction],
         attacker: Attacker,
         with_proof: bool = False,
+        max_queue_bytes: int = limits.MAX_QUEUE_BYTES,
     ) -> None:
         """Prepares the rows.
 
@@ -100,6 +101,7 @@ class Tree:
           conjunctions: all of the case, in its order.
           attacker: looks for counterexamples, and at the clock.
           with_proof: whether `record` is kept.
+          max_queue_bytes: memory of the open domains at which the search ends.
         """
         self.domains, self.reason = 0, ""
         self.record = Recorder(off=not with_proof)
@@ -107,7 +109,9 @@ class Tree:
         self._least = np.full(len(conjunctions), np.inf)  # of the domains that are refuted
         self._slack = 0.0  # by which bounds fell short of those without rounding, the last time
         self._programs, self._attacker = programs, attacker
+        self._max_queue_bytes = max_queue_bytes
         self._lower, self._upper = jnp.asarray(case.lower), jnp.asarray(case.upper)
+        self._box = programs.whole(Box(self._lower, self._upper))
         self._conjunctions = conjunctions
         count = max(len(c.offset) for c in conjunctions)
         rows = [Rows.of([conjunction], count) for conjunction in conjunctions]
@@ -136,8 +140,9 @@ class Tree:
                 if self.reason:
                     break
                 continue
-            if queue.nbytes > _MAX_BYTES:
-                self.reason = f"the {len(queue)} open domains take more than {_MAX_BYTES} bytes"
+            if queue.nbytes > self._max_queue_bytes:
+                kept = queue.nbytes, self._max_queue_bytes
+                self.reason = limits.full(len(queue), "domains", *kept)
                 break
             parents = max(1, self._programs.sizes[1] // 2)
             rest, taken = queue.take(slice(0, -parents)), queue.take(slice(-parents, None))
@@ -196,9 +201,8 @@ class Tree:
         rows[:count] = self._weights[member, :count]
         coefficients, bias, start = [], [], 0
         for part, fill, signs, parameters in self._batches(root, repeated):
-            of_part = jnp.asarray(rows[start : start + len(part)][fill])
-            box = Box(self._lower, self._upper)
-            arrays = self._programs.lines(box, root.intervals, signs, of_part, parameters)
+            of_part = self._programs.parts(rows[start : start + len(part)][fill])
+            arrays = self._programs.lines(self._box, root.intervals, signs, of_part, parameters)
             lines = (np.asarray(array, np.float64)[: len(part)] for array in arrays)
             for list_of, array in zip((coefficients, bias), lines, strict=True):
                 list_of.append(array)
@@ -220,7 +224,7 @@ class Tree:
         np.maximum.at(self.margins, rows.member, proved)
         still_open = np.flatnonzero(~(self.margins > 0))
         kept = _Root(
-            root.intervals,
+            self._programs.whole(root.intervals),
             np.asarray(root.positions),
             np.flatnonzero(root.active),
             np.flatnonzero(root.unstable),
@@ -355,11 +359,11 @@ class Tree:
         """
         member = part.member[fill]
         context = (
-            Box(self._lower, self._upper),
+            self._box,
             root.intervals,
             signs,
-            jnp.asarray(self._weights[member], jnp.float32),
-            jnp.asarray(self._offset[member], jnp.float32),
+            self._programs.parts(self._weights[member].astype(np.float32)),
+            self._programs.parts(self._offset[member].astype(np.float32)),
         )
         # Aim above 0 by as much as the previous bounds lost to rounding.
         goal = 2.0 * self._means(root, part)[2] + self._slack
@@ -415,16 +419,16 @@ class Tree:
             multipliers[:, root.unstable] = part.multipliers[fill]
             positions[:, root.active] = part.positions[fill]
             arrays = positions, multipliers, part.mix[fill]
-            yield part, fill, jnp.asarray(signs), Parameters(*map(jnp.asarray, arrays))
+            place = self._programs.parts
+            yield part, fill, place(signs), Parameters(*map(place, arrays))
 
     def _probed(self, root: _Root, queue: Queue) -> np.ndarray:
         """Lower bounds of domains without rounding, to compare them."""
         results = []
         for part, fill, signs, parameters in self._batches(root, queue):
             single, offset, _ = self._means(root, part)
-            arrays = signs, jnp.asarray(single[fill]), parameters
-            box = Box(self._lower, self._upper)
-            lower = self._programs.probe(box, root.intervals, *arrays)
+            arrays = signs, self._programs.parts(single[fill]), parameters
+            lower = self._programs.probe(self._box, root.intervals, *arrays)
             results.append(np.asarray(lower)[: len(part)] + offset)
         return np.concatenate(results)
 
@@ -440,10 +444,10 @@ class Tree:
         for part, fill, signs, parameters in self._batches(root, queue):
             single, offset, lost = self._means(root, part)
             evaluated = self._programs.evaluate(
-                Box(self._lower, self._upper),
+                self._box,
                 root.intervals,
                 signs,
-                jnp.asarray(single[fill]),
+                self._programs.parts(single[fill]),
                 parameters,
             )
             lower, empty, candidates, scores, points, outputs = (

@@ -27,10 +27,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from boundjax.search.limits import MAX_BYTES, MAX_QUEUE_BYTES
 from boundjax.search.method import METHODS
 from boundjax.verify import benchmark, supervisor
 from boundjax.verify.errors import VerifyError, one_line
-from boundjax.verify.instances import DEFAULT_TIMEOUT, positive_seconds, read_instances
+from boundjax.verify.instances import (
+    DEFAULT_TIMEOUT,
+    positive_bytes,
+    positive_seconds,
+    read_instances,
+)
 from boundjax.verify.messages import Answer, Request
 from boundjax.verify.progress import Progress
 
@@ -47,6 +53,9 @@ exit status:
 time: --timeout is the time of the whole command for one property, and of each row with --instances,
 where a row includes the reading of its network but not the start of Python and JAX. A worker that
 has not answered 0.25 s after the limit is killed, and the verdict is timeout.
+
+devices: where JAX has several local devices, they divide the parts of a box that are bounded at a
+time, without communication.
 
 cache: compiled programs are kept in the user's cache folder. BOUNDJAX_CACHE=off turns that off,
 BOUNDJAX_CACHE=/a/folder moves it.
@@ -110,6 +119,18 @@ def _parser() -> argparse.ArgumentParser:
         "--instances a folder, for ROW_NETWORK_PROPERTY.npz; needs --method complete",
     )
     parser.add_argument(
+        "--max-bytes",
+        default=str(MAX_BYTES),
+        help="memory in bytes, estimated, that one call may take on each device; batches become "
+        "smaller where it is scarce (default: 2 ** 30)",
+    )
+    parser.add_argument(
+        "--max-queue-bytes",
+        default=str(MAX_QUEUE_BYTES),
+        help="memory of the host in bytes for the parts of a box that are still open, for a moment "
+        "twice as much; where it does not suffice the verdict is unknown (default: 2 ** 30)",
+    )
+    parser.add_argument(
         "--resume",
         action="store_true",
         help="with --instances and --results: keep the rows of an earlier run of the same command "
@@ -139,6 +160,10 @@ def main(
         timeout = options.timeout
         if timeout is not None:
             timeout = positive_seconds(timeout, "--timeout")
+        limits = (
+            positive_bytes(options.max_bytes, "--max-bytes"),
+            positive_bytes(options.max_queue_bytes, "--max-queue-bytes"),
+        )
         sources = {n for n in ("onnx", "vnnlib", "instances") if getattr(options, n) is not None}
         if sources not in ({"onnx", "vnnlib"}, {"instances"}):
             raise VerifyError("expected either --onnx with --vnnlib, or --instances")
@@ -155,6 +180,8 @@ def main(
                 options.rounding,
                 options.results,
                 proofs=options.proof,
+                max_bytes=limits[0],
+                max_queue_bytes=limits[1],
                 resume=options.resume,
                 worker=worker,
             )
@@ -165,6 +192,7 @@ def main(
             options.rounding,
             timeout or DEFAULT_TIMEOUT,
             "" if options.proof is None else str(options.proof),
+            *limits,
         )
         answer = _ask(request, begun, worker)
         if answer.verdict in ("unsupported", "error"):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from boundjax.search.limits import MAX_BYTES, MAX_QUEUE_BYTES
 from boundjax.search.method import Method
 from boundjax.verify.batch import Results, Row, names_of
 from boundjax.verify.instances import Instance
@@ -26,6 +27,8 @@ def run_benchmark(
     results: Path | None = None,
     *,
     proofs: Path | None = None,
+    max_bytes: int = MAX_BYTES,
+    max_queue_bytes: int = MAX_QUEUE_BYTES,
     resume: bool = False,
     worker: Sequence[str] = WORKER,
 ) -> int:
@@ -40,6 +43,7 @@ def run_benchmark(
       method, rounding: see `boundjax.verify.verify`.
       results: a csv file, see `Results`.
       proofs: a folder for a proof of every `unsat`.
+      max_bytes, max_queue_bytes: see `boundjax.verify.verify`.
       resume: continue the results, whose rows are not computed again.
       worker: the command that starts a worker.
 
@@ -75,7 +79,8 @@ def run_benchmark(
                     names = names_of(number, instance.onnx, instance.vnnlib)
                     proof = str(proofs / f"{names}.npz")
                 paths = str(instance.onnx), str(instance.vnnlib)
-                request = Request(*paths, method, rounding, instance.timeout, proof)
+                limits = max_bytes, max_queue_bytes
+                request = Request(*paths, method, rounding, instance.timeout, proof, *limits)
                 answer = supervisor.ask(request, started + instance.timeout)
                 row = Row(answer.verdict, time.monotonic() - started)
                 progress.clear()

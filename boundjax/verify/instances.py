@@ -82,6 +82,17 @@ def _compressed_or_not(path: Path) -> Path:
     return compressed if not path.exists() and compressed.exists() else path
 
 
+def positive_bytes(value: Any, name: str) -> int:
+    """Reads a limit of memory; `name` says where it comes from, for the message."""
+    try:
+        number = int(value)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise VerifyError(f"{name}: expected a positive number of bytes, got {value!r}")
+    return number
+
+
 def positive_seconds(value: Any, name: str) -> float:
     """Reads a time limit; `name` says where it comes from, for the message."""
     try:

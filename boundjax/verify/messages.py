@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Literal, get_args
 
+from boundjax.search.limits import MAX_BYTES, MAX_QUEUE_BYTES
 from boundjax.search.method import Method
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Request:
       method, rounding: see `boundjax.verify.verify`.
       seconds: what is left of the time limit.
       proof: the path of the file for a proof of `unsat`; empty if none is wanted.
+      max_bytes, max_queue_bytes: see `boundjax.verify.verify`.
     """
 
     onnx: str
@@ -33,6 +35,8 @@ class Request:
     rounding: Rounding
     seconds: float
     proof: str = ""
+    max_bytes: int = MAX_BYTES
+    max_queue_bytes: int = MAX_QUEUE_BYTES
 
 
 @dataclasses.dataclass(frozen=True)

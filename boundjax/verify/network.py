@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from boundjax import vnnlib
 from boundjax.onnx import from_onnx
+from boundjax.search.limits import MAX_BYTES, MAX_QUEUE_BYTES
 from boundjax.search.method import Method
 from boundjax.search.programs import Programs
 from boundjax.search.search import Result, verify
@@ -22,7 +24,12 @@ class Verifier(Protocol):
     """Decides properties of one network."""
 
     def verify(
-        self, property: vnnlib.Property, method: Method, timeout: float, with_proof: bool = False
+        self,
+        property: vnnlib.Property,
+        method: Method,
+        timeout: float,
+        with_proof: bool = False,
+        max_queue_bytes: int = MAX_QUEUE_BYTES,
     ) -> Result:
         """The verdict on a property."""
         ...
@@ -31,12 +38,13 @@ class Verifier(Protocol):
 class Network:
     """An ONNX network, both as JAX functions with bounds and in onnxruntime."""
 
-    def __init__(self, path: Path, rounding: Rounding = "float32"):
-        """Imports the file.
+    def __init__(self, path: Path, rounding: Rounding = "float32", max_bytes: int = MAX_BYTES):
+        """Imports the file. Where there are several local devices, they divide its batches.
 
         Args:
           path: of the network.
           rounding: what proofs hold for, see `boundjax.linear`.
+          max_bytes: memory of one call on each device, see `Programs`.
 
         Raises:
           OSError: if the file cannot be opened.
@@ -45,7 +53,14 @@ class Network:
         """
         self.path = path
         self.model = from_onnx(path)
-        self.programs = Programs(self.model.single, self.model.input_shape, rounding=rounding)
+        devices = jax.local_devices()
+        self.programs = Programs(
+            self.model.single,
+            self.model.input_shape,
+            rounding=rounding,
+            max_bytes=max_bytes,
+            devices=devices if len(devices) > 1 else None,
+        )
         self._session = _session(path)
         self._input = self._session.get_inputs()[0]
 
@@ -60,7 +75,12 @@ class Network:
             raise VerifyError(f"{self.path.name}: onnxruntime: {one_line(error)}") from None
 
     def verify(
-        self, property: vnnlib.Property, method: Method, timeout: float, with_proof: bool = False
+        self,
+        property: vnnlib.Property,
+        method: Method,
+        timeout: float,
+        with_proof: bool = False,
+        max_queue_bytes: int = MAX_QUEUE_BYTES,
     ) -> Result:
         """Runs `boundjax.verify.verify`, in which onnxruntime decides counterexamples.
 
@@ -76,6 +96,7 @@ class Network:
             rounding=self.programs.rounding,
             programs=self.programs,
             with_proof=with_proof,
+            max_queue_bytes=max_queue_bytes,
         )
         if result.verdict == "unsat":
             self._compare(property)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from boundjax.sets.rounding import Rounding
     from boundjax.verify.network import Verifier
 
-    ReadNetwork = Callable[[Path, Rounding], Verifier]
+    ReadNetwork = Callable[[Path, Rounding, int], Verifier]
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 # Raised for bad input and when memory runs out; XLA raises RuntimeError.
@@ -49,9 +49,9 @@ class Decider:
     """Decides properties; consecutive ones of a network share its compiled code."""
 
     def __init__(self, network: ReadNetwork, say: Callable[[Stage], None]):
-        """Reads networks with `network(path, rounding)` and reports its stages to `say`."""
+        """Reads networks with `network(path, rounding, max_bytes)`; `say` is told of stages."""
         self._network, self._say = network, say
-        self._current: tuple[tuple[str, str], Verifier] | None = None
+        self._current: tuple[tuple[str, str, int], Verifier] | None = None
 
     def answer(self, request: Request) -> Answer:
         """Answers a request; an exception becomes the verdict `unsupported` or `error`."""
@@ -70,17 +70,20 @@ class Decider:
     def _result(self, request: Request, end: float) -> Result | None:
         from boundjax import vnnlib
 
-        key = request.onnx, request.rounding
+        key = request.onnx, request.rounding, request.max_bytes
         if self._current is None or self._current[0] != key:
             self._say(Stage("reading"))
             self._current = None  # free the last network's memory before the next is read
-            self._current = key, self._network(Path(request.onnx), request.rounding)
+            network = self._network(Path(request.onnx), request.rounding, request.max_bytes)
+            self._current = key, network
         property = vnnlib.load(Path(request.vnnlib))
         left = end - time.monotonic()
         if left <= 0:
             return None
         self._say(Stage("searching"))
-        return self._current[1].verify(property, request.method, left, bool(request.proof))
+        return self._current[1].verify(
+            property, request.method, left, bool(request.proof), request.max_queue_bytes
+        )
 
 
 def _saved(request: Request, result: Result) -> str:

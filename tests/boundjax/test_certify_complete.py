@@ -12,6 +12,7 @@ import pytest
 
 import boundjax as bj
 from boundjax.search import network, tree
+from boundjax.search.domains import DomainPrograms
 from boundjax.search.milp import Encoding
 from boundjax.search.programs import Programs
 
@@ -209,12 +210,29 @@ def test_float32_executions():
 
 
 @pytest.mark.slow
-def test_devices_share_the_cheap_bounds():
-    model, x, eps = case("box")
-    devices = jax.local_devices()
+@pytest.mark.parametrize("name", CASES)
+def test_devices_share_bounds_and_domains(name, monkeypatch):
+    """Also around a single example, whose cheap bounds one of them computes."""
+    model, x, eps = case(name)
+    expected = certificate(name).verified
+    first = int(np.flatnonzero(~certificate(name, "crown").verified)[0])
+    devices = jax.local_devices()[::-1]
     assert len(devices) > 1
-    answer = bj.certify(model, x, eps, clip=CLIP, method="complete", devices=devices[::-1])
-    np.testing.assert_array_equal(answer.verified, certificate("box").verified)
+    divides = Programs if name == "box" else DomainPrograms
+    place, used = divides.parts, set()
+
+    def parts(self, array):
+        placed = place(self, array)
+        used.add(frozenset(placed.sharding.device_set))
+        return placed
+
+    monkeypatch.setattr(divides, "parts", parts)
+    options = {"clip": CLIP, "method": "complete", "devices": devices}
+    for chosen in (slice(None), slice(first, first + 1)):
+        used.clear()
+        answer = bj.certify(model, x[chosen], eps, **options)
+        np.testing.assert_array_equal(answer.verified, expected[chosen])
+        assert used == {frozenset(devices)}
 
 
 def test_saved_only_with_the_rules_of_other_methods(tmp_path):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import boundjax as bj
-from boundjax.certification import memory, sharding
+from boundjax import sharding
+from boundjax.certification import memory
 from boundjax.certification.request import Request
 
 EXAMPLES, CLASSES, EPS = 7, 4, 0.02

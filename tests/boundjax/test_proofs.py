@@ -230,6 +230,8 @@ def onnx_files(tmp_path_factory):
 
 def test_a_worker_writes_the_proof_of_a_file(onnx_files, tmp_path, capsys):
     network, property, other = map(str, onnx_files)
+    # All local devices divide its domains.
+    assert Network(onnx_files[0]).programs.network.mesh.size == len(jax.local_devices()) == 2
     decider = worker.Decider(Network, lambda stage: None)
     path = str(tmp_path / "p.npz")
     request = messages.Request(network, property, "complete", "float32", 60.0, path)

@@ -234,12 +234,12 @@ class FakeNetwork:
 
     opened: ClassVar[list[str]] = []
 
-    def __init__(self, path, rounding):
+    def __init__(self, path, rounding, max_bytes):
         if path.name == "bad.onnx":
             raise UnsupportedOpError("op 'f' is not supported:\n use another")
         self.opened.append((path.name, rounding))
 
-    def verify(self, property, method, timeout, with_proof=False):
+    def verify(self, property, method, timeout, with_proof=False, max_queue_bytes=0):
         if timeout > 5:
             raise TypeError("not a number")
         return verify.Result("sat" if timeout <= 1.0 else "unsat", None, 0.0, "no gradient")

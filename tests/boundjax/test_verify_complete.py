@@ -220,17 +220,6 @@ def test_the_search_is_the_same_every_time(monkeypatch):
     assert counts[0] == counts[1] > 2
 
 
-@pytest.mark.slow
-def test_a_queue_that_outgrows_its_memory_ends_the_search(monkeypatch):
-    monkeypatch.setattr(tree, "_MAX_BYTES", 1)
-    layers = layers_of(7, (4, 8, 8, 2))
-    least = least_of(dense(layers), np.eye(2)[0])
-    property = box([(-1, 1)] * 4, 2, f"(<= Y_0 {least - NEAR:.7f})")
-    result = decide(dense(layers), property)
-    assert result.verdict == "unknown"
-    assert "open domains take more than 1 bytes" in result.note
-
-
 def test_time_ends_the_search():
     layers = layers_of(8, (20, 60, 60, 60, 2))
     least = 0.0

@@ -1,11 +1,13 @@
 import argparse
 import importlib
+import json
+import subprocess
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import auto_lirpa, cases, process, side_by_side, train_step
+from experiments.benchmarks import auto_lirpa, cases, process, search, side_by_side, train_step
 from experiments.settings.errors import ExperimentError
 
 
@@ -88,3 +90,50 @@ def test_a_measurement_warms_up_and_repeats():
     assert len(calls) == 4
     assert (row.first, row.margins) == (2.5, [1.0, 3.0])
     assert side_by_side.difference(row, row) == 0.0
+
+
+def measured(devices, processor):
+    return search.Measured(devices, 2.0, 10.0, processor, 8000, "timeout", 20, 12.0)
+
+
+def test_virtual_devices_are_measured_beside_one(monkeypatch, capsys):
+    """Each in a process of its own, with so many devices of the CPU."""
+    asked = []
+
+    def run(command, env, **options):
+        asked.append((command[2:], int(env["JAX_NUM_CPU_DEVICES"])))
+        assert env["XLA_FLAGS"].endswith(f"device_count={asked[-1][1]}")
+        line = json.dumps(measured(asked[-1][1], 8.0 * asked[-1][1] ** 0.5))
+        return subprocess.CompletedProcess(command, 0, f"a warning\n{line}\n", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    search.main(["n.onnx", "p.vnnlib", "--seconds=3", "--devices=4"])
+    rest = ["n.onnx", "p.vnnlib", "--seconds", "3.0", "--rounding", "float32", "--json"]
+    assert asked == [(["experiments.benchmarks.search", *rest], n) for n in (1, 4)]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "1 device: timeout after 12.0 s and 20 rounds"
+    assert lines[3] == "4 devices: timeout after 12.0 s and 20 rounds"
+    assert lines[-1] == "domains in a second of processor time, beside one device: 0.50"
+
+
+FAILURES = {
+    "a process": (1, "", "Traceback\nerror: no such file", "devices = 1: no such file"),
+    "other devices": (0, json.dumps(measured(3, 1.0)), "", "expected 1 virtual devices, got 3"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_process_that_fails_is_one_line(name, monkeypatch, capsys):
+    *process, message = FAILURES[name]
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, *process)
+    )
+    with pytest.raises(SystemExit):
+        search.main(["n.onnx", "p.vnnlib", "--devices=4"])
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_one_virtual_device_is_nothing_to_compare(capsys):
+    with pytest.raises(SystemExit):
+        search.main(["n.onnx", "p.vnnlib", "--devices=1"])
+    assert capsys.readouterr().err == "error: --devices must be at least 2, got 1\n"

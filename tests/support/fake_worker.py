@@ -20,14 +20,14 @@ PROPERTY = (
 
 
 class Network:
-    def __init__(self, path, rounding):
+    def __init__(self, path, rounding, max_bytes):
         self.name = path.stem
         path.touch()
         path.with_suffix(".pid").write_text(str(os.getpid()))
         if self.name == "heavy":
             time.sleep(600)
 
-    def verify(self, property, method, timeout, with_proof=False):
+    def verify(self, property, method, timeout, with_proof=False, max_queue_bytes=0):
         return getattr(self, self.name)()
 
     def sat(self):
