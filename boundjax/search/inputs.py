@@ -12,7 +12,7 @@ from boundjax.properties import Case
 from boundjax.search import limits
 from boundjax.search.boxes import Halves, halve
 from boundjax.search.method import Method
-from boundjax.search.programs import Programs, SubBoxes
+from boundjax.search.programs import Programs
 from boundjax.search.proof import Case as ProvedCase
 from boundjax.search.proof import Leaf, Recorder
 from boundjax.search.rows import FLOAT64, NEARLY_UNSAFE, Rows, lost_of, proved_values
@@ -144,16 +144,16 @@ class InputSplits:
             size = few if len(boxes) <= 2 * few else self._programs.boxes
             first = max(0, len(boxes) - size)
             rest, taken = boxes.take(slice(0, first)), boxes.take(slice(first, None))
-            taken, bounds = self._bounded(taken, size, method)
-            points, outputs = np.asarray(bounds.points), np.asarray(bounds.outputs)
+            taken, influence, points, outputs = self._bounded(taken, size, method)
             looked = self._look(taken, points, outputs)
             batches += 1
             if batches % _ATTACK_EVERY == 0:
                 self._look_closer(taken, points, looked)
             kept = np.any(taken.open, axis=1)
             taken = taken.take(kept)
-            influence = np.asarray(bounds.influence)[kept]
-            halves, stuck = halve(taken.lower, taken.upper, influence, self._width[taken.source])
+            halves, stuck = halve(
+                taken.lower, taken.upper, influence[kept], self._width[taken.source]
+            )
             undecided += int(stuck.sum())
             self._give_up(taken.take(stuck))
             taken = taken.take(~stuck)
@@ -185,8 +185,14 @@ class InputSplits:
             for record, case in zip(self._records, self._cases, strict=True)
         ]
 
-    def _bounded(self, boxes: _Boxes, size: int, method: Method) -> tuple[_Boxes, SubBoxes]:
-        """Refutes conjunctions by bounds on boxes, in a batch that copies fill up."""
+    def _bounded(
+        self, boxes: _Boxes, size: int, method: Method
+    ) -> tuple[_Boxes, np.ndarray, np.ndarray, np.ndarray]:
+        """Refutes conjunctions by bounds on boxes, in a batch that copies fill up.
+
+        Returns:
+          The boxes, and influence, points and outputs of `SubBoxes`.
+        """
         source, count = boxes.source, len(boxes)
         fill, offset = np.minimum(np.arange(size), count - 1), self._offset[source]
         arguments = (
@@ -199,20 +205,23 @@ class InputSplits:
         )
         split = self._programs.split(method, self._joint)
         results = split(*(self._programs.parts(a[fill]) for a in arguments))
-        results = SubBoxes(*(np.asarray(a)[:count] for a in results))
-        mix = results.mix.astype(np.float64)
+        mixes, bounds, largest, influence, points, outputs = (
+            np.asarray(a)[:count] for a in results
+        )
+        mix = mixes.astype(np.float64)
         weights, offset = mix @ self._weights[source], (mix @ offset[..., None])[..., 0]
         errors = mix @ (self._errors[source] + self._mixing * np.abs(self._weights[source]))
-        lost = lost_of(errors, offset, results.largest)
-        values = proved_values(results.lower, weights, offset, results.outputs[:, 0], lost)
+        lost = lost_of(errors, offset, largest)
+        values = proved_values(bounds, weights, offset, outputs[:, 0], lost)
         refuted = boxes.open & (values > 0)
         box, conjunction = np.nonzero(refuted)
         # The weights of a mean sum to 1 up to their own rounding.
         total = mix[refuted].sum(axis=1) * (1.0 + FLOAT64)
         np.minimum.at(self.least, (source[box], conjunction), values[refuted] / total)
         for index, of_it in zip(box.tolist(), conjunction.tolist(), strict=True):
-            self._record_leaf(boxes, index, of_it, results.mix[index, of_it])
-        return dataclasses.replace(boxes, open=boxes.open & ~refuted), results
+            self._record_leaf(boxes, index, of_it, mixes[index, of_it])
+        boxes = dataclasses.replace(boxes, open=boxes.open & ~refuted)
+        return boxes, influence, points, outputs
 
     def _record_leaf(self, boxes: _Boxes, index: int, conjunction: int, mix: np.ndarray) -> None:
         """Notes that a mean of the rows of a conjunction is positive on one of the boxes."""
