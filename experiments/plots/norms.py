@@ -4,7 +4,7 @@
 
 Panels: the logarithm of the product of all norms, its difference to the first run (the logarithm of
 the ratio of Lipschitz constants), and the norms of each layer (Figures B.1 and B.2 of Lee's
-thesis). The runs need the diagnostics `norms`, which `bcp` and `lmt` have.
+thesis). The runs need the diagnostics `norms`.
 """
 
 from __future__ import annotations

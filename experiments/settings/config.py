@@ -95,7 +95,7 @@ class TrainConfig:
     `diagnostics` names measures that are written to `landscape.jsonl` every `diagnostics_every`
     steps, from `DIAGNOSTICS`: `"landscape"`, the loss along the update at the scheduled and at the
     final radius; `"relaxation"`, slopes and the relaxed gradient; `"relus"`, states, slopes and
-    widths of bounds by layer; `"norms"`, the product of the norms of the layers of BCP and LMT;
+    widths of bounds by layer; `"norms"`, the spectral norms of the layers and their product;
     `"gradients"`, how far the gradients of a random network's draws point the same way. They do not
     change the training.
     """

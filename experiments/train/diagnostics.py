@@ -14,11 +14,11 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from boundjax import diagnostics, training_precision
+from boundjax import diagnostics, power_iteration, power_vectors, training_precision
 from experiments.cluster import distributed
 from experiments.methods import Batch, Coefficients, Method
 from experiments.methods.certified import normalised
-from experiments.methods.method import Outcome, Setting, with_statistics
+from experiments.methods.method import Outcome, Setting, one_example, with_statistics
 from experiments.methods.random import gradient_measures
 from experiments.settings.config import Config
 from experiments.settings.errors import ExperimentError
@@ -30,6 +30,9 @@ from experiments.train.step import (
     collections_of,
     stream_key,
 )
+
+# From random vectors; BCP and LMT keep theirs and need one at a step.
+_POWER_ITERATIONS = 50
 
 
 class Diagnostics:
@@ -121,9 +124,10 @@ class Diagnostics:
         if "relus" in self._names and before.bounds is not None:
             std = tuple(self._config.model.std)
             groups["relus"] = _numbers(_relus(before.bounds, std))
-        if "norms" in self._names and before.norms:
-            product = diagnostics.log_norm_product(before.norms)
-            groups["norms"] = _numbers({"log_product": product, **before.norms})
+        if "norms" in self._names:
+            norms = before.norms or self._norms(params, data)
+            product = diagnostics.log_norm_product(norms)
+            groups["norms"] = _numbers({"log_product": product, **norms})
         if "relaxation" in self._names and _has_slopes(before):
             moved = jax.tree.map(lambda p, g: p - rate.astype(p.dtype) * g, params, gradient)
             after = outcome(moved, data, coefficients, key)
@@ -139,6 +143,26 @@ class Diagnostics:
             return gradient_measures(self._setting, variables, Batch(images, labels), radius, key)
 
         return measures
+
+    @functools.cached_property
+    def _norms(self) -> Callable[..., dict[str, jax.Array]]:
+        """Estimates the spectral norms of the layers where the objective does not."""
+
+        @jax.jit
+        def norms(params: Any, data: Any) -> dict[str, jax.Array]:
+            collections, images, _ = data
+            function = one_example(self._setting.model, params, collections["batch_stats"])
+            image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
+            vectors = power_vectors(function, image, jax.random.key(0))
+
+            def iterate(vectors: Any, _: None) -> tuple[Any, dict[str, jax.Array]]:
+                norms, vectors = power_iteration(function, image, vectors)
+                return vectors, norms
+
+            _, estimates = jax.lax.scan(iterate, vectors, length=_POWER_ITERATIONS)
+            return jax.tree.map(lambda of_all: of_all[-1], estimates)
+
+        return norms
 
     def _phase(self, coefficients: Coefficients) -> int:
         return int(self._method.phase(coefficients))
@@ -196,7 +220,7 @@ class Diagnostics:
         exist = {
             "relaxation": any(map(_has_slopes, outcomes)),
             "relus": any(outcome.bounds is not None for outcome in outcomes),
-            "norms": any(outcome.norms for outcome in outcomes),
+            "norms": not self._config.random.draws,
             "gradients": self._config.random.draws,
         }
         for name in self._config.train.diagnostics:
@@ -210,7 +234,7 @@ class Diagnostics:
 _NEEDS = {
     "relaxation": "linear bounds with free slopes",
     "relus": "bounds on the inputs of ReLUs",
-    "norms": "norms of layers (use 'bcp' or 'lmt')",
+    "norms": "weights that stay the same between forward passes (use a deterministic network)",
     "gradients": "draws whose gradients differ (use a random network)",
 }
 

@@ -236,12 +236,24 @@ def test_norms_are_measured_for_lipschitz_methods(tmp_path):
     assert norms["log_product"] == pytest.approx(product, abs=1e-4)
 
 
+def test_norms_of_other_methods_are_those_of_their_weights():
+    prepared = prepare(_config(("norms",), method="natural"))
+    feed = Feed(prepared.splits.train, 256, (0,), batch_sharding(prepared.mesh))
+    state = prepared.initial_state(0)
+    norms = prepared.diagnostics.measure(4, 0, state, *feed(4))["norms"]
+    product = norms.pop("log_product")
+    kernels = [leaf for leaf in jax.tree.leaves(state["params"]) if leaf.ndim == 2]
+    assert len(kernels) == len(norms)
+    exact = sorted(np.linalg.norm(np.asarray(kernel), 2) for kernel in kernels)
+    np.testing.assert_allclose(sorted(norms.values()), exact, rtol=1e-2)
+    assert product == pytest.approx(np.sum(np.log(exact)), abs=2e-2)
+
+
 @pytest.mark.parametrize(
     ("method", "name", "message"),
     [
         ("ibp", "relaxation", "has no linear bounds with free slopes; leave it out"),
         ("natural", "relus", "has no bounds on the inputs of ReLUs; leave it out"),
-        ("ibp", "norms", r"has no norms of layers \(use 'bcp' or 'lmt'\); leave it out"),
     ],
 )
 def test_measures_that_a_method_does_not_have(method, name, message):
