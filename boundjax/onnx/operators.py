@@ -176,7 +176,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Floor": _unary(jnp.floor, selects=True),
     "Log": _unary(jnp.log),
     "Mish": _unary(jax.nn.mish),
-    "Reciprocal": _unary(lambda x: 1.0 / x),
+    "Reciprocal": _unary(elementwise.reciprocal),
     "Relu": _unary(jax.nn.relu, selects=True),
     "Round": _unary(jnp.round, selects=True),
     "Sigmoid": _unary(jax.nn.sigmoid),
