@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from boundjax.ops.domain import without_warnings
 from boundjax.typing import PyTree
 
 Flat = Callable[[Array], Array]  # from `[n]` to `[m]`
@@ -104,6 +105,8 @@ class FlatNetwork:
         if key not in self._compiled:
             flat = self._flat
 
+            # An infinite bound proves nothing, and needs no callback that says so.
+            @without_warnings()
             def program(weights: PyTree, *arguments: Any) -> Any:
                 return make(lambda x: flat(weights, x))(*arguments)
 
