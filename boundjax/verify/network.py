@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from boundjax import vnnlib
@@ -16,6 +19,8 @@ from boundjax.sets.rounding import Rounding
 from boundjax.verify.errors import VerifyError, one_line
 
 _CHECKED_POINTS = 5
+# Benchmarks have a few architectures, often one after the other.
+_MOST_STRUCTURES = 4
 
 
 class Verifier(Protocol):
@@ -28,15 +33,35 @@ class Verifier(Protocol):
         ...
 
 
+class Compiled:
+    """What is compiled for the networks of the last few structures, whatever their weights."""
+
+    def __init__(self, most: int = _MOST_STRUCTURES):
+        """Keeps the programs of the `most` structures that were used last."""
+        self._most = most
+        self._programs: OrderedDict[Hashable, dict[Any, Any]] = OrderedDict()
+
+    def of(self, key: Hashable) -> dict[Any, Any]:
+        """The programs of networks with a key, which must tell all apart that differ in theirs."""
+        programs = self._programs.setdefault(key, {})
+        self._programs.move_to_end(key)
+        while len(self._programs) > self._most:
+            self._programs.popitem(last=False)
+        return programs
+
+
 class Network:
     """An ONNX network, both as JAX functions with bounds and in onnxruntime."""
 
-    def __init__(self, path: Path, rounding: Rounding = "float32"):
+    def __init__(
+        self, path: Path, rounding: Rounding = "float32", compiled: Compiled | None = None
+    ):
         """Imports the file.
 
         Args:
           path: of the network.
           rounding: what proofs hold for, see `boundjax.linear`.
+          compiled: shared by networks, of which those of one structure then compile once.
 
         Raises:
           OSError: if the file cannot be opened.
@@ -45,7 +70,14 @@ class Network:
         """
         self.path = path
         self.model = from_onnx(path)
-        self.programs = Programs(self.model.single, self.model.input_shape, rounding=rounding)
+        key = self.model.structure, rounding
+        self.programs = Programs(
+            self.model.apply,
+            self.model.input_shape,
+            rounding=rounding,
+            weights=jax.device_put(self.model.weights),
+            compiled=None if compiled is None else compiled.of(key),
+        )
         self._session = _session(path)
         self._input = self._session.get_inputs()[0]
 
