@@ -5,12 +5,12 @@ Entries lie in the user's cache folder, in a folder for this jaxlib, backend and
 XLA stores machine code. `BOUNDJAX_CACHE` names another folder or is `off`.
 
 What a cached program is trusted for: JAX finds an entry by the SHA-256 of the program with its
-constants (the weights), the compiler's options and flags, the versions of jaxlib and the backend,
-and the devices. Bounds from an entry are therefore those of the program that would be compiled,
+constants, the compiler's options and flags, the versions of jaxlib and the backend, and the
+devices. Bounds from an entry are therefore those of the program that would be compiled,
 provided that the entry is what an earlier run wrote. Two checks stand for that: nobody but the user
 (and root) can write into the folder, and each entry begins with the SHA-256 of its key and content.
 An entry that fails the second check is compiled again and replaced. Entries contain the weights of
-networks, so nobody else may read the folder either.
+networks that are constants of a program, so nobody else may read the folder either.
 """
 
 from __future__ import annotations

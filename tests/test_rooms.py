@@ -67,6 +67,7 @@ ROOMS = {
         "boundjax.properties",
         "boundjax.sets",
         "boundjax.ir",
+        "boundjax.ops",
         "boundjax.transforms",
     ),
     "boundjax.training": (

@@ -13,6 +13,7 @@ file           content
 node.py        one node: its attributes by type, and errors that name it
 file.py        the protobuf messages, checked and converted to plain data
 model.py       constants folded in numpy, other nodes kept as steps; `OnnxModel`
+steps.py       the steps apart from the weights, as a JAX function and as a key
 operators.py   the table: operator -> function, constant operands, types
 shaping.py     operators that move values or compute shapes
 elementwise.py arithmetic, comparisons, activations

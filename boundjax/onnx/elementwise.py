@@ -1,4 +1,8 @@
-"""Operators of arithmetic, comparisons, reductions and activations."""
+"""Operators of arithmetic, comparisons, reductions and activations.
+
+A step may act on a constant that is a numpy array. What rounds is then written with `jax.numpy`, so
+that it is traced and bounds account for it; numpy would compute it unseen.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +68,11 @@ def divide(node: Node, x: Value, y: Value) -> Value:
         raise node.error("expected integer divisors other than 0, got 0")
     quotient = np.abs(x) // np.abs(y)
     return (np.sign(x) * np.sign(y) * quotient).astype(x.dtype)
+
+
+def reciprocal(x: Value) -> Value:
+    """Reciprocal."""
+    return jnp.divide(np.float32(1.0), x)
 
 
 def power(node: Node, x: Value, y: Value) -> Value:
@@ -157,7 +166,7 @@ def gelu(node: Node, x: Value) -> Value:
 
 def hard_sigmoid(node: Node, x: Value) -> Value:
     """HardSigmoid: `clip(alpha x + beta, 0, 1)`."""
-    line = node.number("alpha", 0.2) * x + node.number("beta", 0.5)
+    line = jnp.add(jnp.multiply(node.number("alpha", 0.2), x), node.number("beta", 0.5))
     return jnp.clip(line, np.float32(0), np.float32(1))
 
 
@@ -171,7 +180,7 @@ def prelu(node: Node, x: Value, slope: Value) -> Value:
     if np.broadcast_shapes(slope.shape, x.shape) != x.shape:
         raise node.error(f"expected a slope that broadcasts to {x.shape}, got {slope.shape}")
     x, slope = _same_rank(node, x, slope)
-    return jnp.where(x > 0, x, slope * x)
+    return jnp.where(x > 0, x, jnp.multiply(slope, x))
 
 
 def selu(node: Node, x: Value) -> Value:

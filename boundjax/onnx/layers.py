@@ -283,8 +283,8 @@ def batch_normalization(
         raise node.error(
             f"expected four arrays with one number per channel of {x.shape}, got {sorted(shapes)}"
         )
-    # Computed where it is traced, so that bounds account for the rounding of the factor.
-    factor = scale / jnp.sqrt(variance + epsilon)
+    # Computed where it is traced, not by numpy, so that bounds account for all of the rounding.
+    factor = jnp.divide(scale, jnp.sqrt(jnp.add(variance, epsilon)))
     shift = bias - mean * factor
     per_channel = (1, -1) + (1,) * (x.ndim - 2)
     return x * factor.reshape(per_channel) + shift.reshape(per_channel)

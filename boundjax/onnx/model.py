@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from jaxtyping import Float32
 from boundjax.onnx.file import File, read
 from boundjax.onnx.node import Node, OnnxError, check_bytes, quoted
 from boundjax.onnx.operators import OPERATORS, Operator
+from boundjax.onnx.steps import Step, Steps, as_tuple, separated
 
 _MAX_MESSAGE = 500  # characters of an error
 
@@ -47,20 +48,6 @@ _Value = np.ndarray | _Perturbed | _Missing
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Step:
-    """A node that depends on the input, or that rounds a constant.
-
-    Attributes:
-      node, operator: what is computed.
-      operands: the name of what an earlier step computes, a constant, or None if omitted.
-    """
-
-    node: Node
-    operator: Operator
-    operands: tuple[str | np.ndarray | None, ...]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class OnnxModel:
     """A network read from an ONNX file; call it with a batch to get the outputs.
 
@@ -71,6 +58,7 @@ class OnnxModel:
       input_shape, output_shape: shapes of one example. A leading dimension that is 1 or symbolic,
         and not the only one, is the batch and left out.
       opset: version of the file's operator set.
+      weights: the float32 constants whose numbers nothing but arithmetic depends on, all different.
     """
 
     input_name: str
@@ -78,10 +66,8 @@ class OnnxModel:
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     opset: int
-    _batched: bool = dataclasses.field(repr=False)
-    _steps: tuple[_Step, ...] = dataclasses.field(repr=False)
-    # The output of a network that does not depend on its input.
-    _constant: np.ndarray | None = dataclasses.field(repr=False)
+    weights: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
+    _steps: Steps = dataclasses.field(repr=False)
 
     def __call__(self, x: Float32[Array, "B ..."]) -> Float32[Array, "B ..."]:
         """The outputs `[B, *output_shape]` of a batch `[B, *input_shape]`."""
@@ -93,30 +79,34 @@ class OnnxModel:
         Raises:
           ValueError: if `x` has another shape or dtype.
         """
-        x = jnp.asarray(x)
-        if x.shape != self.input_shape or x.dtype != jnp.float32:
-            raise ValueError(
-                f"one example must be float32 of shape {self.input_shape}, "
-                f"got {x.dtype} of shape {x.shape}"
-            )
-        if self._constant is not None:
-            return jnp.asarray(self._constant.reshape(self.output_shape))
-        values = {self.input_name: jnp.expand_dims(x, 0) if self._batched else x}
-        for step in self._steps:
-            operands = [values[v] if isinstance(v, str) else v for v in step.operands]
-            results = _tuple(step.operator.function(step.node, *operands))
-            values.update(zip(step.node.outputs, results, strict=False))
-        y = values[self.output_name]
-        return y if y.shape == self.output_shape else jnp.reshape(y, self.output_shape)
+        return self._steps.apply(self.weights, x)
+
+    @property
+    def apply(self) -> Callable[[Sequence[Any], Any], Array]:
+        """The function `(weights, x)` -> the output of one example, which holds no weights.
+
+        With the model's `weights` it is `single`, with other ones the network of the same
+        `structure` that has them.
+        """
+        return self._steps.apply
+
+    @property
+    def structure(self) -> Hashable:
+        """What the network is but for the numbers of its weights.
+
+        Two models with equal structures have the same `apply`, so that what is compiled for one
+        serves the other.
+        """
+        return self._steps.structure
 
 
 def from_onnx(path: str | os.PathLike, *, max_bytes: int = 2**31) -> OnnxModel:
     """Reads a network with one input and one output from an ONNX file.
 
-    Weights stay float32 and become constants of the traced function. Everything that depends only
-    on weights and shapes is computed once, here, in numpy; what is rounded on the way is computed
-    again by the function, so that bounds account for it. Integer outputs of a network that counts
-    or classifies are returned as float32.
+    Weights stay float32; they are constants of the traced function `single` and arguments of
+    `apply`. Everything that depends only on weights and shapes is computed once, here, in numpy;
+    what is rounded on the way is computed again by the function, so that bounds account for it.
+    Integer outputs of a network that counts or classifies are returned as float32.
 
     Args:
       path: the ONNX file.
@@ -157,15 +147,24 @@ def _model(file: File, max_bytes: int) -> OnnxModel:
     output = tuple(result.shape)
     if batched and output[:1] == (1,):
         output = output[1:]
-    return OnnxModel(
+    separate, weights = separated(builder.steps)
+    steps = Steps(
         input_name=file.source.name,
         output_name=file.sink.name,
         input_shape=shape[1:] if batched else shape,
         output_shape=output,
+        batched=batched,
+        steps=separate,
+        constant=constant,
+    )
+    return OnnxModel(
+        input_name=steps.input_name,
+        output_name=steps.output_name,
+        input_shape=steps.input_shape,
+        output_shape=steps.output_shape,
         opset=file.opset,
-        _batched=batched,
-        _steps=tuple(builder.steps),
-        _constant=constant,
+        weights=weights,
+        _steps=steps,
     )
 
 
@@ -209,7 +208,7 @@ class _Builder:
             **file.constants,
             file.source.name: _Perturbed(input_shape, "f"),
         }
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         self.rounded: set[str] = set()  # the constants that steps compute again
         self.folded = 0
         self.max_bytes = max_bytes
@@ -292,7 +291,8 @@ class _Builder:
             floats = all(result.dtype.kind == "f" for result in results)
             if floats and (rounded or not operator.selects):
                 self.rounded.update(node.outputs)
-                self._step(node, operator, names, operands, rounded)
+                shapes = [result.shape for result in results]
+                self._step(node, operator, names, operands, rounded, shapes, constant=True)
             return results
         if kind == "i" and operator.constant_integers:
             raise node.error("divides integers that depend on the input, which is not supported")
@@ -306,7 +306,7 @@ class _Builder:
         shapes = _shapes(node, call, perturbed.values())
         for shape in shapes:
             node.check_size(shape)
-        self._step(node, operator, names, operands, rounded)
+        self._step(node, operator, names, operands, rounded, shapes)
         return [_Perturbed(shape, kind) for shape in shapes]
 
     def _step(
@@ -316,13 +316,15 @@ class _Builder:
         names: tuple[str, ...],
         operands: Sequence[np.ndarray | _Perturbed | None],
         rounded: set[int],
+        shapes: Sequence[tuple[int, ...]],
+        constant: bool = False,
     ) -> None:
         """Appends a step; earlier ones compute the perturbed and the rounded operands."""
         values = (
             names[k] if k in rounded or isinstance(v, _Perturbed) else v
             for k, v in enumerate(operands)
         )
-        self.steps.append(_Step(node, operator, tuple(values)))
+        self.steps.append(Step(node, operator, tuple(values), tuple(shapes), constant))
 
     def _fold(
         self, node: Node, operator: Operator, operands: Sequence[np.ndarray | None]
@@ -330,7 +332,7 @@ class _Builder:
         def fold() -> list[np.ndarray]:
             with np.errstate(all="ignore"), jax.ensure_compile_time_eval():
                 values = operator.function(dataclasses.replace(node, xp=np), *operands)
-                return [np.asarray(v) for v in _tuple(values)]
+                return [np.asarray(v) for v in as_tuple(values)]
 
         results = _guarded(node, fold)
         for value in results:
@@ -353,13 +355,9 @@ def _function_of(
         arguments: list[Any] = list(operands)
         for k, value in zip(positions, values, strict=True):
             arguments[k] = value
-        return _tuple(operator.function(node, *arguments))
+        return as_tuple(operator.function(node, *arguments))
 
     return call
-
-
-def _tuple(values: Any) -> tuple[Any, ...]:
-    return tuple(values) if isinstance(values, tuple | list) else (values,)
 
 
 def _kind(value: np.ndarray | _Perturbed) -> str:

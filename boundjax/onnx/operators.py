@@ -86,6 +86,8 @@ class Operator:
       shape_only: whether the function takes the operand's shape instead of its value.
       constant_integers: whether integer operands must not depend on the input, because the
         function would treat them as floating-point numbers.
+      weights: whether the numbers of a constant operand, other than of `constant_operands` without
+        `numbers`, enter the value by arithmetic alone, so that JAX's arrays may stand for them.
     """
 
     function: Callable[..., Any]
@@ -96,6 +98,7 @@ class Operator:
     constant_integers: bool = False
     numbers: tuple[int, ...] = ()
     selects: bool = False
+    weights: bool = False
 
 
 _MANY = 2**31
@@ -123,7 +126,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Identity": Operator(shaping.identity, _any, selects=True),
     "Dropout": Operator(shaping.dropout, _floats, (1, 2), (1, 3), selects=True),
     "Cast": Operator(shaping.cast, _cast, selects=True),
-    "Concat": Operator(shaping.concat, _any, operands=(1, _MANY), selects=True),
+    "Concat": Operator(shaping.concat, _any, operands=(1, _MANY), selects=True, weights=True),
     "Expand": Operator(shaping.expand, _any, (1,), _PAIR, selects=True),
     "Flatten": Operator(shaping.flatten, _any, selects=True),
     "Gather": Operator(shaping.gather, _any, (1,), _PAIR, selects=True),
@@ -139,12 +142,14 @@ OPERATORS: Mapping[str, Operator] = {
     "Upsample": Operator(shaping.resize, _floats, (1,), _PAIR, selects=True),
     "Unsqueeze": Operator(shaping.unsqueeze, _any, (1,), (1, 2), selects=True),
     # Arithmetic.
-    "Add": Operator(_add, _numbers, operands=_PAIR),
-    "Sub": Operator(_subtract, _numbers, operands=_PAIR),
-    "Mul": Operator(_multiply, _numbers, operands=_PAIR),
-    "Div": Operator(elementwise.divide, _numbers, operands=_PAIR, constant_integers=True),
+    "Add": Operator(_add, _numbers, operands=_PAIR, weights=True),
+    "Sub": Operator(_subtract, _numbers, operands=_PAIR, weights=True),
+    "Mul": Operator(_multiply, _numbers, operands=_PAIR, weights=True),
+    "Div": Operator(
+        elementwise.divide, _numbers, operands=_PAIR, constant_integers=True, weights=True
+    ),
     "Pow": Operator(elementwise.power, operands=_PAIR),
-    "Sum": Operator(elementwise.variadic(_add), _numbers, operands=(1, _MANY)),
+    "Sum": Operator(elementwise.variadic(_add), _numbers, operands=(1, _MANY), weights=True),
     "Max": Operator(elementwise.variadic(_maximum), _numbers, operands=(1, _MANY), selects=True),
     "Min": Operator(elementwise.variadic(_minimum), _numbers, operands=(1, _MANY), selects=True),
     "Abs": Operator(_arithmetic(elementwise.unary("abs")), _numbers, selects=True),
@@ -176,7 +181,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Floor": _unary(jnp.floor, selects=True),
     "Log": _unary(jnp.log),
     "Mish": _unary(jax.nn.mish),
-    "Reciprocal": _unary(lambda x: 1.0 / x),
+    "Reciprocal": _unary(elementwise.reciprocal),
     "Relu": _unary(jax.nn.relu, selects=True),
     "Round": _unary(jnp.round, selects=True),
     "Sigmoid": _unary(jax.nn.sigmoid),
@@ -196,15 +201,20 @@ OPERATORS: Mapping[str, Operator] = {
     # Layers.
     "AveragePool": Operator(layers.average_pool),
     "BatchNormalization": Operator(
-        layers.batch_normalization, _floats, (1, 2, 3, 4), (5, 5), numbers=(1, 2, 3, 4)
+        layers.batch_normalization,
+        _floats,
+        (1, 2, 3, 4),
+        (5, 5),
+        numbers=(1, 2, 3, 4),
+        weights=True,
     ),
-    "Conv": Operator(layers.conv, operands=(2, 3)),
-    "ConvTranspose": Operator(layers.conv_transpose, operands=(2, 3)),
-    "Gemm": Operator(layers.gemm, operands=(2, 3)),
+    "Conv": Operator(layers.conv, operands=(2, 3), weights=True),
+    "ConvTranspose": Operator(layers.conv_transpose, operands=(2, 3), weights=True),
+    "Gemm": Operator(layers.gemm, operands=(2, 3), weights=True),
     "GlobalAveragePool": Operator(layers.global_average_pool),
     "GlobalMaxPool": Operator(layers.global_max_pool, selects=True),
     "LogSoftmax": Operator(layers.softmax(jax.nn.log_softmax)),
-    "MatMul": Operator(layers.matmul, operands=_PAIR),
+    "MatMul": Operator(layers.matmul, operands=_PAIR, weights=True),
     "MaxPool": Operator(layers.max_pool, selects=True),
     "Softmax": Operator(layers.softmax(jax.nn.softmax)),
 }

@@ -8,6 +8,7 @@ outside of the type's range, arithmetic beyond 2^24) bounds are NaN, see `boundj
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -198,7 +199,9 @@ def one_hot(node: Node, indices: Value, depth: np.ndarray, values: Value) -> Val
         return np.where(hit, values[1], values[0])
     # Write the selection as a linear function of the predicate: only that has bounds.
     off, on = (np.float32(v) for v in values)
-    return hit.astype(jnp.float32) * (on - off) + off
+    exact = Fraction(float(on)) - Fraction(float(off)) == Fraction(float(on - off))
+    # Traced where it rounds, so that bounds account for it.
+    return hit.astype(jnp.float32) * (on - off if exact else jnp.subtract(on, off)) + off
 
 
 def pad(

@@ -6,8 +6,11 @@ infinite. If it only touches a pole at the edge of the domain, one end is.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import warnings
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +27,34 @@ class DomainWarning(UserWarning):
     """Bounds on an op's operand leave the op's domain; the bounds on its value are infinite."""
 
 
+_WARNS = contextvars.ContextVar("boundjax_domain_warns", default=True)
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Leaves `warn` out of what is traced inside, whenever that runs.
+
+    A warning is a callback into Python, and JAX keeps no program with one in its cache on disk.
+    """
+    token = _WARNS.set(False)
+    try:
+        yield
+    finally:
+        _WARNS.reset(token)
+
+
 def warn(node: Node, outside: Array, reason: str) -> None:
     """Warns, now or when compiled code runs, if `outside` holds anywhere.
+
+    It does nothing where it is called in `without_warnings`.
 
     Args:
       node: the op, for its name and the user's source line.
       outside: boolean, of any shape.
       reason: what the bounds on the operand do, e.g. "reach 0".
     """
+    if not _WARNS.get():
+        return
     message = (
         f"bounds on the operand of '{node.primitive}' at {node.location} {reason}; the bounds on "
         "its value are infinite"

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from boundjax import sharding
+from boundjax.ops.domain import without_warnings
 from boundjax.typing import PyTree
 
 Flat = Callable[[Array], Array]  # from `[n]` to `[m]`
@@ -123,6 +124,8 @@ class FlatNetwork:
         if key not in self._compiled:
             flat = self._flat
 
+            # An infinite bound proves nothing, and needs no callback that says so.
+            @without_warnings()
             def program(weights: PyTree, *arguments: Any) -> Any:
                 return make(lambda x: flat(weights, x))(*arguments)
 

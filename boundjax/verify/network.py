@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +20,8 @@ from boundjax.sets.rounding import Rounding
 from boundjax.verify.errors import VerifyError, one_line
 
 _CHECKED_POINTS = 5
+# Benchmarks have a few architectures, often one after the other.
+_MOST_STRUCTURES = 4
 
 
 class Verifier(Protocol):
@@ -35,16 +39,40 @@ class Verifier(Protocol):
         ...
 
 
+class Compiled:
+    """What is compiled for the networks of the last few structures, whatever their weights."""
+
+    def __init__(self, most: int = _MOST_STRUCTURES):
+        """Keeps the programs of the `most` structures that were used last."""
+        self._most = most
+        self._programs: OrderedDict[Hashable, dict[Any, Any]] = OrderedDict()
+
+    def of(self, key: Hashable) -> dict[Any, Any]:
+        """The programs of networks with a key, which must tell all apart that differ in theirs."""
+        programs = self._programs.setdefault(key, {})
+        self._programs.move_to_end(key)
+        while len(self._programs) > self._most:
+            self._programs.popitem(last=False)
+        return programs
+
+
 class Network:
     """An ONNX network, both as JAX functions with bounds and in onnxruntime."""
 
-    def __init__(self, path: Path, rounding: Rounding = "float32", max_bytes: int = MAX_BYTES):
+    def __init__(
+        self,
+        path: Path,
+        rounding: Rounding = "float32",
+        max_bytes: int = MAX_BYTES,
+        compiled: Compiled | None = None,
+    ):
         """Imports the file. Where there are several local devices, they divide its batches.
 
         Args:
           path: of the network.
           rounding: what proofs hold for, see `boundjax.linear`.
           max_bytes: memory of one call on each device, see `Programs`.
+          compiled: shared by networks, of which those of one structure then compile once.
 
         Raises:
           OSError: if the file cannot be opened.
@@ -53,13 +81,15 @@ class Network:
         """
         self.path = path
         self.model = from_onnx(path)
-        devices = jax.local_devices()
+        devices, key = jax.local_devices(), (self.model.structure, rounding, max_bytes)
         self.programs = Programs(
-            self.model.single,
+            self.model.apply,
             self.model.input_shape,
             rounding=rounding,
             max_bytes=max_bytes,
             devices=devices if len(devices) > 1 else None,
+            weights=jax.device_put(self.model.weights),
+            compiled=None if compiled is None else compiled.of(key),
         )
         self._session = _session(path)
         self._input = self._session.get_inputs()[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import queue
 import signal
@@ -46,7 +47,7 @@ def result_text(result: Result) -> str:
 
 
 class Decider:
-    """Decides properties; consecutive ones of a network share its compiled code."""
+    """Decides properties; consecutive ones of a network read it once."""
 
     def __init__(self, network: ReadNetwork, say: Callable[[Stage], None]):
         """Reads networks with `network(path, rounding, max_bytes)`; `say` is told of stages."""
@@ -161,10 +162,10 @@ def _end_with_parent() -> None:
 
 def _prepare() -> ReadNetwork:
     from boundjax import cache
-    from boundjax.verify.network import Network
+    from boundjax.verify.network import Compiled, Network
 
     cache.enable_if_possible()
-    return Network
+    return functools.partial(Network, compiled=Compiled())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import boundjax as bj
 from boundjax import cache
 from boundjax.ops.domain import DomainWarning
+from boundjax.search.programs import Programs
 
 pytestmark = pytest.mark.quick
 
@@ -118,6 +119,52 @@ def test_a_program_that_calls_back_tells_what_this_process_tells(tmp_path):
         (warned,) = caught
         assert "leave its domain" in str(warned.message)
         assert ("renamed" in str(warned.message)) == (log is renamed)
+
+
+def softmax_by_quotient(x):
+    terms = jnp.exp(x)
+    return terms / (1.0 + jnp.sum(terms))
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize(
+    "function", [softmax_by_quotient, lambda x: 1.0 / x, lambda x: jnp.log(x) * jnp.sqrt(x)]
+)
+def test_a_search_keeps_programs_on_functions_that_are_not_defined_everywhere(
+    function, tmp_path, reads
+):
+    """Other bounds call back into Python, to warn; proofs do not, before and afterwards."""
+    folder = cache.enable(tmp_path / "cache")
+    ends = np.full(3, 0.5, np.float32), np.ones(3, np.float32)
+    box, rows = bj.Box(*ends), np.eye(3, dtype=np.float32)
+
+    def warns():
+        lowered = jax.jit(lambda box: bj.linear(function)(box)).lower(box)
+        return "callback" in lowered.as_text()
+
+    def called(programs):
+        many = [np.stack([a, a]) for a in (*ends, rows)]
+        rest = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.int32), np.ones((2, 3), bool)
+        root = programs.domains.root
+        return [
+            (programs.bounds("crown"), (*ends, rows)),
+            (programs.split("crown"), (*many, *rest)),
+            (root, (*ends, rows)),
+        ]
+
+    assert warns()
+    for program, arguments in called(Programs(function, (3,))):
+        assert "callback" not in program.lower(*arguments).as_text()
+        before = len(list(folder.iterdir()))
+        first = jax.device_get(program(*arguments))
+        assert len(list(folder.iterdir())) > before
+        assert np.isfinite(jax.tree.leaves(first)[0]).all()
+    reads.clear()
+    for program, arguments in called(Programs(function, (3,))):
+        program(*arguments)
+    assert reads
+    assert all(reads)
+    assert warns()
 
 
 @pytest.mark.usefixtures("restored")

@@ -123,6 +123,33 @@ def test_a_computed_slope_has_no_rounded_bounds(tmp_path):
         bj.linear(model.single, rounding="float32")(bj.Box(X[0], X[0]))
 
 
+W = np.float32([1.1, 2.2, 3.3])
+# What rounds while a constant is computed from weights that no other node has touched.
+ROUNDS = {
+    "BatchNormalization": ([node("BatchNormalization", "x w w w w", epsilon=1e-6)], ["add"]),
+    "Reciprocal": ([node("Reciprocal", "w", "c"), node("Mul", "x c")], ["integer_pow"]),
+    "HardSigmoid": ([node("HardSigmoid", "w", "c"), node("Mul", "x c")], ["mul", "add"]),
+    "PRelu": ([node("PRelu", "w w", "c"), node("Mul", "x c")], ["square"]),
+    "OneHot": (
+        [
+            node("ArgMax", "x", "k", axis=1, keepdims=0),
+            node("OneHot", "k depth w2", "c", axis=1),
+            node("Mul", "x c"),
+        ],
+        ["sub"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_nothing_rounds_unseen(name, tmp_path):
+    nodes, expected = ROUNDS[name]
+    constants = {"w": W, "w2": np.float32([0.1, 2.2]), "depth": models.i64(3)}
+    single = bj.from_onnx(models.save(network(nodes, [1, 3], constants), tmp_path)).single
+    formulas = {node.primitive for node in trace(single, X[0], "real").constants.nodes}
+    assert formulas >= set(expected)
+
+
 def test_batch_norm_of_tiny_variance_behind_a_convolution(tmp_path):
     """onnxruntime folds it into the kernel, boundjax does not: both lie within the bounds."""
     random = np.random.default_rng(0)
