@@ -421,8 +421,8 @@ def test_branch_and_bound_shares_too(tmp_path, compilations):
         }
         nodes = [node("Gemm", "x w b", "h"), node("Relu", "h", "a"), node("Gemm", "a v c")]
         path = models.save(network(nodes, [1, inputs], constants), tmp_path)
-        found = Network(path, "float32", shared).verify(property, "complete", 60.0)
-        verdicts.append(found.verdict)
+        result = Network(path, "float32", compiled=shared).verify(property, "complete", 60.0)
+        verdicts.append(result.verdict)
         counts.append(len(compilations()))
     assert verdicts == ["unsat", "sat", "unsat"]
     assert counts[0] == counts[2] > 3
@@ -443,7 +443,7 @@ def test_programs_of_a_few_structures_are_kept():
 def test_a_rounding_is_not_shared(tmp_path):
     path = models.save(two_layers(), tmp_path)
     compiled = Compiled()
-    networks = [Network(path, rounding, compiled) for rounding in ("float32", "nearest")]
+    networks = [Network(path, rounding, compiled=compiled) for rounding in ("float32", "nearest")]
     box = np.float32([-1, -1]), np.float32([1, 1]), np.eye(2, dtype=np.float32)
     lower, nearest = (np.asarray(n.programs.bounds("interval")(*box)[0]) for n in networks)
     assert (lower < nearest).all()
