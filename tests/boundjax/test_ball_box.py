@@ -95,14 +95,14 @@ GRADIENT = jax.jit(jax.vmap(jax.grad(ball_box.spread, argnums=(0, 1, 2, 3))))
 
 def spread(*arguments, dtype=jnp.float64):
     with jax.enable_x64(dtype == jnp.float64):
-        found = compiled(ball_box.spread)(*(jnp.asarray(x, dtype) for x in arguments))
-        return np.asarray(found, np.float64)
+        result = compiled(ball_box.spread)(*(jnp.asarray(x, dtype) for x in arguments))
+        return np.asarray(result, np.float64)
 
 
 def gradients(*arguments, dtype=jnp.float64):
     with jax.enable_x64(dtype == jnp.float64):
-        found = GRADIENT(*(jnp.asarray(x, dtype) for x in arguments))
-        return [np.asarray(x, np.float64) for x in found]
+        result = GRADIENT(*(jnp.asarray(x, dtype) for x in arguments))
+        return [np.asarray(x, np.float64) for x in result]
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float64, 1e-9), (jnp.float32, 1e-5)])
@@ -110,17 +110,17 @@ def gradients(*arguments, dtype=jnp.float64):
 def test_spread_is_the_maximum(dtype, rtol, seed):
     arguments = problems(np.random.default_rng(seed))
     arguments = [np.asarray(x, dtype) for x in arguments]
-    found = spread(*arguments, dtype=dtype)
+    result = spread(*arguments, dtype=dtype)
     expected = [by_sorting(*problem) for problem in zip(*arguments, strict=True)]
-    np.testing.assert_allclose(found, expected, rtol=rtol)
+    np.testing.assert_allclose(result, expected, rtol=rtol)
 
 
 @given(seed=SEEDS)
 def test_spread_matches_bisection_and_lies_below_every_iterate_of_the_authors(seed):
     arguments = problems(np.random.default_rng(seed))
-    found = spread(*arguments)
+    result = spread(*arguments)
     longest = 0
-    for value, *problem in zip(found, *arguments, strict=True):
+    for value, *problem in zip(result, *arguments, strict=True):
         np.testing.assert_allclose(value, by_bisection(*problem), rtol=1e-9)
         iterates = authors_iterates(*problem)
         longest = max(longest, len(iterates))
@@ -133,18 +133,18 @@ def test_spread_matches_bisection_and_lies_below_every_iterate_of_the_authors(se
 def test_spread_contains_samples_and_is_no_looser_than_ball_and_box(seed):
     rng = np.random.default_rng(seed)
     c, radius, below, above = problems(rng, size=3)
-    found = spread(c, radius, below, above)
+    result = spread(c, radius, below, above)
     rays = rng.normal(size=(4000, *c.shape))
     rays *= radius[:, None] / np.linalg.norm(rays, axis=-1, keepdims=True)
     # Clipping to a box around 0 keeps a point of the ball in the ball.
     points = np.clip(rays, -below, above)
     reached = np.max(np.sum(c * points, -1), 0)
-    assert (reached <= found + 1e-12).all()
-    assert np.mean(reached >= 0.9 * found) > 0.5
+    assert (reached <= result + 1e-12).all()
+    assert np.mean(reached >= 0.9 * result) > 0.5
     ball = np.linalg.norm(c, axis=-1) * radius
     cap = [caps(*problem) for problem in zip(c, radius, below, above, strict=True)]
     box = np.sum(np.abs(c) * cap, -1)
-    assert (found <= np.minimum(ball, box) * (1 + 1e-12)).all()
+    assert (result <= np.minimum(ball, box) * (1 + 1e-12)).all()
 
 
 @compiled
@@ -162,9 +162,9 @@ def test_any_multiplier_is_sound(seed):
     exact = spread(*arguments)
     factors = 10 ** rng.uniform(-1, 1, size=BATCH)
     with jax.enable_x64(True):
-        found = np.asarray(spread_of_wrong_price(*map(jnp.asarray, (factors, *arguments))))
-    assert (found >= exact * (1 - 1e-12)).all()
-    assert (found > exact * (1 + 1e-3)).any()
+        result = np.asarray(spread_of_wrong_price(*map(jnp.asarray, (factors, *arguments))))
+    assert (result >= exact * (1 - 1e-12)).all()
+    assert (result > exact * (1 + 1e-3)).any()
 
 
 @given(seed=SEEDS)
@@ -229,8 +229,8 @@ CORNERS = {
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 def test_corner_cases_have_values_and_gradients(dtype):
     *arguments, expected, slopes = zip(*CORNERS.values(), strict=True)
-    found = spread(*map(np.array, arguments), dtype=dtype)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    result = spread(*map(np.array, arguments), dtype=dtype)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
     derivatives = gradients(*map(np.array, arguments), dtype=dtype)
     assert all(np.isfinite(d).all() for d in derivatives)
     for k, (name, known) in enumerate(zip(CORNERS, slopes, strict=True)):
@@ -248,8 +248,8 @@ def test_what_is_nan_or_negative_never_certifies():
             case[position][index] = np.nan
             bad.append(case)
     bad.append([good[0], np.array(-1.0), *good[2:]])
-    found = spread(*(np.stack(x) for x in zip(*bad, strict=True)))
-    assert np.isnan(found).all()
+    result = spread(*(np.stack(x) for x in zip(*bad, strict=True)))
+    assert np.isnan(result).all()
 
 
 # Combinations whose maximum no float32 can hold are left out.
@@ -263,9 +263,9 @@ def test_float32_neither_underflows_nor_overflows(slope, length):
     arguments = [np.asarray(x, np.float32) for x in (c, *lengths)]
     expected = [by_sorting(*problem) for problem in zip(*arguments, strict=True)]
     np.testing.assert_allclose(spread(*arguments, dtype=jnp.float32), expected, rtol=1e-5)
-    found = gradients(*arguments, dtype=jnp.float32)
+    result = gradients(*arguments, dtype=jnp.float32)
     exact = gradients(*arguments)
-    for gradient, wanted, scale in zip(found, exact, [length, *3 * [slope]], strict=True):
+    for gradient, wanted, scale in zip(result, exact, [length, *3 * [slope]], strict=True):
         np.testing.assert_allclose(gradient / scale, wanted / scale, rtol=1e-3, atol=1e-3)
 
 
@@ -308,8 +308,8 @@ def test_ball_box_support_and_interval_are_those_of_the_set(seed):
     center, radius, lower, upper = ball_boxes(rng)
     c = rng.normal(size=center.shape)
     with jax.enable_x64(True):
-        found = bounds_of(*map(jnp.asarray, (center, radius, lower, upper, c)))
-    support, spread_, low, high = map(np.asarray, found)
+        bounds = bounds_of(*map(jnp.asarray, (center, radius, lower, upper, c)))
+    support, spread_, low, high = map(np.asarray, bounds)
     exact = map(by_sorting, c, radius, center - lower, upper - center)
     np.testing.assert_allclose(support, list(exact) + np.sum(c * center, 1), 1e-9, 1e-12)
     np.testing.assert_allclose(spread_, support - np.sum(c * (low + high) / 2, 1), 1e-9, 1e-12)
@@ -325,8 +325,8 @@ def test_ball_box_whose_center_lies_outside_is_sound(seed):
     center += rng.uniform(-1, 1, size=center.shape)
     c = rng.normal(size=center.shape)
     with jax.enable_x64(True):
-        found = bounds_of(*map(jnp.asarray, (center, radius, lower, upper, c)))
-    support, _, low, high = map(np.asarray, found)
+        bounds = bounds_of(*map(jnp.asarray, (center, radius, lower, upper, c)))
+    support, _, low, high = map(np.asarray, bounds)
     points = rng.uniform(lower, upper, size=(2000, *lower.shape))
     inside = np.linalg.norm(points - center, axis=-1) <= radius
     reached = np.max(np.where(inside, np.sum(c * points, -1), -np.inf), 0)
@@ -410,10 +410,10 @@ def test_a_batch_of_ball_boxes_is_one_under_vmap():
     )
     balls = jax.vmap(BallBox)(center, radius, lower, upper)
     c = jnp.asarray(np.random.default_rng(2).normal(size=(5, 4, 3)), jnp.float32)
-    found = jax.jit(jax.vmap(lambda ball, rows: jax.vmap(ball.spread)(rows)))(balls, c)
+    result = jax.jit(jax.vmap(lambda ball, rows: jax.vmap(ball.spread)(rows)))(balls, c)
     repeated = [jnp.repeat(x, 4, axis=0) for x in (center, radius, lower, upper)]
     single = bounds_of(*repeated, c.reshape(20, 3))[1]
-    np.testing.assert_allclose(found.ravel(), single, rtol=1e-6)
+    np.testing.assert_allclose(result.ravel(), single, rtol=1e-6)
     with pytest.raises(ValueError, match=r"radius must be a scalar, got shape \(5,\)"):
         balls.spread(c[:, 0])
 
@@ -433,23 +433,23 @@ def test_clipped_l2_ball_is_exact(seed, per_feature):
     if not per_feature:
         eps[:] = rng.uniform(0, 1, size=(BATCH, 1))
     with jax.enable_x64(True):
-        found, *ends = map(np.asarray, clipped_support(*map(jnp.asarray, (center, eps, c))))
+        result, *ends = map(np.asarray, clipped_support(*map(jnp.asarray, (center, eps, c))))
     unit = np.where(eps > 0, eps, 1.0)
     rooms = (center / unit, (1 - center) / unit)
     exact = [
         by_bisection(*problem) for problem in zip(eps * c, np.ones(BATCH), *rooms, strict=True)
     ]
-    np.testing.assert_allclose(found, exact + np.sum(c * center, 1), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(result, exact + np.sum(c * center, 1), rtol=1e-9, atol=1e-12)
     # Brute force: rays to the sphere, cut by the box.
     rays = rng.normal(size=(4000, BATCH, 3))
     points = np.clip(rays / np.linalg.norm(rays, axis=-1, keepdims=True), -rooms[0], rooms[1])
     reached = np.max(np.sum(c * (center + eps * points), -1), 0)
-    assert (reached <= found + 1e-12).all()
+    assert (reached <= result + 1e-12).all()
     # The bound without the closed form: the smaller of the supports of ball and box.
     ball = np.sum(c * center, 1) + np.linalg.norm(eps * c, axis=1)
     box = np.sum(np.where(c > 0, c * ends[1], c * ends[0]), 1)
-    assert (found <= np.minimum(ball, box) + 1e-12).all()
-    assert (found < np.minimum(ball, box) - 1e-3).any()
+    assert (result <= np.minimum(ball, box) + 1e-12).all()
+    assert (result < np.minimum(ball, box) - 1e-3).any()
 
 
 @given(seed=SEEDS)
@@ -458,14 +458,14 @@ def test_clipped_l2_ball_with_a_center_outside_is_sound_and_no_looser(seed):
     center, c = rng.uniform(-0.4, 1.4, size=(BATCH, 3)), rng.normal(size=(BATCH, 3))
     eps = rng.uniform(0.5, 1, size=(BATCH, 1)) * np.ones(3)
     with jax.enable_x64(True):
-        found, *ends = map(np.asarray, clipped_support(*map(jnp.asarray, (center, eps, c))))
+        result, *ends = map(np.asarray, clipped_support(*map(jnp.asarray, (center, eps, c))))
     points = rng.uniform(size=(4000, BATCH, 3))
     inside = np.linalg.norm((points - center) / eps, axis=-1) <= 1
     reached = np.max(np.where(inside, np.sum(c * points, -1), -np.inf), 0)
-    assert (reached <= found + 1e-12).all()
+    assert (reached <= result + 1e-12).all()
     ball = np.sum(c * center, 1) + np.linalg.norm(eps * c, axis=1)
     box = np.sum(np.where(c > 0, c * ends[1], c * ends[0]), 1)
-    assert (found <= np.minimum(ball, box) + 1e-12).all()
+    assert (result <= np.minimum(ball, box) + 1e-12).all()
 
 
 def test_clipped_l2_ball_has_gradients_on_the_border_and_at_radius_zero():

@@ -54,15 +54,15 @@ def restored(monkeypatch):
 @pytest.fixture
 def reads(monkeypatch):
     """Whether each program that was asked for lay in the cache."""
-    found, get = [], cache.Entries.get
+    result, get = [], cache.Entries.get
 
     def recorded(self, key):
         value = get(self, key)
-        found.append(value is not None)
+        result.append(value is not None)
         return value
 
     monkeypatch.setattr(cache.Entries, "get", recorded)
-    return found
+    return result
 
 
 def computed():

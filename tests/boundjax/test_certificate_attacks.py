@@ -25,7 +25,7 @@ def run(capsys, folder, name="a.npz", weights="w.npz", data="x.npz"):
     return status, printed.out.splitlines() + printed.err.splitlines()
 
 
-def found(model, x, labels, norm):
+def attacked(model, x, labels, norm):
     """For each example a misclassified corner or other point of its set, if there is one."""
     nodes = nodes_of(export.weights_of(model, x).arrays)
     random, points = np.random.default_rng(1), {}
@@ -49,7 +49,7 @@ def saved(request, tmp_path_factory):
     x = inputs_of(shape, count=12)
     labels = np.array(np.argmax(module.apply(variables, x), axis=1), np.int32)
     labels[:2] = (labels[:2] + 1) % 3  # misclassified
-    points = found(model, x, labels, request.param)
+    points = attacked(model, x, labels, request.param)
     points = {k: point for k, point in points.items() if k > 1}
     assert 0 < len(points) < 10
     bj.export_weights(model, x, tmp_path / "w.npz")

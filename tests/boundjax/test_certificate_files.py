@@ -26,8 +26,6 @@ import boundjax as bj
 from boundjax import check, check_onnx, check_tree
 from boundjax.certification import export
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):

@@ -39,9 +39,9 @@ def model(images):
 
 @functools.cache
 def devices():
-    found = tuple(jax.local_devices())
-    assert len(found) == 2
-    return found
+    result = tuple(jax.local_devices())
+    assert len(result) == 2
+    return result
 
 
 # Methods that vmap over the examples, and one that runs them one by one on CPU. Neither seven

@@ -95,8 +95,8 @@ def check_samples(function, *transforms, box=BOX):
         inputs = box.lower[None] + share * (box.upper - box.lower)[None]
         return jax.vmap(function)(inputs), [transform(function)(box) for transform in transforms]
 
-    values, found = run(box, share)
-    for tree in found:
+    values, result = run(box, share)
+    for tree in result:
         for bounds, value in zip(leaves(tree), jax.tree.leaves(values), strict=True):
             assert (value >= bounds.lower - 1e-5).all()
             assert (value <= bounds.upper + 1e-5).all()
@@ -111,8 +111,8 @@ def test_loops_are_sound_and_compute_the_function(name, limit):
         # Two of the loops contain one that stays below the limit.
         assert ("scan" in primitives(function)) == (limit == 2)
         assert "while" not in primitives(function)
-        found = jax.jit(lambda x: (graph_values(function, x), function(x)))(X)
-        for ours, theirs in zip(*map(leaves, found), strict=True):
+        result = jax.jit(lambda x: (graph_values(function, x), function(x)))(X)
+        for ours, theirs in zip(*map(leaves, result), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
         check_samples(function, bj.interval, bj.linear)
 
@@ -149,11 +149,11 @@ def test_gradients_through_a_loop(limit):
     with jax.enable_x64(True), unroll_limit(limit):
         mix, direction = np.asarray(MIX, np.float64), RNG.normal(size=(4, 4))
         run = jax.jit(lambda t, r: width(jnp.asarray(mix + t * direction), r))
-        found = jax.grad(run, argnums=(0, 1))(0.0, 0.1)
+        result = jax.grad(run, argnums=(0, 1))(0.0, 0.1)
         h = 1e-6
-        np.testing.assert_allclose(found[0], (run(h, 0.1) - run(-h, 0.1)) / (2 * h), rtol=1e-4)
+        np.testing.assert_allclose(result[0], (run(h, 0.1) - run(-h, 0.1)) / (2 * h), rtol=1e-4)
         np.testing.assert_allclose(
-            found[1], (run(0.0, 0.1 + h) - run(0.0, 0.1 - h)) / (2 * h), rtol=1e-4
+            result[1], (run(0.0, 0.1 + h) - run(0.0, 0.1 - h)) / (2 * h), rtol=1e-4
         )
 
 
@@ -213,13 +213,13 @@ def repeated(x, times):
 
 def test_a_while_loop_with_a_known_count_is_written_out():
     for wrap in (lambda f: f, jax.jit):
-        found = []
-        wrap(lambda x: found.append(primitives(lambda x: repeated(x, 3), x)) or x)(X)  # noqa: B023
-        assert found[0].count("tanh") == 3
+        bounds = []
+        wrap(lambda x: bounds.append(primitives(lambda x: repeated(x, 3), x)) or x)(X)  # noqa: B023
+        assert bounds[0].count("tanh") == 3
     check_samples(lambda x: repeated(x, 3), bj.linear)
     plain = lambda x: lax.fori_loop(0, 3, lambda k, v: jnp.tanh(2.0 * v) + x[k], x[0])  # noqa: E731
-    found = [jax.jit(bj.interval(f))(BOX) for f in (lambda x: repeated(x, 3), plain)]
-    for one, other in zip(*found, strict=True):
+    bounds = [jax.jit(bj.interval(f))(BOX) for f in (lambda x: repeated(x, 3), plain)]
+    for one, other in zip(*bounds, strict=True):
         np.testing.assert_array_equal(one, other)
 
 

@@ -101,17 +101,17 @@ def test_bounds_of_functions_of_nothing_are_exact(function, transforms):
         box = bj.Box(lower, upper)
         return {name: TRANSFORMS[name](function)(box) for name in transforms}
 
-    for transform, found in run(lower, upper).items():
-        ends = np.stack([found.lower, found.upper])
+    for transform, bounds in run(lower, upper).items():
+        ends = np.stack([bounds.lower, bounds.upper])
         np.testing.assert_allclose(ends, exact, atol=1e-6, err_msg=transform)
 
 
 def test_the_mean_of_nothing_is_no_number():
     box = bj.Box(-jnp.ones(3), jnp.ones(3))
     for name in WITHOUT_L2:
-        found = TRANSFORMS[name](lambda x: jnp.mean(x[:0]) + x)(box)
-        assert np.isnan(found.lower).all(), name
-        assert np.isnan(found.upper).all(), name
+        bounds = TRANSFORMS[name](lambda x: jnp.mean(x[:0]) + x)(box)
+        assert np.isnan(bounds.lower).all(), name
+        assert np.isnan(bounds.upper).all(), name
 
 
 def test_layers_without_units_have_no_l2_bounds():
@@ -132,8 +132,8 @@ def test_windows_of_nothing_but_padding_have_their_own_value(name):
         return lambda x: pool(scale * x, start, function, (3, 3))
 
     for sign in (1, -1):
-        found = TRANSFORMS[name](padded(sign))(bj.Box(lower, upper))
-        ends = np.stack([found.lower, found.upper])
+        bounds = TRANSFORMS[name](padded(sign))(bj.Box(lower, upper))
+        ends = np.stack([bounds.lower, bounds.upper])
         exact = jax.vmap(padded(sign))(jnp.stack([lower, upper]))
         np.testing.assert_array_equal(ends[:, [0, 1, 7, 8]], np.full((2, 4), -sign * np.inf))
         np.testing.assert_allclose(ends, exact, atol=1e-6)
@@ -142,10 +142,10 @@ def test_windows_of_nothing_but_padding_have_their_own_value(name):
         return
 
     def total(scale):
-        found = TRANSFORMS[name](lambda x: jnp.maximum(padded(1, scale)(x), -5.0))(
+        bounds = TRANSFORMS[name](lambda x: jnp.maximum(padded(1, scale)(x), -5.0))(
             bj.Box(lower, upper)
         )
-        return found.lower.sum() + 2.0 * found.upper.sum()
+        return bounds.lower.sum() + 2.0 * bounds.upper.sum()
 
     scale = jnp.float32([1.0, 2.0, 3.0, 1.5])
     gradient = jax.grad(total)(scale)

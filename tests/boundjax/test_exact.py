@@ -87,15 +87,15 @@ def optima(seed, rows, integer):
 def bounds():
     """Lower bounds on the margins `[nets, 3]` by method, and the exact minima."""
     with jax.enable_x64(True):
-        found = {}
+        result = {}
         for method in METHODS:
             run = margins_of(method)
             results = [run(*draw(seed)) for seed in range(NETS)]
-            found[method] = np.array([lower for lower, _ in results])
+            result[method] = np.array([lower for lower, _ in results])
             rows = [r for _, r in results]
         for name, integer in (("exact", True), ("linear program", False)):
-            found[name] = np.array([optima(seed, rows[seed], integer) for seed in range(NETS)])
-    return found
+            result[name] = np.array([optima(seed, rows[seed], integer) for seed in range(NETS)])
+    return result
 
 
 @pytest.mark.parametrize("method", METHODS)

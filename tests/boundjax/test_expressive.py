@@ -108,10 +108,10 @@ def test_small_boxes_lie_in_the_ball():
     center = rng.choice([0.0, 0.2, 0.5, 1.0], size=400).astype(np.float32)
     shift = rng.choice([-1.0, -0.5, 0.0, 0.95, 1.0], size=400).astype(np.float32)
     adversarial = np.clip(center + eps * shift, 0.0, 1.0)
-    found = _small_box(adversarial, center, eps)
+    result = _small_box(adversarial, center, eps)
     lower, upper = center - eps, center + eps
     cut = np.clip(lower, 0, 1), np.clip(upper, 0, 1)
-    for fraction, (plain, clipped, of_clipped) in zip((0.0, 0.1, 0.9, 1.0), found, strict=True):
+    for fraction, (plain, clipped, of_clipped) in zip((0.0, 0.1, 0.9, 1.0), result, strict=True):
         middle = np.clip(adversarial, center - (1 - fraction) * eps, center + (1 - fraction) * eps)
         expected = middle - fraction * eps, middle + fraction * eps
         np.testing.assert_allclose(plain, expected, atol=1e-6)
@@ -162,10 +162,10 @@ def test_rectified_link_is_its_definition():
 
         tangents = jax.jit(jax.jacfwd(link, argnums=(0, 1, 2)))(latent, lower, upper)
         cotangents = jax.jit(jax.jacrev(link, argnums=(0, 1, 2)))(latent, lower, upper)
-        for found in (tangents, cotangents):
-            assert not np.any(found[0])
+        for result in (tangents, cotangents):
+            assert not np.any(result[0])
             for k in (0, 1):
-                np.testing.assert_allclose(found[k + 1], np.diag(expected[k]), atol=1e-6)
+                np.testing.assert_allclose(result[k + 1], np.diag(expected[k]), atol=1e-6)
         np.testing.assert_array_equal(link(latent, lower, upper), latent)
     assert np.isnan(rectified_link(jnp.ones(1), jnp.full((1,), jnp.nan), jnp.ones(1))).all()
 

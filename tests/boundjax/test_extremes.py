@@ -66,11 +66,11 @@ def test_elementwise_functions_of_huge_intervals(name):
         slack = 1e-5 * np.abs(values).max() + 1e-6
         bounds = run(jnp.asarray(upper, jnp.float32))
         assert not np.isnan(bounds[0]).any()
-        for found in bounds:
-            if np.isnan(found.lower):
+        for result in bounds:
+            if np.isnan(result.lower):
                 continue  # lines may give no bound
-            assert found.lower <= values.min() + slack, upper
-            assert found.upper >= values.max() - slack, upper
+            assert result.lower <= values.min() + slack, upper
+            assert result.upper >= values.max() - slack, upper
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -107,9 +107,9 @@ def test_the_larger_of_two_huge_values():
 
     for high, far in ((3.0, 3e38), (1e-2, 1e37), (2e38, 2e38)):
         ends = jnp.asarray([high, far, high / 2], jnp.float32)
-        found = on_host(bj.linear(function))(bj.Box(jnp.zeros(3), ends))
-        assert found.upper >= ends[0]
-        assert found.lower <= 0
+        bounds = on_host(bj.linear(function))(bj.Box(jnp.zeros(3), ends))
+        assert bounds.upper >= ends[0]
+        assert bounds.lower <= 0
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e18, 1e20, 1e24])
@@ -133,15 +133,15 @@ def test_norms_of_values_whose_squares_overflow(scale):
     points = np.concatenate([points, [lower, upper]])
     lengths = np.sqrt(np.sum(points**2, axis=1, keepdims=True))
     of_length, of_norm = run(jnp.asarray(lower, jnp.float32), jnp.asarray(upper, jnp.float32))
-    for found in of_length:
+    for result in of_length:
         # NaN is no bound.
-        assert not found.lower / scale > lengths.min() + 1e-4
-        assert not found.upper / scale < lengths.max() - 1e-4
-    for found in of_norm:
+        assert not result.lower / scale > lengths.min() + 1e-4
+        assert not result.upper / scale < lengths.max() - 1e-4
+    for result in of_norm:
         values = 3**0.5 * points / lengths
-        assert np.isfinite(found.lower).all()
-        assert (found.lower <= values.min(0) + 1e-4).all()
-        assert (found.upper >= values.max(0) - 1e-4).all()
+        assert np.isfinite(result.lower).all()
+        assert (result.lower <= values.min(0) + 1e-4).all()
+        assert (result.upper >= values.max(0) - 1e-4).all()
 
 
 @pytest.mark.parametrize("magnitude", [10.0, 1e3, 1e4, 1e5, 1e7, 1e10])
@@ -164,13 +164,13 @@ def test_planes_of_log_sum_exp_of_wide_rows(magnitude):
 
         return jax.vmap(of_row)(lower, upper)
 
-    found = [np.asarray(part, np.float64) for part in planes(lower, upper)]
+    bounds = [np.asarray(part, np.float64) for part in planes(lower, upper)]
     x = lower.astype(np.float64) * (1 - corners) + upper.astype(np.float64) * corners
     most = x.max(-1)
     values = most + np.log(np.exp(x - most[..., None]).sum(-1))
     slack = 1e-6 * np.abs(x).max(-1)  # of a plane's evaluation
-    assert ((x * found[0]).sum(-1) + found[1] <= values + slack).all()
-    assert ((x * found[2]).sum(-1) + found[3] >= values - slack).all()
+    assert ((x * bounds[0]).sum(-1) + bounds[1] <= values + slack).all()
+    assert ((x * bounds[2]).sum(-1) + bounds[3] >= values - slack).all()
 
 
 @pytest.mark.parametrize(("inputs", "method", "seed"), [(24, "crown", 4), (14, "alpha-crown", 2)])
@@ -225,13 +225,13 @@ def test_a_policy_gives_slopes_between_those_of_the_pieces():
     def function(x):
         return jax.nn.relu(x) - 2.5 * x
 
-    found = on_host(bj.linear(function, slopes=lambda lower, upper: 3.0 + 0.0 * lower))(
+    bounds = on_host(bj.linear(function, slopes=lambda lower, upper: 3.0 + 0.0 * lower))(
         bj.Box(-jnp.ones(1), jnp.ones(1))
     )
-    assert found.lower <= function(1.0)
+    assert bounds.lower <= function(1.0)
 
 
 def test_selections_of_constant_arrays():
     fill = np.ones(3, np.float32)
-    found = bj.interval(lambda x: jnp.where(x > 0, x, fill))(bj.Box(-jnp.ones(3), jnp.ones(3)))
-    np.testing.assert_array_equal(found.upper, fill)
+    bounds = bj.interval(lambda x: jnp.where(x > 0, x, fill))(bj.Box(-jnp.ones(3), jnp.ones(3)))
+    np.testing.assert_array_equal(bounds.upper, fill)

@@ -125,7 +125,7 @@ def dense_forward(layers, lower, upper, slope_of):
     """Forward linear bounds of a ReLU network in plain NumPy: pre-activations, output functions."""
     middle, radius = (lower + upper) / 2, (upper - lower) / 2
     below = above = (np.eye(lower.size), np.zeros(lower.size))  # rows [unit, input], bias
-    interval, found = (lower, upper), []
+    interval, bounds = (lower, upper), []
     for k, layer in enumerate(layers):
         weights, bias = np.asarray(layer["kernel"]).T, np.asarray(layer["bias"])
         positive, negative = np.maximum(weights, 0), np.minimum(weights, 0)
@@ -140,7 +140,7 @@ def dense_forward(layers, lower, upper, slope_of):
             positive @ a + negative @ b + bias for a, b in (interval, (interval[1], interval[0]))
         ]
         low, high = np.maximum(low, by_interval[0]), np.minimum(high, by_interval[1])
-        found.append((low, high))
+        bounds.append((low, high))
         if k < len(layers) - 1:
             chord = np.where(low >= 0, 1.0, np.where(high <= 0, 0.0, high / (high - low)))
             free = np.where(low >= 0, 1.0, np.where(high <= 0, 0.0, slope_of(low, high)))
@@ -148,7 +148,7 @@ def dense_forward(layers, lower, upper, slope_of):
             below = free[:, None] * below[0], free * below[1]
             above = chord[:, None] * above[0], chord * above[1] - np.where(unstable, chord * low, 0)
             interval = np.maximum(low, 0), np.maximum(high, 0)
-    return found, below, above
+    return bounds, below, above
 
 
 @given(seed=SEEDS)

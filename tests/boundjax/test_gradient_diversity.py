@@ -50,8 +50,8 @@ def test_measures_have_the_golden_values(c):
     np.testing.assert_allclose(mean_resultant_length(cosines), rho, rtol=1e-5)
     expected = {"kappa": kappa, "mean": mean, "dpp": dpp, "max": c, "smoothmax": smooth}
     for measure, value in expected.items():
-        found = gradient_diversity_loss(gradients, measure)
-        np.testing.assert_allclose(found, value, rtol=2e-5, atol=1e-5)
+        result = gradient_diversity_loss(gradients, measure)
+        np.testing.assert_allclose(result, value, rtol=2e-5, atol=1e-5)
 
 
 def test_measures_of_two_gradients_have_the_golden_values():

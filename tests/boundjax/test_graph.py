@@ -222,8 +222,8 @@ def test_one_operand_used_twice_is_one_value():
     box = bj.Box(-jnp.ones(2), jnp.ones(2))
     # Unlike intervals, linear bounds know that both operands are the same value.
     functions = (lambda x: x - x, lambda x: jnp.maximum(x, x), lambda x: x + x)
-    found = jax.jit(lambda box: [bj.linear(function)(box).upper for function in functions])(box)
-    for upper, expected in zip(found, (0.0, 1.0, 2.0), strict=True):
+    bounds = jax.jit(lambda box: [bj.linear(function)(box).upper for function in functions])(box)
+    for upper, expected in zip(bounds, (0.0, 1.0, 2.0), strict=True):
         np.testing.assert_allclose(upper, expected)
 
 

@@ -58,9 +58,9 @@ def evaluated(node):
     return run
 
 
-def check(found, node, slack, case=""):
+def check(facts, node, slack, case=""):
     """Image and planes contain the values at sampled operands."""
-    image, outputs, planes = found
+    image, outputs, planes = facts
     for end in image:
         assert end.dtype == node.dtype
         assert end.shape == node.shape
@@ -90,10 +90,10 @@ def test_image_and_planes_contain_samples(name, dtype):
             scale = max(1.0, float(np.abs([lower, upper]).max()))
             terms = 4 * (scale**2 if node.primitive in ("mul", "dot_general") else scale)
             slack = terms * (1e-6 if dtype == np.float32 else 1e-14)
-            found = run(intervals, values, jax.random.key(k))
-            check(found, node, slack, kind)
+            result = run(intervals, values, jax.random.key(k))
+            check(result, node, slack, kind)
             if kind in ("degenerate", "all zero"):
-                image, _, planes = found
+                image, _, planes = result
                 assert (image.width <= 20 * slack).all()
                 for below, above in planes:
                     assert (above - below <= 20 * slack).all()
@@ -187,10 +187,10 @@ def products_of_planes(node):
             apart = 2 * planes.product(first, *low) - planes.product(weights, *low)
             positive = jax.tree.map(jnp.abs, weights)
             rise = planes.product(positive, *high) - planes.product(positive, *low)
-            found.append((planes.product(both, *low), apart, rise))
-        return found
+            result.append((planes.product(both, *low), apart, rise))
+        return result
 
-    found = []
+    result = []
     return run(low, high)
 
 
@@ -204,8 +204,8 @@ def lowest_plane_above(function, lower, upper):
     values = np.array([float(function(v)) for v in vertices])
     # The concave envelope: the largest weighted mean of the values at vertices around the middle.
     equal = np.concatenate([vertices.T, np.ones((1, len(vertices)))])
-    found = scipy.optimize.linprog(-values, A_eq=equal, b_eq=[*(0.5 * (lower + upper)), 1.0])
-    return -found.fun
+    bounds = scipy.optimize.linprog(-values, A_eq=equal, b_eq=[*(0.5 * (lower + upper)), 1.0])
+    return -bounds.fun
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
@@ -261,9 +261,9 @@ def test_zero_times_infinity_is_unknown_and_nan_stays():
     inf, nan = jnp.inf, jnp.nan
     x = bj.Interval(jnp.array([0.0, 1.0, nan, 0.0]), jnp.array([0.0, 2.0, 1.0, 1.0]))
     y = bj.Interval(jnp.array([-inf, 1.0, 0.0, nan]), jnp.array([inf, inf, 1.0, 1.0]))
-    found = product.corner_products(x, y)
-    np.testing.assert_array_equal(found.lower, [-inf, 1.0, nan, nan])
-    np.testing.assert_array_equal(found.upper, [inf, inf, nan, nan])
+    bounds = product.corner_products(x, y)
+    np.testing.assert_array_equal(bounds.lower, [-inf, 1.0, nan, nan])
+    np.testing.assert_array_equal(bounds.upper, [inf, inf, nan, nan])
     planes = product.product_planes(x, y, default_position)
     np.testing.assert_array_equal(planes.lower_offset, [-inf, 1.0, nan, nan])
     np.testing.assert_array_equal(planes.upper_offset, [inf, inf, nan, nan])
@@ -284,8 +284,8 @@ def test_nan_ends_give_no_number(name):
         offsets = planes.lower_offset, planes.upper_offset
         return *node.op.image(node, *(bj.Interval(*pair) for pair in ends)), *offsets
 
-    for found in run(ends):
-        assert np.isnan(found).all()
+    for result in run(ends):
+        assert np.isnan(result).all()
 
 
 def test_masked_entries_of_a_softmax_do_not_matter(optimized):
@@ -315,8 +315,8 @@ def test_masked_entries_of_a_softmax_do_not_matter(optimized):
 
     for mask in (least, -jnp.inf):
         lower, upper = jnp.array([0.0, mask, -1.0, mask]), jnp.array([1.0, mask, 2.0, mask])
-        found = planes(bj.Interval(lower, upper), part)
-        for mine, other in zip(*map(jax.tree.leaves, found), strict=True):
+        bounds = planes(bj.Interval(lower, upper), part)
+        for mine, other in zip(*map(jax.tree.leaves, bounds), strict=True):
             assert np.isfinite(mine).all()
             np.testing.assert_allclose(mine[kept], other, rtol=1e-5, atol=1e-5)
 
@@ -356,14 +356,14 @@ def test_normalize_contains_samples(shape, axes, eps, dtype):
             interval = bj.Interval(jnp.asarray(lower), jnp.asarray(upper))
             intervals = [interval, reciprocal_interval(lower, upper, axes, eps)]
             r = reciprocals(d)
-            found = run(intervals, [d, r], jax.random.key(k))
+            result = run(intervals, [d, r], jax.random.key(k))
             # Terms of the planes grow with the ends of both operands, up to 1e3 / sqrt(eps).
             size = np.abs([lower, upper]).max() * np.nan_to_num(intervals[1].upper, posinf=0).max()
-            check(found, node, (1 + size) * (3e-5 if dtype == np.float32 else 1e-12), kind)
+            check(result, node, (1 + size) * (3e-5 if dtype == np.float32 else 1e-12), kind)
             tight = 3e-5 if dtype == np.float32 else 1e-12
-            assert (found[1] >= found[0].lower - tight).all(), kind
-            assert (found[1] <= found[0].upper + tight).all(), kind
-            for end in found[0]:
+            assert (result[1] >= result[0].lower - tight).all(), kind
+            assert (result[1] <= result[0].upper + tight).all(), kind
+            for end in result[0]:
                 assert (np.abs(end) <= np.sqrt(count) * (1 + 1e-5)).all(), kind
 
 

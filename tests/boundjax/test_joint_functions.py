@@ -59,14 +59,14 @@ def test_an_attention_block():
         for eps in (0.0, 1e-3, 0.1, 1.0, 30.0):
             lower, upper = x - eps, x + eps
             outputs = np.asarray(values(jnp.asarray(points(rng, lower, upper))))
-            found = run(lower, upper)
-            for bounds in found:
-                slack = 1e-11 * (1 + np.abs(found[0]).max() + eps**2 * 100)
+            result = run(lower, upper)
+            for bounds in result:
+                slack = 1e-11 * (1 + np.abs(result[0]).max() + eps**2 * 100)
                 assert np.isfinite(bounds.lower).all()
                 assert (outputs >= np.asarray(bounds.lower) - slack).all(), eps
                 assert (outputs <= np.asarray(bounds.upper) + slack).all(), eps
             if eps == 1e-3:
-                interval, crown = found[0], found[2]
+                interval, crown = result[0], result[2]
                 assert crown.width.mean() < 0.8 * interval.width.mean()
 
 
@@ -162,8 +162,8 @@ def test_gradients_are_finite_at_every_radius(name, dtype):
         x = np.random.default_rng(8).normal(size=4).astype(dtype)
         weights = np.ones((4, *output_shape(name)), dtype)
         for eps in (0.0, 1e-12, 1e-6, 1e-2, 1.0, 30.0):
-            _, found = gradients_function(name)(x, dtype(eps), weights)
-            size = max(np.abs(g).max() for g in found)
+            _, result = gradients_function(name)(x, dtype(eps), weights)
+            size = max(np.abs(g).max() for g in result)
             assert np.isfinite(size)
             # On a narrow box no gradient may be a quotient of rounding errors.
             assert size < 1e3 * (1 + eps) ** 3, (eps, size)

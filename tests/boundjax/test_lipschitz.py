@@ -136,13 +136,13 @@ def test_without_a_box_it_is_the_margin_of_lipschitz_constants():
             rows, axis=1
         )
         run = jax.jit(bj.lipschitz(function, box=False))
-        found = run(bj.LpBall(x, eps, p=2), specification)
-        np.testing.assert_allclose(found.lower, expected, rtol=1e-2)
-        assert (found.lower <= expected + 1e-12).all()  # the norms behind it are upper bounds
+        bounds = run(bj.LpBall(x, eps, p=2), specification)
+        np.testing.assert_allclose(bounds.lower, expected, rtol=1e-2)
+        assert (bounds.lower <= expected + 1e-12).all()  # the norms behind it are upper bounds
         given = dict(zip(bj.spectral_norms(function, x), norms[:3], strict=True))
         exact = jax.jit(bj.lipschitz(function, box=False, norms=given))
-        found = exact(bj.LpBall(x, eps, p=2), specification)
-        np.testing.assert_allclose(found.lower, expected, rtol=1e-12)
+        bounds = exact(bj.LpBall(x, eps, p=2), specification)
+        np.testing.assert_allclose(bounds.lower, expected, rtol=1e-12)
         np.testing.assert_allclose(
             bj.global_lipschitz(function, x, given), np.prod(norms), rtol=1e-12
         )
@@ -298,14 +298,14 @@ def tiny_model():
 @pytest.mark.slow
 def test_certify_in_l2(tiny_model):
     module, variables, xs = tiny_model
-    found = {
+    certificate = {
         method: bj.certify((module, variables), xs, 0.05, norm=2, method=method).margins
         for method in ("lmt", "bcp", "crown", "best")
     }
-    assert (found["bcp"] >= found["lmt"] - 1e-5).all()
+    assert (certificate["bcp"] >= certificate["lmt"] - 1e-5).all()
     for method in ("lmt", "bcp", "crown"):
-        assert (found["best"] >= found[method] - 1e-5).all()
-    assert (found["bcp"] > -10).all()
+        assert (certificate["best"] >= certificate[method] - 1e-5).all()
+    assert (certificate["bcp"] > -10).all()
 
 
 @pytest.mark.parametrize("box", [True, False])
@@ -314,7 +314,7 @@ def test_tau_of_a_linear_function_is_known(box):
     matrix = jax.random.normal(jax.random.key(0), (3, 6))
     ball = bj.LpBall(jax.random.normal(jax.random.key(1), (6,)), 0.7, 2.0)
     translation = functools.partial(bj.diagnostics.mean_translation, lambda x: matrix @ x, box=box)
-    found = jax.jit(translation)(ball)
+    result = jax.jit(translation)(ball)
     lengths = [np.linalg.norm(matrix[i] - matrix[j]) for i in range(3) for j in range(3) if i != j]
     # BCP also uses the box around the ball, which does not help here.
-    assert float(found) == pytest.approx(0.7 * np.mean(lengths), rel=1e-4)
+    assert float(result) == pytest.approx(0.7 * np.mean(lengths), rel=1e-4)

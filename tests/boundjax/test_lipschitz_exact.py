@@ -62,7 +62,7 @@ def margins_of(methods: tuple[str, ...], clip: tuple[float, float] | None):
     params=[((2, 6, 3), None), ((2, 6, 3), CLIP), ((3, 4, 4, 3), None), ((3, 4, 4, 3), CLIP)],
     ids=["shallow", "shallow, clip", "deep", "deep, clip"],
 )
-def found(request):
+def margins(request):
     """`{name: [nets, margins]}`: lower bounds, exact minima, and the least of many samples."""
     widths, clip = request.param
     results = {name: [] for name in (*METHODS, "exact", "sampled")}
@@ -84,18 +84,18 @@ def found(request):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.sampled(5)
-def test_no_bound_exceeds_the_optimum_over_the_ball(method, found):
-    assert (found[method] <= found["exact"] + 1e-9).all()
+def test_no_bound_exceeds_the_optimum_over_the_ball(method, margins):
+    assert (margins[method] <= margins["exact"] + 1e-9).all()
 
 
-def test_the_optimum_is_no_larger_than_any_sample_and_near_the_least(found):
-    assert (found["exact"] <= found["sampled"] + 1e-9).all()
-    assert (found["sampled"] - found["exact"]).max() < 0.1
+def test_the_optimum_is_no_larger_than_any_sample_and_near_the_least(margins):
+    assert (margins["exact"] <= margins["sampled"] + 1e-9).all()
+    assert (margins["sampled"] - margins["exact"]).max() < 0.1
 
 
-def test_ball_and_box_are_no_looser_than_ball_or_box(found):
-    assert (found["bcp"] >= found["lmt"] - 1e-9).all()
-    assert (found["bcp"] >= found["interval"] - 1e-9).all()
+def test_ball_and_box_are_no_looser_than_ball_or_box(margins):
+    assert (margins["bcp"] >= margins["lmt"] - 1e-9).all()
+    assert (margins["bcp"] >= margins["interval"] - 1e-9).all()
 
 
 @pytest.mark.parametrize("clip", [None, CLIP])

@@ -53,15 +53,15 @@ IMAGES = np.linspace(-1.0, 1.0, 40, dtype=np.float32).reshape(10, 4)
 )
 @pytest.mark.parametrize(("method", "size"), [("interval", 256), ("crown-ibp", 24)])
 def test_the_estimate_is_near_the_measured_peak(method, size, project):
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", MEASURE, method, str(size)],
         cwd=project,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert found.returncode == 0, found.stderr
-    estimate, measured = map(int, found.stdout.split())
+    assert result.returncode == 0, result.stderr
+    estimate, measured = map(int, result.stdout.split())
     assert 0.7 < estimate / measured < 1.3, (estimate, measured)
 
 

@@ -26,8 +26,8 @@ def matrix_and(function, shape, *others):
     def run(x):
         return jax.jacobian(function)(x), [other() for other in others]
 
-    jacobian, found = run(jnp.zeros(shape))
-    return jacobian.reshape(-1, int(np.prod(shape))), *found
+    jacobian, result = run(jnp.zeros(shape))
+    return jacobian.reshape(-1, int(np.prod(shape))), *result
 
 
 def layers_of(function, shape):
@@ -206,19 +206,19 @@ def test_norms_of_what_has_no_weights(name):
             radii.append(norms.radius(node, [radii[i] for i in node.inputs], None))
         return radii[-1]
 
-    matrix, found = matrix_and(function, (4, 4), radius)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert found >= np.linalg.norm(matrix, 2) - 1e-6
+    matrix, result = matrix_and(function, (4, 4), radius)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+    assert result >= np.linalg.norm(matrix, 2) - 1e-6
 
 
 def test_norms_are_differentiable():
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         weights = jnp.asarray(rng.normal(size=(5, 7)))
-        found = jax.jit(jax.grad(lambda w: spectrum.largest_singular_value(w)))(weights)
+        result = jax.jit(jax.grad(lambda w: spectrum.largest_singular_value(w)))(weights)
         left, values, right = np.linalg.svd(weights)
         del values
-        np.testing.assert_allclose(found, np.outer(left[:, 0], right[0]), atol=0.02)
+        np.testing.assert_allclose(result, np.outer(left[:, 0], right[0]), atol=0.02)
         none = jax.grad(lambda w: spectrum.largest_singular_value(w))(jnp.zeros((2, 3)))
         assert np.isfinite(none).all()
 
@@ -226,6 +226,6 @@ def test_norms_are_differentiable():
 def test_power_iteration_of_a_layer_of_zeros_keeps_its_vector():
     (node,) = layers_of(lambda x: x @ jnp.zeros((3, 2)), (3,))
     vector = jnp.array([0.6, 0.0, 0.8])
-    norm, found = norms.power_step(node, vector)
+    norm, result = norms.power_step(node, vector)
     assert norm == 0.0
-    np.testing.assert_array_equal(found, vector)
+    np.testing.assert_array_equal(result, vector)

@@ -40,8 +40,8 @@ def test_larger_and_smaller_choose_as_numpy_does(first, second):
     ],
 )
 def test_derivative_of_larger_is_that_of_the_operand_chosen(first, second, shares):
-    found = jax.grad(numerics.larger, argnums=(0, 1))(jnp.float32(first), jnp.float32(second))
-    assert found == shares
+    result = jax.grad(numerics.larger, argnums=(0, 1))(jnp.float32(first), jnp.float32(second))
+    assert result == shares
 
 
 @pytest.mark.parametrize("infinite", [0, 1])

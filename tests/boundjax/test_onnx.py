@@ -36,9 +36,9 @@ def check(path, count=2):
     model = bj.from_onnx(path)
     x = examples(model.input_shape, count)
     expected = models.reference(path, x).reshape(len(x), *model.output_shape)
-    found = np.asarray(jax.jit(model)(x))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    result = np.asarray(jax.jit(model)(x))
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
     return model
 
 

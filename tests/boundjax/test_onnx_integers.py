@@ -25,13 +25,13 @@ MOST, TOO_MUCH = 2147483520.0, 2147483648.0
 def balls_and_boxes(function):
     """Bounds of every output by `bj.lipschitz`."""
 
-    def found(box):
+    def result(box):
         shape = jax.eval_shape(function, box.lower).shape
         size = int(np.prod(shape))
         ends = bj.lipschitz(function)(box, jnp.eye(size).reshape(size, *shape))
         return bj.Interval(*(end.reshape(shape) for end in ends))
 
-    return found
+    return result
 
 
 TRANSFORMS = {
@@ -70,10 +70,10 @@ def bounds_of(model, tmp_path, boxes, transform="interval"):
 
     @on_host
     @jax.vmap
-    def found(lower, upper):
+    def result(lower, upper):
         return TRANSFORMS[transform](imported.single)(bj.Box(lower, upper))
 
-    lower, upper = found(*(jnp.asarray(end, jnp.float32) for end in ends))
+    lower, upper = result(*(jnp.asarray(end, jnp.float32) for end in ends))
     return np.asarray(lower), np.asarray(upper)
 
 

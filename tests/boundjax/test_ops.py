@@ -37,8 +37,8 @@ def contains_samples(function, lower, upper, methods=(bj.interval, pure_linear),
     def run(input_set, inputs):
         return [method(function)(input_set) for method in methods], jax.vmap(function)(inputs)
 
-    found, outputs = run(bj.Box(lower, upper), inputs)
-    for bounds in found:
+    result, outputs = run(bj.Box(lower, upper), inputs)
+    for bounds in result:
         assert (outputs >= bounds.lower - slack).all()
         assert (outputs <= bounds.upper + slack).all()
     return bounds
@@ -133,7 +133,7 @@ def test_bounds_have_a_gradient_behind_dilated_windows(sign, transform):
     @jax.jit
     @jax.value_and_grad
     def total(t):
-        found = 0.0
+        result = 0.0
         for base, window in dilations:
 
             def pooled(x, base=base, window=window):
@@ -149,8 +149,8 @@ def test_bounds_have_a_gradient_behind_dilated_windows(sign, transform):
                 )
 
             bounds = transform(pooled)(bj.LpBall(x, 0.3))
-            found += bounds.lower.sum() + 2.0 * bounds.upper.sum()
-        return found
+            result += bounds.lower.sum() + 2.0 * bounds.upper.sum()
+        return result
 
     with jax.enable_x64(True):
         (_, gradient), (ahead, _), (behind, _) = total(0.0), total(1e-6), total(-1e-6)

@@ -106,9 +106,9 @@ NAMED = {
 @pytest.mark.parametrize("case", NAMED)
 def test_functions_are_named_by_their_equations(case):
     function, expected = NAMED[case]
-    found = primitives(function)
-    assert [name for name in found if name in expected] == expected
-    assert not {"reduce_sum", "div", "sub", "tanh", "erfc", "logistic", "select_n"} & set(found)
+    result = primitives(function)
+    assert [name for name in result if name in expected] == expected
+    assert not {"reduce_sum", "div", "sub", "tanh", "erfc", "logistic", "select_n"} & set(result)
     same_values(function)
 
 
@@ -154,16 +154,16 @@ def test_masked_functions_are_named_by_their_equations(case, jit):
 
         @jax.jit
         def traced(x):
-            found.extend(primitives(function, x))
+            result.extend(primitives(function, x))
             return x
 
-        found = []
+        result = []
         traced(X)
     else:
-        found = primitives(function)
+        result = primitives(function)
         same_values(function)
-    assert [name for name in found if name in expected] == expected
-    assert not {"reduce_sum", "div"} & set(found)
+    assert [name for name in result if name in expected] == expected
+    assert not {"reduce_sum", "div"} & set(result)
 
 
 def test_other_masks_of_exponentials_stay():
@@ -198,11 +198,11 @@ NORMALIZED = {
 @pytest.mark.parametrize("case", NORMALIZED)
 def test_normalisation_is_one_op(case):
     function = NORMALIZED[case]
-    found = primitives(function)
-    assert found.count("normalize") == 1
+    result = primitives(function)
+    assert result.count("normalize") == 1
     # The fast variance's difference of two means is gone: all sums of squares are of d.
-    assert found.count("reduce_sum") <= 3
-    assert found.count("square") + found.count("integer_pow") == 1
+    assert result.count("reduce_sum") <= 3
+    assert result.count("square") + result.count("integer_pow") == 1
     # The parameters of Flax's modules are float32.
     own = case in ("var", "reciprocal", "fast variance", "inverse count")
     same_values(function, (np.float64, np.float32) if own else (np.float32,))
@@ -244,11 +244,11 @@ def test_weights_of_a_norm_may_be_traced():
     variables = jax.jit(module.init)(jax.random.key(0), X)
 
     @jax.jit
-    def found(variables):
+    def result(variables):
         assert "normalize" in primitives(lambda x: module.apply(variables, x))
         return variables
 
-    found(variables)
+    result(variables)
 
 
 def test_prelu_with_a_traced_slope():

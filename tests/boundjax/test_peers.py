@@ -119,9 +119,9 @@ def test_nan_is_never_turned_into_a_bound():
 def test_random_projections_are_no_bounds():
     """convex_adversarial returned medians where bounds were expected."""
     estimate = bj.estimate(small_network(jnp.float32), jax.random.key(0))
-    found = estimate(bj.LpBall(jnp.zeros(5), 0.1))
-    assert isinstance(found, bj.Estimate)
-    assert not hasattr(found, "lower")
+    result = estimate(bj.LpBall(jnp.zeros(5), 0.1))
+    assert isinstance(result, bj.Estimate)
+    assert not hasattr(result, "lower")
     with pytest.raises(TypeError, match=r"Interval, but .* returned Estimate"):
         bj.certify(
             jax.vmap(small_network(jnp.float32)),

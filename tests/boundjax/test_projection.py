@@ -41,8 +41,8 @@ def ratios(p: float, projections: int, size: int = 120, units: int = 8, draws: i
 
     def width(key):
         # The ReLU makes its operand a pre-activation.
-        (found,) = pre_activations(lambda x: jax.nn.relu(x @ kernel), ball, key, projections)
-        return found.radius
+        (result,) = pre_activations(lambda x: jax.nn.relu(x @ kernel), ball, key, projections)
+        return result.radius
 
     order = 1 if p == np.inf else 2
     true = jnp.linalg.norm(kernel * eps[:, None], ord=order, axis=0)
@@ -59,25 +59,25 @@ def pre_activations(function, input_set, key, projections):
 
 
 def test_cauchy_estimates_of_fifty_projections():
-    found = ratios(np.inf, 50)
-    assert 0.99 <= found.mean() <= 1.03
-    assert 0.20 <= found.std() <= 0.24
+    result = ratios(np.inf, 50)
+    assert 0.99 <= result.mean() <= 1.03
+    assert 0.20 <= result.std() <= 0.24
     # The 25th of 50 values is below the true median where at least 25 of them are.
     low = 0.5 + 0.5 * math.comb(50, 25) / 2**50
-    assert abs((found < 1).mean() - low) < 0.02
+    assert abs((result < 1).mean() - low) < 0.02
 
 
 @pytest.mark.parametrize(("projections", "spread"), [(10, 0.54), (200, 0.11)])
 def test_more_projections_are_more_precise(projections, spread):
-    found = ratios(np.inf, projections, size=220)
-    assert abs(found.std() - spread) < 0.15 * spread
+    result = ratios(np.inf, projections, size=220)
+    assert abs(result.std() - spread) < 0.15 * spread
 
 
 def test_gaussian_estimates_of_fifty_projections():
-    found = ratios(2, 50)
+    result = ratios(2, 50)
     # Chi with k degrees of freedom over sqrt(k): mean 1 - 1 / 4k, deviation 1 / sqrt(2k).
-    assert abs(found.mean() - (1 - 1 / 200)) < 0.005
-    assert abs(found.std() - 0.1) < 0.01
+    assert abs(result.mean() - (1 - 1 / 200)) < 0.005
+    assert abs(result.std() - 0.1) < 0.01
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -88,9 +88,9 @@ def test_the_median_is_the_lower_of_two(dtype):
             values = (rng.normal(size=(count, 3, 4)) * 10.0 ** rng.integers(-45, 30)).astype(dtype)
             values[:, 0] = np.round(values[:, 0])  # ties, and zeros of both signs
             values[:, 1, 1] = np.inf
-            found = projection.median_magnitude(jnp.asarray(values))
-            assert found.dtype == dtype
-            np.testing.assert_array_equal(found, np.sort(np.abs(values), axis=0)[(count - 1) // 2])
+            result = projection.median_magnitude(jnp.asarray(values))
+            assert result.dtype == dtype
+            np.testing.assert_array_equal(result, np.sort(np.abs(values), axis=0)[(count - 1) // 2])
         values[3, 2, 2] = np.nan
         assert np.isnan(projection.median_magnitude(jnp.asarray(values))).sum() == 1
         gradient = jax.grad(projection.median_magnitude)(jnp.asarray([-4.0, 1.0, -2.0, 3.0], dtype))
@@ -138,13 +138,13 @@ def test_other_ops_have_parallel_lines_too(name):
             estimates = bj.estimate(flat, jax.random.key(0), projections=1000)
             return estimates(bj.LpBall(centre, 0.3))
 
-        found = run(jnp.asarray(centre))
+        bounds = run(jnp.asarray(centre))
         moves = rng.uniform(-0.3, 0.3, size=(500, *network.input_shape))
         values = jax.jit(jax.vmap(flat))(jnp.asarray(centre[None] + moves))
-    assert (np.asarray(values) >= found.lower_estimate - 1e-10).all()
-    assert (np.asarray(values) <= found.upper_estimate + 1e-10).all()
-    assert np.isfinite(found.lower_estimate).all()
-    assert np.isfinite(found.upper_estimate).all()
+    assert (np.asarray(values) >= bounds.lower_estimate - 1e-10).all()
+    assert (np.asarray(values) <= bounds.upper_estimate + 1e-10).all()
+    assert np.isfinite(bounds.lower_estimate).all()
+    assert np.isfinite(bounds.upper_estimate).all()
 
 
 def test_joint_ops_are_estimated():
@@ -159,10 +159,10 @@ def test_joint_ops_are_estimated():
     exact = jax.jit(bj.linear(attention, slopes="parallel", intermediate="linear"))(box)
     for projections in (5, 16):
         transform = bj.estimate(attention, jax.random.key(0), projections=projections)
-        found = jax.jit(transform)(box)
-        assert np.isfinite(found.lower_estimate).all()
-        assert (found.lower_estimate <= found.upper_estimate).all()
-    width = found.upper_estimate - found.lower_estimate
+        bounds = jax.jit(transform)(box)
+        assert np.isfinite(bounds.lower_estimate).all()
+        assert (bounds.lower_estimate <= bounds.upper_estimate).all()
+    width = bounds.upper_estimate - bounds.lower_estimate
     assert (width <= 3 * exact.width).all()
     assert (width >= 0.3 * exact.width).all()
 
@@ -192,11 +192,11 @@ def test_estimates_scatter_around_the_bounds(large, p):
     def lower(key):
         return bj.estimate(function, key)(ball, rows).lower_estimate
 
-    found = jax.jit(jax.vmap(lower))(jax.random.split(jax.random.key(0), 60))
+    bounds = jax.jit(jax.vmap(lower))(jax.random.split(jax.random.key(0), 60))
     width = aux.linear.upper - aux.linear.lower
-    np.testing.assert_allclose(found.mean(0), aux.linear.lower, atol=0.1 * float(width.max()))
+    np.testing.assert_allclose(bounds.mean(0), aux.linear.lower, atol=0.1 * float(width.max()))
     # Estimates are no bounds: many are tighter than the relaxation's own bounds.
-    assert 0.1 < float((found > aux.linear.lower[None]).mean()) < 0.9
+    assert 0.1 < float((bounds > aux.linear.lower[None]).mean()) < 0.9
 
 
 def test_a_key_gives_the_same_estimates_and_another_key_others(large):
@@ -236,8 +236,8 @@ def test_gradients_equal_finite_differences(p):
             transform = bj.estimate(
                 functools.partial(apply, layers=moved), jax.random.key(0), projections=7
             )
-            found = transform(bj.LpBall(centre, eps, p=p))
-            return found.lower_estimate.sum() - 2.0 * found.upper_estimate.sum()
+            bounds = transform(bj.LpBall(centre, eps, p=p))
+            return bounds.lower_estimate.sum() - 2.0 * bounds.upper_estimate.sum()
 
         run = jax.jit(jax.value_and_grad(objective, argnums=(0, 1)))
         at = np.array([0.0, 0.1])
@@ -266,12 +266,12 @@ def test_gradients_at_radius_zero_are_finite(large, p):
 def test_an_estimate_does_not_pass_for_bounds(large):
     layers, apply = large
     estimates = bj.estimate(functools.partial(apply, layers=layers), jax.random.key(0))
-    found = jax.jit(estimates)(ball_of())
-    assert isinstance(found, bj.Estimate)
-    assert not isinstance(found, bj.Interval)
+    bounds = jax.jit(estimates)(ball_of())
+    assert isinstance(bounds, bj.Estimate)
+    assert not isinstance(bounds, bj.Interval)
     for name in ("lower", "upper", "width", "middle"):
-        assert not hasattr(found, name)
-    assert found.lower_estimate.dtype == jnp.float32
+        assert not hasattr(bounds, name)
+    assert bounds.lower_estimate.dtype == jnp.float32
 
 
 def test_nan_stays_nan(large):
@@ -279,18 +279,18 @@ def test_nan_stays_nan(large):
     layers = jax.tree.map(lambda w: w, layers)
     layers[0]["kernel"] = layers[0]["kernel"].at[:, 0].set(jnp.nan)
     estimates = bj.estimate(functools.partial(apply, layers=layers), jax.random.key(0))
-    found = jax.jit(estimates)(ball_of())
-    assert np.isnan(found.lower_estimate).all()
-    assert np.isnan(found.upper_estimate).all()
+    bounds = jax.jit(estimates)(ball_of())
+    assert np.isnan(bounds.lower_estimate).all()
+    assert np.isnan(bounds.upper_estimate).all()
 
 
 def test_outputs_keep_their_tree():
     box = bj.Box(-jnp.ones(3), jnp.ones(3))
-    found = bj.estimate(
+    result = bj.estimate(
         lambda x: {"a": jax.nn.relu(x), "b": (x.sum(), jnp.ones(2), x > 2)}, jax.random.key(0)
     )(box)
-    np.testing.assert_allclose(found["a"].upper_estimate, 1.0)
-    total, constant, predicate = found["b"]
+    np.testing.assert_allclose(result["a"].upper_estimate, 1.0)
+    total, constant, predicate = result["b"]
     np.testing.assert_allclose(total.lower_estimate, -3.0)
     np.testing.assert_allclose(constant.upper_estimate, 1.0)
     assert not predicate.upper_estimate.any()

@@ -106,7 +106,7 @@ def test_fgsm_leaves_an_input_of_logits_that_are_no_numbers():
 )
 def test_the_expected_gradient_is_the_mean_of_the_gradients(seed, std, draws, loss):
     key, f = jax.random.key(seed), random_network(std)
-    found = expected_gradient(f, X, LABELS, key=key, draws=draws, loss=loss)
+    result = expected_gradient(f, X, LABELS, key=key, draws=draws, loss=loss)
 
     def objective(x, key):
         logits = f(x, key)
@@ -118,7 +118,7 @@ def test_the_expected_gradient_is_the_mean_of_the_gradients(seed, std, draws, lo
 
     gradients = [jax.grad(objective)(X, k) for k in jax.random.split(key, draws)]
     scale = np.abs(gradients).max() + 1e-6
-    np.testing.assert_allclose(found, np.mean(gradients, axis=0), atol=1e-5 * scale)
+    np.testing.assert_allclose(result, np.mean(gradients, axis=0), atol=1e-5 * scale)
 
 
 def test_the_expected_gradient_of_a_linear_network_tends_to_that_of_the_mean_weights():
@@ -134,8 +134,8 @@ def test_the_expected_gradient_of_a_linear_network_tends_to_that_of_the_mean_wei
     def error(draws):
         keys = jax.random.split(KEY, 20)
         options = {"draws": draws, "loss": "margin"}
-        found = [expected_gradient(f, X, labels, key=k, **options)[0].ravel() for k in keys]
-        return np.sqrt(np.mean((np.asarray(found) - np.asarray(exact)) ** 2))
+        result = [expected_gradient(f, X, labels, key=k, **options)[0].ravel() for k in keys]
+        return np.sqrt(np.mean((np.asarray(result) - np.asarray(exact)) ** 2))
 
     # The difference of two columns has the variance 2 s^2.
     for draws in (4, 64):
@@ -268,21 +268,21 @@ def test_either_iterate_that_is_kept_has_smaller_mean_margins():
 def test_accuracy_of_each_draw_on_the_points_found_for_each_other_draw():
     f, draws, attack = random_network(0.6), 3, functools.partial(pgd, eps=0.15, steps=3)
     matrix = jax.jit(lambda key: transfer_accuracy(f, X, LABELS, attack, key=key, draws=draws))
-    found = np.asarray(matrix(KEY))
+    result = np.asarray(matrix(KEY))
     of_draws, of_attacks = (jax.random.split(each, draws) for each in jax.random.split(KEY))
     for i in range(draws):
         points = attack(lambda x, i=i: f(x, of_draws[i]), X, LABELS, key=of_attacks[i])
         for j in range(draws):
             right = np.asarray(jnp.argmax(f(points, of_draws[j]), axis=-1) == LABELS)
-            np.testing.assert_allclose(found[i, j], right.mean(), atol=1e-6)
-    assert found.min() < found.max()
+            np.testing.assert_allclose(result[i, j], right.mean(), atol=1e-6)
+    assert result.min() < result.max()
 
 
 def test_without_deviation_attacks_transfer_completely():
     attack = functools.partial(fgsm, eps=0.5)
-    found = transfer_accuracy(random_network(0.0), X, LABELS, attack, key=KEY, draws=2)
-    assert np.all(np.asarray(found) == np.asarray(found)[0, 0])
-    assert float(found[0, 0]) < 1.0
+    result = transfer_accuracy(random_network(0.0), X, LABELS, attack, key=KEY, draws=2)
+    assert np.all(np.asarray(result) == np.asarray(result)[0, 0])
+    assert float(result[0, 0]) < 1.0
 
 
 def two(x, key):

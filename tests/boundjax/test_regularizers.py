@@ -121,8 +121,8 @@ def test_tightness_is_free_up_to_the_tolerance():
     unit = bj.Interval(np.zeros((2, 3)), np.ones((2, 3)))
     for widening, expected in [(0.1, 0.0), (1.9, 0.0), (4.0, 0.5), (1e6, 1.0)]:
         bounds = {"a": bj.Interval(unit.lower, widening * unit.upper), "b": unit}
-        found = tightness_loss(*_as_jax((unit, bounds)))
-        np.testing.assert_allclose(found, expected / 2, atol=1e-5)
+        result = tightness_loss(*_as_jax((unit, bounds)))
+        np.testing.assert_allclose(result, expected / 2, atol=1e-5)
 
 
 DEGENERATE = {
@@ -215,8 +215,8 @@ def test_relu_states_are_counted_over_layers_and_batch():
         active = (lower >= 0) & ~dead
         expected = active.mean(), (~active & ~dead).mean(), dead.mean()
         assert min(expected) > 0
-        found = relu_states(jax.tree.map(jnp.float32, bounds), margin)
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        result = relu_states(jax.tree.map(jnp.float32, bounds), margin)
+        np.testing.assert_allclose(result, expected, rtol=1e-6)
     states = relu_states(_as_jax(_layer((0, 0), (np.nan, 1), (0, 1), (np.nan, np.nan))))
     assert tuple(map(float, states)) == (0.25, 0.5, 0.25)
 
@@ -296,15 +296,15 @@ def _relaxed(layers, x, eps, c):
 def _slack(bounds, values, rows):
     """`r_t` by loops over units."""
     count = sum(int(((lower < 0) & (upper > 0)).sum()) for lower, upper in bounds)
-    found = np.zeros(len(rows[0]))
+    result = np.zeros(len(rows[0]))
     for t, ((lower, upper), value, row) in itertools.product(
-        range(len(found)), zip(bounds, values, rows, strict=True)
+        range(len(result)), zip(bounds, values, rows, strict=True)
     ):
         for j in range(len(lower)):
             if lower[j] < 0 < upper[j]:
                 ends = abs(value[t, j] - lower[j]), abs(value[t, j] - upper[j])
-                found[t] += abs(value[t, j]) if row[t, j] >= 0 else min(ends)
-    return found / max(count, 1)
+                result[t] += abs(value[t, j]) if row[t, j] >= 0 else min(ends)
+    return result / max(count, 1)
 
 
 def _pre_activations(layers, x):
@@ -342,8 +342,8 @@ def _gap_and_slack(layers, x, eps, c):
     bounds, expected, at, rows = _relaxed(layers, x, eps, c)
     np.testing.assert_allclose(margins, expected, rtol=1e-10)
     np.testing.assert_allclose(worst, at, rtol=1e-10)
-    for found, wanted in zip(pre_activations.values(), bounds, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-10)
+    for result, wanted in zip(pre_activations.values(), bounds, strict=True):
+        np.testing.assert_allclose(result, wanted, rtol=1e-10)
     values, logits = _pre_activations(layers, worst)
     attained = np.einsum("tk,tk->t", c, logits)
     labels = list(pre_activations)
@@ -393,10 +393,10 @@ def test_a_tight_relaxation_has_no_slack():
     bounds = {"relu": bj.Interval(-np.ones(3), 2.0 * np.ones(3))}
     values = np.array([[0.0, -1.0, 2.0], [0.0, 0.0, 0.0], [np.nan, 0.0, 0.0]])
     rows = np.array([[1.0, -1.0, -1.0], [0.0, 1.0, -1.0], [1.0, 1.0, 1.0]])
-    found = _SLACK(bounds, {"relu": values}, {"relu": rows})
-    np.testing.assert_allclose(found, [0.0, 1 / 3, np.nan], rtol=1e-6)
-    found = _SLACK(bounds, {"relu": np.zeros((3, 3))}, {"relu": values + 1.0})
-    np.testing.assert_allclose(found, [0.0, 0.0, np.nan], rtol=1e-6)
+    result = _SLACK(bounds, {"relu": values}, {"relu": rows})
+    np.testing.assert_allclose(result, [0.0, 1 / 3, np.nan], rtol=1e-6)
+    result = _SLACK(bounds, {"relu": np.zeros((3, 3))}, {"relu": values + 1.0})
+    np.testing.assert_allclose(result, [0.0, 0.0, np.nan], rtol=1e-6)
     for bad in ((np.array([-1, -1, np.nan]), np.ones(3)), (-np.ones(3), np.array([1, 1, np.nan]))):
         nan = _SLACK({"relu": bj.Interval(*bad)}, {"relu": np.zeros((3, 3))}, {"relu": rows})
         assert np.isnan(nan).all()

@@ -38,9 +38,9 @@ def test_a_relaxation_serves_several_specifications(intermediate):
     bounds = bj.linear(lambda x: function(weights, x), has_aux=True, **options)
     rows = bj.margin_specification(jnp.int32(1), 3)
     for specification in (rows, jnp.ones((1, 3))):
-        found, aux = relaxation.bounds(specification, has_aux=True)
+        result, aux = relaxation.bounds(specification, has_aux=True)
         expected, expected_aux = bounds(BALL, specification)
-        np.testing.assert_array_equal(found.lower, expected.lower)
+        np.testing.assert_array_equal(result.lower, expected.lower)
         np.testing.assert_array_equal(
             relaxation.interval(specification).lower, expected_aux.interval.lower
         )

@@ -60,13 +60,13 @@ def test_scalar_relaxations_contain_a_dense_grid(function, domain, methods, dtyp
             of = jax.grad(total, has_aux=True) if differentiate else total
             return {m: of((lower, upper), m) for m in methods}, jax.vmap(shifted)(grid)
 
-        found, values = run(lower, upper, grid)
+        result, values = run(lower, upper, grid)
 
     relative = 1e-14 if dtype == np.float64 else 5e-6
     size = (1 + np.abs(slopes)) * np.maximum(np.abs(lower), np.abs(upper))
     slack = relative * (1 + np.maximum(size, np.abs(values).max(0)))
     degenerate = lower == upper
-    for method, (gradient, bounds) in found.items():
+    for method, (gradient, bounds) in result.items():
         for gap in (values.min(0) - bounds.lower, bounds.upper - values.max(0)):
             worst = np.argmin(gap / slack)
             case = f"{method}: [{lower[worst]}, {upper[worst]}], c = {slopes[worst]}: {gap[worst]}"

@@ -127,9 +127,9 @@ def test_weights_of_regularizers_follow_the_radius():
 def test_stairs_are_one_radius_per_epoch():
     radii = np.linspace(0.01, 0.1, 20, dtype=np.float32)  # CAP on MNIST
     assert radii[[0, 1, 19]] == pytest.approx([0.01, 0.014737, 0.1], abs=1e-6)
-    found = np.array(jax.vmap(lambda t: stairs_schedule(t, 7, 20, 0.01, 0.1))(jnp.arange(7 * 25)))
+    result = np.array(jax.vmap(lambda t: stairs_schedule(t, 7, 20, 0.01, 0.1))(jnp.arange(7 * 25)))
     expected = np.repeat(np.append(radii, np.full(5, np.float32(0.1))), 7)
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(result, expected)
     assert stairs_schedule(10**9, 1200, 20, 0.001, 0.0348) == jnp.float32(0.0348)
     assert stairs_schedule(-1, 7, 20, 0.01, 0.1) == jnp.float32(0.01)
 

@@ -99,7 +99,7 @@ def test_gradients_of_lines_equal_finite_differences(name):
             return outputs, pull_back(jnp.asarray(weights))[0]
 
         weights = rng.normal(size=(6, lower.size))  # lines and image
-        found = both(jnp.asarray(arguments))[1]
+        result = both(jnp.asarray(arguments))[1]
         for k in range(4):
             step = np.zeros_like(arguments)
             step[k] = 1e-5
@@ -107,7 +107,7 @@ def test_gradients_of_lines_equal_finite_differences(name):
             change = ahead - behind
             expected = (weights * change).sum(0) / 2e-5
             scale = 1 + np.abs(expected)
-            wrong = np.abs(np.asarray(found[k]) - expected) > 1e-4 * scale
+            wrong = np.abs(np.asarray(result[k]) - expected) > 1e-4 * scale
             assert not wrong.any(), (k, lower[wrong], upper[wrong])
 
 
@@ -183,10 +183,10 @@ def test_solver_on_random_piecewise_functions(seed):
     asked = [c > 0 for c in curve.curvatures]
     first = share[0] if len(asked) > 1 or not all(asked) else None
     at = ends[0] + first * (ends[1] - ends[0])
-    found = lines.upper_slope * at + lines.upper_intercept
+    result = lines.upper_slope * at + lines.upper_intercept
     best = [concave_envelope(x, y, m) for x, y, m in zip(grid.T, values.T, at, strict=True)]
     spread = values.max(0) - values.min(0)
-    assert (found - best <= 2e-3 * spread).all()
+    assert (result - best <= 2e-3 * spread).all()
 
 
 @pytest.mark.parametrize("name", ["gelu", "sin", "tanh", "elu_concave_kink", "cube", "hard_silu"])
@@ -240,31 +240,31 @@ def lines_alone(function, low, high):
 
 
 def test_chord_of_exp_far_from_zero():
-    found = lines_alone(jnp.exp, 13.0, 15.0)
-    assert np.exp(15.0) <= found.upper <= np.exp(15.0) * (1 + 1e-4)
+    bounds = lines_alone(jnp.exp, 13.0, 15.0)
+    assert np.exp(15.0) <= bounds.upper <= np.exp(15.0) * (1 + 1e-4)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 3.0), (-3.0, -1.0)])
 def test_even_powers_on_one_sign(low, high):
-    found = lines_alone(lambda x: x**4, low, high)
-    assert 81.0 <= found.upper <= 81.0 * (1 + 1e-5)
+    bounds = lines_alone(lambda x: x**4, low, high)
+    assert 81.0 <= bounds.upper <= 81.0 * (1 + 1e-5)
     interval = bj.interval(lambda x: x**4)(bj.Box(jnp.full(1, low), jnp.full(1, high)))
     np.testing.assert_allclose(interval, [[1.0], [81.0]], rtol=1e-5)
 
 
 def test_sigmoid_stays_in_the_unit_interval():
-    found = bj.linear(jax.nn.sigmoid)(bj.Box(jnp.full(1, -8.0), jnp.full(1, 8.0)))
-    assert found.lower >= 0
-    assert found.upper <= 1
+    bounds = bj.linear(jax.nn.sigmoid)(bj.Box(jnp.full(1, -8.0), jnp.full(1, 8.0)))
+    assert bounds.lower >= 0
+    assert bounds.upper <= 1
 
 
 @pytest.mark.parametrize("slope", [1.5, 3.0, -2.0])
 def test_leaky_relu_with_a_steep_negative_side(slope):
     lower, upper, grid = -2.0, 3.0, np.linspace(-2.0, 3.0, 101)
-    found = lines_alone(lambda x: jax.nn.leaky_relu(x, slope) - x, lower, upper)
+    bounds = lines_alone(lambda x: jax.nn.leaky_relu(x, slope) - x, lower, upper)
     values = np.where(grid > 0, 0.0, (slope - 1) * grid)
-    assert found.lower <= values.min()
-    assert values.max() <= found.upper
+    assert bounds.lower <= values.min()
+    assert values.max() <= bounds.upper
 
 
 # --- the edges of domains, overflow, NaN ----------------------------------------------------------
@@ -280,15 +280,15 @@ def test_a_logarithm_that_reaches_zero_is_infinite_and_says_where():
 
     low, high = jnp.array([0.0, -1.0, 0.5]), jnp.array([2.0, 2.0, 2.0])
     with pytest.warns(domain.DomainWarning, match=r"'log' at .*test_smooth.py:\d+ \(.*function\)"):
-        found = bounds_of(function)(low, high)
-    np.testing.assert_allclose(found.lower, [-np.inf, -np.inf, np.log(0.5)], rtol=1e-5)
-    np.testing.assert_allclose(found.upper, [np.log(2.0), np.inf, np.log(2.0)], rtol=1e-5)
+        bounds = bounds_of(function)(low, high)
+    np.testing.assert_allclose(bounds.lower, [-np.inf, -np.inf, np.log(0.5)], rtol=1e-5)
+    np.testing.assert_allclose(bounds.upper, [np.log(2.0), np.inf, np.log(2.0)], rtol=1e-5)
     with pytest.warns(domain.DomainWarning):
-        found = bounds_of(function, bj.linear)(low, high)
-    assert (np.isneginf(found.lower) == [True, True, False]).all()
+        bounds = bounds_of(function, bj.linear)(low, high)
+    assert (np.isneginf(bounds.lower) == [True, True, False]).all()
     with pytest.warns(domain.DomainWarning):
-        found = bounds_of(function)(-high, -low)
-    assert np.isnan(np.asarray(found)[:, [0, 2]]).all()
+        bounds = bounds_of(function)(-high, -low)
+    assert np.isnan(np.asarray(bounds)[:, [0, 2]]).all()
 
 
 @pytest.mark.parametrize("method", [bj.interval, bj.linear])
@@ -307,8 +307,8 @@ def test_a_logarithm_that_reaches_zero_is_infinite_and_says_where():
 )
 def test_outside_a_domain_there_is_no_bound(function, low, high, method):
     with pytest.warns(domain.DomainWarning):
-        found = finished(jax.jit(bounds_of(function, method)), jnp.full(1, low), jnp.full(1, high))
-    assert not np.isfinite(found).any()
+        bounds = finished(jax.jit(bounds_of(function, method)), jnp.full(1, low), jnp.full(1, high))
+    assert not np.isfinite(bounds).any()
 
 
 @pytest.mark.parametrize("function", [jnp.sqrt, lambda x: x**0.5, lambda x: x**1.5])
@@ -316,11 +316,11 @@ def test_the_edge_of_a_closed_domain_is_inside(function):
     low, high = jnp.zeros(1), jnp.full(1, 4.0)
 
     def total(high):
-        found = bounds_of(lambda x: function(x) - 0.1 * x, bj.linear)(low, high)
-        return found.upper.sum() - found.lower.sum()
+        bounds = bounds_of(lambda x: function(x) - 0.1 * x, bj.linear)(low, high)
+        return bounds.upper.sum() - bounds.lower.sum()
 
     value_and_gradient = jax.jit(jax.value_and_grad(total))(high)
-    assert all(np.isfinite(found).all() for found in value_and_gradient)
+    assert all(np.isfinite(bounds).all() for bounds in value_and_gradient)
 
 
 def finished(run, *arguments):
@@ -334,8 +334,8 @@ def test_domain_warnings_under_transformations():
     """Compiled code warns, too, and warnings leave values and derivatives alone."""
 
     def total(low):
-        found = bounds_of(lambda x: jnp.log(x) * 0.5)(low, jnp.full(2, 2.0))
-        return found.upper.sum() + jnp.maximum(found.lower, -5.0).sum()
+        bounds = bounds_of(lambda x: jnp.log(x) * 0.5)(low, jnp.full(2, 2.0))
+        return bounds.upper.sum() + jnp.maximum(bounds.lower, -5.0).sum()
 
     inside, outside = jnp.array([0.5, 1.0]), jnp.array([0.0, 1.0])
     runs = {
@@ -365,16 +365,16 @@ def test_domain_warnings_under_transformations():
 @pytest.mark.sampled(3)
 def test_overflow_is_infinite_and_leaves_other_units_alone(function, method):
     def ends(high):
-        found = bounds_of(lambda x: jnp.tanh(function(x)), method)(jnp.ones(2), high)
-        return jnp.stack(found).sum(), found
+        bounds = bounds_of(lambda x: jnp.tanh(function(x)), method)(jnp.ones(2), high)
+        return jnp.stack(bounds).sum(), bounds
 
     high = jnp.array([3e5, 1.5])
     raw = jax.jit(bounds_of(function, method))(jnp.ones(2), high)
     assert np.isposinf(raw.upper[0])
     assert np.isfinite(raw.lower).all()
     assert np.isfinite(raw.upper[1])
-    gradient, found = jax.jit(jax.grad(ends, has_aux=True))(high)
-    assert np.isfinite(found).all()
+    gradient, bounds = jax.jit(jax.grad(ends, has_aux=True))(high)
+    assert np.isfinite(bounds).all()
     assert np.isfinite(gradient).all()
 
 
@@ -412,10 +412,10 @@ def test_nan_and_infinite_ends(name):
 
 def test_sines_far_from_zero_and_over_many_periods():
     for method in (bj.interval, bj.linear):
-        found = jax.jit(bounds_of(jnp.sin, method))(
+        bounds = jax.jit(bounds_of(jnp.sin, method))(
             jnp.array([-50.0, 1e6, 1e30]), jnp.array([50.0, 1e6 + 1, 1e30])
         )
-        np.testing.assert_array_equal(found, [[-1.0] * 3, [1.0] * 3])
+        np.testing.assert_array_equal(bounds, [[-1.0] * 3, [1.0] * 3])
 
 
 def test_known_values_of_the_table():

@@ -38,10 +38,10 @@ def outputs_at_the_centre_are_those_listed(benchmark, rows):
         network = suites.programs(benchmark, row["onnx"])
         case = suites.asked(benchmark, row["vnnlib"]).cases[0]
         centre = 0.5 * case.lower.astype(np.float64) + 0.5 * case.upper.astype(np.float64)
-        found = np.asarray(network.forward(centre.astype(np.float32)))
+        result = np.asarray(network.forward(centre.astype(np.float32)))
         expected = suites.numbers(row["outputs"])
         slack = 1e-5 * max(1.0, np.abs(expected).max())
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=slack, err_msg=str(row))
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=slack, err_msg=str(row))
 
 
 @pytest.mark.parametrize("benchmark", each_benchmark("centre.csv"))
@@ -108,25 +108,25 @@ SAMPLE = params(
 def compared(benchmark, row, preset):
     """Our bounds, the reference's and how far apart they may be."""
     reference = suites.numbers(row["lower_bounds"])
-    found = suites.lower_bounds(benchmark, row, preset)
-    assert found.shape == reference.shape
-    return found, reference, suites.tolerance(reference)
+    bounds = suites.lower_bounds(benchmark, row, preset)
+    assert bounds.shape == reference.shape
+    return bounds, reference, suites.tolerance(reference)
 
 
 def bounds_equal_the_reference(benchmark, row):
-    found, reference, tolerance = compared(benchmark, row, preset=False)
+    result, reference, tolerance = compared(benchmark, row, preset=False)
     if benchmark in TIED and row["method"] == "CROWN":
         tolerance = TIED[benchmark] * np.abs(reference)
-    assert (np.abs(found - reference) <= tolerance).all(), (row, found)
+    assert (np.abs(result - reference) <= tolerance).all(), (row, result)
 
 
 def preset_is_no_looser(benchmark, row):
     """The preset is no looser, so it proves what the reference proves."""
-    found, reference, tolerance = compared(benchmark, row, preset=True)
+    result, reference, tolerance = compared(benchmark, row, preset=True)
     if row["method"] != "CROWN" or (benchmark, row["onnx"]) not in INCOMPARABLE:
-        assert (found >= reference - tolerance).all(), (row, found)
+        assert (result >= reference - tolerance).all(), (row, result)
     if row["certified"] == "1":
-        assert suites.refutes(suites.asked(benchmark, row["vnnlib"]), found), (row, found)
+        assert suites.refutes(suites.asked(benchmark, row["vnnlib"]), result), (row, result)
 
 
 def rows_of(benchmark, **wanted):

@@ -129,9 +129,9 @@ def test_options_that_do_not_exist_are_errors(diagnostics):
 
 def test_nothing_else_is_an_error(diagnostics):
     errors = {
-        line: found
-        for line, found in diagnostics.items()
-        if any(severity == "error" for severity, _ in found)
+        line: result
+        for line, result in diagnostics.items()
+        if any(severity == "error" for severity, _ in result)
     }
     assert set(errors) == set(REFUSED.strip().splitlines())
 

@@ -33,9 +33,9 @@ def rows(conjunction):
 
 
 def test_a_file_of_the_plain_kind():
-    found = parse("(assert (<= Y_0 Y_1)) ; unsafe if minimal\n(assert (>= Y_1 0.25))")
-    assert (found.input_size, found.output_size, len(found.cases)) == (2, 2, 1)
-    (case,) = found.cases
+    result = parse("(assert (<= Y_0 Y_1)) ; unsafe if minimal\n(assert (>= Y_1 0.25))")
+    assert (result.input_size, result.output_size, len(result.cases)) == (2, 2, 1)
+    (case,) = result.cases
     np.testing.assert_array_equal(case.lower, np.array([-1.0, -2.0], np.float32))
     np.testing.assert_array_equal(case.upper, np.array([0.5, 2.0], np.float32))
     assert case.lower.dtype == case.inner_upper.dtype == np.float32
@@ -64,8 +64,8 @@ def test_linear_terms(formula, expected):
 
 
 def test_disjunctions_multiply_out():
-    found = parse("(assert (or (<= Y_0 1) (<= Y_0 2)))\n(assert (or (<= Y_1 3) (<= Y_1 4)))")
-    (case,) = found.cases
+    result = parse("(assert (or (<= Y_0 1) (<= Y_0 2)))\n(assert (or (<= Y_1 3) (<= Y_1 4)))")
+    (case,) = result.cases
     assert [rows(c) for c in case.conjunctions] == [
         [(1, 0, -1), (0, 1, -3)],
         [(1, 0, -1), (0, 1, -4)],
@@ -81,12 +81,12 @@ def test_disjunctions_multiply_out():
 
 
 def test_boxes_inside_disjuncts_are_cases_and_cut_the_common_box():
-    found = parse("""(assert (or
+    result = parse("""(assert (or
       (and (<= X_0 0) (<= Y_0 1))
       (and (>= X_0 0) (<= X_0 9) (<= Y_0 2))
       (and (<= X_0 0) (<= Y_0 3))
       (<= Y_0 4)))""")
-    boxes = [(c.lower.tolist(), c.upper.tolist(), len(c.conjunctions)) for c in found.cases]
+    boxes = [(c.lower.tolist(), c.upper.tolist(), len(c.conjunctions)) for c in result.cases]
     assert boxes == [([-1, -2], [0, 2], 2), ([0, -2], [0.5, 2], 1), ([-1, -2], [0.5, 2], 1)]
     inside = vnnlib.parse(
         "(declare-const X_0 Real)(declare-const Y_0 Real)"
@@ -104,8 +104,8 @@ def test_boxes_are_rounded_outward_and_never_shrink():
                 f"(assert (>= X_0 {lower}))(assert (<= X_0 {upper}))"
             ).cases[0]
             exact = [Fraction(lower), Fraction(upper)]
-            found = [Fraction(float(v)) for v in (case.lower[0], case.upper[0])]
-            assert found[0] <= exact[0] <= exact[1] <= found[1]
+            bounds = [Fraction(float(v)) for v in (case.lower[0], case.upper[0])]
+            assert bounds[0] <= exact[0] <= exact[1] <= bounds[1]
             assert case.lower[0] <= case.inner_lower[0] <= case.inner_upper[0] <= case.upper[0]
             if lower != upper:
                 inner = [Fraction(float(v)) for v in (case.inner_lower[0], case.inner_upper[0])]
@@ -254,9 +254,9 @@ def test_every_public_property_is_read(shared):
     for folder in sorted(suites.iterdir()):
         files = sorted(folder.glob("*.vnnlib.gz"))
         for file in files[:: max(1, len(files) // 2)]:
-            found = vnnlib.load(file)
-            assert found.cases
-            for case in found.cases:
+            result = vnnlib.load(file)
+            assert result.cases
+            for case in result.cases:
                 assert (case.lower <= case.inner_lower).all()
                 assert (case.inner_lower <= case.inner_upper).all()
                 assert (case.inner_upper <= case.upper).all()
@@ -278,8 +278,8 @@ def test_stored_counterexamples_lie_in_the_boxes(shared):
         points = np.load(archive)
         for name in sorted(points)[:2]:
             x = points[name].reshape(-1)
-            found = vnnlib.load(archive.parent / instances[int(name[1:])]["vnnlib"])
-            assert any(((c.lower <= x) & (x <= c.upper)).all() for c in found.cases), archive
+            result = vnnlib.load(archive.parent / instances[int(name[1:])]["vnnlib"])
+            assert any(((c.lower <= x) & (x <= c.upper)).all() for c in result.cases), archive
 
 
 # --- numbers that floating point cannot hold or would round -------------------------------------

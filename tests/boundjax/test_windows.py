@@ -167,8 +167,8 @@ def test_rows_are_the_derivatives_of_linear_parts(function):
         def rows_and_jacobian(x):
             starts = windows.Windowed.of_units(indices, node.shape, node.dtype)
             zeros = [jnp.zeros(n.shape) for n in traced.nodes]
-            found = backward.pull_back(traced, zeros, {node.index: starts}, None, "lower").below
-            return windows.dense(found.coefficients), jax.jacobian(linear_part)(x)
+            result = backward.pull_back(traced, zeros, {node.index: starts}, None, "lower").below
+            return windows.dense(result.coefficients), jax.jacobian(linear_part)(x)
 
         rows, expected = rows_and_jacobian(jnp.ones(SHAPE))
     np.testing.assert_allclose(rows, expected, rtol=1e-12, atol=1e-12)
@@ -193,7 +193,7 @@ def test_a_budget_of_rows_bounds_the_widest_units():
     all_rows = bounds(strided, max_rows=10_000)
     np.testing.assert_allclose(all_rows, everything, rtol=1e-9, atol=1e-9)
     for tight, middle, loose in zip(everything, some, nothing, strict=True):
-        widths = [np.mean(found.upper - found.lower) for found in (tight, middle, loose)]
+        widths = [np.mean(result.upper - result.lower) for result in (tight, middle, loose)]
         assert widths[0] < widths[1] < widths[2]
 
 
@@ -208,8 +208,8 @@ def test_blocks_under_vmap_and_grad(options):
             def scaled(x):
                 return scale * strided(x * scale)
 
-            found = bj.linear(scaled, intermediate="linear", sides="lower", **options)(input_set)
-            return found.lower.sum()
+            result = bj.linear(scaled, intermediate="linear", sides="lower", **options)(input_set)
+            return result.lower.sum()
 
         run = functools.partial(total, options=options)
         mapped = jax.jit(jax.vmap(run, in_axes=(None, 0)))(1.0, together)
@@ -269,8 +269,8 @@ def test_channels_last_convolutions_and_their_derivatives(groups, padding):
             both = jax.vmap(f)(jnp.stack([rows, -rows]), jnp.stack([kernel, 2 * kernel]))
             return total(rows, kernel), jax.grad(total, (0, 1))(rows, kernel), mapped, both
 
-        found, expected = (jax.jit(derivatives, static_argnums=0)(f) for f in (ours, plain))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), found, expected)
+        result, expected = (jax.jit(derivatives, static_argnums=0)(f) for f in (ours, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), result, expected)
 
 
 def test_absolute_weights_in_parts(monkeypatch):

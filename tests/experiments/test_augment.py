@@ -39,10 +39,10 @@ def test_every_window_is_equally_likely(flip, crop, border):
         augment(jax.random.key(3), jnp.broadcast_to(image, (COUNT, *image.shape)))
     )
     windows = _windows(image, crop, border)[: 1 + flip].reshape(-1, *image.shape)
-    found = np.all(augmented[:, None] == windows[None], axis=(2, 3, 4))
-    np.testing.assert_array_equal(found.sum(axis=1), 1)
+    result = np.all(augmented[:, None] == windows[None], axis=(2, 3, 4))
+    np.testing.assert_array_equal(result.sum(axis=1), 1)
     expected = COUNT / len(windows)
-    assert np.all(np.abs(found.sum(axis=0) - expected) < 4 * np.sqrt(expected))
+    assert np.all(np.abs(result.sum(axis=0) - expected) < 4 * np.sqrt(expected))
 
 
 def test_draws_stay_what_they_were():

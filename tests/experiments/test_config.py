@@ -53,8 +53,8 @@ def test_the_radius_ends_at_its_target(name, eps, start, end):
 def test_the_learning_rate_is_halved_every_ten_epochs_after_the_ramp():
     config = from_config_dict(_get_config("cifar10_bcp", ""))
     rate = create_learning_rate(config.optim, steps_per_epoch=10)
-    found = [float(rate(10 * epoch)) for epoch in (0, 130, 131, 141, 151, 191, 199)]
-    np.testing.assert_allclose(found, 1e-3 / 2.0 ** np.array([0, 0, 1, 2, 3, 7, 7]), rtol=1e-5)
+    result = [float(rate(10 * epoch)) for epoch in (0, 130, 131, 141, 151, 191, 199)]
+    np.testing.assert_allclose(result, 1e-3 / 2.0 ** np.array([0, 0, 1, 2, 3, 7, 7]), rtol=1e-5)
 
 
 def test_keys_that_are_newer_than_a_run_have_their_defaults():

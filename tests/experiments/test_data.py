@@ -362,7 +362,7 @@ def records(monkeypatch):
     """What TFDS has of MNIST, by split; tests change it."""
     tfds = pytest.importorskip("tensorflow_datasets")
     rng = np.random.default_rng(0)
-    found = {
+    result = {
         split: [
             {"image": rng.integers(0, 256, (28, 28, 1), np.uint8), "label": np.int64(i % 10)}
             for i in range(count)
@@ -372,10 +372,10 @@ def records(monkeypatch):
 
     def data_source(name, *, split, data_dir, download):
         assert (name, data_dir, download) == ("mnist", None, False)
-        return found[split]
+        return result[split]
 
     monkeypatch.setattr(tfds, "data_source", data_source)
-    return found
+    return result
 
 
 def test_reads_tfds(records):

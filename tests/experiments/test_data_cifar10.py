@@ -36,13 +36,13 @@ def _write_binary(folder, records):
 
 def _write_python(folder, records, order="C"):
     for name, batch in records.items():
-        found = {
+        result = {
             b"batch_label": b"a part",
             b"labels": batch[:, 0].tolist(),
             b"data": np.array(batch[:, 1:], order=order),
             b"filenames": [b"a.png"] * RECORDS,
         }
-        (folder / name).write_bytes(pickle.dumps(found, protocol=2))
+        (folder / name).write_bytes(pickle.dumps(result, protocol=2))
 
 
 def _as_python_2(records, folder):
@@ -114,7 +114,7 @@ PLANES = np.zeros((RECORDS, 3072), np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("content", "message"),
     [
         ([1, 2], r"is not a batch of CIFAR-10 \(expected a dictionary, got list\)"),
         ({b"labels": [1, 2, 3]}, r"expected b'data' as uint8 \[3, 3072\], got NoneType"),
@@ -128,12 +128,12 @@ PLANES = np.zeros((RECORDS, 3072), np.uint8)
         (None, r"data_batch_2 is not there; .* the python version"),
     ],
 )
-def test_other_pickles_are_one_line_errors(cifar, found, message):
+def test_other_pickles_are_one_line_errors(cifar, content, message):
     _write_python(*cifar)
     path = cifar[0] / "data_batch_2"
     path.unlink()
-    if found is not None:
-        path.write_bytes(pickle.dumps(found, protocol=2))
+    if content is not None:
+        path.write_bytes(pickle.dumps(content, protocol=2))
     assert_refused("cifar10", cifar[0], message)
 
 
@@ -153,8 +153,8 @@ def test_a_malicious_pickle_is_refused_and_not_run(cifar, protocol):
     _write_python(*cifar)
     trace = folder / "trace"
     for function, argument in [(os.system, f"touch {trace}"), (os.mkdir, str(trace))]:
-        found = {b"data": PLANES, b"labels": _Malicious(function, argument)}
-        content = pickle.dumps(found, protocol=protocol)
+        result = {b"data": PLANES, b"labels": _Malicious(function, argument)}
+        content = pickle.dumps(result, protocol=protocol)
         (folder / "data_batch_1").write_bytes(content)
         assert_refused(
             "cifar10", folder, r"data_batch_1: is not a batch .*refused: it would run '(posix|nt)\."
@@ -166,7 +166,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(cifar, protocol):
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("content", "message"),
     [
         (_Malicious(eval, "1"), r"would run '__builtin__\.eval'"),
         (_Malicious(getattr, "a", "upper"), r"would run '__builtin__\.getattr'"),
@@ -176,9 +176,9 @@ def test_a_malicious_pickle_is_refused_and_not_run(cifar, protocol):
         (np.array([None]), r"an array in it is not one of uint8"),
     ],
 )
-def test_the_unpickler_knows_nothing_but_arrays(found, message):
+def test_the_unpickler_knows_nothing_but_arrays(content, message):
     with pytest.raises(pickle.UnpicklingError, match=message):
-        restricted_pickle.load(pickle.dumps({b"data": found}, protocol=2))
+        restricted_pickle.load(pickle.dumps({b"data": content}, protocol=2))
 
 
 def test_a_pickle_cannot_fill_the_memory():

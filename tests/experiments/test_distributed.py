@@ -110,11 +110,11 @@ def test_two_processes_end_with_the_parameters_of_one_device(uninterrupted, tmp_
     alone = runs.run(_config(**{"mesh.data": 1}), tmp_path / "alone", "test")
     assert alone["device"].startswith("1 x cpu")
     _assert_same_network(uninterrupted, tmp_path / "alone")
-    (found,), (expected,) = (
+    (result,), (expected,) = (
         [errors for label, errors in summary["results"].items() if label.startswith("last")]
         for summary in (_summary(uninterrupted), alone)
     )
-    assert found["standard_error"] == pytest.approx(expected["standard_error"], abs=0.01)
+    assert result["standard_error"] == pytest.approx(expected["standard_error"], abs=0.01)
     records = (uninterrupted / "metrics.jsonl").read_text().splitlines()
     assert len(records) == 1
     assert "validation_verified_error" in records[0]
@@ -128,9 +128,9 @@ def test_a_terminated_run_goes_on_bit_identically(uninterrupted, interrupted, tm
     first, second = start([_command(workdir)] * 2, devices=4)
     assert (first.status, second.status) == (0, 0), first.errors + second.errors
     assert "resumed after step" in first.output
-    found, expected = _summary(workdir), _summary(uninterrupted)
-    assert found["parameters_sha256"] == expected["parameters_sha256"]
-    assert found["results"] == expected["results"]
+    result, expected = _summary(workdir), _summary(uninterrupted)
+    assert result["parameters_sha256"] == expected["parameters_sha256"]
+    assert result["results"] == expected["results"]
 
 
 @one_worker
@@ -289,8 +289,8 @@ def test_clusters_are_known_by_their_environment():
     assert cluster(**pod) == "Kubernetes"
     assert from_flags("off", "host:1", 2, 0).alone
     given = {"BOUNDJAX_COORDINATOR": "host:1", "OMPI_COMM_WORLD_SIZE": "4"}
-    found = from_flags(environment=given | {"OMPI_COMM_WORLD_RANK": "3"})
-    assert found == ProcessGroup("host:1", 4, 3)
+    result = from_flags(environment=given | {"OMPI_COMM_WORLD_RANK": "3"})
+    assert result == ProcessGroup("host:1", 4, 3)
 
 
 @pytest.mark.parametrize(

@@ -79,14 +79,14 @@ def _program(prepared):
 def test_every_mesh_trains_the_same(method, mesh, groups):
     expected, metrics = _trained(_prepared(method, mesh={"data": 1}, **groups))
     prepared = _prepared(method, mesh=mesh, **groups)
-    found, found_metrics = _trained(prepared)
-    kernel = found["params"]["Dense_0"]["kernel"]
+    result, found_metrics = _trained(prepared)
+    kernel = result["params"]["Dense_0"]["kernel"]
     assert len(kernel.sharding.device_set) == 2
     part = (64 // mesh.get("fsdp", 1), 64)
     assert {shard.data.shape for shard in kernel.addressable_shards} == {part}
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
-        on_host(found["params"]),
+        on_host(result["params"]),
         on_host(expected["params"]),
     )
     for name, value in metrics.items():
@@ -98,16 +98,16 @@ def test_every_mesh_trains_the_same(method, mesh, groups):
 @pytest.mark.sampled(2)
 def test_a_data_parallel_step_sums_gradients_once_and_nothing_else(model, count):
     # Batch normalisation sums its statistics over the batch, and their gradients.
-    found = Counter(re.findall(COLLECTIVE, _program(_prepared(model=model))))
-    assert found == {"all-reduce": count}
+    result = Counter(re.findall(COLLECTIVE, _program(_prepared(model=model))))
+    assert result == {"all-reduce": count}
 
 
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.slow
 def test_a_step_gathers_every_divided_parameter_once():
-    found = Counter(re.findall(COLLECTIVE, _program(_prepared(mesh={"fsdp": 2, "data": 1}))))
-    assert found["all-gather"] == 1  # the kernel of the first layer; the others are small
-    assert set(found) <= {"all-gather", "all-reduce", "reduce-scatter"}
+    result = Counter(re.findall(COLLECTIVE, _program(_prepared(mesh={"fsdp": 2, "data": 1}))))
+    assert result["all-gather"] == 1  # the kernel of the first layer; the others are small
+    assert set(result) <= {"all-gather", "all-reduce", "reduce-scatter"}
 
 
 @pytest.mark.usefixtures("optimized")
@@ -136,12 +136,12 @@ def test_large_leaves_are_divided_along_their_longest_axis():
     shapes = {"kernel": (3, 512), "image": (4, 4, 16, 8), "bias": (10,), "odd": (45, 45)}
     leaves = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
     state = {"params": leaves, "opt_state": {"mu": leaves}, "batch_stats": leaves}
-    found = state_shardings(state, mesh)
-    specs = {name: sharding.spec for name, sharding in found["params"].items()}
+    result = state_shardings(state, mesh)
+    specs = {name: sharding.spec for name, sharding in result["params"].items()}
     divided = {"kernel": PartitionSpec(None, "fsdp"), "image": PartitionSpec(None, None, "fsdp")}
     assert specs == divided | {"bias": PartitionSpec(), "odd": PartitionSpec()}
-    assert found["opt_state"]["mu"] == found["params"]
-    assert found["batch_stats"]["kernel"].spec == PartitionSpec()
+    assert result["opt_state"]["mu"] == result["params"]
+    assert result["batch_stats"]["kernel"].spec == PartitionSpec()
     together = {"params": {"kernel": jax.ShapeDtypeStruct((2, *shapes["kernel"]), np.float32)}}
     spec = state_shardings(together, mesh, together=True)["params"]["kernel"].spec
     assert spec == PartitionSpec(None, None, "fsdp")

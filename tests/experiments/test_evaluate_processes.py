@@ -35,9 +35,9 @@ from experiments.evaluation import certificates
 models.MODELS["test_mlp"] = {"hidden": (8,)}
 write, left = certificates.write, int(sys.argv.pop(1))
 
-def writes(path, found):
+def writes(path, evaluation):
     global left
-    write(path, found)
+    write(path, evaluation)
     left -= "part" in path.name
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -78,9 +78,9 @@ def reference(finished):
     """What one process finds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "test_mlp", MODEL)
-        found = evaluate_run(finished, OPTIONS).certificates
+        result = evaluate_run(finished, OPTIONS).certificates
     shutil.rmtree(finished / "evaluations")
-    return found
+    return result
 
 
 @pytest.fixture
@@ -89,15 +89,17 @@ def workdir(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def assert_same(found, reference):
+def assert_same(evaluation, reference):
     """Flags are the same, margins up to the rounding of other batches."""
     flags = ("index", "labels", "attacked", "correct", "resisted_by", "run_by", "verified_by")
     for name in flags:
-        jax.tree.map(np.testing.assert_array_equal, getattr(found, name), getattr(reference, name))
+        jax.tree.map(
+            np.testing.assert_array_equal, getattr(evaluation, name), getattr(reference, name)
+        )
     for name, margins in reference.margins_by.items():
-        np.testing.assert_allclose(found.margins_by[name], margins, rtol=1e-4, atol=1e-5)
-    assert list(found.run_by) == list(reference.run_by)
-    assert found.errors() == reference.errors()
+        np.testing.assert_allclose(evaluation.margins_by[name], margins, rtol=1e-4, atol=1e-5)
+    assert list(evaluation.run_by) == list(reference.run_by)
+    assert evaluation.errors() == reference.errors()
 
 
 def assert_same_files(files, finished):
@@ -141,12 +143,12 @@ def simulated(workdir, processes, options=OPTIONS, stopped=()):
         patch.setattr(distributed, "require_shared", lambda folder: None)
         patch.setattr(distributed, "from_main", lambda value: value())
 
-        def complete(found, problem, config, plan, path, saving):
-            measure.begin(found, problem, config, plan)
+        def complete(evaluation, problem, config, plan, path, saving):
+            measure.begin(evaluation, problem, config, plan)
             network = measure.Network(problem, config)
-            if not found.attacked.any():
-                found.record_clean_pass(network.correct(problem.data))
-            certificates.write(path, found)
+            if not evaluation.attacked.any():
+                evaluation.record_clean_pass(network.correct(problem.data))
+            certificates.write(path, evaluation)
             for process in range(processes):
                 own = shards.part_path(path, process, processes)
 
@@ -157,11 +159,11 @@ def simulated(workdir, processes, options=OPTIONS, stopped=()):
 
                 try:
                     shards.complete_share(
-                        found, problem, config, plan, network, process, processes, save
+                        evaluation, problem, config, plan, network, process, processes, save
                     )
                 except Stopped:
                     continue
-            return found if stopped else shards.gather(path)
+            return evaluation if stopped else shards.gather(path)
 
         patch.setattr(shards, "complete", complete)
         return evaluate_run(workdir, options).certificates
@@ -169,12 +171,12 @@ def simulated(workdir, processes, options=OPTIONS, stopped=()):
 
 def test_shares_together_are_what_one_process_finds(workdir, reference, monkeypatch):
     calls = _attacks(monkeypatch)
-    found = simulated(workdir, 3)
-    assert_same(found, reference)
+    result = simulated(workdir, 3)
+    assert_same(result, reference)
     assert sum(calls) == reference.correct.sum()  # each once
     assert [file.name for file in (workdir / "evaluations").iterdir()] == [FILE]
     assert_same(certificates.read(workdir / "evaluations" / FILE), reference)
-    assert found.parts["interval"]["arithmetic"] == "real"
+    assert result.parts["interval"]["arithmetic"] == "real"
     cascade = OPTIONS._replace(cascade=True, name="cascade")
     one = evaluate_run(workdir, cascade._replace(name="one")).certificates
     assert not one.run_by["crown-ibp"].all()
@@ -210,8 +212,8 @@ def test_what_was_killed_goes_on_with_another_number(workdir, finished, referenc
     # Nor are there certificate files before the evaluation is complete.
     files = workdir / "certificates" / Path(FILE).stem
     assert {file.name.partition("-")[0] for file in files.iterdir()} == {"attack"}
-    found = evaluate_run(workdir, OPTIONS).certificates
-    assert_same(found, reference)
+    result = evaluate_run(workdir, OPTIONS).certificates
+    assert_same(result, reference)
     assert sum(calls) == reference.correct.sum()
     assert [file.name for file in folder.iterdir()] == [FILE]
     assert_same_files(files, finished)
@@ -226,18 +228,18 @@ def test_a_part_counts_once(workdir, reference):
     ]
     for part, seconds in zip(parts, (3.0, 5.0), strict=True):
         part.parts["attack"]["seconds"] = seconds
-    found = certificates.read(path)
-    before, done = found.parts["attack"]["seconds"], found.attacked.sum()
-    shards.merge(found, parts)
+    result = certificates.read(path)
+    before, done = result.parts["attack"]["seconds"], result.attacked.sum()
+    shards.merge(result, parts)
     # Side by side: the longest counts.
-    assert found.parts["attack"]["seconds"] == before + 5.0
-    assert found.attacked.sum() == done + sum(
+    assert result.parts["attack"]["seconds"] == before + 5.0
+    assert result.attacked.sum() == done + sum(
         (part.attacked & part.correct).sum() for part in parts
     )
-    attacked = found.attacked.copy()
-    shards.merge(found, parts)
-    assert found.parts["attack"]["seconds"] == before + 5.0
-    np.testing.assert_array_equal(found.attacked, attacked)
+    attacked = result.attacked.copy()
+    shards.merge(result, parts)
+    assert result.parts["attack"]["seconds"] == before + 5.0
+    np.testing.assert_array_equal(result.attacked, attacked)
 
 
 def test_parts_of_another_evaluation_do_not_count(workdir, reference):
@@ -283,10 +285,10 @@ def test_parts_of_other_arrays_do_not_count(workdir, what):
     assert left.exists()
 
 
-def _with_interval(found, classes):
+def _with_interval(evaluation, classes):
     """The same, with a method that was run on nothing."""
-    found.add_method("interval", classes)
-    return found
+    evaluation.add_method("interval", classes)
+    return evaluation
 
 
 def test_a_part_that_contradicts_the_whole_is_not_put_in(workdir):
@@ -338,13 +340,15 @@ def test_other_packages_begin_anew_on_all_processes(workdir, reference, monkeypa
     """Where its share of a method was done as well; another number of devices is no reason."""
     path = workdir / "evaluations" / FILE
     simulated(workdir, 2, OPTIONS._replace(methods=("interval",)))
-    found = certificates.read(path)
-    assert found.run_by["interval"].all()
-    found.run_by["interval"][3] = found.verified_by["interval"][3] = False
-    found.margins_by["interval"][3] = np.nan
-    found.parts["interval"]["versions"]["jax"] = "0.0.1"
-    found.parts["attack"]["device"] = "64 x cpu" + found.parts["attack"]["device"][len("2 x cpu") :]
-    certificates.write(path, found)
+    result = certificates.read(path)
+    assert result.run_by["interval"].all()
+    result.run_by["interval"][3] = result.verified_by["interval"][3] = False
+    result.margins_by["interval"][3] = np.nan
+    result.parts["interval"]["versions"]["jax"] = "0.0.1"
+    result.parts["attack"]["device"] = (
+        "64 x cpu" + result.parts["attack"]["device"][len("2 x cpu") :]
+    )
+    certificates.write(path, result)
     attacks, bounded = _attacks(monkeypatch), []
     certify = bj.certify
 
@@ -353,11 +357,11 @@ def test_other_packages_begin_anew_on_all_processes(workdir, reference, monkeypa
         return certify(model, x, eps, **options)
 
     monkeypatch.setattr(bj, "certify", recorded)
-    found = simulated(workdir, 2)
+    result = simulated(workdir, 2)
     assert attacks == []
     assert bounded.count("interval") >= 150
-    assert found.parts["interval"]["versions"]["jax"] == jax.__version__
-    assert_same(found, reference)
+    assert result.parts["interval"]["versions"]["jax"] == jax.__version__
+    assert_same(result, reference)
 
 
 def test_what_a_process_does_not_see_is_named(workdir, monkeypatch):
@@ -403,9 +407,9 @@ def test_two_processes_killed_half_way(workdir, finished, reference, tmp_path):
     assert ended[0].output.count("run: error on 150 test images of UCI digits") == 1
     assert ended[1].output == ""
 
-    found = evaluate_run(alone, OPTIONS)
-    assert_same(found.certificates, reference)
+    result = evaluate_run(alone, OPTIONS)
+    assert_same(result.certificates, reference)
     # Who worked on it, one after the other.
     assert re.match(
-        r"4 x cpu .* in 2 processes, then 2 x cpu", found.certificates.parts["interval"]["device"]
+        r"4 x cpu .* in 2 processes, then 2 x cpu", result.certificates.parts["interval"]["device"]
     )

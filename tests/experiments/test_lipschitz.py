@@ -270,9 +270,9 @@ def test_an_interrupted_run_ends_bit_identically(finished, tmp_path, monkeypatch
 @one_worker
 @pytest.mark.slow
 def test_the_network_of_a_run_can_be_read_again(finished):
-    found = trained.load(finished[1])
-    assert parameters_sha256(found.variables) == finished[2]["parameters_sha256"]
-    assert (found.title, sorted(found.variables)) == ("UCI digits", ["params"])
+    result = trained.load(finished[1])
+    assert parameters_sha256(result.variables) == finished[2]["parameters_sha256"]
+    assert (result.title, sorted(result.variables)) == ("UCI digits", ["params"])
 
 
 # ------------------------------------------------------------------ the benchmark
@@ -299,15 +299,15 @@ def test_tau_of_images_does_not_depend_on_the_batches():
     images = np.random.default_rng(0).uniform(size=(5, *IMAGE)).astype(np.float32)
     network = bj.PureModel.of((model, model.init(jax.random.key(0), images)))
     data = Images(images, np.arange(5, dtype=np.int32))
-    found = [
+    result = [
         tightness.measure(network, data, bj.Threat(0.3, 2.0, (0.0, 1.0)), "", batch_size).values
         for batch_size in (2, 100)
     ]
     for name in ("LMT", "BCP"):
-        np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-4)
-    assert found[0]["BCP"].shape == (5,)
-    assert np.all(found[0]["BCP"] <= found[0]["LMT"] * (1 + 1e-5))
-    assert np.all(found[0]["BCP"] > 0)
+        np.testing.assert_allclose(result[0][name], result[1][name], rtol=1e-4)
+    assert result[0]["BCP"].shape == (5,)
+    assert np.all(result[0]["BCP"] <= result[0]["LMT"] * (1 + 1e-5))
+    assert np.all(result[0]["BCP"] > 0)
 
 
 @pytest.mark.slow
@@ -317,17 +317,17 @@ def test_bounds_over_boxes_are_ordered_on_average():
     network = bj.PureModel.of((model, model.init(jax.random.key(0), images)))
     data = Images(images, np.arange(8, dtype=np.int32))
     measured = tightness.measure(network, data, bj.Threat(0.05, np.inf, (0.0, 1.0)))
-    found = measured.values
-    mean = {name: float(np.mean(value)) for name, value in found.items()}
+    result = measured.values
+    mean = {name: float(np.mean(value)) for name, value in result.items()}
     assert mean["one step"] < mean["random slopes"] < mean["IBP"]
     assert mean["CROWN-IBP"] < mean["CAP-IBP"] < mean["IBP"]
     # Upper bounds: never below what the clean images have.
     logits = np.asarray(network.apply(network.variables, images))
     clean = np.sum(logits - logits[np.arange(8), data.labels][:, None], axis=1)
-    assert all(np.all(value >= clean) for value in found.values())
+    assert all(np.all(value >= clean) for value in result.values())
     losses = {name: float(np.mean(value)) for name, value in measured.losses.items()}
     assert losses["one step"] < losses["random slopes"] < losses["IBP"]
-    assert set(measured.errors) == set(found)
+    assert set(measured.errors) == set(result)
     assert all(0 <= error <= 1 for error in measured.errors.values())
 
 

@@ -207,8 +207,8 @@ WEIGHTS = (EPS, 0.25, 0.5, 0.4)  # eps, kappa, beta, ramp
 def test_objectives_are_what_numpy_says(name, combine, groups):
     # An attack of no steps leaves the images as they are.
     adversary = {"alpha": 0.3, "steps": 0, **groups.get("adversary", {})}
-    found = _outcome(name, WEIGHTS, adversary=adversary)
-    params, batch, value, outcome, gradient, loss = found
+    result = _outcome(name, WEIGHTS, adversary=adversary)
+    params, batch, value, outcome, gradient, loss = result
     ibp, clean, met = _numpy_bounds(params, batch.images, batch.labels, EPS)
     robust = np.mean(combine(ibp, clean))
     expected = 0.25 * np.mean(_robust_ce(clean)) + 0.75 * robust

@@ -346,8 +346,8 @@ def test_parameters_have_the_names_and_values_that_flax_gives():
         convolutions=(C(4, 3, 1, 1), C(6, 3, 1, 1)), hidden=(5,), num_classes=3, batch_norm=True
     )
     x = jnp.zeros((1, 8, 8, 2))
-    expected, found = (m.init(jax.random.key(5), x) for m in (Automatic(), model))
-    jax.tree.map(np.testing.assert_array_equal, expected, found)
+    expected, result = (m.init(jax.random.key(5), x) for m in (Automatic(), model))
+    jax.tree.map(np.testing.assert_array_equal, expected, result)
 
 
 def test_layers_are_counted_as_in_ctbench():
@@ -382,9 +382,9 @@ def test_the_bounds_of_parts_are_those_of_the_network():
 
     box = bj.Box(x[0] - 0.1, x[0] + 0.1)
     latent = part(0, 4)(box)
-    found, expected = part(4, None)(bj.Box(latent.lower, latent.upper)), part(0, None)(box)
-    np.testing.assert_allclose(found.lower, expected.lower, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.upper, expected.upper, rtol=1e-5, atol=1e-6)
+    bounds, expected = part(4, None)(bj.Box(latent.lower, latent.upper)), part(0, None)(box)
+    np.testing.assert_allclose(bounds.lower, expected.lower, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(bounds.upper, expected.upper, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, None), (3, 2), (0, 10), (10, None), (0, -1)])
@@ -480,10 +480,10 @@ def test_the_clean_pass_returns_the_statistics_of_the_batch():
         ((1, 1), (1, 1)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    found = statistics["BatchNorm_0"]
+    result = statistics["BatchNorm_0"]
     mean = np.mean(convolved + params["Conv_0"]["bias"].reshape(1, 1, 1, -1), axis=(0, 1, 2))
-    np.testing.assert_allclose(found["mean"], mean, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found["var"], np.var(convolved, axis=(0, 1, 2)), rtol=1e-3)
+    np.testing.assert_allclose(result["mean"], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(result["var"], np.var(convolved, axis=(0, 1, 2)), rtol=1e-3)
     # The eval-mode model with these statistics is the train-mode model.
     bounded = model.apply({"params": params, "batch_stats": statistics}, x)
     np.testing.assert_allclose(bounded, logits, rtol=1e-4, atol=1e-5)

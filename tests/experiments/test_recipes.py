@@ -86,8 +86,8 @@ def _radii(config, *epochs):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_argument_is_a_valid_run(name):
-    found = ["", *_arguments(name), *(v for n, v in COMBINATIONS if n == name)]
-    for variant in found:
+    result = ["", *_arguments(name), *(v for n, v in COMBINATIONS if n == name)]
+    for variant in result:
         config = _config(name, variant)
         assert config.model.name in NETWORKS, variant
         assert config.data.name in DATA, variant
@@ -260,8 +260,8 @@ def test_landscape_on_cifar10():
     assert (config.robust.kappa, config.robust.beta) == ((0, 0), (1, 1))
     assert (config.relaxation.steps, config.relaxation.step_size) == (7, 0.1)
     rate = create_learning_rate(config.optim, 10)
-    found = [float(rate(10 * epoch)) for epoch in (0, 269, 270, 280, 390, 399)]
-    np.testing.assert_allclose(found, 3e-4 / 2.0 ** np.array([0, 0, 1, 2, 13, 13]), rtol=1e-5)
+    result = [float(rate(10 * epoch)) for epoch in (0, 269, 270, 280, 390, 399)]
+    np.testing.assert_allclose(result, 3e-4 / 2.0 ** np.array([0, 0, 1, 2, 13, 13]), rtol=1e-5)
     assert (config.augment.flip, config.augment.crop, config.augment.border) == (True, 4, "zeros")
     assert config.model.mean == config.model.std == ()
     wider = _config("cifar10_one_step", "eps=2,eps_train=1.1x")
@@ -364,12 +364,12 @@ def test_short_warmup():
     assert (config.regularizers.tightness, config.regularizers.relu_balance) == (0.5, 0.5)
     assert (config.optim.clip_norm, config.optim.milestones) == (10, (50, 60))
     assert (config.robust.kappa, config.robust.schedule) == ((0, 0), "smoothed")
-    found = np.array(_radii(config, 1, 6, 11, 21)) * 255 / 8
-    np.testing.assert_allclose(found, [0, 0.076923, 0.384615, 1], rtol=1e-5)
+    result = np.array(_radii(config, 1, 6, 11, 21)) * 255 / 8
+    np.testing.assert_allclose(result, [0, 0.076923, 0.384615, 1], rtol=1e-5)
     assert (config.augment.crop, config.augment.border) == (2, "edge")
     vanilla = _config("cifar10_short_warmup", "method=ibp")
     assert (vanilla.model.init, vanilla.regularizers) == ("fan_in", Config().regularizers)
-    for parts, found in (
+    for parts, result in (
         ("init", ("ibp", 0, 0)),
         ("init+tightness", ("ibp", 0.5, 0)),
         ("init+relu", ("ibp", 0, 0.5)),
@@ -377,7 +377,7 @@ def test_short_warmup():
     ):
         part = _config("cifar10_short_warmup", f"parts={parts}")
         weights = (part.regularizers.tightness, part.regularizers.relu_balance)
-        assert (part.model.init, *weights) == found
+        assert (part.model.init, *weights) == result
     fused = _config("cifar10_short_warmup", "method=crown-ibp")
     assert (fused.relaxation.fused, fused.robust.beta) == (True, (1, 0))
     tiny = _config("tiny_imagenet_short_warmup", "net=resnext")
@@ -442,10 +442,10 @@ def test_expressive_losses_as_in_their_own_paper(data, variant):
     config = _config(f"{data}_expressive", variant)
     adversary, robust = config.adversary, config.robust
     assert robust.method == variant.rpartition("=")[2]
-    found = (adversary.alpha, config.regularizers.l1, config.train.epochs, adversary.steps)
+    result = (adversary.alpha, config.regularizers.l1, config.train.epochs, adversary.steps)
     ratio = robust.eps_train / robust.eps_test
     np.testing.assert_allclose(
-        (*found, adversary.scale, ratio), EXPRESSIVE[data, variant], rtol=1e-6
+        (*result, adversary.scale, ratio), EXPRESSIVE[data, variant], rtol=1e-6
     )
     assert (robust.kappa, adversary.restarts) == ((0, 0), 1)
     assert config.regularizers.tightness == (0.2 if data == "tiny_imagenet" else 0.5)

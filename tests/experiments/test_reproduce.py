@@ -257,9 +257,9 @@ def test_published_numbers(name):
     row = ROWS[name]
     assert row.published == numbers
     stem, _, arguments = config.partition(":")
-    file, _, found = row.config.partition(".py")
+    file, _, result = row.config.partition(".py")
     assert file == f"experiments/configs/{stem}"
-    assert set(found.removeprefix(":").split(",")) == set(arguments.split(","))
+    assert set(result.removeprefix(":").split(",")) == set(arguments.split(","))
 
 
 def test_every_line_of_the_tables_has_a_row():
@@ -276,8 +276,8 @@ def test_every_line_of_the_tables_has_a_row():
     cells = collections.Counter()
     for name, lines in counts.items():
         table = getattr(tables, name)
-        found = [t[-1] for t in table] if name == "LANDSCAPE" else [table]
-        numbers = [errors for part in found for errors in part.values()]
+        result = [t[-1] for t in table] if name == "LANDSCAPE" else [table]
+        numbers = [errors for part in result for errors in part.values()]
         assert len(numbers) == lines, name
         cells.update(numbers)
     for first, again, with_r, standard_r in tables.FAMILIES.values():
@@ -357,8 +357,8 @@ def test_tables():
         a    1/2/3        10/20
         b    1/-/3        -
     """
-    found = tables.table(text)
-    assert found == {
+    result = tables.table(text)
+    assert result == {
         ("a", "one"): (1, 2, 3),
         ("a", "other"): (10, None, 20),
         ("b", "one"): (1, None, 3),

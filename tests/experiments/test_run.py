@@ -89,11 +89,11 @@ def finished(tmp_path_factory):
 @one_worker
 def test_the_network_of_a_run_can_be_read_again(finished):
     config, workdir, summary = finished
-    found = trained.load(workdir)
-    assert parameters_sha256(found.variables) == summary["parameters_sha256"]
-    assert found.config == config
-    logits = found.model.apply(found.variables, found.test.images)
-    wrong = float(np.mean(np.argmax(logits, axis=-1) != found.test.labels))
+    result = trained.load(workdir)
+    assert parameters_sha256(result.variables) == summary["parameters_sha256"]
+    assert result.config == config
+    logits = result.model.apply(result.variables, result.test.images)
+    wrong = float(np.mean(np.argmax(logits, axis=-1) != result.test.labels))
     (last,) = (v for k, v in summary["results"].items() if k.startswith("last"))
     np.testing.assert_allclose(wrong, last["standard_error"], atol=1e-6)
 
@@ -276,8 +276,8 @@ def test_divergence_stops_at_its_step_and_keeps_what_was_before(tmp_path):
     )
     with pytest.raises(ExperimentError, match=message):
         runs.run(diverging, tmp_path, "test")
-    found = trained.load(tmp_path)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.variables))
+    result = trained.load(tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.variables))
     assert not (tmp_path / "summary.json").exists()
 
 
@@ -299,9 +299,9 @@ def test_a_finite_loss_does_not_hide_what_became_of_the_network(at, tmp_path, mo
     for again in (message, rf"diverged at step {at} "):  # what is written is from before
         with pytest.raises(ExperimentError, match=again):
             runs.run(config, tmp_path, "test")
-    found = trained.load(tmp_path)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.variables))
-    assert found.label == f"step {(at - 1) // 3 * 3} of 40"
+    result = trained.load(tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.variables))
+    assert result.label == f"step {(at - 1) // 3 * 3} of 40"
     assert not (tmp_path / "summary.json").exists()
 
 
@@ -352,9 +352,9 @@ def test_inconsistent_evaluations_are_errors():
 
 
 def _measured(problem, config):
-    found = certificates.empty(problem.data.labels, (config.pgd_loss,), settings={})
-    measure.complete(found, problem, config)
-    return found.evaluation
+    result = certificates.empty(problem.data.labels, (config.pgd_loss,), settings={})
+    measure.complete(result, problem, config)
+    return result.evaluation
 
 
 def test_nan_weights_verify_nothing():
@@ -372,11 +372,11 @@ def test_nan_weights_verify_nothing():
 
 @one_worker
 def test_errors_are_measured_in_the_norm_of_the_run(finished):
-    found = trained.load(finished[1])
+    result = trained.load(finished[1])
     config = _config(evaluation={"methods": ("crown-ibp",), "pgd_steps": 10}).evaluation
-    images = found.test.take(slice(100))
+    images = result.test.take(slice(100))
     of = {
-        norm: _measured(Problem(found.pure, images, bj.Threat(0.15, norm, (0.0, 1.0))), config)
+        norm: _measured(Problem(result.pure, images, bj.Threat(0.15, norm, (0.0, 1.0))), config)
         for norm in (2.0, np.inf)
     }
     # The l2 ball lies inside the box of the same radius.

@@ -110,9 +110,9 @@ def test_seeds_that_are_unequally_far_go_on_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(seeds, "train", noted)
     runs.run(_config(seed=1), tmp_path / "seed-1", "test")  # as after a kill
     (tmp_path / "seed-1" / "summary.json").unlink()
-    found = runs.run(config, tmp_path, "test")
+    result = runs.run(config, tmp_path, "test")
     assert groups == [[1], [0], [1]]
-    assert found["seeds"] == [0, 1]
+    assert result["seeds"] == [0, 1]
 
 
 def test_networks_with_convolutions_are_not_trained_together_on_cpu(tmp_path, monkeypatch):
@@ -159,11 +159,11 @@ def test_population_statistics_are_those_of_all_images():
     model = models.create("test_bn")
     images = np.random.default_rng(1).uniform(size=(12, 8, 8, 1)).astype(np.float32)
     variables = model.init(jax.random.key(0), images)
-    found = population_statistics(model, variables, images, batch_size=4)
+    result = population_statistics(model, variables, images, batch_size=4)
     # One layer of statistics: batches make no difference to its inputs.
     _, expected = clean_pass(model, variables["params"], variables["batch_stats"], images)
-    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-4), found, expected)
-    assert jax.tree.structure(found) == jax.tree.structure(variables["batch_stats"])
+    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-4), result, expected)
+    assert jax.tree.structure(result) == jax.tree.structure(variables["batch_stats"])
 
 
 @pytest.mark.parametrize(

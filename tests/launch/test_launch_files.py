@@ -16,23 +16,23 @@ LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
 
 
 def _manifests(name):
-    found = list(yaml.safe_load_all((LAUNCH / "k8s" / name).read_text()))
-    return {manifest["kind"]: manifest for manifest in found}
+    result = list(yaml.safe_load_all((LAUNCH / "k8s" / name).read_text()))
+    return {manifest["kind"]: manifest for manifest in result}
 
 
 def test_rbac_allows_what_jax_asks_and_nothing_else():
-    found = _manifests("rbac.yaml")
-    assert {kind: m["apiVersion"] for kind, m in found.items()} == {
+    result = _manifests("rbac.yaml")
+    assert {kind: m["apiVersion"] for kind, m in result.items()} == {
         "ServiceAccount": "v1",
         "Role": "rbac.authorization.k8s.io/v1",
         "RoleBinding": "rbac.authorization.k8s.io/v1",
     }
-    assert found["Role"]["rules"] == [
+    assert result["Role"]["rules"] == [
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]},
         {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get"]},
     ]
-    role, account = (found[kind]["metadata"]["name"] for kind in ("Role", "ServiceAccount"))
-    binding = found["RoleBinding"]
+    role, account = (result[kind]["metadata"]["name"] for kind in ("Role", "ServiceAccount"))
+    binding = result["RoleBinding"]
     group = "rbac.authorization.k8s.io"
     assert binding["roleRef"] == {"apiGroup": group, "kind": "Role", "name": role}
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account}]
@@ -101,10 +101,10 @@ FIELDS = {
 
 @pytest.mark.parametrize("place", FIELDS)
 def test_jobset_has_no_field_that_kubernetes_does_not_know(place):
-    found = _manifests("jobset.yaml")["JobSet"]
+    result = _manifests("jobset.yaml")["JobSet"]
     for step in place.split(".") if place else ():
-        found = found[int(step)] if step.isdigit() else found[step]
-    assert set(found) <= set(FIELDS[place].split())
+        result = result[int(step)] if step.isdigit() else result[step]
+    assert set(result) <= set(FIELDS[place].split())
 
 
 def test_jobset_restarts_what_was_interrupted_and_not_what_is_wrong():
@@ -130,7 +130,7 @@ def test_jobset_restarts_what_was_interrupted_and_not_what_is_wrong():
     }
     values = {each["name"]: each["value"] for each in container["env"]}
     words = [
-        re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], word)
+        re.sub(r"\$\((\w+)\)", lambda match: values[match[1]], word)
         for word in container["command"] + container["args"]
     ]
     words.insert(2, "--dry-run")
@@ -148,21 +148,21 @@ def _instructions():
 
 
 def test_the_image_is_pinned_and_not_of_root():
-    found = _instructions()
-    names = [name for name, _ in found]
+    result = _instructions()
+    names = [name for name, _ in result]
     assert names.count("FROM") == 1
-    base = dict(found)["FROM"]
+    base = dict(result)["FROM"]
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base), base
     assert "ADD" not in names
-    assert ("ARG", "EXTRA=gpu") in found
-    users = [(i, value) for i, (name, value) in enumerate(found) if name == "USER"]
+    assert ("ARG", "EXTRA=gpu") in result
+    users = [(i, value) for i, (name, value) in enumerate(result) if name == "USER"]
     assert [value for _, value in users] == ["boundjax"]
     assert names[users[0][0] :] == ["USER", "CMD"]
-    runs = [value for name, value in found if name == "RUN"]
+    runs = [value for name, value in result if name == "RUN"]
     assert any("--uid 1000" in value for value in runs)
     [install] = [value for value in runs if "pip install" in value]
     assert "--no-cache-dir --constraint launch/docker/constraints.txt" in install
-    assert not any(re.search(r"https?://|curl|wget", value) for _, value in found)
+    assert not any(re.search(r"https?://|curl|wget", value) for _, value in result)
 
 
 def test_what_the_image_copies_is_there():
@@ -177,7 +177,7 @@ def test_what_the_image_copies_is_there():
 def test_the_extras_of_the_image_exist():
     [install] = [value for name, value in _instructions() if "pip install" in value]
     words = install[install.index("pip") :]
-    found = {}
+    result = {}
     for extra in ("gpu", "tpu", ""):
         done = subprocess.run(
             ["bash", "-c", f"pip() {{ printf '%s' \"${{@: -1}}\"; }}; {words}"],
@@ -186,8 +186,8 @@ def test_the_extras_of_the_image_exist():
             text=True,
             check=True,
         )
-        found[extra] = done.stdout
-    assert found == {"gpu": ".[train,gpu]", "tpu": ".[train,tpu]", "": ".[train]"}
+        result[extra] = done.stdout
+    assert result == {"gpu": ".[train,gpu]", "tpu": ".[train,tpu]", "": ".[train]"}
     setup = configparser.ConfigParser()
     setup.read(LAUNCH.parent / "setup.cfg", encoding="utf-8")
     assert {"train", "gpu", "tpu"} <= set(setup["options.extras_require"])

@@ -95,9 +95,9 @@ def test_every_line_has_its_prefix_and_its_stream():
 def test_a_free_port_is_found():
     code = "import os; print(os.environ['BOUNDJAX_COORDINATOR'])"
     done = _local("--processes", "2", *_python(code))
-    found = {line.rpartition(" ")[2] for line in done.stdout.splitlines()}
-    assert len(found) == 1
-    assert 1024 <= int(found.pop().removeprefix("127.0.0.1:")) < 65536
+    result = {line.rpartition(" ")[2] for line in done.stdout.splitlines()}
+    assert len(result) == 1
+    assert 1024 <= int(result.pop().removeprefix("127.0.0.1:")) < 65536
 
 
 @pytest.mark.parametrize(
@@ -225,10 +225,10 @@ def test_until_done(tmp_path, code, status, runs):
     names = f"import os, sys; done, log = {str(done)!r}, {str(log)!r}"
     code = f"{names}\nwith open(log, 'a') as stream: stream.write('x')\n{code}"
     flags = ["--attempts", "3", "--delay", "0"]
-    found = subprocess.run(
+    result = subprocess.run(
         _until_done(done, *flags, code=code), cwd=ROOT, capture_output=True, check=False
     )
-    assert (found.returncode, log.read_text()) == (status, "x" * runs)
+    assert (result.returncode, log.read_text()) == (status, "x" * runs)
 
 
 def test_a_signal_between_attempts_is_an_interruption(tmp_path):
@@ -240,14 +240,14 @@ def test_a_signal_between_attempts_is_an_interruption(tmp_path):
 
 
 def test_what_is_done_is_not_run_again(tmp_path):
-    found = subprocess.run(
+    result = subprocess.run(
         _until_done(tmp_path, code="print('runs')"),
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (found.returncode, found.stdout) == (0, f"until_done: finished, {tmp_path} exists\n")
+    assert (result.returncode, result.stdout) == (0, f"until_done: finished, {tmp_path} exists\n")
 
 
 @pytest.mark.parametrize(("status", "expected"), [(0, UNFINISHED), (4, 4)])

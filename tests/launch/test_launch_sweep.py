@@ -112,8 +112,8 @@ def test_count_and_index(capsys):
     assert _main(capsys, *grid, "--count")[1].out == "6\n"
     dry = ["--run", "--dry-run"]
     everything = _main(capsys, *grid)[1].out.splitlines()
-    found = [_main(capsys, *grid, "--index", index, *dry)[1].out for index in range(6)]
-    assert found == [f"{line}\n" for line in everything]
+    result = [_main(capsys, *grid, "--index", index, *dry)[1].out for index in range(6)]
+    assert result == [f"{line}\n" for line in everything]
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def program(tmp_path, monkeypatch):
 
 
 def _logs(tmp_path):
-    found = (tmp_path / "sweep").glob("*/log")
-    return {path.parent.name.removeprefix("model.name="): path.read_text() for path in found}
+    result = (tmp_path / "sweep").glob("*/log")
+    return {path.parent.name.removeprefix("model.name="): path.read_text() for path in result}
 
 
 def test_a_sweep_goes_on_with_what_is_not_finished(tmp_path, capfd, program):

@@ -25,6 +25,6 @@ def graph_values(function, x):
 
 def traced_aux(transform, input_set):
     """What a transform gives beside the bounds, traced only: its labels in their order."""
-    found = []
-    jax.eval_shape(lambda abstract: found.append(transform(abstract)[1]), input_set)
-    return found[0]
+    result = []
+    jax.eval_shape(lambda abstract: result.append(transform(abstract)[1]), input_set)
+    return result[0]

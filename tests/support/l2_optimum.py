@@ -99,7 +99,7 @@ def _candidates(
     directions: np.ndarray,
 ) -> np.ndarray:
     """Where linear functions may be least on the ball cut by half-spaces: points `[n, d]` of it."""
-    found, width = [], len(center)
+    result, width = [], len(center)
     for size in range(min(width, len(offsets)) + 1):
         subsets = np.array(list(itertools.combinations(range(len(offsets)), size)), int)
         borders = normals[subsets]  # [K, size, d]
@@ -112,8 +112,8 @@ def _candidates(
         length = np.linalg.norm(along, axis=-1, keepdims=True)
         slips = (size < width) & (length > 1e-12)
         unit = np.where(slips, along / np.where(slips, length, 1.0), 0.0)
-        found.append((center + shift[:, None] - radius[:, None, None] * unit).reshape(-1, width))
-    points = np.concatenate(found)
+        result.append((center + shift[:, None] - radius[:, None, None] * unit).reshape(-1, width))
+    points = np.concatenate(result)
     slack = _TOLERANCE * max(eps, 1.0)
     inside = np.linalg.norm(points - center, axis=1) <= eps + slack
     return points[inside & (points @ normals.T <= offsets + slack).all(1)]

@@ -286,9 +286,9 @@ METHODS: dict[str, Callable[[Callable], Callable]] = {
     "lower": lambda f: bj.linear(f, slopes="adaptive", intermediate="interval", sides="lower"),
     "bcp": lambda f: (
         lambda *given: jax.tree.map(
-            lambda found: found.interval() if isinstance(found, bj.BallBox) else found,
+            lambda leaf: leaf.interval() if isinstance(leaf, bj.BallBox) else leaf,
             bj.lipschitz(f)(*given),
-            is_leaf=lambda found: isinstance(found, bj.BallBox),
+            is_leaf=lambda leaf: isinstance(leaf, bj.BallBox),
         )
     ),
 }

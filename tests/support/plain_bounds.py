@@ -29,21 +29,21 @@ def box(lower, upper):
 
 def values(layers, x):
     """What every layer returns, before its ReLU."""
-    found = []
+    result = []
     for weight, bias in layers:
-        found.append(x @ weight.T + bias)
-        x = np.maximum(found[-1], 0)
-    return found
+        result.append(x @ weight.T + bias)
+        x = np.maximum(result[-1], 0)
+    return result
 
 
 def intervals(layers, around):
     """Interval bounds before each ReLU, and the box that the last layer sees."""
-    found = []
+    result = []
     for weight, bias in layers[:-1]:
         lower, upper = around.least(weight)[0] + bias, -around.least(-weight)[0] + bias
-        found.append((lower, upper))
+        result.append((lower, upper))
         around = box(np.maximum(lower, 0), np.maximum(upper, 0))
-    return found, around
+    return result, around
 
 
 def interval_margins(layers, rows, around):

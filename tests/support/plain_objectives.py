@@ -83,12 +83,12 @@ def parallel(image, bounds):
 
 def uniform(image, bounds):
     """A key for every op: the image's, folded with the op's label."""
-    found = []
+    result = []
     for number, (lower, _) in enumerate(bounds):
         digest = hashlib.sha256(f"Dense_{number}/relu".encode()).digest()
         key = jax.random.fold_in(image.key, int.from_bytes(digest[:4], "little"))
-        found.append(np.asarray(jax.random.uniform(key, lower.shape)))
-    return found
+        result.append(np.asarray(jax.random.uniform(key, lower.shape)))
+    return result
 
 
 def zero_or_one(image, bounds):
@@ -232,8 +232,8 @@ def small_box(image):
     return Set(np.clip(attacked(image), lower + radius, upper - radius), radius)
 
 
-def uncertified(found):
-    return found._replace(verified=np.full_like(found.verified, -np.inf))
+def uncertified(result):
+    return result._replace(verified=np.full_like(result.verified, -np.inf))
 
 
 def sabr(image):
@@ -264,7 +264,7 @@ def taps(image, around=None):
         return np.sum(image.rows @ weight * np.maximum(latent, 0), axis=-1) + image.rows @ bias
 
     held, adversary = image._replace(layers=image.held), image.config.adversary
-    found, then = ibp(image, around), ibp(held, around)
+    result, then = ibp(image, around), ibp(held, around)
     lower, upper = then.bounds[0]
     width, rows = upper - lower, held.rows @ held.layers[1][0]
     keys = jax.random.split(image.key, len(rows))
@@ -274,22 +274,22 @@ def taps(image, around=None):
         points = np.clip(moved, lower, upper)
     # Gradients reach the ends of the box as if the points moved with an end that is near.
     linked = points
-    for end, end_then in zip(found.bounds[0], (lower, upper), strict=True):
+    for end, end_then in zip(result.bounds[0], (lower, upper), strict=True):
         near = np.maximum(0, 1 - abs(points - end_then) / (0.5 * width))
         linked = linked + near * (end - end_then)
     attack, attack_then = ce(latent_margins(image, linked)), ce(latent_margins(held, points))
     # The product, whose gradient weighs the attack `taps_scale` times as much as the intervals.
     share = 2 / (1 + adversary.taps_scale)
     loss = then.loss * attack_then
-    loss += share * attack_then * (found.loss - then.loss)
+    loss += share * attack_then * (result.loss - then.loss)
     loss += (2 - share) * then.loss * (attack - attack_then)
-    return found._replace(loss=loss)
+    return result._replace(loss=loss)
 
 
 def taps_at_a_corner(image):
     """Where the rest is linear, enough steps find the corner that intervals have margins of."""
-    found = ibp(image)
-    return found._replace(loss=found.loss**2)
+    result = ibp(image)
+    return result._replace(loss=result.loss**2)
 
 
 def staps(image):
@@ -348,16 +348,16 @@ def most(row, rho, below, above):
 # ------------------------------------------------------------------ regularizers
 
 
-def of_relaxation(image, found):
+def of_relaxation(image, result):
     """REG's `gap sum_t d_t + slack sum_t r_t`."""
     weights = image.config.regularizers
     if not (weights.gap or weights.slack):
         return 0.0
-    margins, points, rows = found.relaxed
+    margins, points, rows = result.relaxed
     *met, logits = values(image.layers, points)
     gaps = np.sum(image.rows * logits, axis=1) - margins
     off, count = 0.0, 0
-    for x, row, (lower, upper) in zip(met, rows, found.bounds, strict=True):
+    for x, row, (lower, upper) in zip(met, rows, result.bounds, strict=True):
         unstable = (lower < 0) & (upper > 0)
         nearest = np.where(row < 0, np.minimum(abs(x - lower), abs(x - upper)), abs(x))
         off, count = off + np.sum(nearest * unstable), count + np.sum(unstable)
@@ -413,15 +413,15 @@ def objective(loss_of, config, weights, given, params, held):
         Image(x.ravel(), label, *networks, config, weights, key, *shared)
         for x, label, key in zip(images, labels, keys, strict=True)
     ]
-    found = [loss_of(image) for image in batch]
+    result = [loss_of(image) for image in batch]
     clean = [image.margins(image.x) for image in batch]
-    natural_loss, robust_loss = np.mean(ce(np.array(clean))), np.mean([f.loss for f in found])
-    layers = [np.stack(layer, axis=1) for layer in zip(*(f.bounds for f in found), strict=True)]
+    natural_loss, robust_loss = np.mean(ce(np.array(clean))), np.mean([f.loss for f in result])
+    layers = [np.stack(layer, axis=1) for layer in zip(*(f.bounds for f in result), strict=True)]
     input_radius = np.mean([image.set.radius for image in batch])
     if config.model.std:
         input_radius = input_radius / config.model.std[0]
     kernels = [layer["kernel"] for layer in params.values()]
-    terms = [of_relaxation(*pair) for pair in zip(batch, found, strict=True)]
+    terms = [of_relaxation(*pair) for pair in zip(batch, result, strict=True)]
     metrics = {
         "loss": weights.kappa * natural_loss
         + (1 - weights.kappa) * robust_loss
@@ -430,7 +430,7 @@ def objective(loss_of, config, weights, given, params, held):
         "robust_loss": robust_loss,
         "natural_loss": natural_loss,
         "standard_error": np.mean([not np.all(margins > 0) for margins in clean]),
-        "verified_error": np.mean([not np.all(f.verified > 0) for f in found]),
+        "verified_error": np.mean([not np.all(f.verified > 0) for f in result]),
     }
     if layers:
         unstable = [((lower < 0) & (upper > 0)).ravel() for lower, upper in layers]

@@ -50,7 +50,7 @@ def start(
     address = f"127.0.0.1:{free_port()}"
     processes = []
     for index, own in enumerate(arguments):
-        found = {
+        result = {
             "BOUNDJAX_COORDINATOR": address,
             "BOUNDJAX_PROCESSES": str(len(arguments)),
             "BOUNDJAX_PROCESS": str(index),
@@ -62,7 +62,7 @@ def start(
             subprocess.Popen(
                 [sys.executable, *own],
                 cwd=folders[index] if folders else PROJECT,
-                env=os.environ | found | environment,
+                env=os.environ | result | environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -59,8 +59,8 @@ def model(benchmark: str, onnx: str):
 
 @functools.lru_cache(maxsize=4)
 def programs(benchmark: str, onnx: str) -> verify.Programs:
-    found = model(benchmark, onnx)
-    return verify.Programs(found.single, found.input_shape)
+    result = model(benchmark, onnx)
+    return verify.Programs(result.single, result.input_shape)
 
 
 @functools.lru_cache(maxsize=8)
@@ -106,10 +106,10 @@ class ReferenceWalk(Walk):
 
     def node_bounds(self, node, sides, optimize_rows=False, intersect=True, wanted=None):
         known = self.intervals[node.index]
-        found = super().node_bounds(node, sides, optimize_rows, intersect=False)
+        bounds = super().node_bounds(node, sides, optimize_rows, intersect=False)
         stable = (known.lower >= 0) | (known.upper <= 0)
         kept = stable & (jnp.mean(~stable, dtype=known.lower.dtype) <= 0.9)
-        ends = zip(known, found, strict=True)
+        ends = zip(known, bounds, strict=True)
         return Interval(*(jnp.where(kept, interval, walked) for interval, walked in ends))
 
 
@@ -163,13 +163,13 @@ def _compiled(benchmark: str, onnx: str, method: str, preset: bool):
 def lower_bounds(benchmark: str, row: dict[str, str], preset: bool) -> np.ndarray:
     """Of ``A y - b`` for every row of the property, in file order."""
     function = _compiled(benchmark, row["onnx"], row["method"], preset)
-    found = []
+    result = []
     for case in asked(benchmark, row["vnnlib"]).cases:
         weights = np.concatenate([c.weights for c in case.conjunctions])
         offset = np.concatenate([c.offset for c in case.conjunctions])
         rows = jnp.asarray(weights.astype(np.float32))
-        found.append(np.asarray(function(case.lower, case.upper, rows)) + offset)
-    return np.concatenate(found)
+        result.append(np.asarray(function(case.lower, case.upper, rows)) + offset)
+    return np.concatenate(result)
 
 
 def tolerance(reference: np.ndarray) -> np.ndarray:
