@@ -20,7 +20,7 @@ Accuracy in % under EOT-PGD with 20 draws per gradient (Table A.2 of the thesis)
     adv-train            99.40   94.85   26.57   12.44    3.48
 
 These defences are empirical: no number here is certified. `cpu` trains Small* with LeakyReLU on
-12,000 images for 6 epochs; it takes about ten minutes on 2 cores, and its results are in
+12,000 images for 10 epochs; it takes about seven minutes on 2 cores, and its results are in
 docs/results/random-networks.md. The published size needs a GPU; not run yet.
 """
 
