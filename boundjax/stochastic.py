@@ -242,14 +242,14 @@ def adv_bnn_means(key: Array, params: PyTree) -> PyTree:
         return params
     means = dict(params)
     for index, (name, value) in enumerate(sorted(params.items())):
-        own = jax.random.fold_in(key, index)
+        subkey = jax.random.fold_in(key, index)
         if isinstance(value, dict):
-            means[name] = adv_bnn_means(own, value)
+            means[name] = adv_bnn_means(subkey, value)
         elif name in ("kernel", "bias") and "kernel" in params:
             limit = 1.0 / math.sqrt(max(1, math.prod(params["kernel"].shape[:-1])))
-            means[name] = jax.random.uniform(own, value.shape, value.dtype, -limit, limit)
+            means[name] = jax.random.uniform(subkey, value.shape, value.dtype, -limit, limit)
         elif name == "scale":
-            means[name] = jax.random.uniform(own, value.shape, value.dtype)
+            means[name] = jax.random.uniform(subkey, value.shape, value.dtype)
         elif name == "bias" and "scale" in params:
             means[name] = jnp.zeros_like(value)
     return means

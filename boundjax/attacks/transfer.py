@@ -58,8 +58,8 @@ def transfer_accuracy(
     of_draws, of_attacks = (jax.random.split(each, draws) for each in jax.random.split(key))
 
     def row(source: tuple[Array, Array]) -> Array:
-        draw, own = source
-        points = attack(lambda x: f(x, draw), x, labels, key=own)
+        draw, attack_key = source
+        points = attack(lambda x: f(x, draw), x, labels, key=attack_key)
         return each_draw(
             lambda key: jnp.mean(jnp.argmax(f(points, key), axis=-1) == labels, dtype=x.dtype),
             of_draws,

@@ -54,11 +54,11 @@ def answered(
     """
     logits, labels = request.logits, request.labels
     label_logits = np.take_along_axis(logits, labels[:, None], axis=1)
-    others = other_classes(labels, logits.shape[1])
-    wrong = np.any(others & (logits >= label_logits), axis=1)
-    correct = np.all(~others | (logits < label_logits), axis=1)  # neither if a logit is NaN
+    rivals = other_classes(labels, logits.shape[1])
+    wrong = np.any(rivals & (logits >= label_logits), axis=1)
+    correct = np.all(~rivals | (logits < label_logits), axis=1)  # neither if a logit is NaN
     counterexamples = {int(k): request.x[k] for k in np.flatnonzero(wrong)}
-    margins = np.where(others, -np.inf, 0.0).astype(request.x.dtype)
+    margins = np.where(rivals, -np.inf, 0.0).astype(request.x.dtype)
     for method in IN_COMPLETE:
         still_open = np.flatnonzero(correct & ~verified_by(margins, labels))
         # The first method bounds all examples.

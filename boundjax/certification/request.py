@@ -331,8 +331,8 @@ class Request:
 def verified_by(margins: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Which examples margins `[B, C]` verify, bool `[B]`."""
     # Neither NaN nor logits that overflow certify, whatever their sign.
-    others = other_classes(labels, margins.shape[1])
-    return np.all(np.where(others, margins > 0, True) & np.isfinite(margins), axis=-1)
+    rivals = other_classes(labels, margins.shape[1])
+    return np.all(np.where(rivals, margins > 0, True) & np.isfinite(margins), axis=-1)
 
 
 def other_classes(labels: np.ndarray, classes: int) -> np.ndarray:

@@ -82,9 +82,9 @@ class _Boxes:
         """Some of the boxes."""
         return _Boxes(*(array[indices] for array in self._arrays()))
 
-    def followed_by(self, *others: _Boxes) -> _Boxes:
+    def followed_by(self, *parts: _Boxes) -> _Boxes:
         """These boxes and then others."""
-        arrays = zip(self._arrays(), *(other._arrays() for other in others), strict=True)
+        arrays = zip(self._arrays(), *(other._arrays() for other in parts), strict=True)
         return _Boxes(*map(np.concatenate, arrays))
 
     @property

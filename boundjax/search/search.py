@@ -251,8 +251,8 @@ class _Search:
         if verdict == "unsat":
             self.proved = splits.proof()
         for margins, reached in zip(self.margins, splits.least, strict=True):
-            known = ~(margins > 0) & np.isfinite(reached[: len(margins)])
-            np.copyto(margins, reached[: len(margins)], where=known)
+            everywhere = ~(margins > 0) & np.isfinite(reached[: len(margins)])
+            np.copyto(margins, reached[: len(margins)], where=everywhere)
         self.undecided = splits.reason
         raise _Decided(verdict)
 

@@ -145,7 +145,7 @@ def slack_of_linear(
     constants = jnp.abs(node.apply(*(jnp.zeros(s.shape, s.dtype) for s in node.input_shapes)))
     constants = jnp.where(jnp.isinf(constants), 0.0, constants)
     slack = absolute(node, moved) * (1.0 + 2.0 * gamma) + gamma * constants
-    return (slack + errors.errors[node.index].own) * errors.more
+    return (slack + errors.errors[node.index].op_error) * errors.more
 
 
 def slack_of_planes(

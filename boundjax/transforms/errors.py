@@ -61,7 +61,7 @@ class NodeErrors(NamedTuple):
         until the row reaches nonlinear nodes or the input. None for nothing.
       terms: how many terms the mass has, at most.
       charged: for how many terms of the mass losses have been charged, at least.
-      own: of a linear node, the rounding of its op alone.
+      op_error: of a linear node, the rounding of its op alone.
       interval: of the values.
     """
 
@@ -71,7 +71,7 @@ class NodeErrors(NamedTuple):
     loss: Array | None = None
     terms: int = 0
     charged: int = 0
-    own: Array | float = 0.0
+    op_error: Array | float = 0.0
     interval: Interval | None = None
 
 
@@ -115,7 +115,7 @@ class _Sum(NamedTuple):
     mass: Array
     terms: int
     charged: int
-    own: Array | float
+    op_error: Array | float
 
 
 class ErrorAnalysis:
@@ -258,9 +258,9 @@ class ErrorAnalysis:
             return
         loss = summed.loss
         loss = None if loss is None else loss * self.more + 4.0 * unit * size
-        own = summed.own * self.more + 4.0 * unit * size
+        op_error = summed.op_error * self.more + 4.0 * unit * size
         self.errors[node.index] = NodeErrors(
-            deviation, size, summed.mass, loss, summed.terms, summed.charged, own, interval
+            deviation, size, summed.mass, loss, summed.terms, summed.charged, op_error, interval
         )
 
     def of_rows(self, index: int, outputs: int) -> Array:

@@ -201,8 +201,10 @@ class Programs:
     def run(self, weights: Weights, x: np.ndarray) -> np.ndarray:
         """The rows of every program's values, `[E, B, P, R]`, for float32 points."""
         orders = Order(*map(jnp.asarray, np.asarray(ORDERS, np.int32).T))
-        others = [np.asarray(program(weights, x)) for program in self._others]
-        values = np.concatenate([np.stack(others), np.asarray(self._ordered(weights, x, orders))])
+        of_programs = [np.asarray(program(weights, x)) for program in self._others]
+        values = np.concatenate(
+            [np.stack(of_programs), np.asarray(self._ordered(weights, x, orders))]
+        )
         # Differences of two float32 numbers of similar size are exact.
         return values.astype(np.float64) @ ROWS.astype(np.float64).T
 

@@ -108,7 +108,7 @@ def _write_method(folder: Path, name: str, results: Certificates, problem: Probl
         )
         return
     part = results.parts[name]
-    known = name in WITNESSES
+    has_witnesses = name in WITNESSES
     bj.Certificate(
         verified=results.verified_by[name],
         margins=results.margins_by[name],
@@ -121,12 +121,12 @@ def _write_method(folder: Path, name: str, results: Certificates, problem: Probl
         folder / f"{name}.npz",
         folder / _WEIGHTS,
         problem.data.images,
-        witness=None if known else _SUBSTITUTES,
-        margins=known,
+        witness=None if has_witnesses else _SUBSTITUTES,
+        margins=has_witnesses,
         with_inputs=False,
         versions=_versions(part),
     )
-    if not known:
+    if not has_witnesses:
         print(
             f"{name}.npz: the checker has no rule for {name}; it derives the bounds by "
             f"{' and '.join(_SUBSTITUTES)}, which may prove fewer examples",
@@ -139,8 +139,8 @@ def _write_attack(folder: Path, results: Certificates, problem: Problem) -> None
     evaluation = results.evaluation
     broken = results.index[evaluation.correct & ~evaluation.resisted].tolist()
     points = _points(folder, broken, problem)
-    others = distributed.processes() > 1 and not (folder / _PGD).exists()
-    end = time.monotonic() + _TIMEOUT * others
+    waits = distributed.processes() > 1 and not (folder / _PGD).exists()
+    end = time.monotonic() + _TIMEOUT * waits
     while len(points) < len(broken) and time.monotonic() < end:
         time.sleep(_INTERVAL)
         points = _points(folder, broken, problem)

@@ -234,5 +234,5 @@ def _check_metrics(record: dict[str, Any]) -> None:
 
 
 def _check_landscape(record: dict[str, Any]) -> None:
-    known = {"step": integer(0), "epoch": integer(0), "rate": NUMBER}
-    check_group("", record, dict.fromkeys(record, OBJECT) | known)
+    common = {"step": integer(0), "epoch": integer(0), "rate": NUMBER}
+    check_group("", record, dict.fromkeys(record, OBJECT) | common)
