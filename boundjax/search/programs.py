@@ -89,7 +89,7 @@ class Programs:
       rounding: what bounds hold for.
       particles: number of points that one call of `attack` moves.
       few_boxes, boxes: the two numbers of sub-boxes that one call of `split` bounds.
-      first_call: for each method the seconds of its first bounds, including compilation.
+      first_call: for each method the seconds of its first bounds, with compilation where it counts.
       failures: the reasons why attacks failed, by name; a failed attack is not tried again.
     """
 

@@ -306,7 +306,7 @@ class _Search:
     def bound(self, method: Method) -> None:
         """Refutes conjunctions by bounds over whole boxes; ends the search if none is left."""
         self.check_time_to_compile(method)
-        function, start = self.programs.bounds(method), time.monotonic()
+        function, start = self.programs.bounds(method), self.clock()
         for index, (case, rows) in enumerate(zip(self.property.cases, self.rows, strict=True)):
             if not self.open[index].any():
                 continue
@@ -314,7 +314,7 @@ class _Search:
             arguments = case.lower, case.upper, rows.single
             bounds = function(*map(jnp.asarray, arguments))
             lower, outputs, largest = map(np.asarray, bounds)
-            self.programs.first_call.setdefault(method, time.monotonic() - start)
+            self.programs.first_call.setdefault(method, self.clock() - start)
             lost = lost_of(rows.errors, rows.offset, largest)
             values = proved_values(lower, rows.weights, rows.offset, outputs, lost)
             np.maximum.at(self.margins[index], rows.member, values)

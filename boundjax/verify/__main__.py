@@ -52,7 +52,8 @@ exit status:
 
 time: --timeout is the time of the whole command for one property, and of each row with --instances,
 where a row includes the reading of its network but not the start of Python and JAX. A worker that
-has not answered 0.25 s after the limit is killed, and the verdict is timeout.
+has not answered 0.25 s after the limit is killed, and the verdict is timeout. With
+--exclude-compilation it may compile for 15 minutes more.
 
 devices: where JAX has several local devices, they divide the parts of a box that are bounded at a
 time, without communication.
@@ -104,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timeout",
         help="seconds for one property, see below (default: the csv's, or 60)",
+    )
+    parser.add_argument(
+        "--exclude-compilation",
+        action="store_true",
+        help="the limit is one of the search, in which the compilation of programs does not count; "
+        "such a run, with a short limit, also fills the cache for later ones",
     )
     parser.add_argument(
         "--results",
@@ -182,6 +189,7 @@ def main(
                 proofs=options.proof,
                 max_bytes=limits[0],
                 max_queue_bytes=limits[1],
+                count_compilation=not options.exclude_compilation,
                 resume=options.resume,
                 worker=worker,
             )
@@ -193,6 +201,7 @@ def main(
             timeout or DEFAULT_TIMEOUT,
             "" if options.proof is None else str(options.proof),
             *limits,
+            not options.exclude_compilation,
         )
         answer = _ask(request, begun, worker)
         if answer.verdict in ("unsupported", "error"):

@@ -29,6 +29,7 @@ def run_benchmark(
     proofs: Path | None = None,
     max_bytes: int = MAX_BYTES,
     max_queue_bytes: int = MAX_QUEUE_BYTES,
+    count_compilation: bool = True,
     resume: bool = False,
     worker: Sequence[str] = WORKER,
 ) -> int:
@@ -43,7 +44,7 @@ def run_benchmark(
       method, rounding: see `boundjax.verify.verify`.
       results: a csv file, see `Results`.
       proofs: a folder for a proof of every `unsat`.
-      max_bytes, max_queue_bytes: see `boundjax.verify.verify`.
+      max_bytes, max_queue_bytes, count_compilation: see `boundjax.verify.verify`.
       resume: continue the results, whose rows are not computed again.
       worker: the command that starts a worker.
 
@@ -79,7 +80,7 @@ def run_benchmark(
                     names = names_of(number, instance.onnx, instance.vnnlib)
                     proof = str(proofs / f"{names}.npz")
                 paths = str(instance.onnx), str(instance.vnnlib)
-                limits = max_bytes, max_queue_bytes
+                limits = max_bytes, max_queue_bytes, count_compilation
                 request = Request(*paths, method, rounding, instance.timeout, proof, *limits)
                 answer = supervisor.ask(request, started + instance.timeout)
                 row = Row(answer.verdict, time.monotonic() - started)

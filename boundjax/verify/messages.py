@@ -26,7 +26,7 @@ class Request:
       method, rounding: see `boundjax.verify.verify`.
       seconds: what is left of the time limit.
       proof: the path of the file for a proof of `unsat`; empty if none is wanted.
-      max_bytes, max_queue_bytes: see `boundjax.verify.verify`.
+      max_bytes, max_queue_bytes, count_compilation: see `boundjax.verify.verify`.
     """
 
     onnx: str
@@ -37,6 +37,7 @@ class Request:
     proof: str = ""
     max_bytes: int = MAX_BYTES
     max_queue_bytes: int = MAX_QUEUE_BYTES
+    count_compilation: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

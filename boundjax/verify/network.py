@@ -34,6 +34,7 @@ class Verifier(Protocol):
         timeout: float,
         with_proof: bool = False,
         max_queue_bytes: int = MAX_QUEUE_BYTES,
+        count_compilation: bool = True,
     ) -> Result:
         """The verdict on a property."""
         ...
@@ -111,6 +112,7 @@ class Network:
         timeout: float,
         with_proof: bool = False,
         max_queue_bytes: int = MAX_QUEUE_BYTES,
+        count_compilation: bool = True,
     ) -> Result:
         """Runs `boundjax.verify.verify`, in which onnxruntime decides counterexamples.
 
@@ -127,6 +129,7 @@ class Network:
             programs=self.programs,
             with_proof=with_proof,
             max_queue_bytes=max_queue_bytes,
+            count_compilation=count_compilation,
         )
         if result.verdict == "unsat":
             self._compare(property)

@@ -22,6 +22,7 @@ from boundjax.verify.messages import Answer, Message, Request, Stage, decode, en
 
 WORKER = (sys.executable, "-m", "boundjax.verify.worker")
 GRACE = 0.25  # seconds after the limit in which an answer is still taken
+COMPILATION_LIMIT = 900.0  # seconds for one request where compilation does not count
 START_LIMIT = 300.0  # seconds that Python and JAX may take to start
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TICK = 1.0  # seconds between two calls of `tick`
@@ -164,16 +165,19 @@ class Supervisor:
 
         Returns:
           Its answer; `timeout` if there is none `GRACE` after the deadline, or `error` if the
-          worker crashes. After both there is no worker until the next `start`.
+          worker crashes. After both there is no worker until the next `start`. Where compilation
+          does not count the worker keeps the time, and this process waits for
+          `COMPILATION_LIMIT` longer.
         """
         worker, stage = self._worker, "starting"
         assert worker is not None
         assert worker.ready
         left = max(0.0, deadline - time.monotonic())
         worker.send(dataclasses.replace(request, seconds=left))
+        end = deadline + GRACE + (0.0 if request.count_compilation else COMPILATION_LIMIT)
         while True:
             try:
-                message = self._next(deadline + GRACE, stage)
+                message = self._next(end, stage)
             except TimeoutError:
                 self._end_worker()
                 late = self._answer_of(worker)

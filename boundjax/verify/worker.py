@@ -83,7 +83,12 @@ class Decider:
             return None
         self._say(Stage("searching"))
         return self._current[1].verify(
-            property, request.method, left, bool(request.proof), request.max_queue_bytes
+            property,
+            request.method,
+            left,
+            bool(request.proof),
+            request.max_queue_bytes,
+            request.count_compilation,
         )
 
 

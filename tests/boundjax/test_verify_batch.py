@@ -108,6 +108,24 @@ def test_a_limit_holds_and_costs_one_row(listed, tmp_path, capsys):
     assert "printed" not in out
 
 
+def test_compilation_may_be_excluded_from_the_limit(listed, tmp_path, monkeypatch, capsys):
+    arguments = listed("compiles", timeout=0.2)
+    assert run(arguments) == 0
+    assert rows_of(tmp_path / "results.csv") == [("compiles", "timeout")]
+    (tmp_path / "results.csv").unlink()
+    assert run([*arguments, "--exclude-compilation"]) == 0
+    assert rows_of(tmp_path / "results.csv") == [("compiles", "unsat")]
+    one = "--onnx", str(tmp_path / "compiles.onnx"), "--vnnlib", str(tmp_path / "p.vnnlib")
+    capsys.readouterr()
+    assert run([*one, "--timeout", "5", "--exclude-compilation"]) == 0
+    assert capsys.readouterr().out == "unsat\n"
+    # No worker compiles for ever.
+    monkeypatch.setattr(supervisor, "COMPILATION_LIMIT", 0.1)
+    (tmp_path / "results.csv").unlink()
+    assert run([*listed("sleeps", timeout=0.2), "--exclude-compilation"]) == 0
+    assert rows_of(tmp_path / "results.csv") == [("sleeps", "timeout")]
+
+
 @pytest.mark.parametrize(
     ("name", "cause"), [("crashes", "SIGKILL, perhaps because memory ran out"), ("exits", "3")]
 )
