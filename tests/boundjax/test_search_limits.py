@@ -241,15 +241,15 @@ def test_a_worker_passes_the_limits_on(tmp_path):
         def __init__(self, path, rounding, max_bytes):
             seen.append(max_bytes)
 
-        def verify(self, property, method, timeout, with_proof, max_queue_bytes):
-            seen.append(max_queue_bytes)
+        def verify(self, property, method, timeout, with_proof, max_queue_bytes, counts):
+            seen.append((max_queue_bytes, counts))
             return bj.search.Result("unknown", None, 0.0, "full")
 
     decider = worker.Decider(Network, lambda stage: None)
-    for limits in ((2**20, 7), (2**20, 8), (2**21, 8)):
+    for limits in ((2**20, 7, True), (2**20, 8, False), (2**21, 8, True)):
         request = messages.Request(
             "n", str(tmp_path / "p.vnnlib"), "crown", "real", 9.0, "", *limits
         )
         assert messages.decode(messages.encode(request)) == request
         assert decider.answer(request) == messages.Answer("unknown", "full", "unknown\n")
-    assert seen == [2**20, 7, 8, 2**21, 8]
+    assert seen == [2**20, (7, True), (8, False), 2**21, (8, True)]

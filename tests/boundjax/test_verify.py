@@ -239,7 +239,7 @@ class FakeNetwork:
             raise UnsupportedOpError("op 'f' is not supported:\n use another")
         self.opened.append((path.name, rounding))
 
-    def verify(self, property, method, timeout, with_proof=False, max_queue_bytes=0):
+    def verify(self, property, method, timeout, with_proof=False, max_queue_bytes=0, counts=True):
         if timeout > 5:
             raise TypeError("not a number")
         return verify.Result("sat" if timeout <= 1.0 else "unsat", None, 0.0, "no gradient")

@@ -72,7 +72,7 @@ def test_graddiv(data):
 def test_graddiv_on_two_cores():
     config = _config("mnist_graddiv", "cpu")
     assert (config.model.name, config.data.train, config.train.epochs) == (
-        *("small_star_leaky", 12_000, 6),
+        *("small_star_leaky", 12_000, 10),
     )
     assert (config.robust.warmup_epochs, config.robust.ramp_epochs) == (1, 3)
     np.testing.assert_allclose(
