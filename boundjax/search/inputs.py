@@ -211,6 +211,8 @@ class InputSplits:
         mix = mixes.astype(np.float64)
         weights, offset = mix @ self._weights[source], (mix @ offset[..., None])[..., 0]
         errors = mix @ (self._errors[source] + self._mixing * np.abs(self._weights[source]))
+        if self._joint:  # XLA treats subnormal products and sums as 0
+            errors += 2.0 * mix.shape[-1] * np.finfo(np.float32).tiny
         lost = lost_of(errors, offset, largest)
         values = proved_values(bounds, weights, offset, outputs[:, 0], lost)
         refuted = boxes.open & (values > 0)

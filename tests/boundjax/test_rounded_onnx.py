@@ -124,7 +124,7 @@ def test_a_computed_slope_has_no_rounded_bounds(tmp_path):
 
 
 W = np.float32([1.1, 2.2, 3.3])
-# What rounds while a constant is computed from weights that no other node has touched.
+# Constants that are computed from weights alone, with a rounding on the way.
 ROUNDS = {
     "BatchNormalization": ([node("BatchNormalization", "x w w w w", epsilon=1e-6)], ["add"]),
     "Reciprocal": ([node("Reciprocal", "w", "c"), node("Mul", "x c")], ["integer_pow"]),
