@@ -47,6 +47,17 @@ class Queue:
         pairs = zip(self._arrays(), other._arrays(), strict=True)
         return Queue(*map(np.concatenate, pairs))
 
+    def with_parameters(
+        self, positions: np.ndarray, multipliers: np.ndarray, mix: np.ndarray
+    ) -> Queue:
+        """These domains with other parameters."""
+        return dataclasses.replace(self, positions=positions, multipliers=multipliers, mix=mix)
+
+    def with_bounds(self, value: np.ndarray, candidates: np.ndarray, scores: np.ndarray) -> Queue:
+        """These domains with the larger of two bounds each, and what to split."""
+        value = np.fmax(self.value, value)
+        return dataclasses.replace(self, value=value, candidates=candidates, scores=scores)
+
     @property
     def nbytes(self) -> int:
         """The memory of all arrays."""

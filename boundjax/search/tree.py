@@ -11,25 +11,29 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from boundjax.properties import Case, Conjunction
-from boundjax.search import limits
-from boundjax.search.domains import DomainPrograms, Parameters
+from boundjax.search import limits, refinement
+from boundjax.search.bounder import Bounder, Conjunctions, Root
+from boundjax.search.domains import DomainPrograms
 from boundjax.search.leaves import MOST, Affine, Solution, solve
 from boundjax.search.proof import Case as ProvedCase
 from boundjax.search.proof import Leaf, Recorder
 from boundjax.search.queue import Queue, at
 from boundjax.search.rows import FLOAT64, Rows, lost_of, proved_values
 from boundjax.sets.box import Box
+from boundjax.sets.interval import Interval
 
 _ROOT_STEPS = 40
 _STEPS = 12
+_BEFORE_REFINING = 512  # domains that are bounded before intervals are refined
+_BETWEEN_REFININGS = 4  # the factor by which their number grows from one time to the next
+_REFINING = 2  # domains that refining may bound, for each that was bounded before
 _LEAF_STEPS = 200  # with nothing left to split, in a network with other nonlinear ops
 _LEVELS = 3  # splits of one domain at once, while few are left
 _ATTACK_EVERY = 8  # rounds
@@ -62,16 +66,6 @@ class Attacker(Protocol):
     def attack_from(self, members: np.ndarray, points: np.ndarray) -> None:
         """Moves points towards unsafe ones."""
         ...
-
-
-class _Root(NamedTuple):
-    """What a tree keeps of the bounds on the whole box."""
-
-    intervals: Any
-    positions: np.ndarray
-    active: np.ndarray  # indices of the positions that matter
-    unstable: np.ndarray  # indices of the units that can be split
-    largest: np.ndarray
 
 
 class Tree:
@@ -107,7 +101,6 @@ class Tree:
         self.record = Recorder(off=not with_proof)
         self.margins = np.full(len(conjunctions), -np.inf)
         self._least = np.full(len(conjunctions), np.inf)  # of the domains that are refuted
-        self._slack = 0.0  # by which bounds fell short of those without rounding, the last time
         self._programs, self._attacker = programs, attacker
         self._max_queue_bytes = max_queue_bytes
         self._lower, self._upper = jnp.asarray(case.lower), jnp.asarray(case.upper)
@@ -120,23 +113,51 @@ class Tree:
 
     def refutes(self) -> bool:
         """Whether every conjunction is refuted; `reason` says why not."""
-        root, queue = self._root()
-        begun = queue.member
-        if len(queue):
-            queue = self._searched(root, self._bounded(root, queue, _ROOT_STEPS))
-        refuted = np.setdiff1d(begun, queue.member)
-        self.margins[refuted] = self._least[refuted]
+        most = _BEFORE_REFINING
+        bounder, queue = self._from(self._programs.unknown, most if self._refines else None)
+        while len(queue) and not self.reason:
+            intervals = refinement.refined(
+                self._programs,
+                self._box,
+                bounder.root,
+                domains=_REFINING * most,
+                max_bytes=self._max_queue_bytes,
+                check_time=self._attacker.check_time,
+            )
+            most *= _BETWEEN_REFININGS
+            bounder, queue = self._from(intervals, most)
         return not len(queue)
 
-    def _searched(self, root: _Root, queue: Queue) -> Queue:
-        """Splits domains until none is left; those that stay open, with a `reason`."""
+    @property
+    def _refines(self) -> bool:
+        """Whether intervals are refined; a proof has no place for what they are proved by."""
+        return self.record.off and bool(self._programs.refinable)
+
+    def _from(self, known: Mapping[str, Interval], most: int | None) -> tuple[Bounder, Queue]:
+        """Searches from the whole box until no domain is open or `most` have been bounded.
+
+        Returns what bounds the domains, and those that stay open.
+        """
+        bounder, queue = self._root(known)
+        begun = queue.member
+        if len(queue):
+            queue = self._searched(bounder, self._bounded(bounder, queue, _ROOT_STEPS), most)
+        refuted = np.setdiff1d(begun, queue.member)
+        self.margins[refuted] = self._least[refuted]
+        return bounder, queue
+
+    def _searched(self, bounder: Bounder, queue: Queue, most: int | None) -> Queue:
+        """Splits domains until none is open, `most` are bounded, or there is a `reason` to stop.
+
+        Returns those that stay open.
+        """
         rounds = 0
-        while len(queue):
+        while len(queue) and (most is None or self.domains < most):
             self._attacker.note(self.domains, len(queue), float(queue.value.min()))
             self._attacker.check_time()
             leaves = (queue.scores < 0).all(axis=1)
             if leaves.any():
-                queue = queue.take(~leaves).followed_by(self._leaves(root, queue.take(leaves)))
+                queue = queue.take(~leaves).followed_by(self._leaves(bounder, queue.take(leaves)))
                 if self.reason:
                     break
                 continue
@@ -146,7 +167,7 @@ class Tree:
                 break
             parents = max(1, self._programs.sizes[1] // 2)
             rest, taken = queue.take(slice(0, -parents)), queue.take(slice(-parents, None))
-            children = self._bounded(root, self._children(root, taken), _STEPS, rounds)
+            children = self._bounded(bounder, self._children(bounder, taken), _STEPS, rounds)
             # Depth first, the easiest last.
             children = children.take(np.argsort(children.value, kind="stable"))
             queue = rest.followed_by(children)
@@ -154,25 +175,25 @@ class Tree:
         self._attacker.note(self.domains, len(queue), float(queue.value.min(initial=np.inf)))
         return queue
 
-    def _leaves(self, root: _Root, leaves: Queue) -> Queue:
+    def _leaves(self, bounder: Bounder, leaves: Queue) -> Queue:
         """Refutes domains with nothing left to split by linear programs; the ones that stay open.
 
         Then the search ends, with its `reason`, unless an optimum is unsafe.
         """
         optima: list[Solution] = []
         if not self._programs.all_split:
-            leaves = self._bounded(root, leaves, _LEAF_STEPS)
+            leaves = self._bounded(bounder, leaves, _LEAF_STEPS)
         for most in MOST if len(leaves) else ():
             self._attacker.check_time()
             solved, optima = [], []
             for index in range(len(leaves)):
                 leaf = leaves.take([index])
-                solution = self._solved(root, leaf, most)
+                solution = self._solved(bounder, leaf, most)
                 solved.append(leaf if solution is None else at(leaf, solution))
                 optima += [] if solution is None else [solution]
             self.domains += len(solved)
-            batches = self._batches(root, functools.reduce(Queue.followed_by, solved))
-            parts = [self._evaluated(root, part)[0] for part, *_ in batches]
+            batches = bounder.batches(functools.reduce(Queue.followed_by, solved))
+            parts = [self._evaluated(bounder, part)[0] for part, *_ in batches]
             leaves = functools.reduce(Queue.followed_by, parts)
             if not len(leaves):
                 break
@@ -190,7 +211,7 @@ class Tree:
         self.reason = f"{len(leaves)} domains {what}; their bounds lack up to {lack:.3g}"
         return leaves
 
-    def _solved(self, root: _Root, leaf: Queue, most: float) -> Solution | None:
+    def _solved(self, bounder: Bounder, leaf: Queue, most: float) -> Solution | None:
         """What a solver proposes for one domain."""
         member, splits = int(leaf.member[0]), np.flatnonzero(leaf.signs[0])
         count = len(self._conjunctions[member].offset)
@@ -200,12 +221,10 @@ class Tree:
         rows = np.zeros((len(repeated), self._weights.shape[-1]), np.float32)
         rows[:count] = self._weights[member, :count]
         coefficients, bias, start = [], [], 0
-        for part, fill, signs, parameters in self._batches(root, repeated):
-            of_part = self._programs.parts(rows[start : start + len(part)][fill])
-            arrays = self._programs.lines(self._box, root.intervals, signs, of_part, parameters)
-            lines = (np.asarray(array, np.float64)[: len(part)] for array in arrays)
+        for part, fill, signs, parameters in bounder.batches(repeated):
+            lines = bounder.lines(signs, rows[start : start + len(part)][fill], parameters)
             for list_of, array in zip((coefficients, bias), lines, strict=True):
-                list_of.append(array)
+                list_of.append(array[: len(part)])
             start += len(part)
         affine = Affine(np.concatenate(coefficients), np.concatenate(bias))
         affine.bias[:count] += self._offset[member, :count]
@@ -213,22 +232,21 @@ class Tree:
         lower, upper = (np.asarray(end, np.float64) for end in (self._lower, self._upper))
         return solve(*parts, lower, upper, most)
 
-    def _root(self) -> tuple[_Root, Queue]:
+    def _root(self, known: Mapping[str, Interval]) -> tuple[Bounder, Queue]:
         """Bounds the whole box; queues the conjunctions that this leaves open."""
         total = sum(len(c.offset) for c in self._conjunctions)
         rows = Rows.of(self._conjunctions, 1 << max(0, total - 1).bit_length())
-        root = self._programs.root(self._lower, self._upper, jnp.asarray(rows.single))
+        root = self._programs.root(self._lower, self._upper, jnp.asarray(rows.single), known)
         lower, largest, outputs = map(np.asarray, (root.lower, root.largest, root.outputs))
         lost = lost_of(rows.errors, rows.offset, largest)
         proved = proved_values(lower, rows.weights, rows.offset, outputs, lost)
         np.maximum.at(self.margins, rows.member, proved)
         still_open = np.flatnonzero(~(self.margins > 0))
-        kept = _Root(
+        kept = Root(
             self._programs.whole(root.intervals),
             np.asarray(root.positions),
             np.flatnonzero(root.active),
             np.flatnonzero(root.unstable),
-            largest,
         )
         with np.errstate(invalid="ignore"):
             value = np.where(np.isfinite(lower), lower + rows.offset - lost, -np.inf)
@@ -240,7 +258,9 @@ class Tree:
         count, units = len(still_open), len(kept.unstable)
         positions = kept.positions[kept.active].astype(np.float16)
         self._record_root(kept, positions, rows, proved > 0)
-        return kept, Queue(
+        conjunctions = Conjunctions(self._weights, self._offset, largest)
+        bounder = Bounder(self._programs, self._box, kept, conjunctions, self._attacker.check_time)
+        return bounder, Queue(
             member=still_open,
             signs=np.zeros((count, units), np.int8),
             positions=np.tile(positions, (count, 1)),
@@ -253,7 +273,7 @@ class Tree:
         )
 
     def _record_root(
-        self, root: _Root, positions: np.ndarray, rows: Rows, positive: np.ndarray
+        self, root: Root, positions: np.ndarray, rows: Rows, positive: np.ndarray
     ) -> None:
         """Begins the record, with the conjunctions of the rows that are `positive`, bool `[R]`."""
         self.record.units = self._programs.units_of(root.unstable)
@@ -266,7 +286,7 @@ class Tree:
             leaf = Leaf(mix, positions, np.zeros(len(root.unstable), np.float32))
             self.record.prove(int(self._roots[conjunction]), conjunction, leaf)
 
-    def _children(self, root: _Root, parents: Queue) -> Queue:
+    def _children(self, bounder: Bounder, parents: Queue) -> Queue:
         """Splits every domain at its best candidates; several at once while domains are few."""
         count, width = parents.candidates.shape
         usable = parents.scores >= 0
@@ -278,7 +298,7 @@ class Tree:
             halves = parents.take(np.repeat(np.arange(count), 2 * width))
             index = np.arange(len(halves))
             halves.signs[index, np.repeat(parents.candidates, 2)] = np.tile([1, -1], count * width)
-            lower = self._probed(root, halves).reshape(count, width, 2)
+            lower = bounder.probed(halves).reshape(count, width, 2)
             lower = np.where(usable[..., None] & ~np.isnan(lower), lower, -np.inf)
             with np.errstate(invalid="ignore"):
                 quality = lower.min(axis=-1) + 0.1 * np.minimum(lower.max(axis=-1), 1.0)
@@ -293,21 +313,12 @@ class Tree:
         nodes = self.record.split_units(parents.node, units)
         return dataclasses.replace(children, node=nodes.reshape(-1))
 
-    def _bounded(self, root: _Root, queue: Queue, steps: int, rounds: int = 0) -> Queue:
+    def _bounded(self, bounder: Bounder, queue: Queue, steps: int, rounds: int = 0) -> Queue:
         """Optimises the bounds of domains, looks at their worst inputs, returns the open ones."""
         self.domains += len(queue)
         parts, points, distances = [], [], []
-        for part, fill, signs, parameters in self._batches(root, queue):
-            self._attacker.check_time()
-            best, proposed = self._optimized(root, part, fill, signs, parameters, steps)
-            self._attacker.check_time()
-            part = dataclasses.replace(
-                part,
-                positions=np.asarray(best.positions)[: len(part), root.active].astype(np.float16),
-                multipliers=np.asarray(best.multipliers)[: len(part), root.unstable],
-                mix=np.asarray(best.mix)[: len(part)],
-            )
-            part, where, distance = self._evaluated(root, part, proposed[: len(part)])
+        for part, proposed in bounder.optimized(queue, steps):
+            part, where, distance = self._evaluated(bounder, part, proposed)
             parts.append(part)
             points.append(where)
             distances.append(distance)
@@ -318,21 +329,14 @@ class Tree:
         return remaining
 
     def _evaluated(
-        self, root: _Root, part: Queue, proposed: np.ndarray | None = None
+        self, bounder: Bounder, part: Queue, proposed: np.ndarray | None = None
     ) -> tuple[Queue, np.ndarray, np.ndarray]:
         """The domains that their parameters leave open, worst inputs there, and how far from sat.
 
         A counterexample among the worst inputs ends the search. `proposed` are the bounds without
         rounding.
         """
-        value, candidates, scores, points, outputs = self._values(root, part)
-        if proposed is not None:
-            with np.errstate(invalid="ignore"):
-                lost = proposed - value
-            self._slack = float(np.max(lost[np.isfinite(lost)], initial=0.0))
-        part = dataclasses.replace(
-            part, value=np.fmax(part.value, value), candidates=candidates, scores=scores
-        )
+        part, points, outputs = bounder.values(part, proposed)
         still_open = ~(part.value > 0.0)
         refuted = part.take(~still_open)
         self._record_leaves(refuted)
@@ -344,50 +348,6 @@ class Tree:
             return part, points, np.zeros(0)
         return part, points, self._attacker.look_at(part.member, points, outputs)
 
-    def _optimized(
-        self,
-        root: _Root,
-        part: Queue,
-        fill: np.ndarray,
-        signs: Array,
-        parameters: Parameters,
-        steps: int,
-    ) -> tuple[Parameters, np.ndarray]:
-        """The best parameters of a batch after some steps, or as soon as all bounds suffice.
-
-        The second value is their bounds without rounding.
-        """
-        member = part.member[fill]
-        context = (
-            self._box,
-            root.intervals,
-            signs,
-            self._programs.parts(self._weights[member].astype(np.float32)),
-            self._programs.parts(self._offset[member].astype(np.float32)),
-        )
-        # Aim above 0 by as much as the previous bounds lost to rounding.
-        goal = 2.0 * self._means(root, part)[2] + self._slack
-        state = self._programs.begin(parameters)
-        for step in range(steps):
-            state = self._programs.step(*context, state)
-            if step % 4 == 3 and (np.asarray(state.best.values) > goal[fill]).all():
-                break
-        return state.best.parameters, np.asarray(state.best.values)
-
-    def _means(self, root: _Root, queue: Queue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The means of the rows of domains as float32, `[N, m]`, of their offsets, `[N]`.
-
-        The third array is what the rounding of the rows may change, `[N]`.
-        """
-        mix = queue.mix.astype(np.float64)[:, None]
-        weights = (mix @ self._weights[queue.member])[:, 0]
-        sizes = (mix @ np.abs(self._weights[queue.member]))[:, 0]
-        offset = (mix[:, 0] * self._offset[queue.member]).sum(axis=1)
-        single = weights.astype(np.float32)
-        single[np.abs(single) < np.finfo(np.float32).tiny] = 0.0
-        errors = np.abs(weights - single) + 4.0 * FLOAT64 * sizes * mix.shape[-1]
-        return single, offset, lost_of(errors, np.abs(offset), root.largest)
-
     def _record_leaves(self, proved: Queue) -> None:
         for index, node in enumerate(proved.node.tolist()):
             arrays = proved.mix, proved.positions, proved.multipliers
@@ -397,65 +357,3 @@ class Tree:
     def proof(self) -> ProvedCase:
         """The trees, once every conjunction is refuted."""
         return ProvedCase(self.record, dict(enumerate(self._roots.tolist())))
-
-    def _batches(
-        self, root: _Root, queue: Queue
-    ) -> Iterator[tuple[Queue, np.ndarray, Array, Parameters]]:
-        """Domains in batches of a fixed size, which copies of the last domain fill up.
-
-        Yields:
-          The domains, the index of the domain in each place of the batch, and the batch's signs and
-          parameters.
-        """
-        small, large = self._programs.sizes
-        size = large if len(queue) > 2 * small else small
-        for first in range(0, len(queue), size):
-            part = queue.take(slice(first, first + size))
-            fill = np.minimum(np.arange(size), len(part) - 1)
-            signs = np.zeros((size, self._programs.units), np.int8)
-            multipliers = np.zeros(signs.shape, np.float32)
-            positions = np.tile(root.positions, (size, 1))
-            signs[:, root.unstable] = part.signs[fill]
-            multipliers[:, root.unstable] = part.multipliers[fill]
-            positions[:, root.active] = part.positions[fill]
-            arrays = positions, multipliers, part.mix[fill]
-            place = self._programs.parts
-            yield part, fill, place(signs), Parameters(*map(place, arrays))
-
-    def _probed(self, root: _Root, queue: Queue) -> np.ndarray:
-        """Lower bounds of domains without rounding, to compare them."""
-        results = []
-        for part, fill, signs, parameters in self._batches(root, queue):
-            single, offset, _ = self._means(root, part)
-            arrays = signs, self._programs.parts(single[fill]), parameters
-            lower = self._programs.probe(self._box, root.intervals, *arrays)
-            results.append(np.asarray(lower)[: len(part)] + offset)
-        return np.concatenate(results)
-
-    def _values(self, root: _Root, queue: Queue) -> tuple[np.ndarray, ...]:
-        """Proved lower bounds of domains, candidates, their scores, worst inputs, their outputs.
-
-        A mean of the rows that is positive on a domain refutes the conjunction there. It is bounded
-        for the float32 numbers nearest to its weights; what this changes is subtracted.
-        """
-        results = []
-        inverse = np.zeros(self._programs.units, int)
-        inverse[root.unstable] = np.arange(len(root.unstable))
-        for part, fill, signs, parameters in self._batches(root, queue):
-            single, offset, lost = self._means(root, part)
-            evaluated = self._programs.evaluate(
-                self._box,
-                root.intervals,
-                signs,
-                self._programs.parts(single[fill]),
-                parameters,
-            )
-            lower, empty, candidates, scores, points, outputs = (
-                np.asarray(array)[: len(part)] for array in evaluated
-            )
-            with np.errstate(invalid="ignore"):
-                value = lower.astype(np.float64) + offset - lost
-            value = np.where(np.isfinite(value), value, -np.inf)
-            value[empty] = np.inf
-            results.append((value, inverse[candidates], scores, points, outputs))
-        return tuple(map(np.concatenate, zip(*results, strict=True)))

@@ -131,19 +131,27 @@ class DomainBounds(NamedTuple):
     bias: Float[Array, " N"]
 
 
-def bound(walk: Walk, rows: Float[Array, " N *out"], domains: Domains) -> DomainBounds:
+def bound(
+    walk: Walk, rows: Float[Array, " N *out"], domains: Domains, operand: int | None = None
+) -> DomainBounds:
     """Bounds row `k` from below on domain `k`.
 
     Args:
       walk: over the input set; every relaxation that the rows meet is at its own positions.
       rows: `[N, *out]`.
       domains: `N` of them.
+      operand: the index of the node of which the rows are functions; None for the output.
 
     Raises:
       ValueError: for rows that do not fit the output.
     """
     splits = Splits.of(walk.graph)
-    starts, constant = problems.starts_of(walk.graph, rows)
+    if operand is None:
+        starts, constant = problems.starts_of(walk.graph, rows)
+    else:
+        node = walk.graph.nodes[operand]
+        starts = {operand: rows.reshape(-1, *node.shape)}
+        constant = jnp.zeros(len(rows), node.dtype)
     signs = domains.signs.astype(constant.dtype)
     # A negative one would not bound anything. NaN stays NaN.
     multipliers = jnp.where(domains.multipliers < 0, 0.0, domains.multipliers)
