@@ -209,16 +209,17 @@ class Bounds:
 
     def root(self, flat: Flat) -> Callable[..., Root]:
         """See `DomainPrograms.root`."""
-        options: RelaxOptions = {
-            "sides": "lower",
-            "rounding": self.rounding,
-            "max_bytes": self.max_bytes,
-            **LINEAR_OPTIONS["crown"],
-        }
 
         @training_precision("highest")
         def root(lower: Array, upper: Array, rows: Array, known: Mapping[str, Interval]) -> Root:
-            relaxation = relax(flat, known=known, **options)(Box(lower, upper))
+            options: RelaxOptions = {
+                "known": known,
+                "sides": "lower",
+                "rounding": self.rounding,
+                "max_bytes": self.max_bytes,
+                **LINEAR_OPTIONS["crown"],
+            }
+            relaxation = relax(flat, **options)(Box(lower, upper))
             walk = relaxation.walk
             bounds = relaxation.bounds(rows).lower
             walk.relaxations.make(range(1, len(walk.graph.nodes)))

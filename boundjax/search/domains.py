@@ -11,6 +11,7 @@ import copy
 import functools
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -114,7 +115,7 @@ class DomainPrograms:
         for op in self._bounds.ops:
             if op.label == label:
                 inside = unstable[start : start + op.kinks * op.size].reshape(op.kinks, op.size)
-                return inside.any(axis=0), op.at_zero
+                return np.any(inside, axis=0), op.at_zero
             start += op.kinks * op.size
         return np.ones(int(np.prod(self._bounds.operands[label].shape)), bool), False
 
@@ -150,7 +151,7 @@ class DomainPrograms:
         """What `root` takes as `known` while nothing is."""
         shapes = {label: operand.shape for label, operand in self._bounds.operands.items()}
         return {
-            label: Interval(np.full(shape, -np.inf, np.float32), np.full(shape, np.inf, np.float32))
+            label: Interval(jnp.full(shape, -jnp.inf), jnp.full(shape, jnp.inf))
             for label, shape in shapes.items()
         }
 

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from boundjax.search.bounder import Bounder, Conjunctions, Root
@@ -98,8 +99,8 @@ class _Operand:
             lower, upper = _rounded_down(ends[0]), -_rounded_down(ends[1])
             self._lower[elements] = np.fmax(self._lower[elements], lower)
             self._upper[elements] = np.fmin(self._upper[elements], upper)
-        ends = (end.reshape(self._shape) for end in (self._lower, self._upper))
-        return Interval(*ends), bounded
+        lower, upper = (jnp.asarray(e.reshape(self._shape)) for e in (self._lower, self._upper))
+        return Interval(lower, upper), bounded
 
     def _widest(self, elements: np.ndarray, at_zero: bool, most: int) -> np.ndarray:
         lower, upper = self._lower[elements], self._upper[elements]

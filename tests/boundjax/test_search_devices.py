@@ -12,7 +12,7 @@ from jax import nn
 import boundjax as bj
 from boundjax import check_tree, properties, sharding
 from boundjax.search import Leaf, Programs
-from boundjax.search.domains import Parameters
+from boundjax.search.domain_bounds import Parameters
 from boundjax.sets.box import Box
 
 INPUTS, OUTPUTS = 4, 2
@@ -97,7 +97,7 @@ def test_the_tree_depends_on_the_size_of_batches_alone(one, two, least):
 def batch(programs):
     """The arguments of the programs of a batch, and the state of an optimiser."""
     domains = programs.domains
-    root = domains.root(BOX.lower, BOX.upper, jnp.eye(OUTPUTS))
+    root = domains.root(BOX.lower, BOX.upper, jnp.eye(OUTPUTS), domains.unknown)
     size = domains.sizes[0]
     shared = domains.whole((Box(BOX.lower, BOX.upper), root.intervals))
     signs = domains.parts(np.zeros((size, domains.units), np.int8))

@@ -11,7 +11,7 @@ from jax import nn
 import boundjax as bj
 from boundjax import check_tree, properties
 from boundjax.search import Programs
-from boundjax.search.domains import Parameters
+from boundjax.search.domain_bounds import Parameters
 from boundjax.sets.box import Box
 from boundjax.verify import __main__ as command
 from boundjax.verify import messages, worker
@@ -106,7 +106,7 @@ def test_a_call_keeps_to_its_memory(optimized):
         domains = programs.domains
         assert domains.sizes == (min(size, 16), size)
         box = Box(-jnp.ones(20), jnp.ones(20))
-        root = domains.root(*box.interval(), jnp.zeros((1, 10)))
+        root = domains.root(*box.interval(), jnp.zeros((1, 10)), domains.unknown)
         signs = jnp.zeros((size, domains.units), jnp.int8)
         positions = jnp.tile(root.positions, (size, 1))
         multipliers = jnp.zeros((size, domains.units))
