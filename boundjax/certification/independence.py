@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import numpy as np
+
+from boundjax.typing import PyTree
 
 # Tolerances, relative to the largest logit of a column. In two runs of one compiled program the
 # logits of unchanged examples are equal, up to the order of summation on a GPU.
@@ -34,8 +37,45 @@ def with_alternate_changed(x: np.ndarray, kept: int) -> np.ndarray:
     return changed
 
 
+def other_constants(constants: PyTree) -> PyTree:
+    """Different per-example constants in the same ranges, `[B, ...]` each.
+
+    Predicates are negated and integers mirrored in their range (one less if all are equal, one more
+    if all are 0), so that lengths and indices stay valid; floating-point numbers are changed as
+    `counterparts` does.
+    """
+
+    def other(array: np.ndarray) -> np.ndarray:
+        if array.dtype == np.bool_:
+            return ~array
+        if array.dtype.kind == "f":
+            return counterparts(array)
+        if not array.size:
+            return array
+        low, high = int(array.min()), int(array.max())
+        if low == high:
+            return array - array.dtype.type(1) if low > 0 else array + array.dtype.type(1)
+        return (low + high - array.astype(object)).astype(array.dtype)
+
+    return jax.tree.map(other, constants)
+
+
+def _others_changed(tree: PyTree, changed: PyTree, kept: int) -> PyTree:
+    """Arrays `[B, ...]` of one tree at the examples `kept`, `kept + 2`, ..., else of the other."""
+
+    def mixed(array: np.ndarray, other: np.ndarray) -> np.ndarray:
+        result = other.copy()
+        result[kept::2] = array[kept::2]
+        return result
+
+    return jax.tree.map(mixed, tree, changed)
+
+
 def logits(
-    evaluate: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], x: np.ndarray, size: int
+    evaluate: Callable[[np.ndarray, PyTree], tuple[np.ndarray, np.ndarray]],
+    x: np.ndarray,
+    constants: PyTree,
+    size: int,
 ) -> np.ndarray:
     """A model's logits `[B, C]` for examples one by one, after checking that batches give the same.
 
@@ -43,17 +83,25 @@ def logits(
     is what would be bounded; with batch normalisation that function is even constant.
 
     Args:
-      evaluate: examples -> their logits `[B, C]` in batches of `size`, and one by one.
+      evaluate: examples and constants -> logits `[B, C]` in batches of `size`, and one by one.
       x: at least two examples `[B, ...]`.
+      constants: a pytree of arrays `[B, ...]` that the model takes beside `x`.
       size: of a batch, at least two.
 
     Raises:
       ValueError: naming the first example whose logits depend on others.
     """
-    together, alone = evaluate(x)
+    together, alone = evaluate(x, constants)
     require_same_alone(together, alone)
     # Every batch runs the same program, so checking the first one is enough.
-    even_kept, odd_kept = (evaluate(with_alternate_changed(x[:size], kept))[0] for kept in (0, 1))
+    first = jax.tree.map(lambda array: array[:size], constants)
+    changed = other_constants(first)
+    even_kept, odd_kept = (
+        evaluate(
+            with_alternate_changed(x[:size], kept), _others_changed(first, changed, kept)
+        )[0]
+        for kept in (0, 1)
+    )
     require_unchanged(together[:size], (even_kept, odd_kept))
     return alone
 

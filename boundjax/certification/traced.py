@@ -1,0 +1,177 @@
+"""A model as a traced program, which is what is bounded and what compiled code is kept for."""
+
+# JAX and Flax leave some of their types unknown.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from boundjax.certification.explain import explained
+from boundjax.certification.models import PureModel
+from boundjax.tracing.programs import Program, trace_program
+from boundjax.typing import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedApply:
+    """The `Apply` of a traced model, for the size of batch that it was traced with.
+
+    Its variables are a pair: those of the model, and the weights that it closes over. It is equal
+    to another if they are the same program.
+    """
+
+    program: Program
+
+    def __call__(
+        self,
+        variables: PyTree,
+        x: Array,
+        key: Array | None = None,
+        constants: Sequence[PyTree] = (),
+    ) -> Array:
+        """See `Apply`; a traced model takes no key."""
+        del key
+        weights, captured = variables
+        return self.program(captured, weights, x, tuple(constants))
+
+
+class TracedModel(NamedTuple):
+    """A model, traced.
+
+    Attributes:
+      apply: its function.
+      variables: of `apply`.
+      shape: of the logits.
+    """
+
+    apply: TracedApply
+    variables: PyTree
+    shape: tuple[int, ...]
+
+
+def traced(model: PureModel, x: np.ndarray, constants: Sequence[PyTree], size: int) -> TracedModel:
+    """Traces a model for batches of `size` examples like those of `x` `[B, ...]`.
+
+    Raises:
+      ValueError, TypeError: if the model cannot be called like this, or returns something else than
+        one array with an axis for the batch.
+    """
+
+    def logits(variables: PyTree, x: Array, constants: tuple[PyTree, ...]) -> Array:
+        result: Any = model.apply(variables, x, None, constants)
+        if not isinstance(result, jax.Array):
+            raise ValueError(_many(result))
+        return result
+
+    def shape(array: np.ndarray) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
+
+    arguments = shape(x), jax.tree.map(shape, tuple(constants))
+    try:
+        found = trace_program(logits, model.variables, *arguments)
+    except Exception as error:
+        better = explained(error) or _of_one_example(model, x, constants)
+        if better is None:
+            raise
+        raise better from error
+    result: jax.ShapeDtypeStruct = found.shapes
+    if len(result.shape) < 2 or result.shape[0] != size:
+        raise _of_one_example(model, x, constants) or ValueError(
+            f"model must return logits [B, C] with B = {size} for x of shape {arguments[0].shape}, "
+            f"got {result.shape}"
+        )
+    if result.shape[-1] < 2:
+        raise ValueError(
+            f"model must return at least two logits per example, got {result.shape[-1]}; for a "
+            "decision at z = 0 return jnp.concatenate([jnp.zeros_like(z), z], axis=1), for the "
+            "range of an output use boundjax.linear(f)(boundjax.LpBall(x, eps))"
+        )
+    if not jnp.issubdtype(result.dtype, jnp.floating):
+        raise ValueError(f"model must return floating-point logits, got {result.dtype}")
+    variables = model.variables, found.captured
+    return TracedModel(TracedApply(found.program), variables, tuple(result.shape))
+
+
+def _many(result: Any) -> str:
+    """The error for a model that returns something else than one array."""
+    kind = type(result).__name__
+    if isinstance(result, tuple):
+        example, kind = "y[0]", f"a tuple of {len(result)}"
+    elif isinstance(result, dict):
+        example, kind = f"y[{next(iter(result), 'logits')!r}]", f"a dict of {list(result)}"
+    else:
+        example = "y.logits"
+    return (
+        f"model must return logits [B, C], one array, got {kind}; pick them with "
+        f"output=lambda y: {example}"
+    )
+
+
+def _of_one_example(
+    model: PureModel, x: np.ndarray, constants: Sequence[PyTree]
+) -> Exception | None:
+    """An explanation if the model takes one example where a batch is needed, else None."""
+
+    def shape(array: np.ndarray) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
+
+    def logits(*arguments: Any) -> Any:
+        variables, x, constants = arguments
+        return model.apply(variables, x, None, constants)
+
+    try:
+        one = jax.eval_shape(
+            logits, model.variables, shape(x), jax.tree.map(shape, tuple(constants))
+        )
+    except Exception:  # whatever goes wrong, it is no function of one example
+        return None
+    if len(getattr(one, "shape", ())) != 1:
+        return None
+    return ValueError(
+        f"model must take a batch [B, ...] and return logits [B, C], but it is a function of one "
+        f"example (shape {x.shape[1:]} gives {one.shape}); give jax.vmap(model)"
+    )
+
+
+def checked_constants(constants: PyTree, count: int) -> tuple[PyTree, ...]:
+    """What `certify` was given as `constants`, as arrays.
+
+    Args:
+      constants: a pytree of arrays `[B, ...]`, or None.
+      count: `B`.
+
+    Returns:
+      No constants, or one pytree of numpy arrays.
+
+    Raises:
+      ValueError: for leaves without an axis of the batch, or without leaves.
+      TypeError: for leaves that are not numbers.
+    """
+    if constants is None:
+        return ()
+
+    def checked(path: Any, leaf: Any) -> np.ndarray:
+        name = f"constants{jax.tree_util.keystr(path)}"
+        array = np.asarray(leaf)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"{name} must be numbers, got {array.dtype}")
+        if array.shape[:1] != (count,):
+            raise ValueError(
+                f"{name} must have one entry for each of the {count} examples [B, ...], got shape "
+                f"{array.shape}; what is the same for all examples belongs into the model"
+            )
+        taken = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+        if array.dtype.kind in "iu" and (taken != array).any():
+            raise TypeError(f"{name} must be integers of {taken.dtype}, got larger ones")
+        return taken
+
+    if not jax.tree.leaves(constants):
+        raise ValueError("constants must have arrays [B, ...], got none; leave them out")
+    return (jax.tree_util.tree_map_with_path(checked, constants),)
