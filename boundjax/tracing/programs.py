@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,9 @@ import numpy as np
 from jax.extend import core as jex_core
 
 from boundjax.tracing.jaxprs import body_of, fingerprint, most_steps, subjaxpr
-from boundjax.typing import PyTree
+
+# Any nesting of tuples, lists, dictionaries and registered classes with arrays as leaves.
+_PyTree: TypeAlias = Any
 
 # Suffixes of primitives that run Python or foreign code, whose results may depend on anything.
 _CALLS_OUTSIDE = ("callback", "ffi_call", "custom_call")
@@ -46,7 +48,7 @@ class Program:
     _kept: tuple[Any, ...] = dataclasses.field(compare=False, repr=False)
     _outputs: Any = dataclasses.field(compare=False, repr=False)
 
-    def __call__(self, captured: Sequence[Any], *arguments: PyTree) -> PyTree:
+    def __call__(self, captured: Sequence[Any], *arguments: _PyTree) -> _PyTree:
         """Runs the program.
 
         Args:
@@ -70,10 +72,10 @@ class Trace(NamedTuple):
 
     program: Program
     captured: list[Any]
-    shapes: PyTree
+    shapes: _PyTree
 
 
-def trace_program(function: Callable[..., PyTree], *arguments: PyTree) -> Trace:
+def trace_program(function: Callable[..., _PyTree], *arguments: _PyTree) -> Trace:
     """Traces a function.
 
     Arrays that it closes over become arguments of the program if they look like weights: floating
