@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.extend import core as jex_core
 from jaxtyping import Float
 
 from boundjax import stochastic
+from boundjax.tracing.programs import traced_together
 from boundjax.typing import PyTree
 
 HOW_TO_DRAW = (
@@ -55,6 +55,15 @@ class Apply(Protocol):
         ...
 
 
+def rows_of(tree: PyTree, index: Any) -> PyTree:
+    """What arrays `[B, ...]` have at some rows; with the index None they get a new first axis."""
+
+    def at(array: Any) -> Any:
+        return array[index]
+
+    return jax.tree.map(at, tree)
+
+
 def one_example(
     apply: Apply, variables: PyTree, key: Array | None = None, constants: Sequence[PyTree] = ()
 ) -> Callable[[Array], Float[Array, " C"]]:
@@ -64,7 +73,7 @@ def one_example(
       apply, variables, key: of the model.
       constants: those of the example, without the axis of the batch.
     """
-    batch = jax.tree.map(lambda leaf: leaf[None], constants)
+    batch = rows_of(constants, None)
 
     def logits(x: Array) -> Array:
         return apply(variables, x[None], key, batch)[0]
@@ -88,7 +97,10 @@ class LinenApply:
     ) -> Array:
         """See `Apply`."""
         # A bare key serves every `make_rng` of a module, whatever name it asks for.
-        options = {**self.options, "rngs": self.options.get("rngs") if key is None else key}
+        options: dict[str, Any] = {
+            **self.options,
+            "rngs": self.options.get("rngs") if key is None else key,
+        }
         try:
             logits: Any = self.module.apply(variables, x, *constants, **options)
         except flax.errors.InvalidRngError as error:
@@ -128,10 +140,7 @@ class NNXApply:
                 nnx.reseed(model, default=key)
             return model(x, *constants, **self.options)
 
-        arguments = (variables, x, key, tuple(constants))
-        closed, shapes = jax.make_jaxpr(call, return_shape=True)(*arguments)
-        results = jex_core.jaxpr_as_fun(closed)(*jax.tree.leaves(arguments))
-        return jax.tree.unflatten(jax.tree.structure(shapes), results)
+        return traced_together(call, variables, x, key, tuple(constants))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,8 +236,7 @@ def called(
                 "the callable takes a batch and a PRNG key, and got no key: " + HOW_TO_DRAW
                 if second is None or any(word in second for word in ("key", "rng", "seed"))
                 else f"the model takes a second argument {second!r}, and got none: give an option "
-                f"as call={{{second!r}: ...}}, arrays of each example as constants=...; a PRNG key "
-                f"is another matter: {HOW_TO_DRAW}"
+                f"as call={{{second!r}: ...}}, or arrays of each example as constants=..."
             )
         return function(x, **options)
     if use == "none":

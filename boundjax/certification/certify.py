@@ -107,7 +107,8 @@ def certify(
         with `"complete"`, an unknown method or rounding, weights without a spectral norm, or
         devices of another process.
       TypeError: for a model that cannot be called, inputs that are neither float32 nor float64 or
-        would be rounded, or a transform that does not return an `Interval` (an `Estimate` is not a bound).
+        would be rounded, or a transform that does not return an `Interval` (an `Estimate` is not a
+        bound).
       MemoryError: before anything is computed, if a call does not fit; the message names a batch
         size that does.
       UnsupportedOpError: at an op that is not in `supported_ops()`.
@@ -299,7 +300,7 @@ def _largest_radii(request: Request, steps: int) -> np.ndarray:
     def certified(radii: np.ndarray) -> np.ndarray:
         counted.again()
         verified, _ = request.run(radii.reshape(shape), counted)
-        return verified.reshape(examples, -1).all(axis=1)
+        return np.asarray(verified.reshape(examples, -1).all(axis=1))
 
     low = np.where(certified(high), high, np.zeros_like(high))
     for _ in range(steps):

@@ -7,14 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 
-from boundjax.certification.applies import Apply, one_example
+from boundjax.certification.applies import Apply, one_example, rows_of
+from boundjax.certification.inputs import per_example
 from boundjax.certification.presets import IN_COMPLETE, Method, default_batch
 from boundjax.certification.progress import Steps
-from boundjax.certification.request import Request, other_classes, per_example, verified_by
+from boundjax.certification.request import Request, other_classes, verified_by
 from boundjax.properties import Case, Property, predicts
 from boundjax.search.limits import MAX_BYTES
 from boundjax.search.programs import Programs
@@ -78,7 +78,7 @@ def answered(
             margins[k] = np.fmax(margins[k], reached)
             if point is not None:
                 counterexamples[int(k)] = point
-            steps.searched(k, point is not None or bool(verified_by(margins, labels)[k]))
+            steps.searched(int(k), point is not None or bool(verified_by(margins, labels)[k]))
     verified = verified_by(margins, labels) & correct
     verified[list(counterexamples)] = False
     return Answer(verified, margins, counterexamples)
@@ -114,7 +114,7 @@ class _Searches:
         request = self._request
         if self._programs is None or request.constants:
             # The constants of an example are weights of its network.
-            own = jax.tree.map(lambda array: array[k], request.constants)
+            own = rows_of(request.constants, k)
             self._programs = Programs(
                 _on_one_example(request.apply),
                 request.x.shape[1:],

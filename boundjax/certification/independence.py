@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from boundjax.certification.applies import rows_of
 from boundjax.typing import PyTree
 
 # Tolerances, relative to the largest logit of a column. In two runs of one compiled program the
@@ -37,25 +38,23 @@ def with_alternate_changed(x: np.ndarray, kept: int) -> np.ndarray:
     return changed
 
 
-def other_constants(constants: PyTree) -> PyTree:
-    """Different per-example constants in the same ranges, `[B, ...]` each.
+def other_constants(constants: PyTree, sign: int) -> PyTree:
+    """Different per-example constants `[B, ...]`: predicates negated, numbers moved out of the way.
 
-    Predicates are negated and integers mirrored in their range (one less if all are equal, one more
-    if all are 0), so that lengths and indices stay valid; floating-point numbers are changed as
-    `counterparts` does.
+    Numbers move by the width of their range (by 1 if all are equal), up or down, so that a largest
+    or a smallest value of the batch changes as well; integers that are not negative stay so.
     """
 
     def other(array: np.ndarray) -> np.ndarray:
-        if array.dtype == np.bool_:
-            return ~array
+        if array.dtype == np.bool_ or not array.size:
+            return ~array if array.dtype == np.bool_ else array
+        low, high = array.min(), array.max()
         if array.dtype.kind == "f":
-            return counterparts(array)
-        if not array.size:
-            return array
-        low, high = int(array.min()), int(array.max())
-        if low == high:
-            return array - array.dtype.type(1) if low > 0 else array + array.dtype.type(1)
-        return (low + high - array.astype(object)).astype(array.dtype)
+            return array + array.dtype.type(sign) * ((high - low) if low < high else low * 0 + 1)
+        limits = np.iinfo(array.dtype)
+        least = 0 if low >= 0 else int(limits.min)
+        moved = array.astype(object) + sign * (int(high) - int(low) or 1)
+        return np.clip(moved, least, int(limits.max)).astype(array.dtype)
 
     return jax.tree.map(other, constants)
 
@@ -94,15 +93,15 @@ def logits(
     together, alone = evaluate(x, constants)
     require_same_alone(together, alone)
     # Every batch runs the same program, so checking the first one is enough.
-    first = jax.tree.map(lambda array: array[:size], constants)
-    changed = other_constants(first)
-    even_kept, odd_kept = (
-        evaluate(
-            with_alternate_changed(x[:size], kept), _others_changed(first, changed, kept)
-        )[0]
-        for kept in (0, 1)
-    )
-    require_unchanged(together[:size], (even_kept, odd_kept))
+    first = rows_of(constants, slice(size))
+    for sign in (1, -1) if jax.tree.leaves(constants) else (1,):
+        other = other_constants(first, sign)
+
+        def kept_alone(kept: int, other: PyTree = other) -> np.ndarray:
+            examples = with_alternate_changed(x[:size], kept)
+            return evaluate(examples, _others_changed(first, other, kept))[0]
+
+        require_unchanged(together[:size], (kept_alone(0), kept_alone(1)))
     return alone
 
 

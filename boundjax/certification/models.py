@@ -29,6 +29,7 @@ from boundjax.certification.applies import (
     OutputApply,
     TreeApply,
     one_example,
+    rows_of,
 )
 from boundjax.typing import PyTree
 
@@ -185,7 +186,7 @@ class PureModel(NamedTuple):
         if isinstance(inner, NNXApply) and _holds_keys(self.variables):
             # A module may draw what it does not use, such as the first carry of an `nnx.RNN`.
             keys = (jax.random.key(0), jax.random.key(1))
-            first = jax.tree.map(lambda leaf: leaf[:1], (x, tuple(constants)))
+            first = rows_of((x, tuple(constants)), slice(1))
             one, other = (self.apply(self.variables, first[0], key, first[1]) for key in keys)
             if not jnp.array_equal(one, other, equal_nan=True):
                 raise KeyNeeded(f"the NNX module draws random numbers in eval mode: {HOW_TO_DRAW}")
@@ -197,7 +198,8 @@ class PureModel(NamedTuple):
             return inner._replace(apply=OutputApply(inner.apply, self.apply.output))
         if isinstance(self.apply, LinenApply):
             module, variables = self.apply.module, self.variables
-            options = {**self.apply.options, "rngs": key, "mutable": [stochastic.COLLECTION]}
+            options: Any = {**self.apply.options, "rngs": key}
+            options["mutable"] = [stochastic.COLLECTION]
             _, recorded = module.apply(variables, x[:1], **options)
             fixed = self._replace(
                 variables=stochastic.without_distributions({**variables, **recorded})
@@ -231,6 +233,8 @@ def _axes_of_draws(fixed: PureModel) -> PyTree:
     if isinstance(fixed.apply, LinenApply):
         return {name: 0 if name == stochastic.COLLECTION else None for name in fixed.variables}
     return None
+
+
 def _joined(axes: PyTree, variables: Sequence[PyTree]) -> PyTree:
     """The variables of several draws as one: stacked along axis 0 where `axes` says so."""
     if isinstance(axes, dict):
@@ -260,5 +264,3 @@ def _holds_keys(variables: PyTree) -> bool:
 
 def _is_typed(key: Array) -> bool:
     return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-
-

@@ -154,11 +154,11 @@ def compiled_margins(
     mesh: Mesh | None = None,
     rounding: Rounding = "nearest",
 ) -> Jitted:
-    """Compiles `(variables, threat, xs, eps, labels, constants) -> margins [B, C]` for one method.
+    """Compiles `(variables, threat, xs, eps, labels, constants) -> margins [B, C]` of one method.
 
     A model that classifies several positions of an example has labels `[B, ...]` and margins
-    `[B, ..., C]`: its outputs are bounded as one vector. The devices of `mesh` divide the batch. `eps` replaces the radius of `threat`. A transform
-    rounds as it says itself.
+    `[B, ..., C]`: its outputs are bounded as one vector. The devices of `mesh` divide the batch.
+    `eps` replaces the radius of `threat`. A transform rounds as it says itself.
     """
 
     @training_precision("highest")  # certificates ignore the caller's matmul precision
@@ -217,8 +217,9 @@ def _of_positions(specification: Array) -> Array:
 
 
 def _in_order(lower: Array, label: Array) -> Array:
-    """Margins of the classes after the label `[..., C - 1]`, by class `[..., C]`; 0 at the label."""
+    """Margins of the classes after the label `[..., C - 1]` by class `[..., C]`: 0 at the label."""
     classes = lower.shape[-1] + 1
     padded = jnp.concatenate([jnp.zeros_like(lower[..., :1]), lower], axis=-1)
-    steps = (jnp.arange(classes, dtype=label.dtype) - label[..., None]) % classes
+    every = jnp.arange(classes, dtype=label.dtype).reshape((1,) * label.ndim + (-1,))
+    steps = (every - label[..., None]) % classes
     return jnp.take_along_axis(padded, steps, axis=-1)

@@ -18,8 +18,16 @@ from jax.typing import ArrayLike
 
 from boundjax import sharding
 from boundjax.certification import independence, proof
+from boundjax.certification.applies import Apply, one_example, rows_of
+from boundjax.certification.inputs import (
+    checked_constants,
+    checked_examples,
+    per_example,
+    require_finite_weights,
+    require_searchable,
+    rounded_outwards,
+)
 from boundjax.certification.memory import available_bytes, peak_of, readable
-from boundjax.certification.applies import Apply, one_example
 from boundjax.certification.models import PureModel
 from boundjax.certification.presets import (
     BEST,
@@ -37,9 +45,8 @@ from boundjax.certification.presets import (
     name_of,
 )
 from boundjax.certification.progress import Progress, Steps
-from boundjax.certification.traced import TracedApply, checked_constants, traced
+from boundjax.certification.traced import TracedApply, traced
 from boundjax.sets import rounding as rounding_of_sets
-from boundjax.sets.checks import require_array, require_finite
 from boundjax.sets.rounding import Rounding
 from boundjax.sets.threat import Threat
 from boundjax.transforms.problem import require_plain_sums
@@ -141,11 +148,11 @@ class Request:
             raise ValueError(f"max_bytes must be >= 1 or None, got {max_bytes}")
         pure = PureModel.of(model, call=call, output=output)
         if method in LIPSCHITZ:
-            _require_finite_weights(pure.variables)
-        examples = _checked_examples(x)
+            require_finite_weights(pure.variables)
+        examples = checked_examples(x)
         of_examples = checked_constants(constants, len(examples))
         if method == COMPLETE:
-            _require_searchable(examples, threat)
+            require_searchable(examples, threat)
         clip = threat.clip
         if clip is not None and ((examples < clip[0]) | (examples > clip[1])).any():
             raise ValueError(
@@ -161,8 +168,8 @@ class Request:
         outputs = (len(examples), *single.shape[1:])
         if method == COMPLETE and len(outputs) > 2:
             raise ValueError(
-                f"method 'complete' needs one decision per example, but the model returns "
-                f"{(1, *outputs[1:])}; pick a position with output=lambda z: z[:, 0], or take 'best'"
+                f"method 'complete' needs one decision per example, but the model returns logits "
+                f"{outputs}; pick a position with output=lambda z: z[:, 0], or take 'best'"
             )
         request = cls(
             model=pure,
@@ -170,7 +177,7 @@ class Request:
             variables=sharding.whole(single.variables, mesh),
             mesh=mesh,
             x=examples,
-            threat=_rounded_outwards(threat, examples.dtype),
+            threat=rounded_outwards(threat, examples.dtype),
             eps=per_example(rounding_of_sets.up(threat.eps, examples.dtype), examples),
             constants=of_examples,
             labels=np.zeros(outputs[:-1], np.int32),
@@ -200,7 +207,7 @@ class Request:
         """The model's logits `[B, C]`, after checking that it is a function of one example."""
         x, constants = self.x, self.constants
         if len(x) == 1:  # mixing needs a second example to show
-            other = independence.counterparts(x), independence.other_constants(constants)
+            other = independence.counterparts(x), independence.other_constants(constants, 1)
             x = np.concatenate([x, other[0]])
             constants = jax.tree.map(lambda *pair: np.concatenate(pair), constants, other[1])
         share = max(2, self._share(self.methods[0]))
@@ -228,7 +235,11 @@ class Request:
 
     def _placed(self, arrays: PyTree, index: np.ndarray) -> PyTree:
         """Some rows of arrays `[B, ...]`, on the devices that compute."""
-        return jax.tree.map(lambda array: sharding.parts(array[index], self.mesh), arrays)
+
+        def placed(array: np.ndarray) -> Array:
+            return sharding.parts(array[index], self.mesh)
+
+        return jax.tree.map(placed, arrays)
 
     def _checked_labels(self, labels: ArrayLike | None, logits: np.ndarray) -> np.ndarray:
         if labels is None:
@@ -326,7 +337,7 @@ class Request:
             margins = compiled_margins(self.apply, *options)
         total = size * sharding.count(self.mesh)
         arrays = (self.x, self.eps, self.labels, self.constants)
-        batch = self._placed(jax.tree.map(lambda a: a[:1], arrays), np.zeros(total, int))
+        batch = self._placed(arrays, np.zeros(total, int))
         lowered = margins.lower(self.variables, self.threat, *batch)
         weights = () if method == "interval" else self.variables
         return Plan(margins, total, peak_of(lowered.compile(), weights))
@@ -357,7 +368,7 @@ class Request:
             self,
             x=self.x[rows],
             eps=eps[rows],
-            constants=jax.tree.map(lambda array: array[rows], self.constants),
+            constants=rows_of(self.constants, rows),
             labels=self.labels[rows],
             logits=self.logits[rows],
             method=method,
@@ -399,81 +410,6 @@ def verified_by(margins: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def other_classes(labels: np.ndarray, classes: int) -> np.ndarray:
     """Where a class is not the example's label, bool `[B, ..., C]`."""
     return np.not_equal(np.arange(classes), labels[..., None])
-
-
-def _checked_examples(x: ArrayLike) -> np.ndarray:
-    require_array("x", x)
-    examples = np.asarray(x)
-    if examples.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(
-            f"x must be float32 or float64, got {examples.dtype}; use x.astype('float32')"
-        )
-    x64: bool = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
-    if examples.dtype == np.float64 and not x64:
-        single = examples.astype(np.float32)
-        if not np.array_equal(single, examples, equal_nan=True):
-            # A certificate about rounded inputs is not one about the inputs.
-            raise TypeError(
-                "x is float64 and float32 does not hold its values exactly, but JAX computes in "
-                "float32; give x.astype('float32'), or enable jax_enable_x64"
-            )
-        examples = single
-    if examples.ndim < 1 or examples.shape[0] == 0:
-        raise ValueError(
-            f"x must be a batch [B, ...] of at least one example, got shape {examples.shape}"
-        )
-    require_finite("x", examples)
-    return examples
-
-
-def _require_searchable(x: np.ndarray, threat: Threat) -> None:
-    if threat.norm != np.inf:
-        raise ValueError(
-            f"method 'complete' needs the norm inf, got {threat.norm:g}; take 'best' for others"
-        )
-    if x.dtype != np.float32:
-        raise TypeError(f"method 'complete' computes in float32, got x of {x.dtype}")
-
-
-def _require_finite_weights(variables: PyTree) -> None:
-    for path, leaf in jax.tree.leaves_with_path(variables):
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            require_finite(f"the weights {jax.tree_util.keystr(path)}", leaf)
-
-
-def _rounded_outwards(threat: Threat, dtype: np.dtype[Any]) -> Threat:
-    """The threat with a clip range in this dtype, and no radius: calls take the radii apart.
-
-    An end that is not representable is rounded outwards, as the radius is.
-    """
-    clip = threat.clip
-    if clip is not None:
-        clip = (
-            -rounding_of_sets.up(-np.asarray(clip[0]), dtype),
-            rounding_of_sets.up(clip[1], dtype),
-        )
-    return Threat(0.0, float(threat.norm), clip, outward=True)
-
-
-def per_example(radius: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """A radius with as many dimensions as `x`: scalar, `[B]`, or broadcastable to `x`.
-
-    Raises:
-      ValueError: for another shape.
-    """
-    if radius.ndim == 0:
-        return np.full((x.shape[0],) + (1,) * (x.ndim - 1), radius)
-    if radius.shape == x.shape[:1]:
-        return radius.reshape((-1,) + (1,) * (x.ndim - 1))
-    fits = radius.ndim == x.ndim and all(
-        e in (1, n) for e, n in zip(radius.shape, x.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"eps must be a scalar, one per example [{x.shape[0]}], or broadcast to x of shape "
-            f"{x.shape} with as many dimensions, got shape {radius.shape}"
-        )
-    return radius
 
 
 def _compiled_logits(single: Apply, whole: Apply, mesh: Mesh | None) -> Jitted:

@@ -110,6 +110,13 @@ def trace_program(function: Callable[..., _PyTree], *arguments: _PyTree) -> Trac
     return Trace(program, captured, shapes)
 
 
+def traced_together(function: Callable[..., _PyTree], *arguments: _PyTree) -> _PyTree:
+    """A function of arguments that may belong to different traces, traced as if they were one's."""
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    results = jex_core.jaxpr_as_fun(closed)(*jax.tree.leaves(arguments))
+    return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+
 def is_weight(value: Any) -> bool:
     """Whether an array looks like weights: floating, of several numbers. Random keys do, too."""
     if _is_key(value):

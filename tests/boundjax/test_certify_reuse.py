@@ -122,30 +122,54 @@ def test_other_methods_and_questions_compile_only_what_they_need(compiled, caplo
     assert compiled() == []
 
 
+def scaled(value):
+    return lambda x: value * x[:, :3]
+
+
+def column(value):
+    return lambda x: x[:, value]
+
+
+def masked(value):
+    return lambda x: jnp.where(value, x, -x)[:, :3]
+
+
+def branching(value):
+    return lambda x: jax.lax.cond(value, lambda z: z, lambda z: -z, x[:, :3])
+
+
+def looping(value):
+    return lambda x: jax.lax.fori_loop(0, value, lambda _, z: np.float32(2.0) * z, x[:, :3])
+
+
+def applying(value):
+    return lambda x: value(x[:, :3])
+
+
+def differentiated(value):
+    return lambda x: jax.vmap(jax.grad(lambda z: jnp.sum(value(z))))(x[:, :3])
+
+
+def column_of_partial(value):
+    return functools.partial(lambda columns, x: x[:, columns], value)
+
+
+ONES = np.ones((1, 3), np.float32)
 CHANGES = {
-    "a number": (lambda v: lambda x: v * x[:, :3], np.float32(1.0), np.float32(-1.0)),
-    "a python number": (lambda v: lambda x: v * x[:, :3], 1.0, -1.0),
-    "filled arrays": (lambda v: lambda x: v * x[:, :3], np.ones((1, 3), np.float32), -np.ones((1, 3), np.float32)),
-    "indices": (lambda v: lambda x: x[:, v], np.array([0, 1, 2]), np.array([2, 1, 0])),
-    "a mask": (
-        lambda v: lambda x: jnp.where(v, x, -x)[:, :3],
-        np.array([True] * 5)[None],
-        np.array([False, True] * 2 + [False])[None],
-    ),
-    "a branch": (lambda v: lambda x: jax.lax.cond(v, lambda z: z, lambda z: -z, x[:, :3]), True, False),
-    "a number of steps": (
-        lambda v: lambda x: jax.lax.fori_loop(0, v, lambda _, z: np.float32(2.0) * z, x[:, :3]),
-        1,
-        3,
-    ),
-    "a function": (lambda v: lambda x: v(x[:, :3]), jnp.sin, jnp.cos),
-    "a derivative": (
-        lambda v: lambda x: jax.vmap(jax.grad(lambda z: jnp.sum(v(z))))(x[:, :3]), jnp.sin, jnp.exp
-    ),
-    "a leaf that is no weight": (lambda v: functools.partial(lambda p, x: x[:, p], v), np.array([0, 1, 2]), np.array([1, 2, 3])),
-}  # fmt: skip
+    "a number": (scaled, np.float32(1.0), np.float32(-1.0)),
+    "a python number": (scaled, 1.0, -1.0),
+    "filled arrays": (scaled, ONES, -ONES),
+    "indices": (column, np.array([0, 1, 2]), np.array([2, 1, 0])),
+    "a mask": (masked, np.array([[True] * 5]), np.array([[False, True, False, True, False]])),
+    "a branch": (branching, True, False),
+    "a number of steps": (looping, 1, 3),
+    "a function": (applying, jnp.sin, jnp.cos),
+    "a derivative": (differentiated, jnp.sin, jnp.exp),
+    "a leaf that is no weight": (column_of_partial, np.array([0, 1, 2]), np.array([1, 2, 3])),
+}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", CHANGES)
 @pytest.mark.parametrize("jitted", [False, True])
 def test_what_a_model_captures_is_never_stale(kind, jitted):
