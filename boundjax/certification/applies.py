@@ -12,6 +12,7 @@ import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
@@ -184,8 +185,8 @@ class TreeApply:
     ) -> tuple[TreeApply, list[Any]]:
         """This form of a pytree, and its weights: all floating-point arrays and random keys."""
         leaves, treedef = jax.tree.flatten(tree)
-        weights = [leaf for leaf in leaves if _is_floating(leaf)]
-        static = tuple(_WEIGHT if _is_floating(leaf) else leaf for leaf in leaves)
+        weights = [leaf for leaf in leaves if _is_weight(leaf)]
+        static = tuple(_WEIGHT if _is_weight(leaf) else leaf for leaf in leaves)
         return cls(treedef, static, options, rebuild), weights
 
     def __call__(
@@ -205,8 +206,9 @@ class TreeApply:
 _WEIGHT = object()
 
 
-def _is_floating(leaf: Any) -> bool:
-    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+def _is_weight(leaf: Any) -> bool:
+    """Whether a leaf is a floating-point array or a random key; NumPy's numbers are options."""
+    if not isinstance(leaf, jax.Array) and not (isinstance(leaf, np.ndarray) and leaf.ndim):
         return False
     dtype = leaf.dtype
     return jnp.issubdtype(dtype, jnp.inexact) or jnp.issubdtype(dtype, jax.dtypes.prng_key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import flax.errors
+import jax
 
 from boundjax.certification.applies import KeyNeeded
 
@@ -45,6 +46,13 @@ def explained(error: Exception) -> Exception | None:
             "the model updates its own state while it is called (batch statistics, counts of "
             "random keys); give the nnx module itself rather than a function around it, or "
             "call model.eval() first"
+        )
+    if isinstance(
+        error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError
+    ):
+        return TypeError(
+            "the model reads values of its weights or of its input while it is traced (float(), "
+            "bool(), numpy); if it reads weights, give a function around it: lambda x: model(x)"
         )
     if found := _NOT_SAID.search(text):
         name = next(group for group in found.groups() if group)

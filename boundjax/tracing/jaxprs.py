@@ -245,6 +245,8 @@ def fingerprint(jaxpr: Any) -> Any:
     def parameter(value: Any) -> Any:
         if subjaxpr(value) is not None:
             return fingerprint(value)
+        if isinstance(value, tuple | list):
+            return tuple(map(parameter, value))
         # Functions (custom derivative rules) have no stable text beyond their name.
         return getattr(value, "__name__", "function") if callable(value) else repr(value)
 
