@@ -392,6 +392,7 @@ def test_a_set_is_no_input(given):
         certify(lambda x: x @ W, given, 0.1)
 
 
+@pytest.mark.slow
 def test_progress_of_several_methods_and_radii():
     told = []
     options = {"rounding": "nearest", "progress": lambda *counts: told.append(counts)}
