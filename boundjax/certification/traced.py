@@ -66,14 +66,17 @@ def traced(model: PureModel, x: np.ndarray, constants: Sequence[PyTree], size: i
 
     def logits(variables: PyTree, x: Array, constants: tuple[PyTree, ...]) -> Array:
         result: Any = model.apply(variables, x, None, constants)
-        if not isinstance(result, jax.Array):
+        if not isinstance(result, jax.Array | np.ndarray):
             raise ValueError(_many(result))
-        return result
+        return jnp.asarray(result)
 
-    def shape(array: np.ndarray) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
+    def of_size(count: int) -> tuple[Any, Any]:
+        def shape(array: np.ndarray) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((count, *array.shape[1:]), array.dtype)
 
-    arguments = shape(x), jax.tree.map(shape, tuple(constants))
+        return shape(x), jax.tree.map(shape, tuple(constants))
+
+    arguments = of_size(size)
     try:
         found = trace_program(logits, model.variables, *arguments)
     except Exception as error:
@@ -83,9 +86,11 @@ def traced(model: PureModel, x: np.ndarray, constants: Sequence[PyTree], size: i
         raise better from error
     result: jax.ShapeDtypeStruct = found.shapes
     if len(result.shape) < 2 or result.shape[0] != size:
+        count = max(size, len(x))  # rather the batch that the user knows
+        whole = jax.eval_shape(logits, model.variables, *of_size(count))
         raise _of_one_example(model, x, constants) or ValueError(
-            f"model must return logits [B, C] with B = {size} for x of shape {arguments[0].shape}, "
-            f"got {result.shape}"
+            f"model must return logits [B, C] with B = {count} for x of shape "
+            f"{(count, *x.shape[1:])}, got {whole.shape}"
         )
     if result.shape[-1] < 2:
         raise ValueError(
@@ -103,9 +108,9 @@ def _many(result: Any) -> str:
     """The error for a model that returns something else than one array."""
     kind = type(result).__name__
     if isinstance(result, tuple):
-        example, kind = "y[0]", f"a tuple of {len(result)}"
+        example, kind = "y[0]", f"tuple of {len(result)}"
     elif isinstance(result, dict):
-        example, kind = f"y[{next(iter(result), 'logits')!r}]", f"a dict of {list(result)}"
+        example, kind = f"y[{next(iter(result), 'logits')!r}]", f"dict of {list(result)}"
     else:
         example = "y.logits"
     return (
@@ -132,7 +137,8 @@ def _of_one_example(
         )
     except Exception:  # whatever goes wrong, it is no function of one example
         return None
-    if len(getattr(one, "shape", ())) != 1:
+    shape_of_one = getattr(one, "shape", ())
+    if len(shape_of_one) != 1 or shape_of_one[0] < 2:
         return None
     return ValueError(
         f"model must take a batch [B, ...] and return logits [B, C], but it is a function of one "

@@ -85,11 +85,11 @@ class Distribution:
 
 
 OUTPUTS = {
-    "tuple": (lambda z: (z, z[:, 0]), lambda y: y[0], r"a tuple of 2; .*output=lambda y: y\[0\]"),
+    "tuple": (lambda z: (z, z[:, 0]), lambda y: y[0], r"got tuple of 2; .*output=lambda y: y\[0\]"),
     "dict": (
         lambda z: {"logits": z, "value": z[:, 0]},
         lambda y: y["logits"],
-        r"a dict of \['logits', 'value'\]; .*output=lambda y: y\['logits'\]",
+        r"got dict of \['logits', 'value'\]; .*output=lambda y: y\['logits'\]",
     ),
     "distribution": (Distribution, lambda y: y.logits, "got Distribution; .*output=lambda y"),
 }
