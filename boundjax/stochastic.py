@@ -326,6 +326,16 @@ def use_of_key(function: Callable[..., Any]) -> Literal["none", "optional", "req
     return "optional" if positional[1].name == "key" else "none"
 
 
+def second_argument(function: Callable[..., Any]) -> str | None:
+    """The name of the second positional argument of a function, as far as its signature tells."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return positional[1].name if len(positional) > 1 else None
+
+
 def _filled(tree: PyTree, value: float) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), tree)
 

@@ -135,6 +135,13 @@ def test_the_code_about_verification_prints_what_is_shown(project, capsys):
     assert capsys.readouterr().out == expected
 
 
+def test_the_code_about_models_prints_what_is_shown(project, capsys):
+    page = project / "docs" / "models.md"
+    (code,), (expected,) = blocks(page, "python"), blocks(page, "text")
+    exec(compile(code, "models.md", "exec"), {})
+    assert capsys.readouterr().out == expected
+
+
 def test_the_code_about_connectivity_runs(project, capsys):
     (code,) = blocks(project / "docs" / "connectivity.md", "python")
     namespace = {}

@@ -52,6 +52,12 @@ def check_arguments(
         raise ValueError(f"eps must be >= 0, got {value}")
     _check_draws(attack, f, draws, key)
     logits = jax.eval_shape(f, x) if draws is None else jax.eval_shape(f, x, key)
+    # Untyped callers may return anything.
+    if not hasattr(logits, "ndim"):  # pyright: ignore[reportUnnecessaryComparison]
+        raise ValueError(
+            f"{attack} expects f to return logits [B, C], one array, got "
+            f"{type(logits).__name__}; pick them, as in lambda x: f(x)[0]"
+        )
     if logits.ndim != 2 or logits.shape[0] != x.shape[0] or logits.shape[1] < 2:
         raise ValueError(
             f"{attack} expects f to return logits [B, C] with B={x.shape[0]} and C >= 2, "

@@ -27,10 +27,11 @@ class Certificate:
 
     Attributes:
       verified: bool `[B]`; True where every margin to another class is positive on the whole input
-        set. An example whose label is not the model's prediction is never verified.
-      margins: float `[B, C]`; lower bounds on `z_y - z_m` over the input set; 0 at `m = y`.
-        `[B, 0]` if no margins are claimed.
-      labels: int `[B]`; the classes `y` the certificate is about.
+        set. An example whose label is not the model's prediction is never verified. `[B, ...]` for
+        a model that classifies several positions of an example.
+      margins: float `[B, C]`, or `[B, ..., C]`; lower bounds on `z_y - z_m` over the input set; 0
+        at `m = y`. `[B, 0]` if no margins are claimed.
+      labels: int `[B]`, or `[B, ...]`; the classes `y` the certificate is about.
       threat: radius, norm and clip range that it holds for.
       method: which bounds were used.
       arithmetic: which arithmetic it holds for. `"nearest"`: the network with these weights in real
@@ -39,25 +40,27 @@ class Certificate:
       counterexamples: by the index of an example, an input of its set at which another logit, as
         the model computes it in float32, is no smaller than the label's; the example itself if it
         is misclassified. Only `"complete"` looks for them.
+      has_constants: whether the model took per-example constants, for which it holds.
     """
 
-    verified: Bool[np.ndarray, " B"]
-    margins: Float[np.ndarray, "B C"]
-    labels: Int[np.ndarray, " B"]
+    verified: Bool[np.ndarray, "B ..."]
+    margins: Float[np.ndarray, "B ... C"]
+    labels: Int[np.ndarray, "B ..."]
     threat: Threat
     method: str
     arithmetic: Rounding = "nearest"
     counterexamples: Mapping[int, np.ndarray] = dataclasses.field(default_factory=_no_points)
+    has_constants: bool = False
 
     @property
-    def falsified(self) -> Bool[np.ndarray, " B"]:
+    def falsified(self) -> Bool[np.ndarray, "B ..."]:
         """The examples with a counterexample."""
-        flags = np.zeros(len(self.labels), bool)
+        flags = np.zeros(np.shape(self.verified), bool)
         flags[list(self.counterexamples)] = True
         return flags
 
     @property
-    def undecided(self) -> Bool[np.ndarray, " B"]:
+    def undecided(self) -> Bool[np.ndarray, "B ..."]:
         """The examples that are neither verified nor known to have a counterexample."""
         return ~self.verified & ~self.falsified
 
@@ -66,9 +69,10 @@ class Certificate:
         threat = self.threat
         order = "inf" if threat.norm == np.inf else f"{threat.norm:g}"
         clip = "not clipped" if threat.clip is None else f"clipped to {_range(threat.clip)}"
+        what = "examples" if np.ndim(self.verified) == 1 else "positions"
         falsified = f", {len(self.counterexamples)} falsified" if self.counterexamples else ""
         return (
-            f"{int(np.sum(self.verified))} of {len(self.verified)} examples verified{falsified} "
+            f"{int(np.sum(self.verified))} of {np.size(self.verified)} {what} verified{falsified} "
             f"within eps {_values(threat.eps)} (l{order}, {clip}) by {self.method}, "
             f"{self.arithmetic}"
         )
@@ -136,11 +140,18 @@ class Certificate:
             process.
 
         Raises:
-          ValueError: for inputs or a model that do not belong to the certificate as far as shapes
+          ValueError: for a certificate with per-example constants or several positions; inputs or
+            a model that do not belong to the certificate as far as shapes
             tell, a norm other than 1, 2 and inf, or a method without a witness.
           UnsupportedOpError: at an op of the model that the checker does not know.
           OSError: if the file cannot be written.
         """
+        if self.has_constants or np.ndim(self.labels) != 1:
+            raise ValueError(
+                "a file holds one network with one decision per example, not per-example constants "
+                "or several positions; certify each with a function that has them fixed, and save "
+                "that"
+            )
         words = files.witnesses_of(self.method, witness)
         inputs = files.inputs_of(x, len(self.labels))
         threat = files.threat_entries(self.threat, inputs)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
@@ -14,11 +15,12 @@ from boundjax.certification import complete
 from boundjax.certification.certificate import Certificate
 from boundjax.certification.memory import MemoryEstimate, available_bytes
 from boundjax.certification.presets import COMPLETE, Method, Transform, name_of
+from boundjax.certification.progress import Progress, Steps
 from boundjax.certification.proof import with_proof
 from boundjax.certification.request import Request
 from boundjax.sets.rounding import Rounding
 from boundjax.sets.threat import Threat
-from boundjax.typing import Device
+from boundjax.typing import Device, PyTree
 
 
 def certify(
@@ -26,7 +28,10 @@ def certify(
     x: Float[ArrayLike, "B ..."],
     eps: ArrayLike,
     *,
-    labels: Int[ArrayLike, " B"] | None = None,
+    labels: Int[ArrayLike, "B ..."] | None = None,
+    constants: PyTree = None,
+    call: Mapping[str, Any] | None = None,
+    output: Callable[[Any], Array] | None = None,
     norm: float = jnp.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     method: Method | Transform = "crown-ibp",
@@ -35,20 +40,31 @@ def certify(
     max_bytes: int | None = None,
     devices: Sequence[Device] | None = None,
     timeout: float | None = None,
+    progress: Progress | None = None,
 ) -> Certificate:
     """Certifies that a classifier's decision cannot change within a radius.
 
     Args:
       model: logits `[B, C]` from a batch `[B, ...]`: a bound Linen module,
-        `(module, variables)`, an NNX module (used in eval mode, its state left alone), or any
-        callable. It is bounded one example at a time, so it must not mix examples. A random network
-        is certified for fixed draws, see `PureModel.fixed_draw` and `PureModel.mean_softmax`.
-      x: the inputs `[B, ...]`, float32 or float64.
+        `(module, variables)`, an NNX module (used in eval mode, its state left alone), a
+        `functools.partial` such as `partial(module.apply, variables, train=False)`, a callable
+        pytree, or any callable; see `PureModel.of`. It is bounded one example at a time, so it must
+        not mix examples. A model that classifies every position of an example (pixels, tokens)
+        returns `[B, ..., C]`; every position is certified for changes of the whole example. A
+        random network is certified for fixed draws, see `PureModel.fixed_draw` and
+        `PureModel.mean_softmax`.
+      x: the inputs `[B, ...]`, float32 or float64. Without x64 JAX computes in float32, and float64
+        inputs that float32 does not hold are refused.
       eps: the radius in the units of `x` (8 / 255 for pixels in [0, 1]), `>= 0`: a scalar, one per
         example `[B]`, or one per feature (an array that broadcasts to `x`, with as many
         dimensions). The radius and the ends `x - eps`, `x + eps` are rounded outwards where they
         are inexact; a radius of 0 is the point itself.
-      labels: classes `[B]`; by default the model's own predictions.
+      labels: classes `[B]`, or `[B, ...]` for every position; by default the model's own
+        predictions.
+      constants: a pytree of arrays `[B, ...]` that the model takes as its second argument, such as
+        lengths, masks or conditions: one entry for each example, not perturbed.
+      call: keywords of every call of the model, such as `{"train": False}`.
+      output: picks the logits from what the model returns, as in `lambda y: y[0]`.
       norm: order p of the norm, 1, 2 or inf.
       clip: `(low, high)`, the range of valid inputs, or None; `x` must lie in it.
       method: `"interval"`, `"crown-ibp"`, `"one-step"` (one signed gradient step on the
@@ -77,6 +93,8 @@ def certify(
         their domains over all of them.
       timeout: seconds for the search of one example with `"complete"`, 60 by default; compilation
         does not count.
+      progress: called as `progress(done, total, undecided)` after every batch and every search, see
+        `Progress`; for a bar on a terminal, a log line, or an exception that stops the call.
 
     Returns:
       A `Certificate`; with `"complete"` its `falsified` and `undecided` tell apart the examples
@@ -84,11 +102,13 @@ def certify(
 
     Raises:
       ValueError: for an empty batch, NaN inputs, a negative or NaN radius, labels out of range,
-        wrong shapes, fewer than two logits, a model that mixes examples or draws random numbers
-        for every query, an unknown method or rounding, weights without a spectral norm, or
+        wrong shapes, fewer than two logits, a model that mixes examples, is in train mode, takes
+        one example instead of a batch, or draws random numbers for every query, several positions
+        with `"complete"`, an unknown method or rounding, weights without a spectral norm, or
         devices of another process.
-      TypeError: for a model that cannot be called, inputs that are neither float32 nor float64, or
-        a transform that does not return an `Interval` (an `Estimate` is not a bound).
+      TypeError: for a model that cannot be called, inputs that are neither float32 nor float64 or
+        would be rounded, or a transform that does not return an `Interval` (an `Estimate` is not a
+        bound).
       MemoryError: before anything is computed, if a call does not fit; the message names a batch
         size that does.
       UnsupportedOpError: at an op that is not in `supported_ops()`.
@@ -98,7 +118,19 @@ def certify(
 
     def attempt(rounding: Rounding) -> Certificate:
         request = Request.check(
-            model, x, threat, labels, method, rounding, batch_size, max_bytes, devices
+            model,
+            x,
+            threat,
+            labels,
+            method,
+            rounding,
+            batch_size,
+            max_bytes,
+            devices,
+            constants=constants,
+            call=call,
+            output=output,
+            progress=progress,
         )
         points: dict[int, np.ndarray] = {}
         if method == COMPLETE:
@@ -106,7 +138,14 @@ def certify(
         else:
             verified, margins = request.run(request.eps)
         return Certificate(
-            verified, margins, request.labels, threat, name_of(method), request.arithmetic, points
+            verified,
+            margins,
+            request.labels,
+            threat,
+            name_of(method),
+            request.arithmetic,
+            points,
+            has_constants=bool(request.constants),
         )
 
     return with_proof(rounding, method, attempt)
@@ -135,6 +174,9 @@ def memory_estimate(
     x: Float[ArrayLike, "B ..."],
     method: Method | Transform = "crown-ibp",
     *,
+    constants: PyTree = None,
+    call: Mapping[str, Any] | None = None,
+    output: Callable[[Any], Array] | None = None,
     norm: float = jnp.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     rounding: Rounding | None = None,
@@ -148,7 +190,8 @@ def memory_estimate(
     largest peak of its methods.
 
     Args:
-      model, x, method, norm, clip, rounding, batch_size, max_bytes, devices: as for `certify`.
+      model, x, method, constants, call, output, norm, clip, rounding, batch_size, max_bytes,
+        devices: as for `certify`.
 
     Returns:
       A `MemoryEstimate`, for the batch size that `certify` would choose.
@@ -161,7 +204,18 @@ def memory_estimate(
 
     def attempt(rounding: Rounding) -> MemoryEstimate:
         request = Request.check(
-            model, x, threat, None, method, rounding, batch_size, max_bytes, devices
+            model,
+            x,
+            threat,
+            None,
+            method,
+            rounding,
+            batch_size,
+            max_bytes,
+            devices,
+            constants=constants,
+            call=call,
+            output=output,
         )
         plans = [request.plan(name) for name in request.methods]
         largest = max(plans, key=lambda plan: plan.peak)
@@ -174,7 +228,10 @@ def certified_radius(
     model: Any,
     x: Float[ArrayLike, "B ..."],
     *,
-    labels: Int[ArrayLike, " B"] | None = None,
+    labels: Int[ArrayLike, "B ..."] | None = None,
+    constants: PyTree = None,
+    call: Mapping[str, Any] | None = None,
+    output: Callable[[Any], Array] | None = None,
     norm: float = jnp.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     method: Method | Transform = "crown-ibp",
@@ -184,18 +241,20 @@ def certified_radius(
     batch_size: int | None = None,
     max_bytes: int | None = None,
     devices: Sequence[Device] | None = None,
+    progress: Progress | None = None,
 ) -> Float[np.ndarray, " B"]:
     """The largest radius within which each example is certified, by bisection up to `eps_max`.
 
     Args:
-      model, x, labels, norm, clip, method, rounding, batch_size, max_bytes, devices: as for
-        `certify`.
+      model, x, labels, constants, call, output, norm, clip, method, rounding, batch_size,
+        max_bytes, devices, progress: as for `certify`.
       eps_max: the largest radius to try, in the units of `x`.
       steps: number of halvings; the result is within `eps_max / 2 ** steps` of what the bounds can
         prove.
 
     Returns:
-      `[B]`; radii at which `certify` succeeded. 0 where every radius that was tried failed, as for
+      `[B]`; radii at which `certify` succeeded, for a model with several positions at all of them.
+      0 where every radius that was tried failed, as for
       misclassified examples.
 
     Raises:
@@ -211,7 +270,19 @@ def certified_radius(
 
     def attempt(rounding: Rounding) -> np.ndarray:
         request = Request.check(
-            model, x, threat, labels, method, rounding, batch_size, max_bytes, devices
+            model,
+            x,
+            threat,
+            labels,
+            method,
+            rounding,
+            batch_size,
+            max_bytes,
+            devices,
+            constants=constants,
+            call=call,
+            output=output,
+            progress=progress,
         )
         return _largest_radii(request, steps)
 
@@ -222,11 +293,19 @@ def _largest_radii(request: Request, steps: int) -> np.ndarray:
     """Bisects the radius of every example `[B]` between 0 and the radius of the request."""
     shape = (request.x.shape[0],) + (1,) * (request.x.ndim - 1)
     high = request.eps.reshape(shape[0], -1)[:, 0]
-    certified, _ = request.run(high.reshape(shape))
-    low = np.where(certified, high, np.zeros_like(high))
+    examples = len(request.x)
+    total = (steps + 1) * len(request.methods) * examples
+    counted = Steps(request.progress, total, examples)
+
+    def certified(radii: np.ndarray) -> np.ndarray:
+        counted.again()
+        verified, _ = request.run(radii.reshape(shape), counted)
+        return np.asarray(verified.reshape(examples, -1).all(axis=1))
+
+    low = np.where(certified(high), high, np.zeros_like(high))
     for _ in range(steps):
         middle = (0.5 * (low + high)).astype(high.dtype)
-        certified, _ = request.run(middle.reshape(shape))
-        low = np.where(certified, middle, low)
-        high = np.where(certified, high, middle)
+        good = certified(middle)
+        low = np.where(good, middle, low)
+        high = np.where(good, high, middle)
     return low

@@ -4,24 +4,23 @@
 # pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 
-from boundjax.certification.models import Apply, one_example
+from boundjax.certification.applies import Apply, one_example, rows_of
+from boundjax.certification.inputs import per_example
 from boundjax.certification.presets import IN_COMPLETE, Method, default_batch
-from boundjax.certification.request import Request, other_classes, per_example, verified_by
+from boundjax.certification.progress import Steps
+from boundjax.certification.request import Request, other_classes, verified_by
 from boundjax.properties import Case, Property, predicts
 from boundjax.search.limits import MAX_BYTES
 from boundjax.search.programs import Programs
 from boundjax.search.search import verify
 from boundjax.sets import rounding
 from boundjax.sets.threat import Threat
-from boundjax.tracing.jaxprs import program
 from boundjax.typing import Device, PyTree
 
 DEFAULT_TIMEOUT = 60.0
@@ -59,32 +58,37 @@ def answered(
     correct = np.all(~rivals | (logits < label_logits), axis=1)  # neither if a logit is NaN
     counterexamples = {int(k): request.x[k] for k in np.flatnonzero(wrong)}
     margins = np.where(rivals, -np.inf, 0.0).astype(request.x.dtype)
+    steps = Steps(request.progress, len(labels), len(labels))
+    steps.close(np.flatnonzero(wrong))
     for method in IN_COMPLETE:
         still_open = np.flatnonzero(correct & ~verified_by(margins, labels))
         # The first method bounds all examples.
         rows = np.arange(len(labels)) if method == IN_COMPLETE[0] else still_open
         if len(rows):
-            margins[rows] = np.fmax(margins[rows], _bounded(request, rows, method))
+            steps.add(len(rows) if method != IN_COMPLETE[0] else 0)
+            margins[rows] = np.fmax(margins[rows], _bounded(request, rows, method, steps))
     # No bound is finite around a point whose logits are not.
     bounded = np.isfinite(logits).all(axis=1)
     pending = np.flatnonzero(correct & bounded & ~verified_by(margins, labels))
     if len(pending):
+        steps.add(len(pending))
         search = _Searches(request, threat, timeout, devices)
         for k in pending:
             reached, point = search.decide(int(k))
             margins[k] = np.fmax(margins[k], reached)
             if point is not None:
                 counterexamples[int(k)] = point
+            steps.searched(int(k), point is not None or bool(verified_by(margins, labels)[k]))
     verified = verified_by(margins, labels) & correct
     verified[list(counterexamples)] = False
     return Answer(verified, margins, counterexamples)
 
 
-def _bounded(request: Request, rows: np.ndarray, method: Method) -> np.ndarray:
+def _bounded(request: Request, rows: np.ndarray, method: Method, steps: Steps) -> np.ndarray:
     """The margins of some examples, in full batches, so that one size is compiled."""
     size = min(request.batch_size or default_batch(method), len(request.labels))
     padded = request.of(np.resize(rows, -(-len(rows) // size) * size), method)
-    return padded.run(padded.eps)[1][: len(rows)]
+    return padded.run(padded.eps, steps.of(rows))[1][: len(rows)]
 
 
 class _Searches:
@@ -99,22 +103,28 @@ class _Searches:
     ) -> None:
         self._request, self._timeout = request, timeout
         self._clip, self._exact_eps = threat.clip, per_example(np.asarray(threat.eps), request.x)
-        weights = request.model.variables
-        max_bytes = min(MAX_BYTES, request.max_bytes or MAX_BYTES)
-        divided = None if devices is None else tuple(devices)
-        single, x = _on_one_example(request.model.apply), request.x[0]
-        # The programs do not depend on the size of the batch.
-        key, _ = program(single, weights, jax.ShapeDtypeStruct(x.shape, x.dtype))
-        of_one = dataclasses.replace(request, program=key)
-        self._programs = Programs(
-            single,
-            x.shape,
-            rounding=request.rounding,
-            max_bytes=max_bytes,
-            devices=divided,
-            weights=weights,
-            compiled=of_one.compiled(_empty, request.rounding, max_bytes, divided),
-        )
+        self._max_bytes = min(MAX_BYTES, request.max_bytes or MAX_BYTES)
+        self._devices = None if devices is None else tuple(devices)
+        options = request.rounding, self._max_bytes, self._devices
+        self._compiled = request.compiled(_empty, *options)
+        self._programs: Programs | None = None
+
+    def _programs_of(self, k: int) -> Programs:
+        """The programs for an example; all examples share them unless they have constants."""
+        request = self._request
+        if self._programs is None or request.constants:
+            # The constants of an example are weights of its network.
+            own = rows_of(request.constants, k)
+            self._programs = Programs(
+                _on_one_example(request.apply),
+                request.x.shape[1:],
+                rounding=request.rounding,
+                max_bytes=self._max_bytes,
+                devices=self._devices,
+                weights=(request.variables, own),
+                compiled=self._compiled,
+            )
+        return self._programs
 
     def decide(self, k: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Proved lower bounds `[C]` on the margins of an example, and a counterexample or None."""
@@ -124,14 +134,15 @@ class _Searches:
         outer = np.asarray(ends.lower), np.asarray(ends.upper)
         inner = rounding.inward_ends(x, _row(self._exact_eps, k), self._clip)
         label, classes = int(request.labels[k]), request.num_classes
+        programs = self._programs_of(k)
         case = Case.flattened(outer, inner, predicts(label, classes).unsafe)
         result = verify(
-            self._programs.network,
+            programs.network,
             Property(x.size, classes, (case,)),
             method="complete",
             timeout=self._timeout,
             rounding=request.rounding,
-            programs=self._programs,
+            programs=programs,
             count_compilation=False,
         )
         margins = np.zeros(classes, x.dtype)
@@ -146,7 +157,11 @@ def _row(eps: np.ndarray, k: int) -> np.ndarray:
 
 
 def _on_one_example(apply: Apply) -> Callable[[PyTree, Array], Array]:
-    return lambda variables, x: one_example(apply, variables)(x)
+    def function(weights: PyTree, x: Array) -> Array:
+        variables, constants = weights
+        return one_example(apply, variables, None, constants)(x)
+
+    return function
 
 
 def _empty(*options: Any) -> dict[Any, Any]:

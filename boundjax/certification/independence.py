@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import numpy as np
+
+from boundjax.certification.applies import rows_of
+from boundjax.typing import PyTree
 
 # Tolerances, relative to the largest logit of a column. In two runs of one compiled program the
 # logits of unchanged examples are equal, up to the order of summation on a GPU.
@@ -34,8 +38,43 @@ def with_alternate_changed(x: np.ndarray, kept: int) -> np.ndarray:
     return changed
 
 
+def other_constants(constants: PyTree, sign: int) -> PyTree:
+    """Different per-example constants `[B, ...]`: predicates negated, numbers moved out of the way.
+
+    Numbers move by the width of their range (by 1 if all are equal), up or down, so that a largest
+    or a smallest value of the batch changes as well; integers that are not negative stay so.
+    """
+
+    def other(array: np.ndarray) -> np.ndarray:
+        if array.dtype == np.bool_ or not array.size:
+            return ~array if array.dtype == np.bool_ else array
+        low, high = array.min(), array.max()
+        if array.dtype.kind == "f":
+            return array + array.dtype.type(sign) * ((high - low) if low < high else low * 0 + 1)
+        limits = np.iinfo(array.dtype)
+        least = 0 if low >= 0 else int(limits.min)
+        moved = array.astype(object) + sign * (int(high) - int(low) or 1)
+        return np.clip(moved, least, int(limits.max)).astype(array.dtype)
+
+    return jax.tree.map(other, constants)
+
+
+def _others_changed(tree: PyTree, changed: PyTree, kept: int) -> PyTree:
+    """Arrays `[B, ...]` of one tree at the examples `kept`, `kept + 2`, ..., else of the other."""
+
+    def mixed(array: np.ndarray, other: np.ndarray) -> np.ndarray:
+        result = other.copy()
+        result[kept::2] = array[kept::2]
+        return result
+
+    return jax.tree.map(mixed, tree, changed)
+
+
 def logits(
-    evaluate: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], x: np.ndarray, size: int
+    evaluate: Callable[[np.ndarray, PyTree], tuple[np.ndarray, np.ndarray]],
+    x: np.ndarray,
+    constants: PyTree,
+    size: int,
 ) -> np.ndarray:
     """A model's logits `[B, C]` for examples one by one, after checking that batches give the same.
 
@@ -43,18 +82,26 @@ def logits(
     is what would be bounded; with batch normalisation that function is even constant.
 
     Args:
-      evaluate: examples -> their logits `[B, C]` in batches of `size`, and one by one.
+      evaluate: examples and constants -> logits `[B, C]` in batches of `size`, and one by one.
       x: at least two examples `[B, ...]`.
+      constants: a pytree of arrays `[B, ...]` that the model takes beside `x`.
       size: of a batch, at least two.
 
     Raises:
       ValueError: naming the first example whose logits depend on others.
     """
-    together, alone = evaluate(x)
+    together, alone = evaluate(x, constants)
     require_same_alone(together, alone)
     # Every batch runs the same program, so checking the first one is enough.
-    even_kept, odd_kept = (evaluate(with_alternate_changed(x[:size], kept))[0] for kept in (0, 1))
-    require_unchanged(together[:size], (even_kept, odd_kept))
+    first = rows_of(constants, slice(size))
+    for sign in (1, -1) if jax.tree.leaves(constants) else (1,):
+        other = other_constants(first, sign)
+
+        def kept_alone(kept: int, other: PyTree = other) -> np.ndarray:
+            examples = with_alternate_changed(x[:size], kept)
+            return evaluate(examples, _others_changed(first, other, kept))[0]
+
+        require_unchanged(together[:size], (kept_alone(0), kept_alone(1)))
     return alone
 
 

@@ -4,12 +4,10 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
-import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,93 +17,115 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from boundjax import stochastic
-from boundjax.typing import PyTree
-
-_HOW_TO_DRAW = (
-    "fresh draws for every query cannot be certified; fix a draw with "
-    "boundjax.PureModel.of(model).fixed_draw(key, x) or the mean of several with mean_softmax"
+from boundjax.certification.applies import (
+    HOW_TO_DRAW,
+    Apply,
+    BoundKeyApply,
+    CallableApply,
+    KeyNeeded,
+    LinenApply,
+    MeanSoftmaxApply,
+    NNXApply,
+    OutputApply,
+    TreeApply,
+    one_example,
+    rows_of,
 )
-
-
-class KeyNeeded(ValueError):
-    """A random network was called without a key."""
-
-
-class Apply(Protocol):
-    """A model's function: logits `[B, C]` of a batch `[B, ...]`.
-
-    Pure and hashable; equal for equal models, so that compiled code can be reused.
-    """
-
-    def __call__(
-        self, variables: PyTree, x: Float[Array, "B ..."], key: Array | None = None
-    ) -> Float[Array, "B C"]:
-        """The logits; `key` is the PRNG key of the draws of a random network."""
-        ...
+from boundjax.typing import PyTree
 
 
 class PureModel(NamedTuple):
-    """A model as a pure function `apply(variables, x, key=None)` of its variables and a batch.
+    """A model as a pure function `apply(variables, x, key=None, constants=())`.
 
     Attributes:
-      apply: the function.
-      variables: its weights, a pytree: everything that may change between calls.
-      cacheable: whether all state is in `variables`. A plain callable may hide weights that change
-        under the same identity, so compiled code for it is never reused.
+      apply: the function of variables and a batch, see `Apply`.
+      variables: its weights, a pytree of arrays.
     """
 
     apply: Apply
     variables: PyTree
-    cacheable: bool
 
     @classmethod
-    def of(cls, model: Any) -> PureModel:
+    def of(
+        cls,
+        model: Any,
+        *,
+        call: Mapping[str, Any] | None = None,
+        output: Callable[[Any], Array] | None = None,
+    ) -> PureModel:
         """Brings a model to this form.
 
         Args:
           model: a `PureModel`; a bound Linen module; a pair `(module, variables)`; an NNX module
-            (used in eval mode, its state left alone); `functools.partial(module.apply, variables)`;
-            or any callable from a batch, or a batch and a PRNG key, to logits.
+            (used in eval mode, its state left alone); a `functools.partial`, such as
+            `partial(module.apply, variables, train=False)`; a callable pytree, whose leaves are its
+            variables; or any callable from a batch, or a batch and a PRNG key, to logits.
+          call: keywords for every call of the model, such as `{"train": False}`; for Linen those
+            of `Module.apply` as well (`method`, `mutable`, `rngs`).
+          output: picks the logits from what the model returns, as in `lambda y: y[0]`.
 
         A Linen module that draws random numbers, or a callable that needs a key, is a random
         network: `apply` then raises a ValueError without a key. An NNX module that draws does so
         with the keys that it holds, which `certify` refuses.
 
         Raises:
-          TypeError: for an unbound Linen module, or anything that is not callable.
+          TypeError: for an unbound Linen module, anything that is not callable, or keywords for a
+            model that is in this form already.
         """
-        if isinstance(model, PureModel):
-            return model
+        pure = cls._of(model, dict(call or {}))
+        if output is None:
+            return pure
+        if not callable(output):
+            raise TypeError(
+                "output must be a function that picks the logits, such as lambda y: y[0], got "
+                f"{type(output).__name__}"
+            )
+        return pure._replace(apply=OutputApply(pure.apply, output))
+
+    @classmethod
+    def _of(cls, model: Any, options: dict[str, Any]) -> PureModel:
         match model:
+            case PureModel():
+                if options:
+                    raise TypeError("give call= to PureModel.of, not together with its result")
+                return model
             case (nn.Module() as module, variables):
-                return cls._of_linen(module, variables)
+                return cls(LinenApply(module, options), variables)
             case nn.Module():
                 if model.scope is None:
                     raise TypeError(
                         f"the Linen module {type(model).__name__} has no variables; "
                         "give (module, variables) or module.bind(variables)"
                     )
-                return cls._of_linen(*model.unbind())
+                module, variables = model.unbind()
+                return cls(LinenApply(module, options), variables)
             case nnx.Module():
                 graphdef, state = nnx.split(model)
-                return cls(_NNXApply(graphdef), state, _is_hashable(graphdef))
-            case functools.partial(func=method, args=(variables,), keywords=options):
-                module = getattr(method, "__self__", None)
-                if isinstance(module, nn.Module) and method.__name__ == "apply" and not options:
-                    return cls._of_linen(module, variables)
+                return cls(NNXApply(graphdef, options), state)
+            case functools.partial():
+                return cls._of_partial(model, options)
             case _:
                 pass
-        if callable(model):
+        if not callable(model):
+            raise TypeError(
+                "model must be a callable from a batch to logits, a bound Linen module, "
+                f"(module, variables) or an nnx.Module, got {type(model).__name__}"
+            )
+        if jax.tree_util.all_leaves([model]):
             function: Any = model
-            return cls(_CallableApply(function), (), False)
-        raise TypeError(
-            "model must be a callable from a batch to logits, a bound Linen module, "
-            f"(module, variables) or an nnx.Module, got {type(model).__name__}"
-        )
+            return cls(CallableApply(function, options), ())
+        return cls(*TreeApply.of(model, options, _itself))
 
     @classmethod
-    def _of_linen(cls, module: nn.Module, variables: PyTree) -> PureModel:
-        return cls(_LinenApply(module), variables, _is_hashable(module))
+    def _of_partial(cls, model: functools.partial[Any], options: dict[str, Any]) -> PureModel:
+        function, options = cast("Any", model.func), {**model.keywords, **options}
+        module = getattr(function, "__self__", None)
+        if isinstance(module, nn.Module) and function.__name__ == "apply" and len(model.args) == 1:
+            return cls(LinenApply(module, options), model.args[0])
+        if isinstance(function, nn.Module | nnx.Module) and not model.args:
+            return cls._of(function, options)
+        parts = (function, *model.args), options
+        return cls(*TreeApply.of(parts, {}, _partial))
 
     def of_one_example(
         self, variables: PyTree, key: Array | None = None
@@ -150,29 +170,37 @@ class PureModel(NamedTuple):
         fixed = [self._drawn(key, jnp.asarray(x)) for key in keys]
         axes = _axes_of_draws(fixed[0])
         variables = _joined(axes, [model.variables for model in fixed])
-        return PureModel(_MeanSoftmaxApply(fixed[0].apply, draws), variables, self.cacheable)
+        return PureModel(MeanSoftmaxApply(fixed[0].apply, draws, axes), variables)
 
-    def require_no_fresh_draws(self, x: Array) -> None:
+    def require_no_fresh_draws(self, x: Array, constants: Sequence[PyTree] = ()) -> None:
         """Checks that an NNX module does not draw; other random networks cannot run without a key.
 
         Args:
           x: a batch `[B, ...]`; the first example is evaluated if the module holds keys.
+          constants: of the batch.
 
         Raises:
           ValueError: for an NNX module whose logits of that example change with its keys.
         """
-        if isinstance(self.apply, _NNXApply) and _holds_keys(self.variables):
+        inner = self.apply.apply if isinstance(self.apply, OutputApply) else self.apply
+        if isinstance(inner, NNXApply) and _holds_keys(self.variables):
             # A module may draw what it does not use, such as the first carry of an `nnx.RNN`.
             keys = (jax.random.key(0), jax.random.key(1))
-            one, other = (self.apply(self.variables, x[:1], key) for key in keys)
+            first = rows_of((x, tuple(constants)), slice(1))
+            one, other = (self.apply(self.variables, first[0], key, first[1]) for key in keys)
             if not jnp.array_equal(one, other, equal_nan=True):
-                raise KeyNeeded(f"the NNX module draws random numbers in eval mode: {_HOW_TO_DRAW}")
+                raise KeyNeeded(f"the NNX module draws random numbers in eval mode: {HOW_TO_DRAW}")
 
     def _drawn(self, key: Array, x: Array) -> PureModel:
         """See `fixed_draw`."""
-        if isinstance(self.apply, _LinenApply):
+        if isinstance(self.apply, OutputApply):
+            inner = self._replace(apply=self.apply.apply)._drawn(key, x)
+            return inner._replace(apply=OutputApply(inner.apply, self.apply.output))
+        if isinstance(self.apply, LinenApply):
             module, variables = self.apply.module, self.variables
-            _, recorded = module.apply(variables, x[:1], rngs=key, mutable=[stochastic.COLLECTION])
+            options: Any = {**self.apply.options, "rngs": key}
+            options["mutable"] = [stochastic.COLLECTION]
+            _, recorded = module.apply(variables, x[:1], **options)
             fixed = self._replace(
                 variables=stochastic.without_distributions({**variables, **recorded})
             )
@@ -183,109 +211,26 @@ class PureModel(NamedTuple):
             jax.eval_shape(self.apply, self.variables, x, key)  # refuses what takes no key
         bound = {"variables": fixed.variables, "key": jax.random.key_data(key)}
         implementation = jax.random.key_impl(key) if _is_typed(key) else None
-        return PureModel(_BoundKeyApply(fixed.apply, implementation), bound, self.cacheable)
+        return PureModel(BoundKeyApply(fixed.apply, implementation), bound)
 
 
-def one_example(
-    apply: Apply, variables: PyTree, key: Array | None = None
-) -> Callable[[Array], Float[Array, " C"]]:
-    """The logits `[C]` of a model as a function of one example."""
-
-    def logits(x: Array) -> Array:
-        return apply(variables, x[None], key)[0]
-
-    return logits
+def _itself(model: Any) -> Any:
+    return model
 
 
-@dataclasses.dataclass(frozen=True)
-class _LinenApply:
-    module: nn.Module
-
-    def __call__(self, variables: PyTree, x: Array, key: Array | None = None) -> Array:
-        # A bare key serves every `make_rng` of a module, whatever name it asks for.
-        try:
-            logits: Any = self.module.apply(variables, x, rngs=key)
-        except flax.errors.InvalidRngError as error:
-            if key is not None:
-                raise
-            raise KeyNeeded(
-                f"the module {type(self.module).__name__} draws random numbers and got no PRNG "
-                f"key: {_HOW_TO_DRAW}"
-            ) from error
-        return logits
-
-
-@dataclasses.dataclass(frozen=True)
-class _NNXApply:
-    graphdef: nnx.GraphDef[Any]
-
-    def __call__(self, variables: PyTree, x: Array, key: Array | None = None) -> Array:
-        # A copy: eval mode is set on it, and modules that draw random keys (the carry of nnx.RNN)
-        # may only change variables that belong to this trace.
-        model = nnx.merge(self.graphdef, variables, copy=True)
-        model.eval()
-        if key is not None:
-            nnx.reseed(model, default=key)
-        return model(x)
-
-
-@dataclasses.dataclass(frozen=True)
-class _CallableApply:
-    function: Callable[..., Array]
-
-    def __call__(self, variables: PyTree, x: Array, key: Array | None = None) -> Array:
-        del variables
-        use = stochastic.use_of_key(self.function)
-        if key is None:
-            if use == "required":
-                raise KeyNeeded(
-                    f"the callable takes a batch and a PRNG key, and got no key: {_HOW_TO_DRAW}"
-                )
-            return self.function(x)
-        if use == "none":
-            raise TypeError(
-                "a plain callable takes no PRNG key; give a Linen or NNX module, a callable of a "
-                "batch and a key, or close over the key"
-            )
-        return self.function(x, key)
-
-
-@dataclasses.dataclass(frozen=True)
-class _BoundKeyApply:
-    """A random network with a key among its variables."""
-
-    apply: Apply
-    implementation: Any
-
-    def __call__(self, variables: PyTree, x: Array, key: Array | None = None) -> Array:
-        del key
-        bound = variables["key"]
-        if self.implementation is not None:
-            bound = jax.random.wrap_key_data(bound, impl=self.implementation)
-        return self.apply(variables["variables"], x, bound)
-
-
-@dataclasses.dataclass(frozen=True)
-class _MeanSoftmaxApply:
-    """The mean softmax of one model with several draws, stacked in its variables."""
-
-    apply: Apply
-    draws: int
-
-    def __call__(self, variables: PyTree, x: Array, key: Array | None = None) -> Array:
-        del key
-        axes = _axes_of_draws(PureModel(self.apply, variables, cacheable=False))
-        # One `vmap`, so that neither the program nor its compilation grows with the draws.
-        each = jax.vmap(self.apply, in_axes=(axes, None), axis_size=self.draws)
-        return jnp.sum(jax.nn.softmax(each(variables, x)), axis=0) / float(self.draws)
+def _partial(parts: Any) -> functools.partial[Any]:
+    positional, keywords = parts
+    return functools.partial(*positional, **keywords)
 
 
 def _axes_of_draws(fixed: PureModel) -> PyTree:
     """For `jax.vmap`: 0 for the variables of a fixed draw that its key decides, else None."""
-    if isinstance(fixed.apply, _BoundKeyApply):
+    if isinstance(fixed.apply, OutputApply):
+        return _axes_of_draws(fixed._replace(apply=fixed.apply.apply))
+    if isinstance(fixed.apply, BoundKeyApply):
         inner = fixed._replace(apply=fixed.apply.apply, variables=fixed.variables["variables"])
         return {"variables": _axes_of_draws(inner), "key": 0}
-    if isinstance(fixed.apply, _LinenApply):
+    if isinstance(fixed.apply, LinenApply):
         return {name: 0 if name == stochastic.COLLECTION else None for name in fixed.variables}
     return None
 
@@ -319,11 +264,3 @@ def _holds_keys(variables: PyTree) -> bool:
 
 def _is_typed(key: Array) -> bool:
     return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import jax
@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from boundjax import sharding
-from boundjax.certification.models import Apply, one_example
+from boundjax.certification.applies import Apply, one_example
 from boundjax.precision import training_precision
 from boundjax.sets.ball import LpBall
 from boundjax.sets.interval import Interval
@@ -154,23 +154,29 @@ def compiled_margins(
     mesh: Mesh | None = None,
     rounding: Rounding = "nearest",
 ) -> Jitted:
-    """Compiles `(variables, threat, xs, eps, labels) -> margins [B, C]` for one method.
+    """Compiles `(variables, threat, xs, eps, labels, constants) -> margins [B, C]` of one method.
 
-    The devices of `mesh` divide the batch. `eps` replaces the radius of `threat`. A transform
-    rounds as it says itself.
+    A model that classifies several positions of an example has labels `[B, ...]` and margins
+    `[B, ..., C]`: its outputs are bounded as one vector. The devices of `mesh` divide the batch.
+    `eps` replaces the radius of `threat`. A transform rounds as it says itself.
     """
 
     @training_precision("highest")  # certificates ignore the caller's matmul precision
-    def margins(variables: PyTree, threat: Threat, xs: Array, eps: Array, labels: Array) -> Array:
-        function = one_example(apply, variables)
-        transformed = (
-            METHODS[method](function, max_bytes, rounding)
-            if isinstance(method, str)
-            else method(function)
-        )
-
-        def bounds(ball: LpBall, specification: Array) -> Interval:
-            result = transformed(ball, specification)
+    def margins(
+        variables: PyTree,
+        threat: Threat,
+        xs: Array,
+        eps: Array,
+        labels: Array,
+        constants: Sequence[PyTree] = (),
+    ) -> Array:
+        def bounds(function: Callable[[Array], Array], ball: LpBall, rows: Array) -> Interval:
+            transformed = (
+                METHODS[method](function, max_bytes, rounding)
+                if isinstance(method, str)
+                else method(function)
+            )
+            result = transformed(ball, rows)
             if not isinstance(result, Interval):
                 raise TypeError(
                     f"method must give bounds, an Interval, but {name_of(method)} returned "
@@ -178,19 +184,42 @@ def compiled_margins(
                 )
             return result
 
-        def one(x: Array, radius: Array, label: Array) -> Array:
+        def one(x: Array, radius: Array, label: Array, constants: Sequence[PyTree]) -> Array:
+            function = one_example(apply, variables, None, constants)
             specification = margin_specification(label, num_classes, dtype=x.dtype)
-            lower = bounds(threat.within(radius)(x), specification).lower
-            steps = jnp.arange(1, num_classes, dtype=label.dtype)
-            other_classes = (label + steps) % num_classes
-            return jnp.zeros((num_classes,), lower.dtype).at[other_classes].set(lower)
+            if label.ndim:
+                function, specification = _flat(function), _of_positions(specification)
+            lower = bounds(function, threat.within(radius)(x), specification).lower
+            return _in_order(lower.reshape(*label.shape, num_classes - 1), label)
 
         if one_by_one:
 
-            def one_of_batch(example: tuple[Array, Array, Array]) -> Array:
+            def one_of_batch(example: Any) -> Array:
                 return one(*example)
 
-            return jax.lax.map(one_of_batch, (xs, eps, labels))
-        return jax.vmap(one)(xs, eps, labels)
+            return jax.lax.map(one_of_batch, (xs, eps, labels, constants))
+        return jax.vmap(one)(xs, eps, labels, constants)
 
     return sharding.compiled(margins, mesh, whole=2)
+
+
+def _flat(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    return lambda x: function(x).reshape(-1)
+
+
+def _of_positions(specification: Array) -> Array:
+    """Rows `[..., m, C]` of each position as rows of the flat logits of all, `[P m, P C]`."""
+    m, classes = specification.shape[-2:]
+    each = specification.reshape(-1, m, classes)
+    positions = len(each)
+    own = jnp.eye(positions, dtype=each.dtype)[:, None, :, None]
+    return (own * each[:, :, None, :]).reshape(positions * m, positions * classes)
+
+
+def _in_order(lower: Array, label: Array) -> Array:
+    """Margins of the classes after the label `[..., C - 1]` by class `[..., C]`: 0 at the label."""
+    classes = lower.shape[-1] + 1
+    padded = jnp.concatenate([jnp.zeros_like(lower[..., :1]), lower], axis=-1)
+    every = jnp.arange(classes, dtype=label.dtype).reshape((1,) * label.ndim + (-1,))
+    steps = (every - label[..., None]) % classes
+    return jnp.take_along_axis(padded, steps, axis=-1)

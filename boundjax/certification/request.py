@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -18,8 +18,17 @@ from jax.typing import ArrayLike
 
 from boundjax import sharding
 from boundjax.certification import independence, proof
+from boundjax.certification.applies import Apply, one_example, rows_of
+from boundjax.certification.inputs import (
+    checked_constants,
+    checked_examples,
+    per_example,
+    require_finite_weights,
+    require_searchable,
+    rounded_outwards,
+)
 from boundjax.certification.memory import available_bytes, peak_of, readable
-from boundjax.certification.models import Apply, PureModel, one_example
+from boundjax.certification.models import PureModel
 from boundjax.certification.presets import (
     BEST,
     COMPLETE,
@@ -35,11 +44,11 @@ from boundjax.certification.presets import (
     default_batch,
     name_of,
 )
+from boundjax.certification.progress import Progress, Steps
+from boundjax.certification.traced import TracedApply, traced
 from boundjax.sets import rounding as rounding_of_sets
-from boundjax.sets.checks import require_array, require_finite
 from boundjax.sets.rounding import Rounding
 from boundjax.sets.threat import Threat
-from boundjax.tracing.jaxprs import program
 from boundjax.transforms.problem import require_plain_sums
 from boundjax.typing import Device, Jitted, PyTree
 
@@ -55,7 +64,7 @@ class Plan(NamedTuple):
     """How a method is run.
 
     Attributes:
-      margins: compiled `(variables, threat, xs, eps, labels) -> [B, C]`.
+      margins: compiled `(variables, threat, xs, eps, labels, constants) -> [B, ..., C]`.
       batch_size: examples of one call, on all devices together.
       peak: bytes of one call on each device.
     """
@@ -70,33 +79,37 @@ class Request:
     """A checked question: only the radius may still change.
 
     Attributes:
-      model: what is bounded.
-      variables: those of the model, on the devices that compute.
+      model: what was asked about.
+      apply: the model as a traced function of one example in a batch of its own: what is bounded.
+      variables: those of `apply`, on the devices that compute.
       mesh: the devices that divide a batch; None for the default device.
       x: the examples `[B, ...]`.
       threat: its norm and clip range, in the dtype of `x`.
       eps: radii that broadcast to `x`, with as many dimensions.
-      labels: int `[B]`.
-      logits: `[B, C]`, of the examples themselves.
-      program: identifies what the model computes, see `boundjax.tracing.jaxprs.program`.
+      constants: none, or one pytree of arrays `[B, ...]` that the model takes after `x`.
+      labels: int `[B]`, or `[B, ...]` for a model that classifies several positions.
+      logits: `[B, ..., C]`, of the examples themselves.
       method, batch_size, max_bytes: arguments of `certify`.
       rounding: what bounds are to hold for, unless the method is a transform.
+      progress: is told what has been done.
       plans: by method; a bisection runs each of them many times.
     """
 
     model: PureModel
+    apply: TracedApply
     variables: PyTree
     mesh: Mesh | None
     x: np.ndarray
     threat: Threat
     eps: np.ndarray
+    constants: tuple[PyTree, ...]
     labels: np.ndarray
     logits: np.ndarray
-    program: Hashable
     method: Method | Transform
     rounding: Rounding
     batch_size: int | None
     max_bytes: int | None
+    progress: Progress | None
     plans: dict[Method | Transform, Plan] = dataclasses.field(
         default_factory=dict[Method | Transform, Plan]
     )
@@ -113,6 +126,11 @@ class Request:
         batch_size: int | None,
         max_bytes: int | None,
         devices: Sequence[Device] | None,
+        *,
+        constants: PyTree = None,
+        call: Mapping[str, Any] | None = None,
+        output: Callable[[Any], Array] | None = None,
+        progress: Progress | None = None,
     ) -> Request:
         """Checks the arguments of `certify`, and that the model treats examples independently.
 
@@ -128,12 +146,13 @@ class Request:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
         if max_bytes is not None and max_bytes < 1:
             raise ValueError(f"max_bytes must be >= 1 or None, got {max_bytes}")
-        pure = PureModel.of(model)
+        pure = PureModel.of(model, call=call, output=output)
         if method in LIPSCHITZ:
-            _require_finite_weights(pure.variables)
-        examples = _checked_examples(x)
+            require_finite_weights(pure.variables)
+        examples = checked_examples(x)
+        of_examples = checked_constants(constants, len(examples))
         if method == COMPLETE:
-            _require_searchable(examples, threat)
+            require_searchable(examples, threat)
         clip = threat.clip
         if clip is not None and ((examples < clip[0]) | (examples > clip[1])).any():
             raise ValueError(
@@ -144,22 +163,30 @@ class Request:
         if rounding != "nearest":
             for platform in {jax.default_backend()} if mesh is None else sharding.platforms(mesh):
                 require_plain_sums(platform)
-        pure.require_no_fresh_draws(jnp.asarray(examples))
-        classes, key = _traced(pure, examples)
+        single = traced(pure, examples, of_examples, 1)
+        pure.require_no_fresh_draws(jnp.asarray(examples), of_examples)
+        outputs = (len(examples), *single.shape[1:])
+        if method == COMPLETE and len(outputs) > 2:
+            raise ValueError(
+                f"method 'complete' needs one decision per example, but the model returns logits "
+                f"{outputs}; pick a position with output=lambda z: z[:, 0], or take 'best'"
+            )
         request = cls(
             model=pure,
-            variables=sharding.whole(pure.variables, mesh),
+            apply=single.apply,
+            variables=sharding.whole(single.variables, mesh),
             mesh=mesh,
             x=examples,
-            threat=_rounded_outwards(threat, examples.dtype),
+            threat=rounded_outwards(threat, examples.dtype),
             eps=per_example(rounding_of_sets.up(threat.eps, examples.dtype), examples),
-            labels=np.zeros(len(examples), np.int32),
-            logits=np.zeros((len(examples), classes), examples.dtype),
-            program=key,
+            constants=of_examples,
+            labels=np.zeros(outputs[:-1], np.int32),
+            logits=np.zeros(outputs, examples.dtype),
             method=method,
             rounding=rounding,
             batch_size=batch_size,
             max_bytes=max_bytes,
+            progress=progress,
         )
         logits = request._logits()
         return dataclasses.replace(
@@ -169,38 +196,59 @@ class Request:
     @property
     def num_classes(self) -> int:
         """How many logits there are."""
-        return self.logits.shape[1]
+        return self.logits.shape[-1]
 
     def compiled(self, make: Callable[..., Compiled], *key: Any) -> Compiled:
-        """`make(*key)`, or what it made for an earlier request of the same program."""
-        return _cached(self.program, make, *key) if self.model.cacheable else make(*key)
+        """`make(apply, *key)`, or what it made for an earlier request of the same program."""
+        closed = self.apply.program.is_closed
+        return _cached(make, self.apply, *key) if closed else make(self.apply, *key)
 
     def _logits(self) -> np.ndarray:
         """The model's logits `[B, C]`, after checking that it is a function of one example."""
-        x = self.x
+        x, constants = self.x, self.constants
         if len(x) == 1:  # mixing needs a second example to show
-            x = np.concatenate([x, independence.counterparts(x)])
-        size = max(2, self._share(self.methods[0])) * sharding.count(self.mesh)
-        function = self.compiled(_compiled_logits, self.model.apply, self.mesh)
+            other = independence.counterparts(x), independence.other_constants(constants, 1)
+            x = np.concatenate([x, other[0]])
+            constants = jax.tree.map(lambda *pair: np.concatenate(pair), constants, other[1])
+        share = max(2, self._share(self.methods[0]))
+        size = share * sharding.count(self.mesh)
+        batch = traced(self.model, x, constants, share)
+        if batch.shape[1:] != self.logits.shape[1:]:
+            raise ValueError(
+                f"model must give logits of one shape for every batch, got {batch.shape[1:]} in a "
+                f"batch of {share} and {self.logits.shape[1:]} for one example alone"
+            )
+        function = self.compiled(_compiled_logits, batch.apply, self.mesh)
+        variables = self.variables, sharding.whole(batch.variables, self.mesh)
 
-        def evaluate(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def evaluate(x: np.ndarray, constants: PyTree) -> tuple[np.ndarray, np.ndarray]:
             results: list[np.ndarray] = []
             for start in range(0, len(x), size):
                 index = np.minimum(np.arange(start, start + size), len(x) - 1)
-                batch = sharding.parts(x[index], self.mesh)
-                results.append(np.asarray(function(self.variables, batch)))
-            both = np.concatenate(results)[: len(x)]
+                arrays = self._placed((x, constants), index)
+                results.append(np.asarray(function(*variables, *arrays)))
+            both = np.concatenate(results)[: len(x)].reshape(len(x), 2, -1)
             return both[:, 0], both[:, 1]
 
-        return independence.logits(evaluate, x, size)[: len(self.x)]
+        logits = independence.logits(evaluate, x, constants, size)[: len(self.x)]
+        return logits.reshape(self.logits.shape)
+
+    def _placed(self, arrays: PyTree, index: np.ndarray) -> PyTree:
+        """Some rows of arrays `[B, ...]`, on the devices that compute."""
+
+        def placed(array: np.ndarray) -> Array:
+            return sharding.parts(array[index], self.mesh)
+
+        return jax.tree.map(placed, arrays)
 
     def _checked_labels(self, labels: ArrayLike | None, logits: np.ndarray) -> np.ndarray:
         if labels is None:
             return np.argmax(logits, axis=-1).astype(np.int32)
         classes = np.asarray(labels)
-        if classes.shape != self.x.shape[:1] or not np.issubdtype(classes.dtype, np.integer):
+        shape = logits.shape[:-1]
+        if classes.shape != shape or not np.issubdtype(classes.dtype, np.integer):
             raise ValueError(
-                f"labels must be integers of shape {self.x.shape[:1]}, "
+                f"labels must be integers of shape {shape}, "
                 f"got {classes.dtype} of shape {classes.shape}"
             )
         bad = (classes < 0) | (classes >= self.num_classes)
@@ -284,24 +332,33 @@ class Request:
         options = (method, self.num_classes, block, one_by_one, self.mesh, self.rounding)
         # Compiled code of a custom transform is not cached: its options may change unseen.
         if isinstance(method, str):
-            margins = self.compiled(compiled_margins, self.model.apply, *options)
+            margins = self.compiled(compiled_margins, *options)
         else:
-            margins = compiled_margins(self.model.apply, *options)
+            margins = compiled_margins(self.apply, *options)
         total = size * sharding.count(self.mesh)
-        shapes = [((total, *a.shape[1:]), a.dtype) for a in (self.x, self.eps, self.labels)]
-        batch = [sharding.parts(np.zeros(*shape), self.mesh) for shape in shapes]
+        arrays = (self.x, self.eps, self.labels, self.constants)
+        batch = self._placed(arrays, np.zeros(total, int))
         lowered = margins.lower(self.variables, self.threat, *batch)
-        weights = () if method == "interval" else self.model.variables
+        weights = () if method == "interval" else self.variables
         return Plan(margins, total, peak_of(lowered.compile(), weights))
 
-    def run(self, eps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`verified [B]` and `margins [B, C]` for a radius that broadcasts to `x`."""
+    def run(self, eps: np.ndarray, steps: Steps | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """`verified [B, ...]` and `margins [B, ..., C]` for a radius that broadcasts to `x`.
+
+        Args:
+          eps: the radius.
+          steps: counts what is done; by default that of this call alone.
+        """
         eps = np.broadcast_to(eps, (self.x.shape[0], *eps.shape[1:]))
         plans = [self.plan(method) for method in self.methods]
-        bounds = [self._map(plan, (eps, self.labels)) for plan in plans]
-        # `fmax` ignores NaN: a method that failed numerically does not spoil the sound bounds of
-        # the other methods.
-        margins = functools.reduce(np.fmax, bounds)
+        steps = steps or Steps(self.progress, len(plans) * len(self.x), len(self.x))
+        margins: np.ndarray | None = None
+        for plan in plans:
+            bounds = self._map(plan, (eps, self.labels), steps, margins)
+            # `fmax` ignores NaN: a method that failed numerically does not spoil the sound bounds
+            # of the other methods.
+            margins = bounds if margins is None else np.fmax(margins, bounds)
+        assert margins is not None  # every request has a method
         return verified_by(margins, self.labels), margins
 
     def of(self, rows: np.ndarray, method: Method) -> Request:
@@ -311,133 +368,73 @@ class Request:
             self,
             x=self.x[rows],
             eps=eps[rows],
+            constants=rows_of(self.constants, rows),
             labels=self.labels[rows],
             logits=self.logits[rows],
             method=method,
             plans={},
         )
 
-    def _map(self, plan: Plan, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
-        """Applies a plan to batches of equal size; the last one is padded."""
+    def _map(
+        self, plan: Plan, arrays: tuple[np.ndarray, ...], steps: Steps, margins: np.ndarray | None
+    ) -> np.ndarray:
+        """Applies a plan to batches of equal size; the last one is padded.
+
+        Args:
+          plan: what is applied.
+          arrays: radii and labels.
+          steps: counts the examples that are done, and those that stay open with `margins`, which
+            are those of other methods.
+        """
         size, total = plan.batch_size, self.x.shape[0]
         results: list[np.ndarray] = []
         for start in range(0, total, size):
             index = np.minimum(np.arange(start, start + size), total - 1)
-            batch = [sharding.parts(a[index], self.mesh) for a in (self.x, *arrays)]
+            batch = self._placed((self.x, *arrays, self.constants), index)
             results.append(np.asarray(plan.margins(self.variables, self.threat, *batch)))
+            rows = np.arange(start, min(start + size, total))
+            reached = results[-1][: len(rows)]
+            if margins is not None:
+                reached = np.fmax(reached, margins[rows])
+            steps.bounded(rows, verified_by(reached, self.labels[rows]))
         return np.concatenate(results)[:total]
 
 
 def verified_by(margins: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which examples margins `[B, C]` verify, bool `[B]`."""
+    """Which examples margins `[B, ..., C]` verify, bool `[B, ...]`."""
     # Neither NaN nor logits that overflow certify, whatever their sign.
-    rivals = other_classes(labels, margins.shape[1])
+    rivals = other_classes(labels, margins.shape[-1])
     return np.all(np.where(rivals, margins > 0, True) & np.isfinite(margins), axis=-1)
 
 
 def other_classes(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Where a class is not the example's label, bool `[B, C]`."""
-    return np.not_equal(np.arange(classes)[None], labels[:, None])
+    """Where a class is not the example's label, bool `[B, ..., C]`."""
+    return np.not_equal(np.arange(classes), labels[..., None])
 
 
-def _checked_examples(x: ArrayLike) -> np.ndarray:
-    require_array("x", x)
-    examples = np.asarray(x)
-    if examples.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(
-            f"x must be float32 or float64, got {examples.dtype}; use x.astype('float32')"
-        )
-    x64: bool = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
-    if examples.dtype == np.float64 and not x64:
-        examples = examples.astype(np.float32)
-    if examples.ndim < 1 or examples.shape[0] == 0:
-        raise ValueError(
-            f"x must be a batch [B, ...] of at least one example, got shape {examples.shape}"
-        )
-    require_finite("x", examples)
-    return examples
+def _compiled_logits(single: Apply, whole: Apply, mesh: Mesh | None) -> Jitted:
+    """Compiles `(variables, variables, xs, constants) -> [B, 2, ..., C]`.
 
+    Args:
+      single: the model as it is bounded, for one example in a batch of its own.
+      whole: the model for a batch.
+      mesh: the devices that divide it.
 
-def _require_searchable(x: np.ndarray, threat: Threat) -> None:
-    if threat.norm != np.inf:
-        raise ValueError(
-            f"method 'complete' needs the norm inf, got {threat.norm:g}; take 'best' for others"
-        )
-    if x.dtype != np.float32:
-        raise TypeError(f"method 'complete' computes in float32, got x of {x.dtype}")
-
-
-def _traced(model: PureModel, x: np.ndarray) -> tuple[int, Hashable]:
-    """The number of logits, and a key that identifies what the model computes now."""
-    key, shape = program(model.apply, model.variables, jax.ShapeDtypeStruct(x.shape, x.dtype))
-    if not hasattr(shape, "shape") or len(shape.shape) != 2 or shape.shape[0] != x.shape[0]:
-        result = getattr(shape, "shape", type(shape).__name__)
-        raise ValueError(
-            f"model must return logits [B, C] with B = {x.shape[0]} for x of shape {x.shape}, "
-            f"got {result}"
-        )
-    if shape.shape[1] < 2:
-        raise ValueError(
-            f"model must return at least two logits per example, got {shape.shape[1]}; for a "
-            "decision at z = 0 return jnp.concatenate([jnp.zeros_like(z), z], axis=1), for the "
-            "range of an output use boundjax.linear(f)(boundjax.LpBall(x, eps))"
-        )
-    return shape.shape[1], key
-
-
-def _require_finite_weights(variables: PyTree) -> None:
-    for path, leaf in jax.tree.leaves_with_path(variables):
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            require_finite(f"the weights {jax.tree_util.keystr(path)}", leaf)
-
-
-def _rounded_outwards(threat: Threat, dtype: np.dtype[Any]) -> Threat:
-    """The threat with a clip range in this dtype, and no radius: calls take the radii apart.
-
-    An end that is not representable is rounded outwards, as the radius is.
+    Returns:
+      The logits of the batch, and those of its examples one by one.
     """
-    clip = threat.clip
-    if clip is not None:
-        clip = (
-            -rounding_of_sets.up(-np.asarray(clip[0]), dtype),
-            rounding_of_sets.up(clip[1], dtype),
-        )
-    return Threat(0.0, float(threat.norm), clip, outward=True)
 
+    def logits(of_single: PyTree, of_whole: PyTree, xs: Array, constants: Any) -> Array:
+        def alone(x: Array, constants: Any) -> Array:
+            return one_example(single, of_single, None, constants)(x)
 
-def per_example(radius: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """A radius with as many dimensions as `x`: scalar, `[B]`, or broadcastable to `x`.
+        together = whole(of_whole, xs, None, constants)
+        return jnp.stack([together, jax.vmap(alone)(xs, constants)], axis=1)
 
-    Raises:
-      ValueError: for another shape.
-    """
-    if radius.ndim == 0:
-        return np.full((x.shape[0],) + (1,) * (x.ndim - 1), radius)
-    if radius.shape == x.shape[:1]:
-        return radius.reshape((-1,) + (1,) * (x.ndim - 1))
-    fits = radius.ndim == x.ndim and all(
-        e in (1, n) for e, n in zip(radius.shape, x.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"eps must be a scalar, one per example [{x.shape[0]}], or broadcast to x of shape "
-            f"{x.shape} with as many dimensions, got shape {radius.shape}"
-        )
-    return radius
-
-
-def _compiled_logits(apply: Apply, mesh: Mesh | None) -> Jitted:
-    """Compiles `(variables, xs) -> [B, 2, C]`: the logits of the batch, and one by one."""
-
-    def logits(variables: PyTree, xs: Array) -> Array:
-        alone = jax.vmap(one_example(apply, variables))(xs)
-        return jnp.stack([apply(variables, xs), alone], axis=1)
-
-    return sharding.compiled(logits, mesh, whole=1)
+    return sharding.compiled(logits, mesh, whole=2)
 
 
 @functools.lru_cache(maxsize=32)
-def _cached(program: Hashable, make: Callable[..., Any], *key: Any) -> Any:
-    """Compiled code of an earlier call for the same program."""
-    del program
+def _cached(make: Callable[..., Any], *key: Any) -> Any:
+    """Compiled code of an earlier call for the same programs."""
     return make(*key)

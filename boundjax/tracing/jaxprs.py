@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import hashlib
 import importlib
 import os
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -171,7 +170,7 @@ def evaluator(eqn: Any) -> Callable[..., tuple[Array, ...]]:
     """
     if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
         eqn = eqn.replace(params={**eqn.params, "precision": (precision.of_products(),) * 2})
-    if not any(_subjaxpr(value) is not None for value in eqn.params.values()):
+    if not any(subjaxpr(value) is not None for value in eqn.params.values()):
 
         def bind(*values: Array) -> tuple[Array, ...]:
             result = eqn.primitive.bind(*values, **eqn.params)
@@ -226,12 +225,13 @@ def _small(aval: Any) -> bool:
     return aval.shape == () or (exact and aval.size <= _CONCRETE_SIZE)
 
 
-def _subjaxpr(value: Any) -> Any | None:
+def subjaxpr(value: Any) -> Any | None:
+    """The jaxpr that a parameter is or wraps, None for another parameter."""
     inner = getattr(value, "jaxpr", value)
     return inner if hasattr(inner, "eqns") and hasattr(inner, "invars") else None
 
 
-def _fingerprint(jaxpr: Any) -> Any:
+def fingerprint(jaxpr: Any) -> Any:
     """A comparable description of a jaxpr: primitives, wiring, literals and plain parameters."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     numbers: dict[Any, int] = {}
@@ -243,8 +243,10 @@ def _fingerprint(jaxpr: Any) -> Any:
         return numbers.setdefault(a, len(numbers))
 
     def parameter(value: Any) -> Any:
-        if _subjaxpr(value) is not None:
-            return _fingerprint(value)
+        if subjaxpr(value) is not None:
+            return fingerprint(value)
+        if isinstance(value, tuple | list):
+            return tuple(map(parameter, value))
         # Functions (custom derivative rules) have no stable text beyond their name.
         return getattr(value, "__name__", "function") if callable(value) else repr(value)
 
@@ -261,53 +263,10 @@ def _fingerprint(jaxpr: Any) -> Any:
     return invars, equations, tuple(atom(v) for v in jaxpr.outvars)
 
 
-# Suffixes of primitives that run Python or foreign code, whose results may depend on anything.
-_CALLS_OUTSIDE = ("callback", "ffi_call", "custom_call")
-
-
-def program(function: Callable[..., Any], *arguments: Any) -> tuple[Hashable, Any]:
-    """Returns a key that is equal for equal programs, and the shapes of the function's outputs.
-
-    Compiled code may be reused for the very same program only: a module's equality ignores what its
-    code reads from elsewhere (a global, a mutable attribute), and stale code would give a wrong
-    certificate.
-
-    Args:
-      function: a JAX function of pytrees.
-      *arguments: arrays or shapes.
-
-    Returns:
-      The key and the shapes. The key holds the traced equations, the values of all constants and
-      the unroll limit. The key of a program that has side effects or calls code outside of it
-      (callbacks, foreign functions) equals no other.
-    """
-    # A new function object keeps JAX from reusing the trace of an equal module.
-    closed, shapes = jax.make_jaxpr(lambda *values: function(*values), return_shape=True)(
-        *arguments
-    )
-    digest = hashlib.sha256()
-    pending = [closed]
-    while pending:
-        part = pending.pop()
-        for constant in getattr(part, "consts", ()):
-            if jnp.issubdtype(jnp.result_type(constant), jax.dtypes.extended):
-                return object(), shapes  # random keys have no bytes to compare: equal to no other
-            array = np.asarray(constant)
-            digest.update(f"{array.dtype} {array.shape};".encode())
-            digest.update(array.tobytes())
-        for eqn in getattr(part, "jaxpr", part).eqns:
-            if eqn.effects or eqn.primitive.name.endswith(_CALLS_OUTSIDE):
-                return object(), shapes  # the program does not determine its results
-            for value in eqn.params.values():
-                branches = value if isinstance(value, (tuple, list)) else (value,)
-                pending += [b for b in branches if _subjaxpr(b) is not None]
-    return (str(closed), _fingerprint(closed), digest.hexdigest(), most_steps()), shapes
-
-
 def calls_the_same(eqn: Any, name: str, function: Callable[..., Array]) -> bool:
     """Whether a call named `name` holds exactly the equations that JAX's own function has."""
     reference = _reference(name, function, tuple(atom.aval for atom in eqn.invars))
-    return reference is not None and reference == _fingerprint(eqn.params["jaxpr"])
+    return reference is not None and reference == fingerprint(eqn.params["jaxpr"])
 
 
 def _reference(name: str, function: Callable[..., Array], avals: tuple[Any, ...]) -> Any | None:
@@ -324,8 +283,8 @@ def _reference(name: str, function: Callable[..., Array], avals: tuple[Any, ...]
     while pending:
         for eqn in pending.pop().eqns:
             if eqn.params.get("name") == name and "jaxpr" in eqn.params:
-                return _fingerprint(eqn.params["jaxpr"])
-            pending += [j for v in eqn.params.values() if (j := _subjaxpr(v)) is not None]
+                return fingerprint(eqn.params["jaxpr"])
+            pending += [j for v in eqn.params.values() if (j := subjaxpr(v)) is not None]
     return None
 
 

@@ -13,7 +13,8 @@ from graphs import primitives as primitives_at
 from jax import lax
 
 import boundjax as bj
-from boundjax.tracing.jaxprs import program, unroll_limit
+from boundjax.tracing.jaxprs import unroll_limit
+from boundjax.tracing.programs import trace_program
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32)
@@ -187,11 +188,11 @@ def test_the_unroll_limit():
     assert primitives(lambda x: lax.fori_loop(0, 129, lambda k, v: -v, x))[0] == "scan"
     with pytest.raises(ValueError, match="must be >= 0 steps, got -1"), unroll_limit(-1):
         pass
-    keys = [program(scanned, X)[0]]
+    keys = [trace_program(scanned, X).program.key]
     with unroll_limit(1):
-        keys.append(program(scanned, X)[0])
+        keys.append(trace_program(scanned, X).program.key)
     assert keys[0] != keys[1]
-    assert keys[0] == program(scanned, X)[0]
+    assert keys[0] == trace_program(scanned, X).program.key
 
 
 def test_a_loop_over_no_steps():
