@@ -9,8 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from boundjax.sets.input_set import InputSet
-from boundjax.transforms.balls import enclosing_ball
+from boundjax.sets.input_set import InputSet, enclosing_ball
 from boundjax.transforms.lipschitz import lipschitz
 
 

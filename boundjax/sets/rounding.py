@@ -238,6 +238,20 @@ def number_below(value: Any, like: Any) -> Any:
     return value if np.array_equal(below, exact, equal_nan=True) else below
 
 
+def outward_numbers(low: Any, high: Any, like: Any) -> tuple[Any, Any]:
+    """`number_below` of the leaves of a pytree and `number_above` of those of another.
+
+    Args:
+      low, high: numbers, arrays or pytrees of them, or None.
+      like: the pytree that determines the dtype, which its leaves share.
+    """
+    leaves = jax.tree.leaves(like)
+    if not leaves:  # a placeholder
+        return low, high
+    below = jax.tree.map(lambda value: number_below(value, leaves[0]), low)
+    return below, jax.tree.map(lambda value: number_above(value, leaves[0]), high)
+
+
 def _float_dtype(like: Any) -> np.dtype[Any]:
     dtype = jnp.asarray(like).dtype
     return dtype if jnp.issubdtype(dtype, jnp.floating) else np.dtype(np.float32)

@@ -10,25 +10,12 @@ from jax import Array
 
 from boundjax.ir.families import Weighted, linear_op
 from boundjax.ir.node import Node
-from boundjax.numerics import larger, length, quick_larger, quick_smaller, smaller
+from boundjax.numerics import larger, quick_larger, quick_smaller, smaller
 from boundjax.ops import matmul
 from boundjax.ops import norms as norms_of
-from boundjax.sets.input_set import InputSet
+from boundjax.sets.input_set import InputSet, enclosing_ball
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Arithmetic
-
-
-def enclosing_ball(input_set: InputSet) -> tuple[Array, Array]:
-    """The center and the radius of an l2 ball that contains an input set.
-
-    A user's set may define it as `ball() -> (center, radius)`. Otherwise it is the ball around the
-    set's interval.
-    """
-    ball = getattr(input_set, "ball", None)
-    if ball is not None:
-        return ball()
-    interval = input_set.interval()
-    return interval.middle, length(interval.radius)
 
 
 def cut(

@@ -13,7 +13,7 @@ from boundjax.ir.families import Extremum, Joint, Lines, Loop, Scalar, Structura
 from boundjax.ir.node import Graph, Node, NoProofError, Perturbed
 from boundjax.numerics import materialized
 from boundjax.ops import affine, domain
-from boundjax.sets.input_set import InputSet
+from boundjax.sets.input_set import InputSet, InputTree
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Rounding
 from boundjax.tracing.builder import Built
@@ -383,8 +383,8 @@ def interval(
     """
     problems.require_rounding(rounding)
 
-    def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
-        graph, input_set = problems.traced(function, input_set, rounding)
+    def bounds(input_set: InputTree, specification: Array | None = None) -> Any:
+        graph, input_set, _ = problems.traced(function, input_set, rounding)
         errors, references = analysis_of(graph, rounding), None
         if errors is None:
             intervals = forward(graph, input_set)

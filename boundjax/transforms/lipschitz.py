@@ -27,7 +27,7 @@ from boundjax.ir.node import Graph, Node, Perturbed
 from boundjax.numerics import length, quick_larger, quick_smaller, root
 from boundjax.ops import norms as norms_of
 from boundjax.sets.ball_box import BallBox
-from boundjax.sets.input_set import InputSet
+from boundjax.sets.input_set import InputSet, InputTree, enclosing_ball
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Arithmetic, Rounding
 from boundjax.tracing.trace import trace
@@ -35,7 +35,7 @@ from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms import problem as problems
 from boundjax.transforms.ball_bounds import BallBoxBounds, length_above
-from boundjax.transforms.balls import cut, enclosing_ball
+from boundjax.transforms.balls import cut
 from boundjax.transforms.errors import ErrorAnalysis
 from boundjax.transforms.signatures import ArrayFunction, BoundsFunction, TreeFunction
 from boundjax.windows import Rows, dense
@@ -122,8 +122,8 @@ def lipschitz(
         constant (a product of perturbed values).
     """
 
-    def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
-        graph, input_set = problems.traced(function, input_set, rounding)
+    def bounds(input_set: InputTree, specification: Array | None = None) -> Any:
+        graph, input_set, _ = problems.traced(function, input_set, rounding)
         errors = intervals_of.analysis_of(graph, rounding)
         sizes = _spectral_bounds(graph) if norms is None else _checked(graph, norms)
         nodes = _walk(graph, input_set, sizes, box, errors)
