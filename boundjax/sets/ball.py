@@ -38,8 +38,9 @@ class LpBall:
     """All `x` with `||(x - center) / eps||_p <= 1`, cut to `clip[0] <= x <= clip[1]`.
 
     Attributes:
-      center: the unperturbed input, any shape, or a pytree of arrays of one floating dtype. The norm
-        is then that of all leaves together, one ball; what the methods take and return is a pytree.
+      center: the unperturbed input, any shape, or a pytree of arrays of one floating dtype. The
+        norm is then that of all leaves together, one ball; what the methods take and return is a
+        pytree.
       eps: radius in the units of the input (for pixels in [0, 1]: 8 / 255, say), `>= 0`; a
         scalar, or an array that broadcasts to the input's shape (one radius per feature; 0 keeps it
         fixed). For a pytree: a number, or a pytree of such radii.
@@ -79,8 +80,8 @@ class LpBall:
             _, eps = rounding.outward_numbers(None, self.eps, self.center)
             object.__setattr__(self, "eps", eps)
             if self.clip is not None:
-                clip = map(trees.numbers_as_array, self.clip)
-                object.__setattr__(self, "clip", rounding.outward_numbers(*clip, self.center))
+                low, high = map(trees.numbers_as_array, self.clip)
+                object.__setattr__(self, "clip", rounding.outward_numbers(low, high, self.center))
 
     @property
     def is_box(self) -> bool:

@@ -82,7 +82,8 @@ class BallBox:
                 f"BallBox.radius must be >= 0, got {radius[bad].flat[0]}{first_index(bad)}"
             )
         leaves = [
-            trees.named_leaves(field, getattr(self, field)) for field in ("center", "lower", "upper")
+            trees.named_leaves(field, getattr(self, field))
+            for field in ("center", "lower", "upper")
         ]
         for name, center in leaves[0]:
             require_finite(f"BallBox.{name}", center)
@@ -126,9 +127,10 @@ class BallBox:
             BallBox(center, self.radius, lower, upper, self.outward)
             for center, lower, upper in zip(*fields, strict=True)
         ]
-        ends = map(trees.concatenated, zip(*(part._ends() for part in parts), strict=True))
-        center = trees.concatenated(centers)
-        return BallBox(center, self.radius, *ends, self.outward), trees.Layout.of(self.center)
+        lowers, uppers = zip(*(part._ends() for part in parts), strict=True)
+        center, lower, upper = map(trees.concatenated, (centers, lowers, uppers))
+        flat = BallBox(center, self.radius, lower, upper, self.outward)
+        return flat, trees.Layout.of(self.center)
 
     def outwards(self) -> BallBox:
         """The same set with answers that hold for it exactly."""

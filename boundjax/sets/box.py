@@ -37,7 +37,8 @@ class Box:
         rounding. Ends that are numbers or numpy arrays are then rounded outwards to the dtype.
 
     Raises:
-      ValueError: for different shapes or structures, values that are not finite, or `lower > upper`.
+      ValueError: for different shapes or structures, values that are not finite, or
+        `lower > upper`.
     """
 
     lower: Num[Array, "*shape"] | PyTree

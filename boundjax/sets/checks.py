@@ -105,9 +105,9 @@ def require_array(name: str, value: Any) -> None:
     sets = _is_sequence(value) and any(isinstance(item, InputSet) for item in value)
     if several or sets or isinstance(value, Mapping):
         raise TypeError(
-            f"{name} must be one array, got a {_type_name(value)}; concatenate the inputs and split "
-            "the array inside the model, or take boundjax.linear(f)(sets, specification), which "
-            "takes pytrees of sets"
+            f"{name} must be one array, got a {_type_name(value)}; concatenate the inputs and "
+            "split the array inside the model, or take boundjax.linear(f)(sets, specification), "
+            "which takes pytrees of sets"
         )
 
 

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -20,7 +19,7 @@ from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
 from boundjax.sets.product import product_of
 from boundjax.sets.threat import Threat
-from boundjax.sets.trees import Layout, is_tree, separated, structure_of
+from boundjax.sets.trees import Layout, is_tree, separated, structure_of, tree_util
 from boundjax.typing import PyTree
 
 
@@ -69,7 +68,7 @@ class Inputs:
 
         return of_array
 
-    def restored(self, array: Array) -> PyTree:
+    def restored(self, array: Array | np.ndarray) -> PyTree:
         """The function's argument for one array `[n]`."""
         return self._filled(array, lambda constant: constant)
 
@@ -86,7 +85,7 @@ class Inputs:
 
         return self._filled(rows, zeros)
 
-    def _filled(self, array: Array, of_constant: Callable[[Any], Any]) -> PyTree:
+    def _filled(self, array: Any, of_constant: Callable[[Any], Any]) -> PyTree:
         if not self.is_tree:
             return array
         shapes = [s for leaf in self._leaves if isinstance(leaf, _Perturbed) for s in leaf.shapes]
@@ -122,10 +121,10 @@ def inputs_of(value: InputSet | PyTree) -> Inputs:
       TypeError: for a pytree without an input set, with an `Interval` or a `Threat` in place of
         one, or with perturbed leaves of different floating dtypes.
     """
-    paths, tree = jax.tree_util.tree_flatten_with_path(value, is_leaf=_is_set_like)
+    paths, tree = tree_util.tree_flatten_with_path(value, is_leaf=_is_set_like)
     leaves = [leaf for _, leaf in paths]
     for path, leaf in paths:
-        _require_no_stand_in(leaf, jax.tree_util.keystr(path))
+        _require_no_stand_in(leaf, tree_util.keystr(path))
     sets = [leaf for leaf in leaves if isinstance(leaf, InputSet)]
     if not sets:
         _refuse(value)

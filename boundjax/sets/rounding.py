@@ -8,6 +8,7 @@ bounds on that set would say nothing about the requested radius.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal, TypeAlias
 
@@ -248,8 +249,9 @@ def outward_numbers(low: Any, high: Any, like: Any) -> tuple[Any, Any]:
     leaves = jax.tree.leaves(like)
     if not leaves:  # a placeholder
         return low, high
-    below = jax.tree.map(lambda value: number_below(value, leaves[0]), low)
-    return below, jax.tree.map(lambda value: number_above(value, leaves[0]), high)
+    like = leaves[0]
+    below = jax.tree.map(functools.partial(number_below, like=like), low)
+    return below, jax.tree.map(functools.partial(number_above, like=like), high)
 
 
 def _float_dtype(like: Any) -> np.dtype[Any]:

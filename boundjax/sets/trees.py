@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,15 @@ from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
 from boundjax.typing import PyTree
 
+tree_util: Any = jax.tree_util  # whose types are incomplete
+
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
 
 def is_tree(value: Any) -> bool:
     """Whether a value is a pytree of arrays and no array itself; so is one array in a dict."""
-    return value is not None and not jax.tree_util.all_leaves([value])
+    return value is not None and not tree_util.all_leaves([value])
 
 
 def numbers_as_array(value: Any) -> Any:
@@ -32,20 +34,23 @@ def numbers_as_array(value: Any) -> Any:
     As leaves of a pytree the numbers would become a list of scalars under `jit`. Tuples remain
     pytrees, since the placeholders that JAX puts into sets (`in_axes`) are tuples of numbers.
     """
-    if not isinstance(value, list) or not value:
-        return value
-    if not all(isinstance(leaf, (int, float, np.generic)) for leaf in jax.tree.leaves(value)):
-        return value
+    is_list: bool = type(value) is list
+    return _as_array(value) if is_list and value else value
+
+
+def _as_array(numbers: Any) -> Any:
+    if not all(isinstance(leaf, (int, float, np.generic)) for leaf in jax.tree.leaves(numbers)):
+        return numbers
     try:
-        return np.asarray(value)
+        return np.asarray(numbers)
     except ValueError:  # rows of different lengths
-        return value
+        return numbers
 
 
 def named_leaves(name: str, value: PyTree) -> list[tuple[str, Any]]:
     """The leaves of an argument with names for messages, `name['key']`; one array is one leaf."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(value)
-    return [(name + jax.tree_util.keystr(path), leaf) for path, leaf in paths]
+    paths, _ = tree_util.tree_flatten_with_path(value)
+    return [(name + tree_util.keystr(path), leaf) for path, leaf in paths]
 
 
 def like_leaves(name: str, value: PyTree, like: PyTree) -> list[Any]:
@@ -54,9 +59,9 @@ def like_leaves(name: str, value: PyTree, like: PyTree) -> list[Any]:
     Raises:
       ValueError: for another structure, or one array for several leaves.
     """
-    structure = jax.tree.structure(like)
+    structure = tree_util.tree_structure(like)
     if is_tree(value):
-        if jax.tree.structure(value) != structure:
+        if tree_util.tree_structure(value) != structure:
             raise ValueError(
                 f"{name} must be a number or have the structure of the input "
                 f"{structure_of(like)}, got {structure_of(value)}"
@@ -74,7 +79,7 @@ def require_one_structure(name: str, **fields: Any) -> None:
     """Raises ValueError where fields of a set are pytrees of different structures."""
     # JAX makes sets of placeholders (`in_axes`, shardings), in which a field may be None.
     present = {k: v for k, v in fields.items() if jax.tree.leaves(v)}
-    if len({jax.tree.structure(v) for v in present.values()}) > 1:
+    if len({tree_util.tree_structure(v) for v in present.values()}) > 1:
         listed = [f"{k} {structure_of(v)}" for k, v in present.items()]
         raise ValueError(f"{name} needs pytrees of one structure, got {' and '.join(listed)}")
 
@@ -129,7 +134,7 @@ class Layout:
     @classmethod
     def of(cls, value: PyTree) -> Layout:
         """That of a pytree of arrays."""
-        leaves, tree = jax.tree.flatten(value)
+        leaves, tree = tree_util.tree_flatten(value)
         return cls(tree, tuple(np.shape(leaf) for leaf in leaves))
 
     def ravel(self, value: PyTree) -> Array:
@@ -152,15 +157,18 @@ def concatenated(leaves: Sequence[Any]) -> Array:
     return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
 
 
-def separated(array: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+Arrays = TypeVar("Arrays", Array, np.ndarray)
+
+
+def separated(array: Arrays, shapes: Sequence[tuple[int, ...]]) -> list[Arrays]:
     """The leaves `[*leading, *shape]` of an array `[*leading, n]`, or of `[*leading, *shape]`."""
     if len(shapes) == 1:
         return [array]
-    leaves, start = [], 0
+    leaves: list[Any] = []
+    start = 0
     for shape in shapes:
         end = start + math.prod(shape)
-        part = jax.lax.slice_in_dim(array, start, end, axis=-1)
-        leaves.append(part.reshape(*array.shape[:-1], *shape))
+        leaves.append(array[..., start:end].reshape(*array.shape[:-1], *shape))
         start = end
     return leaves
 
@@ -196,7 +204,7 @@ def for_trees(
         if isinstance(result, Interval):
             result = Interval(*map(layout.unravel, result))
         elif isinstance(result, tuple):  # the center and the radius of a ball
-            center, radius = result
+            center, radius = cast("tuple[Array, Array]", result)
             result = layout.unravel(center), radius
         return result
 

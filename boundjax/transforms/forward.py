@@ -368,7 +368,8 @@ def forward_linear(
     with interval bounds.
 
     Args:
-      function: any JAX function of one array; it may close over weights.
+      function: any JAX function of one array, or of one pytree of arrays; it may close over
+        weights.
       slopes: as in `linear`, except `optimized`.
       rounding: what the bounds hold for, see `linear`.
       has_aux: also return the linear functions; needs a single output array.

@@ -363,8 +363,8 @@ def interval(
     """Turns a function of one example into a function from an input set to interval bounds.
 
     Args:
-      function: any JAX function of one array, `f(x) -> pytree of arrays`; it may close over
-        weights.
+      function: any JAX function of one array, or of one pytree of arrays,
+        `f(x) -> pytree of arrays`; it may close over weights.
       rounding: what the bounds hold for, see `linear`.
       has_aux: also return the pre-activation bounds, `{label: Interval}`.
 

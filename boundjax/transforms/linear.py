@@ -81,7 +81,7 @@ class Auxiliary(NamedTuple):
         the upper line. For `sides="upper"` they belong to minus the specification. For `"both"` the
         rows of the specification come first and those of its negative second, `[2 m, *shape]`.
       worst_input: `[m, *input]`, the point of the input set that attains the relaxation's lower
-        bound (its upper bound, if `sides="upper"`). For an input that is a pytree so are the points,
+        bound (its upper bound, if `sides="upper"`). For an input that is a pytree so is this,
         `[m, *leaf]`, with constant leaves repeated, for `jax.vmap(function)`.
     """
 
@@ -134,7 +134,8 @@ def linear(
     """Turns a function of one example into a function from an input set to linear bounds.
 
     Args:
-      function: any JAX function of one array; it may close over weights.
+      function: any JAX function of one array, or of one pytree of arrays; it may close over
+        weights.
       slopes: `"adaptive"` (CROWN), `"parallel"` (Fast-Lin / CAP), `"zero"`, `"one"`,
         `"constant"` (interval bounds as a relaxation), a number in `[0, 1]`, a function of
         `(lower, upper)`, a dict of positions in `[0, 1]` by label, or `optimized(...)`.

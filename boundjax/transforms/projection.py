@@ -309,8 +309,8 @@ def estimate(
     after a `relu`) may see values outside it.
 
     Args:
-      function: any JAX function of one array. It may close over weights; the estimates are
-        differentiable in them (which units are unstable is constant).
+      function: any JAX function of one array, or of one pytree of arrays. It may close over
+        weights; the estimates are differentiable in them (which units are unstable is constant).
       key: a PRNG key; the same key gives the same estimates. Under `vmap` all examples share one
         set of projections, unless each has a key.
       projections: how many random rows replace a larger source; 50 in the paper. With 50, a norm's
