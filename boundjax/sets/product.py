@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -54,14 +54,14 @@ class Product:
 
     def ball(self) -> tuple[Float[Array, " n"], Float[Array, ""]]:
         """The centers of the parts, and the length of the vector of their radii."""
-        centers, _ = zip(*map(enclosing_ball, self.parts), strict=True)
-        return trees.concatenated(centers), self.radius_of(range(len(self.parts)))
+        centers, radii = zip(*map(enclosing_ball, self.parts), strict=True)
+        return trees.concatenated(centers), self.radius_of(radii)
 
-    def radius_of(self, indices: Iterable[int]) -> Float[Array, ""]:
-        """The radius of the ball, around its center, of what depends on some parts only."""
-        radii = jnp.stack([enclosing_ball(self.parts[i])[1] for i in indices])
-        nearest = length(radii)
-        return upward.with_slack(upward.length_above, nearest, radii) if self.outward else nearest
+    def radius_of(self, radii: Sequence[Array]) -> Float[Array, ""]:
+        """The radius of the l2 ball around the center, for one radius for each part."""
+        stacked = jnp.stack(radii)
+        nearest = length(stacked)
+        return upward.with_slack(upward.length_above, nearest, stacked) if self.outward else nearest
 
     def support(self, coefficients: Float[Array, " n"]) -> Float[Array, ""]:
         """`max <c, x>`, the sum over the parts."""

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from boundjax.ir.families import Structural, Weighted, linear_op
 from boundjax.ir.node import Node
-from boundjax.numerics import larger, quick_larger, quick_smaller, smaller
-from boundjax.ops import matmul
+from boundjax.numerics import larger, length, quick_larger, quick_smaller, smaller
+from boundjax.ops import affine, matmul
 from boundjax.ops import norms as norms_of
-from boundjax.sets.checks import concrete
+from boundjax.sets import upward
 from boundjax.sets.input_set import InputSet, enclosing_ball
 from boundjax.sets.interval import Interval
 from boundjax.sets.product import Product
 from boundjax.sets.rounding import Arithmetic
+from boundjax.sets.trees import separated
+from boundjax.windows import dense
 
 
 def cut(
@@ -61,41 +62,46 @@ def cut(
     return Interval(quick_smaller(lower, center), quick_larger(upper, center))
 
 
-def radius_at(node: Node, input_set: InputSet, radius: Array) -> Array:
+def radius_at(node: Node, input_set: InputSet, radius: Array, rounded: bool) -> Array:
     """The radius of an l2 ball of what a node reads of the input itself.
 
-    A node that cuts one part out of a product reads the ball of that part.
+    A node that cuts a part out of the input reads a smaller ball: that of one of several inputs
+    that lie in one array, for instance.
 
     Args:
       node: one of whose operands is the input.
       input_set: of the input.
       radius: that of the whole input.
+      rounded: whether to round up.
     """
-    if not isinstance(input_set, Product) or not isinstance(node.op, Structural):
+    cuts = isinstance(node.op, Structural) and node.size < math.prod(node.input_shapes[0].shape)
+    if not cuts or any(node.inputs):
         return radius
-    if any(node.inputs):  # other operands have shapes of their own
-        return radius
-    read = _parts_read(node, input_set)
-    return radius if read is None else input_set.radius_of(read)
+    ones = jnp.ones((1, *node.shape), node.dtype)
+    # The operands of a structural op enter it with one sign each: nothing cancels.
+    reads = [dense(rows)[0] != 0 for rows in affine.pull_back(node, ones)]
+    return _radius_of(input_set, functools.reduce(jnp.logical_or, reads), rounded)
 
 
-def _parts_read(node: Node, product: Product) -> list[int] | None:
-    """The parts of the input on which an op with a 0/1 matrix depends; None if that is unknown."""
-    read = []
-    for k in range(len(product.parts)):
-        # A NaN passes from every element that is read, and a 0 at most adds to what reads it.
-        marks = [
-            np.full(math.prod(shape), np.nan if i == k else 0.0, node.input_shapes[0].dtype)
-            for i, shape in enumerate(product.shapes)
-        ]
-        with jax.ensure_compile_time_eval(), jax.debug_nans(False):
-            value = node.apply(*[jnp.asarray(np.concatenate(marks))] * len(node.inputs))
-            marked = concrete(jnp.any(jnp.isnan(value)))
-        if marked is None:  # which elements are read depends on a traced index
-            return None
-        if marked:
-            read.append(k)
-    return read or None
+def _radius_of(input_set: InputSet, reads: Array, rounded: bool) -> Array:
+    """The radius around the center of the elements that are read."""
+    if isinstance(input_set, Product):
+        parts = zip(input_set.parts, separated(reads, input_set.shapes), strict=True)
+        return input_set.radius_of([_radius_of(part, read, rounded) for part, read in parts])
+    center, radius = enclosing_ball(input_set)
+    lower, upper = input_set.interval()
+    corner = jnp.maximum(jnp.abs(upper - center), jnp.abs(center - lower))
+    nearest = jnp.minimum(radius, length(jnp.where(reads, corner, 0.0)))
+    nearest = jnp.where(jnp.any(reads), nearest, 0.0)
+    if not rounded:
+        return nearest
+    return upward.with_slack(_radius_above, nearest, radius, center, lower, upper, reads)
+
+
+def _radius_above(radius: Array, center: Array, lower: Array, upper: Array, reads: Array) -> Array:
+    """`_radius_of` rounded up, a scalar."""
+    ends = (jnp.where(reads, end, center) for end in (lower, upper))
+    return jnp.where(jnp.any(reads), upward.enclosing_radius(radius, center, *ends), 0.0)
 
 
 class FirstLayers:
@@ -122,7 +128,9 @@ class FirstLayers:
             return box
         centers, radii = zip(*(self._balls[i] for i in node.inputs), strict=True)
         if 0 in node.inputs:
-            whole = radius_at(node, self._input_set, radii[node.inputs.index(0)])
+            whole = radius_at(
+                node, self._input_set, radii[node.inputs.index(0)], self._arithmetic is not None
+            )
             radii = [whole if i == 0 else r for i, r in zip(node.inputs, radii, strict=True)]
         center = node.apply(*centers)
         if not norms_of.has_spectrum(node.op):

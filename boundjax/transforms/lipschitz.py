@@ -268,7 +268,7 @@ def _walk(
     for node in graph.nodes[1:]:
         operands = [nodes[i] for i in node.inputs]
         if 0 in node.inputs:
-            part = nodes[0]._replace(radius=radius_at(node, input_set, radius))
+            part = nodes[0]._replace(radius=radius_at(node, input_set, radius, errors is not None))
             operands = [part if i == 0 else nodes[i] for i in node.inputs]
         bounds = _advance(node, tuple(operands), norms, box, errors)
         if errors is not None and jnp.issubdtype(node.dtype, jnp.floating):
