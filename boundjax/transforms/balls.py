@@ -62,44 +62,47 @@ def cut(
     return Interval(quick_smaller(lower, center), quick_larger(upper, center))
 
 
-def radius_at(node: Node, input_set: InputSet, radius: Array, rounded: bool) -> Array:
-    """The radius of an l2 ball of what a node reads of the input itself.
+class CutBalls:
+    """The l2 balls of what ops cut out of the input.
 
-    A node that cuts a part out of the input reads a smaller ball: that of one of several inputs
-    that lie in one array, for instance.
-
-    Args:
-      node: one of whose operands is the input.
-      input_set: of the input.
-      radius: that of the whole input.
-      rounded: whether to round up.
+    An op that reads a part of the input reads a smaller ball: that of one of several inputs that
+    lie in one array, for instance.
     """
-    cuts = isinstance(node.op, Structural) and node.size < math.prod(node.input_shapes[0].shape)
-    if not cuts or any(node.inputs):
-        return radius
-    ones = jnp.ones((1, *node.shape), node.dtype)
-    # The operands of a structural op enter it with one sign each: nothing cancels.
-    reads = [dense(rows)[0] != 0 for rows in affine.pull_back(node, ones)]
-    return _radius_of(input_set, functools.reduce(jnp.logical_or, reads), rounded)
 
+    def __init__(self, input_set: InputSet, rounded: bool) -> None:
+        """The balls in an input set; `rounded` if radii are to be rounded up."""
+        self._input_set, self._rounded = input_set, rounded
+        # Rounding the ends of a set takes long formulas, which are traced once.
+        self._parts: dict[int, tuple[Array, Array, Interval]] = {}
 
-def _radius_of(input_set: InputSet, reads: Array, rounded: bool) -> Array:
-    """The radius around the center of the elements that are read."""
-    if isinstance(input_set, Product):
-        parts = zip(input_set.parts, separated(reads, input_set.shapes), strict=True)
-        return input_set.radius_of([_radius_of(part, read, rounded) for part, read in parts])
-    center, radius = enclosing_ball(input_set)
-    lower, upper = input_set.interval()
-    corner = jnp.maximum(jnp.abs(upper - center), jnp.abs(center - lower))
-    nearest = jnp.minimum(radius, length(jnp.where(reads, corner, 0.0)))
-    nearest = jnp.where(jnp.any(reads), nearest, 0.0)
-    if not rounded:
-        return nearest
-    return upward.with_slack(_radius_above, nearest, radius, center, lower, upper, reads)
+    def radius_at(self, node: Node, radius: Array) -> Array:
+        """The radius of what a node reads of the input, whose own radius is given."""
+        cuts = isinstance(node.op, Structural) and node.size < math.prod(node.input_shapes[0].shape)
+        if not cuts or any(node.inputs):
+            return radius
+        ones = jnp.ones((1, *node.shape), node.dtype)
+        # The operands of a structural op enter it with one sign each: nothing cancels.
+        reads = [dense(rows)[0] != 0 for rows in affine.pull_back(node, ones)]
+        return self._radius_of(self._input_set, functools.reduce(jnp.logical_or, reads))
+
+    def _radius_of(self, input_set: InputSet, reads: Array) -> Array:
+        """The radius around the center of the elements that are read."""
+        if isinstance(input_set, Product):
+            parts = zip(input_set.parts, separated(reads, input_set.shapes), strict=True)
+            return input_set.radius_of([self._radius_of(part, read) for part, read in parts])
+        if id(input_set) not in self._parts:
+            self._parts[id(input_set)] = *enclosing_ball(input_set), input_set.interval()
+        center, radius, (lower, upper) = self._parts[id(input_set)]
+        corner = jnp.maximum(jnp.abs(upper - center), jnp.abs(center - lower))
+        nearest = jnp.minimum(radius, length(jnp.where(reads, corner, 0.0)))
+        nearest = jnp.where(jnp.any(reads), nearest, 0.0)
+        if not self._rounded:
+            return nearest
+        return upward.with_slack(_radius_above, nearest, radius, center, lower, upper, reads)
 
 
 def _radius_above(radius: Array, center: Array, lower: Array, upper: Array, reads: Array) -> Array:
-    """`_radius_of` rounded up, a scalar."""
+    """The same radius, rounded up."""
     ends = (jnp.where(reads, end, center) for end in (lower, upper))
     return jnp.where(jnp.any(reads), upward.enclosing_radius(radius, center, *ends), 0.0)
 
@@ -113,7 +116,8 @@ class FirstLayers:
 
     def __init__(self, input_set: InputSet, arithmetic: Arithmetic | None = None) -> None:
         """Begins at the input; `arithmetic` as of `cut`."""
-        self._arithmetic, self._input_set = arithmetic, input_set
+        self._arithmetic = arithmetic
+        self._cuts = CutBalls(input_set, arithmetic is not None)
         # For a box the intervals say everything.
         self._balls = {} if input_set.is_box else {0: enclosing_ball(input_set)}
         self._inside = jnp.asarray(True)
@@ -128,9 +132,7 @@ class FirstLayers:
             return box
         centers, radii = zip(*(self._balls[i] for i in node.inputs), strict=True)
         if 0 in node.inputs:
-            whole = radius_at(
-                node, self._input_set, radii[node.inputs.index(0)], self._arithmetic is not None
-            )
+            whole = self._cuts.radius_at(node, radii[node.inputs.index(0)])
             radii = [whole if i == 0 else r for i, r in zip(node.inputs, radii, strict=True)]
         center = node.apply(*centers)
         if not norms_of.has_spectrum(node.op):

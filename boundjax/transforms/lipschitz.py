@@ -35,7 +35,7 @@ from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms import problem as problems
 from boundjax.transforms.ball_bounds import BallBoxBounds, length_above
-from boundjax.transforms.balls import cut, radius_at
+from boundjax.transforms.balls import CutBalls, cut
 from boundjax.transforms.errors import ErrorAnalysis
 from boundjax.transforms.signatures import ArrayFunction, BoundsFunction, TreeFunction
 from boundjax.windows import Rows, dense
@@ -263,12 +263,13 @@ def _walk(
         # The center may lie outside the clip range; extend the box to it.
         start = Interval(quick_smaller(lower, center), quick_larger(upper, center))
     nodes = [BallBoxBounds(center, radius, start)]
+    cuts = CutBalls(input_set, errors is not None)
     if errors is not None:
         errors.record(graph.nodes[0], nodes[0].around(errors.arithmetic), center)
     for node in graph.nodes[1:]:
         operands = [nodes[i] for i in node.inputs]
         if 0 in node.inputs:
-            part = nodes[0]._replace(radius=radius_at(node, input_set, radius, errors is not None))
+            part = nodes[0]._replace(radius=cuts.radius_at(node, radius))
             operands = [part if i == 0 else nodes[i] for i in node.inputs]
         bounds = _advance(node, tuple(operands), norms, box, errors)
         if errors is not None and jnp.issubdtype(node.dtype, jnp.floating):
