@@ -34,17 +34,13 @@ def numbers_as_array(value: Any) -> Any:
     As leaves of a pytree the numbers would become a list of scalars under `jit`. Tuples remain
     pytrees, since the placeholders that JAX puts into sets (`in_axes`) are tuples of numbers.
     """
-    is_list: bool = type(value) is list
-    return _as_array(value) if is_list and value else value
-
-
-def _as_array(numbers: Any) -> Any:
-    if not all(isinstance(leaf, (int, float, np.generic)) for leaf in jax.tree.leaves(numbers)):
-        return numbers
+    numbers = all(isinstance(leaf, (int, float, np.generic)) for leaf in jax.tree.leaves(value))
+    if value.__class__ is not list or not value or not numbers:
+        return value
     try:
-        return np.asarray(numbers)
+        return np.asarray(value)
     except ValueError:  # rows of different lengths
-        return numbers
+        return value
 
 
 def named_leaves(name: str, value: PyTree) -> list[tuple[str, Any]]:
