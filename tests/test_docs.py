@@ -142,6 +142,18 @@ def test_the_code_about_models_prints_what_is_shown(project, capsys):
     assert capsys.readouterr().out == expected
 
 
+def test_the_code_about_inputs_prints_what_is_shown(project, capsys):
+    page, namespace = project / "docs" / "inputs.md", {}
+    for language, block in re.findall(
+        r"^```(python|text)\n(.*?)^```$", page.read_text(), re.M | re.S
+    ):
+        if language == "python":
+            assert capsys.readouterr().out == ""
+            exec(compile(block, "inputs.md", "exec"), namespace)
+        else:
+            assert capsys.readouterr().out == block
+
+
 def test_the_code_about_connectivity_runs(project, capsys):
     (code,) = blocks(project / "docs" / "connectivity.md", "python")
     namespace = {}

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from boundjax.sets.input_set import InputSet
-from boundjax.transforms.balls import enclosing_ball
+from boundjax.sets.input_set import InputTree, enclosing_ball
+from boundjax.sets.inputs import inputs_of
 from boundjax.transforms.lipschitz import lipschitz
 
 
 def mean_translation(
-    function: Callable[[Array], Float[Array, " C"]], input_set: InputSet, *, box: bool = True
+    function: Callable[[Any], Float[Array, " C"]], input_set: InputTree, *, box: bool = True
 ) -> Float[Array, ""]:
     """Bounds how much the difference of two logits can grow, averaged over all pairs.
 
@@ -25,7 +26,7 @@ def mean_translation(
 
     Args:
       function: maps one input to logits `[C]`.
-      input_set: the perturbed inputs.
+      input_set: the perturbed inputs, or a pytree of sets and of constants.
       box: use the bounds of BCP, otherwise those of LMT (`boundjax.lipschitz`).
 
     Returns:
@@ -33,10 +34,12 @@ def mean_translation(
 
     Source: Lee, Lee and Park 2020, "Lipschitz-Certifiable Training with a Tight Outer Bound".
     """
-    center, _ = enclosing_ball(input_set)
+    inputs = inputs_of(input_set)
+    function, flat = inputs.applied(function), inputs.input_set
+    center, _ = enclosing_ball(flat)
     logits = function(center)
     identity = np.eye(len(logits), dtype=logits.dtype)
     pairs = (identity[None, :, :] - identity[:, None, :])[~np.eye(len(logits), dtype=bool)]
     rows = jnp.asarray(pairs)
     # z_i - z_j grows from minus the clean value of a row to minus its lower bound.
-    return jnp.mean(rows @ logits - lipschitz(function, box=box)(input_set, rows).lower)
+    return jnp.mean(rows @ logits - lipschitz(function, box=box)(flat, rows).lower)

@@ -24,13 +24,14 @@ from scipy import optimize, sparse
 
 from boundjax.ir.families import Extremum, Scalar
 from boundjax.ir.node import Graph, Node, Perturbed
-from boundjax.sets.checks import require_input_set
-from boundjax.sets.input_set import InputSet
+from boundjax.sets.input_set import InputTree
+from boundjax.sets.inputs import inputs_of
 from boundjax.sets.interval import Interval
 from boundjax.transforms import problem
 from boundjax.transforms.interval import pre_activation_nodes
 from boundjax.transforms.linear import relax
 from boundjax.transforms.walk import by_node
+from boundjax.typing import PyTree
 
 _UNIT_ROWS = 256  # unit vectors that pass through a linear op at once
 Status = Literal["optimal", "time limit", "failed"]
@@ -44,20 +45,20 @@ class MilpOptimum(NamedTuple):
     Attributes:
       lower: no value is less, according to the solver, whose tolerances are 1e-6.
       upper: the value at `input`, as the function computes it; inf without an input.
-      input: the best input that the solver came to, `[*shape]`, or None.
+      input: the best input that the solver came to, `[*shape]` or a pytree, or None.
       status: `"optimal"`, `"time limit"`, or `"failed"` if the solver gave up; nothing is known of
         the optimum then.
     """
 
     lower: float
     upper: float
-    input: Float[np.ndarray, "*shape"] | None
+    input: Float[np.ndarray, "*shape"] | PyTree | None
     status: Status
 
 
 def milp_optimum(
-    function: Callable[[Float[Array, "*shape"]], Float[Array, "*out"]],
-    input_set: InputSet,
+    function: Callable[[Any], Float[Array, "*out"]],
+    input_set: InputTree,
     row: Float[ArrayLike, "*out"],
     *,
     pre_activations: Mapping[str, Interval] | None = None,
@@ -68,9 +69,10 @@ def milp_optimum(
     It proves nothing (arithmetic `"nearest"`): the solver's tolerances are 1e-6.
 
     Args:
-      function: a piecewise linear function of one array with one output array: linear ops, ReLUs
-        and other ops with kinks, maxima and minima.
-      input_set: a box, such as a `boundjax.Box` or a ball of the norm inf.
+      function: a piecewise linear function of one array, or of a pytree, with one output array:
+        linear ops, ReLUs and other ops with kinks, maxima and minima.
+      input_set: a box, such as a `boundjax.Box` or a ball of the norm inf; or a pytree of boxes and
+        of arrays that are not perturbed.
       row: `[*out]`; for the minimum of a margin a row of `boundjax.margin_specification`, for a
         maximum the negative.
       pre_activations: bounds by label for every nonlinear op, as of a `boundjax.Relaxation`;
@@ -130,8 +132,8 @@ class Encoding:
 
     def __init__(
         self,
-        function: Callable[[Array], Array],
-        input_set: InputSet,
+        function: Callable[[Any], Array],
+        input_set: InputTree,
         pre_activations: Mapping[str, Interval] | None = None,
         *,
         integer: bool = True,
@@ -143,14 +145,15 @@ class Encoding:
           integer: whether units are exact. Otherwise they are relaxed: the linear program that no
             relaxation of single units with these bounds can beat.
         """
-        require_input_set(input_set)
+        self._inputs = inputs_of(input_set)
+        function, input_set = self._inputs.applied(function), self._inputs.input_set
         if not input_set.is_box:
             raise ValueError(
                 "a MILP needs a box, a boundjax.Box or a ball of the norm inf, got "
                 f"{type(input_set).__name__}"
             )
         self._function, self._integer = function, integer
-        graph, _ = problem.traced(function, input_set, "nearest")
+        graph, _, _ = problem.traced(function, input_set, "nearest")
         if pre_activations is None:
             relaxed = relax(function, intermediate="linear")
             bounded = jax.jit(lambda ball: relaxed(ball).pre_activations)
@@ -199,6 +202,7 @@ class Encoding:
         point = np.clip(solved.x[: len(lower)], lower, upper)
         point = point.astype(self._dtype).reshape(self._shapes[0])
         value = flat @ _flat(self._function(jnp.asarray(point)))
+        point = self._inputs.restored(point)
         return MilpOptimum(float(bound) + offset, float(value), point, status)
 
     def _solved(self, cost: np.ndarray, time_limit: float) -> Any:

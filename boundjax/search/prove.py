@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
-from jaxtyping import Float32
 
 from boundjax.properties import Case, OutputProperty, Property
 from boundjax.search.limits import MAX_QUEUE_BYTES
@@ -21,7 +21,9 @@ from boundjax.sets import rounding as rounding_of_sets
 from boundjax.sets.ball import LpBall
 from boundjax.sets.box import Box
 from boundjax.sets.checks import require_input_set
-from boundjax.sets.input_set import InputSet
+from boundjax.sets.input_set import InputSet, InputTree
+from boundjax.sets.inputs import inputs_of
+from boundjax.sets.product import Product
 from boundjax.sets.rounding import Rounding
 from boundjax.typing import Device
 
@@ -29,8 +31,8 @@ _Ends = tuple[np.ndarray, np.ndarray]
 
 
 def prove(
-    function: Callable[[Float32[Array, "*shape"]], Array],
-    input_set: InputSet,
+    function: Callable[[Any], Array],
+    input_set: InputTree,
     property: OutputProperty,
     *,
     method: Method = "complete",
@@ -47,10 +49,11 @@ def prove(
     """Proves that a property holds at every input of a set, or finds an input where it does not.
 
     Args:
-      function: any JAX function of one float32 array `[*shape]` with one array `[*out]` as its
-        result; it may close over weights.
+      function: any JAX function of one float32 array `[*shape]`, or of a pytree, with one array
+        `[*out]` as its result; it may close over weights.
       input_set: a `boundjax.Box`, or a ball of the norm inf (`boundjax.LpBall`, with or without a
-        clip range; what a `boundjax.Threat` returns), float32.
+        clip range; what a `boundjax.Threat` returns), float32; or a pytree of such sets and of
+        arrays that are not perturbed.
       property: of the outputs, such as `boundjax.properties.predicts(label, classes)` or
         `boundjax.properties.all_positive(rows)`.
       method: the tightest bounds to try: `"complete"` splits the box and the units of piecewise
@@ -59,7 +62,7 @@ def prove(
         calls.
       rounding: what a proof holds for, see `boundjax.linear`.
       programs: `Programs(function, shape)` of `boundjax.search`, made with the same function and
-        rounding: several calls then compile once.
+        rounding: several calls then compile once. None for a pytree, whose constants they hold.
       devices: local devices, such as `jax.local_devices()`, that divide the parts of the box that
         are bounded at a time, without communication; by default JAX's default device. Batches grow
         with their number, so the search may split in another order. State them to `Programs`
@@ -72,11 +75,12 @@ def prove(
         others along units.
       seed: of the random points of the attack.
       with_proof: whether the result has a `proof` for `boundjax.save_proof`; needs the method
-        `"complete"`.
+        `"complete"`. It numbers the inputs of a pytree in the order of its leaves.
 
     Returns:
       A `Result`: `"unsat"` if the property is proved (`Result.proved`), `"sat"` with a
-      counterexample in the shapes of the input and the output, `"unknown"` or `"timeout"`. A
+      counterexample in the shapes of the input (a pytree is one of numpy arrays, with the constants
+      that were given) and the output, `"unknown"` or `"timeout"`. A
       counterexample lies in the exact set, and its outputs, as the function computes them, do not
       have the property in exact arithmetic.
 
@@ -91,8 +95,13 @@ def prove(
             "property must be an OutputProperty, such as boundjax.properties.all_positive(rows), "
             f"got {type(property).__name__}"
         )
-    outer, inner = ends_of(input_set)
-    example = outer[0]
+    inputs = inputs_of(input_set)
+    if inputs.is_tree and programs is not None:
+        raise ValueError(
+            "programs serve a function of one array, got an input that is a pytree; leave them out"
+        )
+    outer, inner = ends_of(inputs.input_set)
+    example, function = outer[0], inputs.applied(function)
     output = jax.eval_shape(function, jax.ShapeDtypeStruct(example.shape, example.dtype))
     if not isinstance(output, jax.ShapeDtypeStruct):
         raise TypeError(f"function must return one array, got {type(output).__name__}")
@@ -117,7 +126,7 @@ def prove(
     point = result.counterexample
     shaped = dataclasses.replace(
         point,
-        inputs=point.inputs.reshape(example.shape),
+        inputs=inputs.restored(point.inputs.reshape(example.shape)),
         outputs=point.outputs.reshape(output.shape),
     )
     return dataclasses.replace(result, counterexample=shaped)
@@ -131,6 +140,9 @@ def ends_of(input_set: InputSet) -> tuple[_Ends, _Ends]:
       ValueError: for a set that is not a box, has no elements, or no points.
     """
     require_input_set(input_set)
+    if isinstance(input_set, Product):
+        outers, inners = zip(*map(ends_of, input_set.parts), strict=True)
+        return _joined(outers), _joined(inners)
     if isinstance(input_set, Box):
         low, high = input_set.lower, input_set.upper
     elif isinstance(input_set, LpBall) and input_set.is_box:
@@ -158,6 +170,14 @@ def ends_of(input_set: InputSet) -> tuple[_Ends, _Ends]:
     if isinstance(input_set, Box):
         return outer, (np.asarray(low), np.asarray(high))
     return outer, rounding_of_sets.inward_ends(np.asarray(low), input_set.eps, input_set.clip)
+
+
+def _joined(boxes: Iterable[_Ends]) -> _Ends:
+    """The box `[n]` of several boxes, one after the other in C order."""
+    lower, upper = (
+        np.concatenate([end.reshape(-1) for end in ends]) for ends in zip(*boxes, strict=True)
+    )
+    return lower, upper
 
 
 def _require_points(ball: LpBall) -> None:

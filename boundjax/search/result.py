@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Num
 
 from boundjax.search.proof import Proof
+from boundjax.typing import PyTree
 
 Verdict = Literal["sat", "unsat", "unknown", "timeout"]
 
@@ -18,11 +19,12 @@ class Counterexample:
     """An unsafe input and its outputs.
 
     Attributes:
-      inputs: in the shape of the input; `[n]`, flattened in C order, where a file asks.
+      inputs: in the shape of the input; `[n]`, flattened in C order, where a file asks; a pytree
+        where the function takes one.
       outputs: likewise.
     """
 
-    inputs: Float32[np.ndarray, ...]
+    inputs: Float32[np.ndarray, ...] | PyTree
     outputs: Num[np.ndarray, ...]
 
 

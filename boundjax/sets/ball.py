@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,18 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Num
 
 from boundjax.numerics import length, smaller
-from boundjax.sets import ball_box, rounding, upward
+from boundjax.sets import ball_box, rounding, trees, upward
 from boundjax.sets.checks import (
     as_float,
-    require_array,
     require_clip,
     require_finite,
     require_norm,
     require_radius,
 )
+from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
+from boundjax.sets.product import product_of
+from boundjax.typing import PyTree
 
 
 @functools.partial(
@@ -35,12 +38,15 @@ class LpBall:
     """All `x` with `||(x - center) / eps||_p <= 1`, cut to `clip[0] <= x <= clip[1]`.
 
     Attributes:
-      center: the unperturbed input, any shape.
+      center: the unperturbed input, any shape, or a pytree of arrays of one floating dtype. The
+        norm is then that of all leaves together, one ball; what the methods take and return is a
+        pytree.
       eps: radius in the units of the input (for pixels in [0, 1]: 8 / 255, say), `>= 0`; a
         scalar, or an array that broadcasts to the input's shape (one radius per feature; 0 keeps it
-        fixed).
+        fixed). For a pytree: a number, or a pytree of such radii.
       p: order of the norm, 1, 2 or `inf` (any `p >= 1` works through its dual norm).
-      clip: `None` or `(low, high)`, the range of valid inputs, scalars or arrays.
+      clip: `None` or `(low, high)`, the range of valid inputs, scalars or arrays, or
+        pytrees of them.
       outward: whether every answer holds for the exact set, as certificates need, instead of up to
         rounding. Rounding to nearest loses an `eps` below half a spacing of the center. Radii and
         clip ranges that are numbers or numpy arrays are then rounded outwards to the dtype of the
@@ -55,25 +61,27 @@ class LpBall:
         empty clip range.
     """
 
-    center: Num[Array, "*shape"]
-    eps: ArrayLike
+    center: Num[Array, "*shape"] | PyTree
+    eps: ArrayLike | PyTree
     p: float = jnp.inf
-    clip: tuple[ArrayLike, ArrayLike] | None = None
+    clip: tuple[ArrayLike | PyTree, ArrayLike | PyTree] | None = None
     outward: bool = False
 
     def __post_init__(self) -> None:
         require_norm("p", self.p)
-        require_array("LpBall.center", self.center)
-        require_finite("LpBall.center", self.center)
-        require_radius(self.eps)
+        for field in ("center", "eps"):
+            object.__setattr__(self, field, trees.numbers_as_array(getattr(self, field)))
+        for name, center in trees.named_leaves("LpBall.center", self.center):
+            require_finite(name, center)
+        for name, eps in trees.named_leaves("eps", self.eps):
+            require_radius(eps, name)
         require_clip(self.clip)
         if self.outward:
-            object.__setattr__(self, "eps", rounding.number_above(self.eps, self.center))
+            _, eps = rounding.outward_numbers(None, self.eps, self.center)
+            object.__setattr__(self, "eps", eps)
             if self.clip is not None:
-                low, high = self.clip
-                low = rounding.number_below(low, self.center)
-                high = rounding.number_above(high, self.center)
-                object.__setattr__(self, "clip", (low, high))
+                low, high = map(trees.numbers_as_array, self.clip)
+                object.__setattr__(self, "clip", rounding.outward_numbers(low, high, self.center))
 
     @property
     def is_box(self) -> bool:
@@ -109,10 +117,48 @@ class LpBall:
         low, high = (jnp.broadcast_to(end, center.shape) for end in ends)
         return low, high
 
+    def flattened(self) -> tuple[InputSet, trees.Layout | None]:
+        """The ball of a pytree in one flat array; itself for a ball of one array.
+
+        With `p = inf` its leaves are independent.
+
+        Raises:
+          ValueError: for a radius or a clip range that is neither one number nor a pytree of the
+            center's structure.
+          TypeError: for leaves of different floating dtypes.
+        """
+        if not trees.is_tree(self.center):
+            return self, None
+        layout = trees.Layout.of(self.center)
+        parts = self._of_leaves()
+        if self.is_box or len(parts) == 1:
+            return product_of(parts, self.center), layout
+        trees.require_one_dtype([p.interval().lower.dtype for p in parts], self.center)
+        clip = None
+        if self.clip is not None:
+            ends = [part._clip(part.clip) for part in parts if part.clip is not None]
+            low, high = map(trees.concatenated, zip(*ends, strict=True))
+            clip = low, high
+        center = trees.concatenated([as_float(part.center) for part in parts])
+        eps = trees.concatenated([part._radius() for part in parts])
+        return LpBall(center, eps, self.p, clip, self.outward), layout
+
+    def _of_leaves(self) -> list[LpBall]:
+        """The ball in each leaf of a pytree while the other leaves stay at the center."""
+        centers = jax.tree.leaves(self.center)
+        radii = trees.like_leaves("eps", self.eps, self.center)
+        clips: list[Any] = [None] * len(centers)
+        if self.clip is not None:
+            ends = [trees.like_leaves("clip", end, self.center) for end in self.clip]
+            clips = list(zip(*ends, strict=True))
+        leaves = zip(centers, radii, clips, strict=True)
+        return [LpBall(center, eps, self.p, clip, self.outward) for center, eps, clip in leaves]
+
     def outwards(self) -> LpBall:
         """The same set with answers that hold for it exactly."""
         return self if self.outward else dataclasses.replace(self, outward=True)
 
+    @trees.for_trees
     def interval(self) -> Interval:
         """`[center - eps, center + eps]`, cut to the clip range.
 
@@ -130,6 +176,7 @@ class LpBall:
             lower, upper = jnp.clip(lower, low, high), jnp.clip(upper, low, high)
         return Interval(lower, upper)
 
+    @trees.for_trees
     def ball(self) -> tuple[Float[Array, "*shape"], Float[Array, ""]]:
         """`center` and the radius of an l2 ball around it that contains the set.
 
@@ -157,6 +204,7 @@ class LpBall:
             size = upward.norm_above(radius, 1 / (Fraction(1, 2) - inverse))
         return upward.enclosing_radius(size, center, lower, upper)
 
+    @trees.for_trees
     def support(self, coefficients: Float[Array, "*shape"]) -> Float[Array, ""]:
         """`max <c, x> = <c, center> + ||eps * c||_q` with `1 / p + 1 / q = 1`."""
         middle, spread = self.interval().middle, self.spread(coefficients)
@@ -165,6 +213,7 @@ class LpBall:
             return nearest
         return upward.with_slack(upward.support_above, nearest, coefficients, middle, spread)
 
+    @trees.for_trees
     def spread(self, coefficients: Float[Array, "*shape"]) -> Float[Array, ""]:
         """`max <c, x - middle>`; clipping and outward rounding move the middle off the center."""
         nearest = self._nearest_spread(coefficients)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Num
 
 from boundjax.numerics import float_info, larger, length, smaller
-from boundjax.sets import rounding, upward
-from boundjax.sets.checks import as_float, concrete, first_index, require_array, require_finite
+from boundjax.sets import rounding, trees, upward
+from boundjax.sets.checks import as_float, concrete, first_index, require_finite
+from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
-from boundjax.typing import Jitted
+from boundjax.typing import Jitted, PyTree
 
 
 @functools.partial(
@@ -36,7 +38,8 @@ class BallBox:
     A Lipschitz constant and interval bounds together confine a hidden layer to such a set.
 
     Attributes:
-      center: the ball's center, any shape.
+      center: the ball's center, any shape, or a pytree of arrays of one floating dtype. The ball is
+        then one of all leaves together; what the methods take and return is a pytree.
       radius: scalar, in the units of `x`, `>= 0`; infinite if there is only the box.
       lower: of the center's shape; may be `-inf`.
       upper: of the center's shape; may be `inf`.
@@ -55,39 +58,37 @@ class BallBox:
     Source: Lee, Lee and Park 2020, "Lipschitz-Certifiable Training with a Tight Outer Bound".
     """
 
-    center: Num[Array, "*shape"]
+    center: Num[Array, "*shape"] | PyTree
     radius: Num[ArrayLike, ""]
-    lower: Num[Array, "*shape"]
-    upper: Num[Array, "*shape"]
+    lower: Num[Array, "*shape"] | PyTree
+    upper: Num[Array, "*shape"] | PyTree
     outward: bool = False
 
     def __post_init__(self) -> None:
-        require_array("BallBox.center", self.center)
-        require_finite("BallBox.center", self.center)
+        for field in ("center", "lower", "upper"):
+            object.__setattr__(self, field, trees.numbers_as_array(getattr(self, field)))
+        trees.require_one_structure(
+            "BallBox", center=self.center, lower=self.lower, upper=self.upper
+        )
         if self.outward:
-            object.__setattr__(self, "radius", rounding.number_above(self.radius, self.center))
-            object.__setattr__(self, "lower", rounding.number_below(self.lower, self.center))
-            object.__setattr__(self, "upper", rounding.number_above(self.upper, self.center))
+            lower, upper = rounding.outward_numbers(self.lower, self.upper, self.center)
+            _, radius = rounding.outward_numbers(None, self.radius, self.center)
+            for field, value in (("radius", radius), ("lower", lower), ("upper", upper)):
+                object.__setattr__(self, field, value)
         radius = concrete(self.radius)
         if radius is not None and not (radius >= 0).all():
             bad = ~(radius >= 0)
             raise ValueError(
                 f"BallBox.radius must be >= 0, got {radius[bad].flat[0]}{first_index(bad)}"
             )
-        center, lower, upper = map(concrete, (self.center, self.lower, self.upper))
-        if center is None or lower is None or upper is None:
-            return
-        if not center.shape == lower.shape == upper.shape:
-            raise ValueError(
-                f"BallBox needs arrays of one shape, got center {center.shape}, "
-                f"lower {lower.shape} and upper {upper.shape}"
-            )
-        bad = ~(lower <= upper)
-        if bad.any():
-            raise ValueError(
-                f"BallBox needs lower <= upper, got {lower[bad].flat[0]} > {upper[bad].flat[0]}"
-                f"{first_index(bad)}"
-            )
+        leaves = [
+            trees.named_leaves(field, getattr(self, field))
+            for field in ("center", "lower", "upper")
+        ]
+        for name, center in leaves[0]:
+            require_finite(f"BallBox.{name}", center)
+        for (name, center), (_, lower), (_, upper) in zip(*leaves, strict=False):
+            _require_ends(name.removeprefix("center"), center, lower, upper)
 
     @property
     def is_box(self) -> bool:
@@ -111,10 +112,31 @@ class BallBox:
             rounding.float_above(self.upper, center.dtype),
         )
 
+    def flattened(self) -> tuple[InputSet, trees.Layout | None]:
+        """The set of a pytree in one flat array; itself for a set of one array.
+
+        Raises:
+          TypeError: for leaves of different floating dtypes.
+        """
+        if not trees.is_tree(self.center):
+            return self, None
+        fields = [jax.tree.leaves(field) for field in (self.center, self.lower, self.upper)]
+        centers = [as_float(center) for center in fields[0]]
+        trees.require_one_dtype([center.dtype for center in centers], self.center)
+        parts = [
+            BallBox(center, self.radius, lower, upper, self.outward)
+            for center, lower, upper in zip(*fields, strict=True)
+        ]
+        lowers, uppers = zip(*(part._ends() for part in parts), strict=True)
+        center, lower, upper = map(trees.concatenated, (centers, lowers, uppers))
+        flat = BallBox(center, self.radius, lower, upper, self.outward)
+        return flat, trees.Layout.of(self.center)
+
     def outwards(self) -> BallBox:
         """The same set with answers that hold for it exactly."""
         return self if self.outward else dataclasses.replace(self, outward=True)
 
+    @trees.for_trees
     def interval(self) -> Interval:
         """`[center - radius, center + radius]`, cut to the box; NaN where that is empty.
 
@@ -130,6 +152,7 @@ class BallBox:
         ends = Interval(lower, upper).cut(Interval(least, most))
         return rounding.enclosure(ends.unless_empty(), nearest)
 
+    @trees.for_trees
     def ball(self) -> tuple[Float[Array, "*shape"], Float[Array, ""]]:
         """`center` and `radius`, or a smaller radius where the box ends earlier."""
         center, radius, (lower, upper) = as_float(self.center), self._radius(), self._ends()
@@ -142,6 +165,7 @@ class BallBox:
             upward.enclosing_radius, nearest, *arguments
         )
 
+    @trees.for_trees
     def support(self, coefficients: Float[Array, "*shape"]) -> Float[Array, ""]:
         """`max <c, x>`; `c` has the input's shape."""
         middle, spread = self.interval().middle, self.spread(coefficients)
@@ -150,6 +174,7 @@ class BallBox:
             return nearest
         return upward.with_slack(upward.support_above, nearest, coefficients, middle, spread)
 
+    @trees.for_trees
     def spread(self, coefficients: Float[Array, "*shape"]) -> Float[Array, ""]:
         """`max <c, x - middle>`, see `ball_box.spread`."""
         nearest = self._nearest_spread(coefficients)
@@ -168,6 +193,24 @@ class BallBox:
         inside = jnp.all((below >= 0) & (above >= 0))
         box = jnp.sum(jnp.abs(coefficients) * interval.radius)
         return jnp.where(inside, largest, smaller(largest, box))
+
+
+def _require_ends(where: str, center: Any, lower: Any, upper: Any) -> None:
+    """Checks the ends of one array, unless their numbers are not known yet."""
+    center, lower, upper = map(concrete, (center, lower, upper))
+    if center is None or lower is None or upper is None:
+        return
+    if not center.shape == lower.shape == upper.shape:
+        raise ValueError(
+            f"BallBox needs arrays of one shape, got center{where} {center.shape}, "
+            f"lower{where} {lower.shape} and upper{where} {upper.shape}"
+        )
+    bad = ~(lower <= upper)
+    if bad.any():
+        raise ValueError(
+            f"BallBox needs lower{where} <= upper{where}, got {lower[bad].flat[0]} > "
+            f"{upper[bad].flat[0]}{first_index(bad)}"
+        )
 
 
 # Stopping after any round is sound; random problems need fewer than ten.

@@ -43,14 +43,14 @@ def require_finite(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be finite, got {array[bad].flat[0]}{first_index(bad)}")
 
 
-def require_radius(value: Any) -> None:
+def require_radius(value: Any, name: str = "eps") -> None:
     """Raises ValueError where a concrete radius is negative or not finite."""
     array = concrete(value)
     if array is not None:
         bad = ~(np.isfinite(array) & (array >= 0))
         if bad.any():
             raise ValueError(
-                f"eps must be finite and >= 0, got {array[bad].flat[0]}{first_index(bad)}; "
+                f"{name} must be finite and >= 0, got {array[bad].flat[0]}{first_index(bad)}; "
                 "give the radius in the units of the input"
             )
 
@@ -76,20 +76,12 @@ def require_norm(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a norm's order >= 1 (1, 2 or inf), got {value}")
 
 
-_ONE_ARRAY = (
-    "a function of several inputs takes them as one array: concatenate them, and split that array "
-    "inside the function"
-)
-
-
 def require_input_set(value: Any) -> None:
     """Raises TypeError where `value` is not one input set."""
     if isinstance(value, InputSet):
         return
     if isinstance(value, Interval):
         raise TypeError("expected an input set, got an Interval; use boundjax.Box(*interval)")
-    if _is_sequence(value) or isinstance(value, Mapping):
-        raise TypeError(f"expected one input set, got a {_type_name(value)}; {_ONE_ARRAY}")
     if hasattr(value, "shape"):
         raise TypeError(
             f"expected an input set, got an array of shape {tuple(value.shape)}; say what may be "
@@ -102,11 +94,21 @@ def require_input_set(value: Any) -> None:
 
 
 def require_array(name: str, value: Any) -> None:
-    """Raises TypeError where `value` is a collection of arrays instead of one."""
+    """Raises TypeError where `value` is a collection of arrays, or an input set, and no array."""
+    if isinstance(value, InputSet):
+        raise TypeError(
+            f"{name} must be one array, around which the sets are made, got a {_type_name(value)}; "
+            "boundjax.linear(f)(sets, specification) bounds functions on any set"
+        )
     # numpy and JAX read a list of equally shaped arrays as one array.
     several = _is_sequence(value) and len({np.shape(item) for item in value}) > 1
-    if several or isinstance(value, Mapping):
-        raise TypeError(f"{name} must be one array, got a {_type_name(value)}; {_ONE_ARRAY}")
+    sets = _is_sequence(value) and any(isinstance(item, InputSet) for item in value)
+    if several or sets or isinstance(value, Mapping):
+        raise TypeError(
+            f"{name} must be one array, got a {_type_name(value)}; concatenate the inputs and "
+            "split the array inside the model, or take boundjax.linear(f)(sets, specification), "
+            "which takes pytrees of sets"
+        )
 
 
 def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:

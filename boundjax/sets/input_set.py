@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from jax import Array
 from jaxtyping import Float
 
+from boundjax.numerics import length
 from boundjax.sets.interval import Interval
+from boundjax.typing import PyTree
 
 
 @runtime_checkable
@@ -39,6 +41,11 @@ class InputSet(Protocol):
         ...
 
 
+# What may be put in for the input of a function: an input set, or a pytree of input sets and of
+# arrays that are not perturbed.
+InputTree: TypeAlias = InputSet | PyTree
+
+
 def outwards(input_set: InputSet) -> InputSet:
     """The set with rigorous answers, see `InputSet`; sets that are rigorous return themselves.
 
@@ -52,3 +59,16 @@ def outwards(input_set: InputSet) -> InputSet:
             f"{type(input_set).__name__}; add it (see boundjax.InputSet) or use rounding='nearest'"
         )
     return method()
+
+
+def enclosing_ball(input_set: InputSet) -> tuple[Array, Array]:
+    """The center and the radius of an l2 ball that contains an input set.
+
+    A user's set may define it as `ball() -> (center, radius)`. Otherwise it is the ball around the
+    set's interval.
+    """
+    ball = getattr(input_set, "ball", None)
+    if ball is not None:
+        return ball()
+    interval = input_set.interval()
+    return interval.middle, length(interval.radius)

@@ -8,6 +8,7 @@ bounds on that set would say nothing about the requested radius.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal, TypeAlias
 
@@ -236,6 +237,21 @@ def number_below(value: Any, like: Any) -> Any:
         return value
     below = -up(-exact.astype(np.float64), _float_dtype(like))
     return value if np.array_equal(below, exact, equal_nan=True) else below
+
+
+def outward_numbers(low: Any, high: Any, like: Any) -> tuple[Any, Any]:
+    """`number_below` of the leaves of a pytree and `number_above` of those of another.
+
+    Args:
+      low, high: numbers, arrays or pytrees of them, or None.
+      like: the pytree that determines the dtype, which its leaves share.
+    """
+    leaves = jax.tree.leaves(like)
+    if not leaves:  # a placeholder
+        return low, high
+    like = leaves[0]
+    below = jax.tree.map(functools.partial(number_below, like=like), low)
+    return below, jax.tree.map(functools.partial(number_above, like=like), high)
 
 
 def _float_dtype(like: Any) -> np.dtype[Any]:

@@ -31,6 +31,7 @@ from boundjax.ir.node import Graph, Node
 from boundjax.numerics import signed_parts
 from boundjax.ops import affine, local, matmul
 from boundjax.sets.input_set import InputSet
+from boundjax.sets.inputs import Inputs
 from boundjax.sets.interval import Interval
 from boundjax.transforms.errors import ErrorAnalysis
 from boundjax.typing import PyTree
@@ -43,12 +44,21 @@ class LinearBounds(NamedTuple):
     """`lower_coefficients x + lower_bias <= rows . value <= upper_coefficients x + upper_bias`.
 
     Coefficients are `[m, *input]`, biases `[m]`; both are None on a side that was not asked for.
+    For an input that is a pytree so are the coefficients; those of constant leaves are 0.
     """
 
-    lower_coefficients: Float[Array, " m *input"] | None
+    lower_coefficients: Float[Array, " m *input"] | PyTree | None
     lower_bias: Float[Array, " m"] | None
-    upper_coefficients: Float[Array, " m *input"] | None
+    upper_coefficients: Float[Array, " m *input"] | PyTree | None
     upper_bias: Float[Array, " m"] | None
+
+    def of_inputs(self, inputs: Inputs) -> LinearBounds:
+        """The functions of one array as functions of the argument that it stands for."""
+        lower, upper = (
+            None if rows is None else inputs.coefficients(rows)
+            for rows in (self.lower_coefficients, self.upper_coefficients)
+        )
+        return self._replace(lower_coefficients=lower, upper_coefficients=upper)
 
 
 class PerRow(NamedTuple):

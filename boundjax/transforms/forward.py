@@ -25,7 +25,7 @@ from boundjax.ir.families import Planes, Structural, Weighted
 from boundjax.ir.node import Graph, Node, Perturbed
 from boundjax.numerics import signed_parts
 from boundjax.ops import affine
-from boundjax.sets.input_set import InputSet
+from boundjax.sets.input_set import InputTree
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Rounding
 from boundjax.slopes import Optimized, Slopes
@@ -368,7 +368,8 @@ def forward_linear(
     with interval bounds.
 
     Args:
-      function: any JAX function of one array; it may close over weights.
+      function: any JAX function of one array, or of one pytree of arrays; it may close over
+        weights.
       slopes: as in `linear`, except `optimized`.
       rounding: what the bounds hold for, see `linear`.
       has_aux: also return the linear functions; needs a single output array.
@@ -392,8 +393,8 @@ def forward_linear(
         raise ValueError("forward_linear takes no optimized slopes; linear(slopes=...) does")
     policy_of = slope_policies.resolve(slopes)
 
-    def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
-        graph, input_set = problems.traced(function, input_set, rounding)
+    def bounds(input_set: InputTree, specification: Array | None = None) -> Any:
+        graph, input_set, inputs = problems.traced(function, input_set, rounding)
         if isinstance(slopes, Mapping):
             slope_policies.require_known(slopes, graph.nonlinear_labels)
         forward = Forward()
@@ -404,11 +405,10 @@ def forward_linear(
             merged = walk.merged(starts, constant)
             result = _finite_or(enclosure.concretize(input_set, walk.errors), merged)
             result = walk.intersect(merged, result)
-            return (
-                (result, _in_input(enclosure, walk.references[0], walk.errors))
-                if has_aux
-                else result
-            )
+            if not has_aux:
+                return result
+            functions = _in_input(enclosure, walk.references[0], walk.errors)
+            return result, functions.of_inputs(inputs)
         leaves = [
             walk.intervals[o.index] if isinstance(o, Perturbed) else Interval(o, o)
             for o in graph.outputs
@@ -420,6 +420,7 @@ def forward_linear(
         enclosure = forward.enclosures[node.index]
         slack = None if enclosure.slack is None else enclosure.slack.reshape(-1)
         enclosure = LinearEnclosure(_flat(enclosure.lower), _flat(enclosure.upper), slack)
-        return result, _in_input(enclosure, walk.references[0], walk.errors)
+        functions = _in_input(enclosure, walk.references[0], walk.errors)
+        return result, functions.of_inputs(inputs)
 
     return bounds

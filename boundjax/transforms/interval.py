@@ -13,7 +13,7 @@ from boundjax.ir.families import Extremum, Joint, Lines, Loop, Scalar, Structura
 from boundjax.ir.node import Graph, Node, NoProofError, Perturbed
 from boundjax.numerics import materialized
 from boundjax.ops import affine, domain
-from boundjax.sets.input_set import InputSet
+from boundjax.sets.input_set import InputSet, InputTree
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Rounding
 from boundjax.tracing.builder import Built
@@ -363,8 +363,8 @@ def interval(
     """Turns a function of one example into a function from an input set to interval bounds.
 
     Args:
-      function: any JAX function of one array, `f(x) -> pytree of arrays`; it may close over
-        weights.
+      function: any JAX function of one array, or of one pytree of arrays,
+        `f(x) -> pytree of arrays`; it may close over weights.
       rounding: what the bounds hold for, see `linear`.
       has_aux: also return the pre-activation bounds, `{label: Interval}`.
 
@@ -383,8 +383,8 @@ def interval(
     """
     problems.require_rounding(rounding)
 
-    def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
-        graph, input_set = problems.traced(function, input_set, rounding)
+    def bounds(input_set: InputTree, specification: Array | None = None) -> Any:
+        graph, input_set, _ = problems.traced(function, input_set, rounding)
         errors, references = analysis_of(graph, rounding), None
         if errors is None:
             intervals = forward(graph, input_set)

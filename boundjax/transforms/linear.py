@@ -24,7 +24,8 @@ from jaxtyping import Float
 
 from boundjax import slopes as slope_policies
 from boundjax.ir.node import Node, Perturbed
-from boundjax.sets.input_set import InputSet
+from boundjax.sets.input_set import InputTree
+from boundjax.sets.inputs import Inputs
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Rounding
 from boundjax.slopes import Optimized, Slopes
@@ -41,6 +42,7 @@ from boundjax.transforms.signatures import (
     TreeFunction,
 )
 from boundjax.transforms.walk import Companion, Walk
+from boundjax.typing import PyTree
 
 Intermediate: TypeAlias = Literal["interval", "linear", "forward"]
 
@@ -79,7 +81,8 @@ class Auxiliary(NamedTuple):
         the upper line. For `sides="upper"` they belong to minus the specification. For `"both"` the
         rows of the specification come first and those of its negative second, `[2 m, *shape]`.
       worst_input: `[m, *input]`, the point of the input set that attains the relaxation's lower
-        bound (its upper bound, if `sides="upper"`).
+        bound (its upper bound, if `sides="upper"`). For an input that is a pytree so is this,
+        `[m, *leaf]`, with constant leaves repeated, for `jax.vmap(function)`.
     """
 
     interval: Interval
@@ -88,7 +91,14 @@ class Auxiliary(NamedTuple):
     slopes: dict[str, Float[Array, " ..."]]
     coefficients: LinearBounds
     rows: dict[str, Float[Array, "rows ..."]]
-    worst_input: Float[Array, " m *input"]
+    worst_input: Float[Array, " m *input"] | PyTree
+
+    def of_inputs(self, inputs: Inputs) -> Auxiliary:
+        """Coefficients and points of one array as those of the argument that it stands for."""
+        return self._replace(
+            coefficients=self.coefficients.of_inputs(inputs),
+            worst_input=inputs.points(self.worst_input),
+        )
 
 
 @overload
@@ -124,7 +134,8 @@ def linear(
     """Turns a function of one example into a function from an input set to linear bounds.
 
     Args:
-      function: any JAX function of one array; it may close over weights.
+      function: any JAX function of one array, or of one pytree of arrays; it may close over
+        weights.
       slopes: `"adaptive"` (CROWN), `"parallel"` (Fast-Lin / CAP), `"zero"`, `"one"`,
         `"constant"` (interval bounds as a relaxation), a number in `[0, 1]`, a function of
         `(lower, upper)`, a dict of positions in `[0, 1]` by label, or `optimized(...)`.
@@ -169,7 +180,7 @@ def linear(
         rounding=rounding,
     )
 
-    def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
+    def bounds(input_set: InputTree, specification: Array | None = None) -> Any:
         return relaxed(input_set).bounds(specification, has_aux=has_aux)
 
     return bounds
@@ -184,10 +195,12 @@ class Relaxation(Generic[OutputBounds]):
     Attributes:
       walk: the graph with the bounds on its pre-activations.
       sides: which linear bounds are wanted.
+      inputs: the one array of the walk as the function's argument, which may be a pytree.
     """
 
     walk: Walk
     sides: Sides
+    inputs: Inputs
 
     @property
     def pre_activations(self) -> dict[str, Interval]:
@@ -259,11 +272,12 @@ class Relaxation(Generic[OutputBounds]):
             starts, constant = problems.starts_of(graph, specification)
             ends = walk.row_ends(within or {}, len(specification))
             result, aux = _specification(walk, starts, constant, sides, ends)
-            return (result, aux) if has_aux else result
+            return (result, aux.of_inputs(self.inputs)) if has_aux else result
         if within:
             raise ValueError("within needs a specification: it has an interval for each row")
         if has_aux:
-            return _units(walk, problems.node_of_output(graph), sides)
+            result, aux = _units(walk, problems.node_of_output(graph), sides)
+            return result, aux.of_inputs(self.inputs)
         leaves = [
             _output(walk, o.index, sides) if isinstance(o, Perturbed) else Interval(o, o)
             for o in graph.outputs
@@ -274,13 +288,13 @@ class Relaxation(Generic[OutputBounds]):
 @overload
 def relax(
     function: ArrayFunction, **options: Unpack[RelaxOptions]
-) -> Callable[[InputSet], Relaxation[Interval]]: ...
+) -> Callable[[InputTree], Relaxation[Interval]]: ...
 
 
 @overload
 def relax(
     function: TreeFunction, **options: Unpack[RelaxOptions]
-) -> Callable[[InputSet], Relaxation[Any]]: ...
+) -> Callable[[InputTree], Relaxation[Any]]: ...
 
 
 def relax(
@@ -294,7 +308,7 @@ def relax(
     max_rows: int | None = None,
     max_bytes: int = 2**30,
     rounding: Rounding = "nearest",
-) -> Callable[[InputSet], Relaxation[Any]]:
+) -> Callable[[InputTree], Relaxation[Any]]:
     """Like `linear`, but bounds the pre-activations once for several specifications.
 
     Args:
@@ -333,8 +347,8 @@ def relax(
             f"intermediate={intermediate!r}: there are no slopes behind those bounds"
         )
 
-    def relaxed(input_set: InputSet) -> Relaxation[Any]:
-        graph, input_set = problems.traced(function, input_set, rounding)
+    def relaxed(input_set: InputTree) -> Relaxation[Any]:
+        graph, input_set, inputs = problems.traced(function, input_set, rounding)
         if isinstance(start, Mapping):
             slope_policies.require_known(start, graph.nonlinear_labels)
         walk = Walk(
@@ -350,7 +364,7 @@ def relax(
             max_bytes=max_bytes,
             rounding=rounding,
         )
-        return Relaxation(walk, sides)
+        return Relaxation(walk, sides, inputs)
 
     return relaxed
 

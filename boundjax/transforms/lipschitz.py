@@ -27,7 +27,7 @@ from boundjax.ir.node import Graph, Node, Perturbed
 from boundjax.numerics import length, quick_larger, quick_smaller, root
 from boundjax.ops import norms as norms_of
 from boundjax.sets.ball_box import BallBox
-from boundjax.sets.input_set import InputSet
+from boundjax.sets.input_set import InputSet, InputTree, enclosing_ball
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Arithmetic, Rounding
 from boundjax.tracing.trace import trace
@@ -35,7 +35,7 @@ from boundjax.transforms import backward
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms import problem as problems
 from boundjax.transforms.ball_bounds import BallBoxBounds, length_above
-from boundjax.transforms.balls import cut, enclosing_ball
+from boundjax.transforms.balls import CutBalls, cut
 from boundjax.transforms.errors import ErrorAnalysis
 from boundjax.transforms.signatures import ArrayFunction, BoundsFunction, TreeFunction
 from boundjax.windows import Rows, dense
@@ -100,7 +100,8 @@ def lipschitz(
     """Turns a function of one example into a function from an input set to l2 balls and boxes.
 
     Args:
-      function: any JAX function of one array; it may close over weights.
+      function: any JAX function of one array, or of one pytree of arrays; it may close over
+        weights.
       box: whether to carry a box beside the ball (BCP); without it the bounds are those of
         Lipschitz constants alone (LMT).
       norms: spectral norms of the linear layers by label, as `power_iteration` estimates them
@@ -122,8 +123,8 @@ def lipschitz(
         constant (a product of perturbed values).
     """
 
-    def bounds(input_set: InputSet, specification: Array | None = None) -> Any:
-        graph, input_set = problems.traced(function, input_set, rounding)
+    def bounds(input_set: InputTree, specification: Array | None = None) -> Any:
+        graph, input_set, _ = problems.traced(function, input_set, rounding)
         errors = intervals_of.analysis_of(graph, rounding)
         sizes = _spectral_bounds(graph) if norms is None else _checked(graph, norms)
         nodes = _walk(graph, input_set, sizes, box, errors)
@@ -151,31 +152,31 @@ def lipschitz(
 
 
 def spectral_norms(
-    function: TreeFunction, example: Array | jax.ShapeDtypeStruct
+    function: TreeFunction, example: Array | jax.ShapeDtypeStruct | InputTree
 ) -> dict[str, Float[Array, ""]]:
     """Provable upper bounds on the spectral norms of a function's linear layers, by label.
 
     Args:
-      function: any JAX function of one array.
-      example: an input, or a `jax.ShapeDtypeStruct`.
+      function: any JAX function of one array, or of a pytree.
+      example: an input, or a `jax.ShapeDtypeStruct`; for a function of a pytree its input sets.
 
     Returns:
       `{label: scalar}`; NaN for weights that are not finite.
     """
-    return _spectral_bounds(trace(function, _zeros(example)))
+    return _spectral_bounds(_graph_at(function, example))
 
 
 def power_vectors(
-    function: TreeFunction, example: Array | jax.ShapeDtypeStruct, key: Array
+    function: TreeFunction, example: Array | jax.ShapeDtypeStruct | InputTree, key: Array
 ) -> dict[str, Float[Array, " ..."]]:
     """Random unit vectors to start `power_iteration` with, one per linear layer.
 
     Args:
-      function: any JAX function of one array.
-      example: an input, or a `jax.ShapeDtypeStruct`.
+      function: any JAX function of one array, or of a pytree.
+      example: an input, or a `jax.ShapeDtypeStruct`; for a function of a pytree its input sets.
       key: PRNG key.
     """
-    layers = _layers(trace(function, _zeros(example)))
+    layers = _layers(_graph_at(function, example))
     vectors = {}
     for node, part in zip(layers, jax.random.split(key, max(1, len(layers))), strict=False):
         (shape,) = node.input_shapes
@@ -186,7 +187,7 @@ def power_vectors(
 
 def power_iteration(
     function: TreeFunction,
-    example: Array | jax.ShapeDtypeStruct,
+    example: Array | jax.ShapeDtypeStruct | InputTree,
     vectors: Mapping[str, Float[Array, " ..."]],
 ) -> tuple[dict[str, Float[Array, ""]], dict[str, Float[Array, " ..."]]]:
     """One power iteration on every linear layer and its transpose.
@@ -194,8 +195,8 @@ def power_iteration(
     It approaches the norms from *below*, for training; a certificate needs `spectral_norms`.
 
     Args:
-      function: any JAX function of one array.
-      example: an input, or a `jax.ShapeDtypeStruct`.
+      function: any JAX function of one array, or of a pytree.
+      example: an input, or a `jax.ShapeDtypeStruct`; for a function of a pytree its input sets.
       vectors: those of the previous iteration, or `power_vectors`.
 
     Returns:
@@ -204,7 +205,7 @@ def power_iteration(
     Raises:
       ValueError: if the vectors do not match the function's layers.
     """
-    graph = trace(function, _zeros(example))
+    graph = _graph_at(function, example)
     _checked(graph, vectors)
     steps = {n.label: norms_of.power_step(n, vectors[n.label]) for n in _layers(graph)}
     return {k: v[0] for k, v in steps.items()}, {k: v[1] for k, v in steps.items()}
@@ -212,14 +213,14 @@ def power_iteration(
 
 def global_lipschitz(
     function: ArrayFunction,
-    example: Array | jax.ShapeDtypeStruct,
+    example: Array | jax.ShapeDtypeStruct | InputTree,
     norms: Norms | None = None,
 ) -> Float[Array, ""]:
     """A Lipschitz constant of a function between l2 norms, valid everywhere.
 
     Args:
-      function: any JAX function of one array with one output array.
-      example: an input, or a `jax.ShapeDtypeStruct`.
+      function: any JAX function of one array, or of a pytree, with one output array.
+      example: an input, or a `jax.ShapeDtypeStruct`; for a function of a pytree its input sets.
       norms: see `lipschitz`; provable upper bounds by default.
 
     Returns:
@@ -228,7 +229,7 @@ def global_lipschitz(
     Raises:
       ValueError: at an op without a Lipschitz constant (`exp`, a product of perturbed values).
     """
-    graph = trace(function, _zeros(example))
+    graph = _graph_at(function, example)
     sizes = _spectral_bounds(graph) if norms is None else _checked(graph, norms)
     if len(graph.outputs) != 1:
         raise ValueError(f"a Lipschitz constant needs one output array, got {len(graph.outputs)}")
@@ -262,10 +263,15 @@ def _walk(
         # The center may lie outside the clip range; extend the box to it.
         start = Interval(quick_smaller(lower, center), quick_larger(upper, center))
     nodes = [BallBoxBounds(center, radius, start)]
+    cuts = CutBalls(input_set, errors is not None)
     if errors is not None:
         errors.record(graph.nodes[0], nodes[0].around(errors.arithmetic), center)
     for node in graph.nodes[1:]:
-        bounds = _advance(node, tuple(nodes[i] for i in node.inputs), norms, box, errors)
+        operands = [nodes[i] for i in node.inputs]
+        if 0 in node.inputs:
+            part = nodes[0]._replace(radius=cuts.radius_at(node, radius))
+            operands = [part if i == 0 else nodes[i] for i in node.inputs]
+        bounds = _advance(node, tuple(operands), norms, box, errors)
         if errors is not None and jnp.issubdtype(node.dtype, jnp.floating):
             errors.record(node, bounds.around(errors.arithmetic), bounds.center)
         nodes.append(bounds)
@@ -446,8 +452,11 @@ def _point(output: Array) -> BallBox:
     return BallBox(output, jnp.zeros(()), output, output)
 
 
-def _zeros(example: Array | jax.ShapeDtypeStruct) -> Array:
-    return jnp.zeros(example.shape, example.dtype)
+def _graph_at(function: TreeFunction, example: Array | jax.ShapeDtypeStruct | InputTree) -> Graph:
+    """The graph of a function of arrays like this one, or of a pytree of input sets."""
+    if isinstance(example, (Array, np.ndarray, jax.ShapeDtypeStruct)):
+        return trace(function, jnp.zeros(example.shape, example.dtype))
+    return problems.traced(function, example, "nearest").graph
 
 
 def _layers(graph: Graph) -> list[Node]:

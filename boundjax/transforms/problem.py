@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import chex
 import jax.numpy as jnp
 from jax import Array
 
 from boundjax.ir.node import Graph, Node, NoProofError, Perturbed
-from boundjax.sets.checks import require_input_set
 from boundjax.sets.input_set import InputSet, outwards
+from boundjax.sets.inputs import Inputs, inputs_of
 from boundjax.sets.rounding import Rounding
 from boundjax.tracing.trace import trace
+from boundjax.typing import PyTree
 
 
 def require_rounding(rounding: str) -> None:
@@ -42,39 +43,57 @@ def require_plain_sums(platform: str) -> None:
         )
 
 
-def traced(
-    function: Callable[[Array], Any], input_set: InputSet, rounding: Rounding
-) -> tuple[Graph, InputSet]:
+class Problem(NamedTuple):
+    """What to bound.
+
+    Attributes:
+      graph: of the function of one array.
+      input_set: of that array.
+      inputs: the array as the function's argument, which may be a pytree.
+    """
+
+    graph: Graph
+    input_set: InputSet
+    inputs: Inputs
+
+
+def traced(function: Callable[[Any], Any], value: InputSet | PyTree, rounding: Rounding) -> Problem:
     """The graph and the set to bound; the set rounds outwards unless `rounding` is `"nearest"`.
 
+    Args:
+      function: of one example.
+      value: an input set, or a pytree of sets and of arrays that are not perturbed.
+      rounding: what the bounds hold for.
+
     Raises:
-      TypeError: for anything that is not an input set, or a custom one that does not round.
+      TypeError: for an input without an input set, or with a custom one that does not round.
+      ValueError: for a function that looks for a key that the pytree does not have.
       UnsupportedOpError, NoProofError: as `trace`.
     """
+    inputs = inputs_of(value)
+    function, input_set = inputs.applied(function), inputs.input_set
     example = example_of(input_set)
     if rounding == "nearest":
-        return trace(function, example), input_set
+        return Problem(trace(function, example), input_set, inputs)
     graph = trace(function, example, rounding)
     if not all(isinstance(output, Perturbed) for output in graph.outputs):
         raise NoProofError(
             "nobody bounds the rounding of an output that does not depend on the input; leave it "
             "out, or take rounding='nearest'"
         )
-    return graph, outwards(input_set)
+    return Problem(graph, outwards(input_set), inputs)
 
 
 _INTERVAL_OF_A_SET = "the interval() of an input set must have two ends of one shape"
 
 
 def example_of(input_set: InputSet) -> Array:
-    """A value with the input's shape and dtype, to trace a function with.
+    """A value with the shape and dtype of the one array of a set, to trace a function with.
 
     Raises:
-      TypeError: for anything that is not an input set.
       AssertionError: for a custom input set whose interval has ends of different shapes, or of a
         type that is not floating-point.
     """
-    require_input_set(input_set)
     lower, upper = input_set.interval()
     chex.assert_equal_shape([lower, upper], custom_message=_INTERVAL_OF_A_SET)
     chex.assert_type([lower, upper], float)

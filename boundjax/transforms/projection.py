@@ -26,9 +26,8 @@ from jaxtyping import Float
 from boundjax import slopes as slope_policies
 from boundjax.ir.node import Node, Perturbed
 from boundjax.sets.ball import LpBall
-from boundjax.sets.input_set import InputSet
+from boundjax.sets.input_set import InputSet, InputTree
 from boundjax.sets.interval import Interval
-from boundjax.tracing.trace import trace
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms import problem as problems
 from boundjax.transforms.forward import apply_planes, concretized, linear_part, planes_of
@@ -310,8 +309,8 @@ def estimate(
     after a `relu`) may see values outside it.
 
     Args:
-      function: any JAX function of one array. It may close over weights; the estimates are
-        differentiable in them (which units are unstable is constant).
+      function: any JAX function of one array, or of one pytree of arrays. It may close over
+        weights; the estimates are differentiable in them (which units are unstable is constant).
       key: a PRNG key; the same key gives the same estimates. Under `vmap` all examples share one
         set of projections, unless each has a key.
       projections: how many random rows replace a larger source; 50 in the paper. With 50, a norm's
@@ -339,12 +338,13 @@ def estimate(
         raise ValueError(f"sides must be 'both' or 'lower', got {sides!r}")
     policy_of = slope_policies.resolve("parallel")
 
-    def estimates(input_set: InputSet, specification: Array | None = None) -> Any:
-        graph = trace(function, problems.example_of(input_set))
+    def estimates(input_set: InputTree, specification: Array | None = None) -> Any:
+        graph, input_set, inputs = problems.traced(function, input_set, "nearest")
         walk = Walk(graph, input_set, policy_of, companion=Projection(key, projections))
         if specification is not None:
             starts, constant = problems.starts_of(graph, specification)
             result, aux = _specified(walk, starts, constant, sides)
+            aux = aux._replace(worst_input=inputs.points(aux.worst_input))
             return (result, aux) if has_aux else result
         if has_aux:
             raise ValueError("has_aux needs a specification, e.g. margin_specification(label, C)")

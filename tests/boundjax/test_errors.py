@@ -104,6 +104,16 @@ BAD_INPUT = {
         TypeError,
         "x must be one array, got a dict; .*concatenate",
     ),
+    "inputs as a set": (
+        lambda: certify(bj.LpBall(IMAGES, 0.1), 0.1),
+        TypeError,
+        r"x must be one array, .*got a LpBall; boundjax\.linear\(f\)\(sets, specification\)",
+    ),
+    "inputs as a list of sets": (
+        lambda: certify([identity_box, identity_box], 0.1),
+        TypeError,
+        r"x must be one array, got a list; .*boundjax\.linear",
+    ),
     "inputs as a tuple": (
         lambda: certify((IMAGES, IMAGES[:, :2]), 0.1),
         TypeError,
@@ -174,25 +184,55 @@ BAD_INPUT = {
     ),
     "ball: eps": (lambda: bj.LpBall(ZEROS, -1.0), ValueError, r"eps must be .*got -1\.0"),
     "ball: norm as a string": (lambda: bj.LpBall(ZEROS, 0.1, p="inf"), TypeError, "p .*'inf'"),
-    "ball: a dict": (
-        lambda: bj.LpBall({"a": ZEROS}, 0.1),
-        TypeError,
-        r"LpBall\.center must be one array, got a dict",
+    "ball: radii of another structure": (
+        lambda: bj.LpBall({"a": ZEROS}, {"b": 0.1}).interval(),
+        ValueError,
+        r"eps must be a number or have the structure .*\{'a': float32\[3\]\}, got \{'b': float\}",
     ),
-    "box: a dict": (
-        lambda: bj.Box({"a": ZEROS, "b": ZEROS}, {"a": ZEROS, "b": ZEROS}),
-        TypeError,
-        r"Box\.lower must be one array, got a dict; .*concatenate",
+    "ball: one array of radii for a dict": (
+        lambda: bj.LpBall({"a": ZEROS, "b": ZEROS}, 0.1 + ZEROS).interval(),
+        ValueError,
+        r"eps must be a number or have the structure .*got one array of shape \(3,\)",
     ),
-    "box: a tuple of arrays": (
-        lambda: bj.Box((ZEROS, ZEROS[:2]), (ZEROS, ZEROS[:2])),
-        TypeError,
-        r"Box\.lower must be one array, got a tuple",
+    "ball: radius in a dict": (
+        lambda: bj.LpBall({"a": ZEROS}, {"a": -1.0}),
+        ValueError,
+        r"eps\['a'\] must be finite and >= 0, got -1\.0",
     ),
-    "ball and box: a dict": (
+    "ball: center in a dict": (
+        lambda: bj.LpBall({"a": ZEROS * np.nan}, 0.1),
+        ValueError,
+        r"LpBall\.center\['a'\] must be finite",
+    ),
+    "ball: two dtypes": (
+        lambda: bj.LpBall({"a": ZEROS, "b": ZEROS.astype(jnp.bfloat16)}, 0.1, 2).interval(),
+        TypeError,
+        "one floating dtype, got bfloat16 and float32 in .*astype",
+    ),
+    "box: different keys": (
+        lambda: bj.Box({"a": ZEROS}, {"b": ZEROS}),
+        ValueError,
+        r"one structure, got lower \{'a': float32\[3\]\} and upper \{'b': float32\[3\]\}",
+    ),
+    "box: a dict and an array": (
+        lambda: bj.Box({"a": ZEROS}, ZEROS),
+        ValueError,
+        r"one structure, got lower \{'a': float32\[3\]\} and upper float32\[3\]",
+    ),
+    "box: shapes in a tuple": (
+        lambda: bj.Box((ZEROS, ZEROS[:2]), (ZEROS, ZEROS)),
+        ValueError,
+        r"one shape, got lower\[1\] \(2,\) and upper\[1\] \(3,\)",
+    ),
+    "box: order in a dict": (
+        lambda: bj.Box({"a": ZEROS + 1.0}, {"a": ZEROS}),
+        ValueError,
+        r"lower\['a'\] <= upper\['a'\], got 1\.0 > 0\.0 at index 0",
+    ),
+    "ball and box: a dict and arrays": (
         lambda: bj.BallBox({"a": ZEROS}, 0.1, ZEROS, ZEROS),
-        TypeError,
-        r"BallBox\.center must be one array, got a dict",
+        ValueError,
+        r"BallBox needs pytrees of one structure, got center \{'a': float32\[3\]\}",
     ),
     "ball: norm": (lambda: bj.LpBall(ZEROS, 0.1, p=0), ValueError, "norm's order.*got 0"),
     "ball: norm nan": (lambda: bj.LpBall(ZEROS, 0.1, p=np.nan), ValueError, "got nan"),
@@ -293,11 +333,21 @@ TRANSFORMS = {
 NO_SETS = {
     "an array": (ZEROS, r"expected an input set, got an array of shape \(3,\).*LpBall\(x, eps\)"),
     "a numpy array": (np.zeros(3), r"got an array of shape \(3,\).*Box\(lower, upper\)"),
-    "a dict of sets": (
-        {"a": identity_box, "b": identity_box},
-        "expected one input set, got a dict; .*concatenate",
+    "a dict of arrays": (
+        {"a": ZEROS, "b": 1},
+        r"expected an input set in the pytree, got \{'a': float32\[3\], 'b': int\}; .*LpBall",
     ),
-    "a tuple of sets": ((identity_box, identity_box), "expected one input set, got a tuple"),
+    "an empty dict": ({}, r"expected an input set in the pytree, got \{\}"),
+    "an interval among sets": (
+        {"a": identity_box, "b": bj.Interval(ZEROS, ZEROS)},
+        r"expected an input set at \['b'\], got an Interval; use boundjax\.Box",
+    ),
+    "a threat": (bj.Threat(0.1), r"got a Threat, which makes one from an input: threat\(x\)"),
+    "a threat among sets": ((identity_box, bj.Threat(0.1)), r"input set at \[1\], got a Threat"),
+    "two dtypes": (
+        {"a": identity_box, "b": bj.LpBall(ZEROS.astype(jnp.bfloat16), 0.1)},
+        r"one floating dtype, got bfloat16 and float32 in \{'a': Box, 'b': LpBall\}; .*astype",
+    ),
     "an interval": (bj.Interval(ZEROS, ZEROS), r"got an Interval; use boundjax\.Box"),
     "a number": (0.1, "expected an input set .*, got float"),
     "nothing": (None, "expected an input set .*, got NoneType"),
