@@ -140,6 +140,20 @@ def branches_of(eqn: Any) -> list[Body]:
     return [body_of(branch) for branch in eqn.params["branches"]]
 
 
+def solver_of(eqn: Any, operands: Sequence[Any]) -> tuple[Body, list[Any], list[Any]]:
+    """The solver of a `custom_linear_solve`, its constants, and the right-hand sides."""
+    lengths, bodies = eqn.params["const_lengths"], eqn.params["jaxprs"]
+    first = lengths.matvec + lengths.vecmat
+    constants = operands[first : first + lengths.solve]
+    right = operands[sum(lengths) :]
+    return body_of(bodies.solve), list(constants), list(right)
+
+
+def evaluate_body(body: Body, values: Sequence[Any]) -> list[Any]:
+    """The outputs of a body at these values."""
+    return jax.core.eval_jaxpr(body.jaxpr, list(body.consts), *values)
+
+
 def outputs_of(eqn: Any) -> list[Any]:
     """The shape and dtype of every output."""
     return [variable.aval for variable in eqn.outvars]
