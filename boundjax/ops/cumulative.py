@@ -32,9 +32,7 @@ def _in_any_order(
 
     Cumulative results share operands, but a program need not share what it rounds.
     """
-    return composite(
-        "in_any_order", _first, result, operands, axes=axes, logarithms=logarithms
-    )
+    return composite("in_any_order", _first, result, operands, axes=axes, logarithms=logarithms)
 
 
 def _order_error(node: Node, sizes: Sequence[Array], arithmetic: Arithmetic) -> Error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from boundjax.ir.node import Node
 from boundjax.ir.table import register
 from boundjax.numerics import with_derivative_of
 
+_PLAIN = "jnp.interp with constant knots"
+_RIGHT_ONLY = "jnp.interp with constant knots, a value right of them only"
 # Halvings of the bracket of a slope; what remains of it changes a line to second order only.
 _HALVINGS = 40
 
@@ -42,7 +44,7 @@ def _points(node: Node, lower: Array, upper: Array) -> _Points:
     A value beyond the last knot that differs from the one at it (`left`, `right`) jumps there, so
     that both values count.
     """
-    knots, values, *outside = node.constants
+    (knots, values), outside = node.constants[:2], _outside(node)
     axes = (-1, *(1,) * lower.ndim)
     inner, heights = (jnp.asarray(c, lower.dtype).reshape(axes) for c in (knots, values))
     at_lower, at_upper = node.apply(lower), node.apply(upper)
@@ -50,7 +52,7 @@ def _points(node: Node, lower: Array, upper: Array) -> _Points:
     heights = jnp.broadcast_to(heights, inner.shape)
     if outside:
         beyond = [heights[0], heights[-1]]
-        for k, value in enumerate(outside):
+        for k, value in outside.items():
             beyond[k] = jnp.broadcast_to(jnp.asarray(value, lower.dtype), lower.shape)
         inner = jnp.concatenate([inner[:1], inner, inner[-1:]])
         heights = jnp.concatenate([beyond[0][None], heights, beyond[1][None]])
@@ -63,6 +65,13 @@ def _points(node: Node, lower: Array, upper: Array) -> _Points:
         jnp.concatenate([jnp.stack([lower, upper]), at]),
         jnp.where(unsorted, jnp.nan, jnp.concatenate([ends, value])),
     )
+
+
+def _outside(node: Node) -> dict[int, Array]:
+    """The values left (0) and right (1) of all knots that differ from those at the last knots."""
+    assert node.op is not None
+    given = node.constants[2:]
+    return {1: given[0]} if node.op.note == _RIGHT_ONLY else dict(enumerate(given))
 
 
 def _image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
@@ -128,15 +137,16 @@ def _lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
 
 def _lipschitz(node: Node, lower: Array, upper: Array) -> Array:
     """The steepest piece that the interval meets, or infinite where the function jumps."""
-    knots, values, *outside = (jnp.asarray(c, lower.dtype) for c in node.constants)
+    knots, values = (jnp.asarray(c, lower.dtype) for c in node.constants[:2])
     rise, run = jnp.abs(jnp.diff(values)), jnp.diff(knots)
     flat = rise == 0
     steps = jnp.where(flat, 0.0, jnp.where(run > 0, rise / jnp.where(run > 0, run, 1.0), jnp.inf))
     axes = (-1, *(1,) * lower.ndim)
     meets = (knots[1:].reshape(axes) >= lower[None]) & (knots[:-1].reshape(axes) <= upper[None])
     slope = jnp.max(jnp.where(meets, steps.reshape(axes), 0.0), 0, initial=0.0)
-    for value, knot, inside in zip(outside, (knots[0], knots[-1]), (values[0], values[-1])):
-        jumps = (value != inside) & (lower <= knot) & (upper >= knot)
+    for k, value in _outside(node).items():
+        knot = knots[-k]
+        jumps = (value != values[-k]) & (lower <= knot) & (upper >= knot)
         slope = jnp.where(jumps, jnp.inf, slope)
     return slope
 
@@ -152,48 +162,85 @@ def _constant_knots(node: Node) -> bool:
     return isinstance(knots, Tracer) or bool((np.diff(np.asarray(knots)) >= 0).all())
 
 
-def _searchsorted(compare: Callable[[Array, Array], Array]) -> Callable[[Node], Callable]:
-    """Counts the knots before the argument; an index is monotone, and so is every term."""
+# Whether a knot lies before the argument.
+Compare = Callable[[Array, Array], Array]
+
+
+def _count(knots: Array, x: Array, before: Compare) -> Array:
+    """How many knots lie before the argument: every term of the sum is monotone."""
+    knots = jnp.broadcast_to(knots.reshape(-1, *(1,) * x.ndim), (knots.shape[0], *x.shape))
+    inside = before(knots, jnp.broadcast_to(x[None], knots.shape))
+    return jnp.sum(inside.astype(x.dtype), 0)
+
+
+def _counts_knots(position: int, before: Compare, falling: Compare | None = None) -> dict[str, Any]:
+    """The fields of an entry that counts the knots in the operand at this position.
+
+    Only sorted knots are counted right: rising ones, or with `falling` also those that fall.
+    """
+
+    def rising(node: Node) -> bool | None:
+        """Whether the knots rise (True) or fall (False); None if they do neither."""
+        knots = node.constant(position)
+        if isinstance(knots, Tracer):
+            return None
+        steps = np.diff(np.asarray(knots))
+        return True if (steps >= 0).all() else False if (steps <= 0).all() else None
+
+    def accepts(node: Node) -> bool:
+        x = node.input_shapes[0]
+        if len(node.inputs) != 1 or node.perturbed[position]:
+            return False
+        knots = node.constant(position)
+        numbers = knots.dtype == x.dtype and jnp.issubdtype(x.dtype, jnp.floating)
+        sides = (True,) if falling is None else (True, False)
+        return numbers and np.ndim(knots) == 1 and rising(node) in sides
 
     def expand(node: Node) -> Callable[[Array, Array], Array]:
-        def function(knots: Array, x: Array) -> Array:
-            knots = knots.reshape(-1, *(1,) * x.ndim)
-            inside = compare(jnp.broadcast_to(knots, (knots.shape[0], *x.shape)), x[None])
-            return jnp.sum(inside.astype(x.dtype), 0)
+        compare = before if rising(node) else falling
+        assert compare is not None, "`accepts` refuses knots that fall"
+
+        def function(*operands: Array) -> Array:
+            return _count(operands[position], operands[1 - position], compare)
 
         return function
 
-    return expand
+    return {"accepts": accepts, "expand": expand}
 
 
-def _constant_sorted(node: Node) -> bool:
-    if node.perturbed != (False, True) or np.ndim(node.constant(0)) != 1:
-        return False
-    knots = node.constant(0)
-    floating = jnp.issubdtype(node.input_shapes[0].dtype, jnp.floating)
-    same = floating and knots.dtype == node.input_shapes[0].dtype
-    return same and not isinstance(knots, Tracer) and bool((np.diff(np.asarray(knots)) >= 0).all())
+def _with_right(x: Array, xp: Array, fp: Array, right: Array) -> Array:
+    return jnp.interp(x, xp, fp, right=right)
 
 
-for _name in ("_interp", "interp"):
+for _note, _function in ((_PLAIN, jnp.interp), (_RIGHT_ONLY, _with_right)):
     register(
         Scalar(
-            name=_name,
-            note="jnp.interp with constant knots",
-            traced_as=jnp.interp,
+            name="_interp",
+            note=_note,
+            traced_as=_function,
             accepts=_constant_knots,
             image=_image,
             lines=_lines,
             lipschitz=_lipschitz,
         )
     )
-for _side, _compare in (("left", jnp.less), ("right", jnp.less_equal)):
+for _side, _before, _falling in (
+    ("left", jnp.less, jnp.greater_equal),
+    ("right", jnp.less_equal, jnp.greater),
+):
     register(
         Expansion(
             name="searchsorted",
             note=f"jnp.searchsorted in constants, side='{_side}'",
             traced_as=functools.partial(jnp.searchsorted, side=_side),
-            accepts=_constant_sorted,
-            expand=_searchsorted(_compare),
+            **_counts_knots(0, _before),
+        )
+    )
+    register(
+        Expansion(
+            name="digitize",
+            note=f"jnp.digitize by constants, right={_side == 'left'}",
+            traced_as=functools.partial(jnp.digitize, right=_side == "left"),
+            **_counts_knots(1, _before, _falling),
         )
     )

@@ -37,7 +37,8 @@ def _patches(node: Node, image: Array, window: tuple[int, ...]) -> Array:
     for tap in itertools.product(*map(range, window)):
         start = [k * d for k, d in zip(tap, p["rhs_dilation"], strict=True)]
         limit = [
-            s + (n - 1) * step + 1 for s, n, step in zip(start, out, p["window_strides"], strict=True)
+            s + (n - 1) * step + 1
+            for s, n, step in zip(start, out, p["window_strides"], strict=True)
         ]
         taps.append(
             lax.slice(

@@ -75,7 +75,7 @@ def _sort(node: Node) -> Callable[..., list[Array]]:
         for k, values in enumerate(others, start=1):
             order = composite("argsort", _argsort, key, axis=axis)
             if not _counts_places(node.operands[k], axis):
-                rows = jnp.moveaxis(values.astype(node.dtype), axis, 0)
+                rows = jnp.moveaxis(values.astype(key.dtype), axis, 0)
                 order = jnp.moveaxis(order, axis, 0)
                 rows = rows[:, None]  # one row for every place of the result
                 order = jnp.moveaxis(lookup.looked_up(rows, order), 0, axis)

@@ -69,7 +69,15 @@ register(
     )
 )
 for _name in (
-    *("cholesky", "eig", "eigh", "hessenberg", "householder_product", "lu", "lu_pivots_to_permutation"),
+    *(
+        "cholesky",
+        "eig",
+        "eigh",
+        "hessenberg",
+        "householder_product",
+        "lu",
+        "lu_pivots_to_permutation",
+    ),
     *("qr", "schur", "svd", "triangular_solve", "tridiagonal", "tridiagonal_solve"),
 ):
     register(Refused(name=_name, reason=_MATRIX))

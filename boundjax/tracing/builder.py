@@ -67,7 +67,8 @@ class Formulas(Protocol):
         ...
 
 
-# (builder, equation, operands, place) -> the operands that stand for the equation's outputs.
+# (builder, equation, operands, place) -> the operands that stand for the equation's outputs; an
+# empty list if the equation is like any other.
 Rule = Callable[["Builder", Any, list[Any], Place], list[Any]]
 
 # The key of the rule for equations on perturbed integers, which no primitive is called.
@@ -247,9 +248,11 @@ class Builder:
         if name in self.rules:
             return self.rules[name](self, eqn, operands, place)
         if ON_INTEGERS in self.rules and self._on_integers(eqn, operands):
-            return self.rules[ON_INTEGERS](self, eqn, operands, place)
+            carried = self.rules[ON_INTEGERS](self, eqn, operands, place)
+            if carried:
+                return carried
         evaluate = jaxprs.evaluator(eqn)
-        results = []
+        results: list[Any] = []
         for k, variable in enumerate(eqn.outvars):
             node = self._node(
                 name, eqn.params, operands, place, lambda *v, k=k: evaluate(*v)[k], variable.aval

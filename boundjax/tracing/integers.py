@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
+from jax.core import Tracer
 
+from boundjax.ir import table
 from boundjax.ir.node import Perturbed
 from boundjax.ops import order, whole
 from boundjax.tracing import indices, jaxprs
@@ -60,6 +62,8 @@ def _equation(builder: Builder, eqn: Any, operands: list[Any], place: Place) -> 
     # The input itself, or what a long loop carries, may be an integer.
     carried = not any(jnp.issubdtype(shape.dtype, jnp.integer) for shape in shapes)
     dtype = builder.nodes[0].dtype
+    if carried and eqn.primitive.name in ("sort", "top_k"):
+        return []  # the op's expansion makes floats of the indices
     traced = None
     if carried and jnp.issubdtype(dtype, jnp.floating):
         traced = _traced(builder, eqn, operands, dtype)
@@ -79,12 +83,12 @@ def _traced(
     function: Callable[..., Any] | None = None
     if name == "convert_element_type":
         function = _cast(first, result, dtype)
-    elif name in ("argmax", "argmin") and not jnp.issubdtype(first, jnp.integer):
+    elif name in ("argmax", "argmin"):
         function = functools.partial(_extreme_index, eqn, dtype)
-    elif name in ("sort", "top_k") and not jnp.issubdtype(first, jnp.integer):
-        function = jaxprs.evaluator(eqn)  # whose expansion makes floats of the indices
     elif name == "select_n" and first != jnp.bool_ and isinstance(operands[0], Perturbed):
         return _selection(builder, eqn, operands, dtype)
+    elif name == "select_n" and (chosen := _chosen(operands)) is not None:
+        function, operands = functools.partial(as_float, dtype=dtype), [operands[1 + chosen]]
     elif indices.is_read(name, operands):
         return indices.read(eqn, operands, dtype, _LARGEST)
     elif name == "select_n" or indices.reads(name):
@@ -177,6 +181,15 @@ def _selection(builder: Builder, eqn: Any, operands: list[Any], dtype: np.dtype)
     return _Traced(by_index, operands)
 
 
+def _chosen(operands: Sequence[Any]) -> int | None:
+    """The only case that a selection by a constant predicate chooses; None if there are several."""
+    which = operands[0]
+    if isinstance(which, Perturbed | Tracer) or not np.size(which):
+        return None
+    values = np.asarray(which).reshape(-1)
+    return int(values[0]) if (values == values[0]).all() else None
+
+
 def _first_true(builder: Builder, index: Perturbed, count: int) -> Perturbed | None:
     """The predicates `[count, ...]` of which an index names the first true one (`jnp.select`)."""
     node = builder.nodes[index.index]
@@ -196,7 +209,7 @@ def _refused(
     return [
         builder.append(
             eqn.primitive.name,
-            {"advice": advice},
+            {} if table.is_refused(eqn.primitive.name) else {"advice": advice},
             operands,
             place,
             lambda *values, k=k: evaluate(*values)[k],

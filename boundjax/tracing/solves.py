@@ -44,9 +44,7 @@ def _evaluated(solver: jaxprs.Body, *values: Array) -> Array:
     return result
 
 
-def _product(
-    evaluate: Callable[..., Array], shape: jax.ShapeDtypeStruct
-) -> Callable[..., Array]:
+def _product(evaluate: Callable[..., Array], shape: jax.ShapeDtypeStruct) -> Callable[..., Array]:
     size = math.prod(shape.shape)
 
     def function(*values: Array) -> Array:

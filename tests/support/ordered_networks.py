@@ -1,0 +1,66 @@
+"""Networks over orders, spans, counts, indices, interpolation, perturbed kernels and solves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from network import Network, affine, dense, normal
+
+
+def _ordered_draw(rng):
+    return {"first": dense(rng, 4, 4), "head": dense(rng, 4, 2), "heights": rng.normal(size=3)}
+
+
+def _ordered(weights, x):
+    """Sorts, spans and products over an axis, log-sums, an interpolated function."""
+    y = affine(weights["first"], x)
+    pairs = jnp.sort(y.reshape(2, 2), axis=1).ravel()
+    spans = lax.cummax(y) - lax.cummin(y, reverse=True)
+    logs = lax.cumlogsumexp(lax.top_k(y, 3)[0])
+    products = jnp.cumprod(jnp.tanh(pairs)) * jnp.prod(jnp.tanh(y))
+    knots = jnp.array([-1.0, 0.1, 0.8], y.dtype)
+    curve = jnp.interp(y, knots, weights["heights"])
+    return affine(weights["head"], 0.3 * pairs - 0.1 * spans + products + curve) + 0.1 * logs[1:]
+
+
+def _counted_draw(rng):
+    return {"first": dense(rng, 4, 4), "table": rng.normal(size=(5, 2)), "own": normal(rng, 4, 4)}
+
+
+def _counted(weights, x):
+    """Casts, counts, reads at an index, and an order of other values."""
+    y = affine(weights["first"], x)
+    levels = jnp.clip((2.0 * y).astype(jnp.int32) + 2, 0, 4)
+    rows = weights["table"][levels]
+    count = (y > 0.1).sum().astype(x.dtype)
+    order = jnp.argsort(y).astype(x.dtype) - y[jnp.argmax(y)]
+    return jnp.stack([rows[0, 0] + count, (order @ rows)[1]]) + (weights["own"] @ x)[:2]
+
+
+def _kernels_draw(rng):
+    return {
+        "kernel": normal(rng, 3, 3),
+        "image": rng.normal(size=(1, 1, 5)),
+        "matrix": _matrix(rng),
+    }
+
+
+def _matrix(rng):
+    return normal(rng, 4, 4) + 3.0 * np.eye(4)
+
+
+def _kernels(weights, x):
+    """Convolutions with a perturbed kernel and image, and a linear system."""
+    kernel = x.reshape(1, 1, 4)
+    fixed = lax.conv_general_dilated(weights["image"], kernel, (1,), "SAME").ravel()
+    solved = jnp.linalg.solve(weights["matrix"], fixed[:4])
+    image = jax.nn.relu(fixed).reshape(1, 1, 5)
+    both = lax.conv_general_dilated(image, kernel, (2,), ((1, 0),)).ravel()
+    return jnp.concatenate([solved, 0.3 * both])
+
+
+NETWORKS: tuple[Network, ...] = (
+    Network("ordered", (4,), _ordered_draw, _ordered),
+    Network("counted", (4,), _counted_draw, _counted),
+    Network("kernels", (4,), _kernels_draw, _kernels),
+)
