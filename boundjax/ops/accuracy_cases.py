@@ -144,7 +144,8 @@ def _plain(
 
 
 def _interpolation_case() -> Case:
-    knots, values = np.float32([-1.0, -0.5, 0.1, 0.3, 2.2]), np.float32([0.3, 1.0, -0.5, 7.1, 2.0])
+    knots = np.asarray([-1.0, -0.5, 0.1, 0.3, 2.2], np.float32)
+    values = np.asarray([0.3, 1.0, -0.5, 7.1, 2.0], np.float32)
     return _case(
         "_interp",
         accuracy.of_interpolation(knots, values),

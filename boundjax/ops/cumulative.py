@@ -130,10 +130,11 @@ register(Expansion(name="cumprod", note="products", expand=_cumprod))
 
 
 def _earlier(node: Node) -> Array:
-    """`[n, n]`: whether element k of the axis belongs to the span that ends at j."""
+    """`[..., n, n]`: whether element k of the axis belongs to the span that ends at j."""
     size = node.shape[node.params["axis"]]
     ones = jnp.ones((size, size), bool)
-    return jnp.triu(ones) if node.params["reverse"] else jnp.tril(ones)
+    spans = jnp.triu(ones) if node.params["reverse"] else jnp.tril(ones)
+    return jnp.broadcast_to(spans, _moved(node))
 
 
 def _spans(node: Node, value: Array) -> Array:
@@ -151,8 +152,7 @@ def _moved(node: Node) -> tuple[int, ...]:
 
 
 def _span_valid(node: Node) -> Array:
-    valid = jnp.broadcast_to(_earlier(node), _moved(node))
-    return jnp.moveaxis(valid, -2, node.params["axis"])
+    return jnp.moveaxis(_earlier(node), -2, node.params["axis"])
 
 
 def _length(node: Node) -> int:
@@ -164,7 +164,7 @@ def _cumlogsumexp(node: Node) -> Callable[[Array], Array]:
         axis = node.params["axis"]
         entries = jnp.broadcast_to(jnp.moveaxis(x, axis, -1)[..., None, :], _moved(node))
         least = jnp.full_like(entries, -jnp.inf)
-        masked = jnp.where(jnp.broadcast_to(_earlier(node), entries.shape), entries, least)
+        masked = jnp.where(_earlier(node), entries, least)
         sums = composite("logsumexp", normalization.logsumexp, masked, axes=(-1,))
         return _in_any_order(jnp.moveaxis(sums, -1, axis), x, (axis,), logarithms=True)
 

@@ -56,9 +56,9 @@ def _points(node: Node, lower: Array, upper: Array) -> _Points:
             beyond[k] = jnp.broadcast_to(jnp.asarray(value, lower.dtype), lower.shape)
         inner = jnp.concatenate([inner[:1], inner, inner[-1:]])
         heights = jnp.concatenate([beyond[0][None], heights, beyond[1][None]])
-    before, after = inner < lower, inner > upper
-    at = jnp.where(before, lower, jnp.where(after, upper, inner))
-    value = jnp.where(before, at_lower, jnp.where(after, at_upper, heights))
+    before, after = inner < lower[None], inner > upper[None]
+    at = jnp.where(before, lower[None], jnp.where(after, upper[None], inner))
+    value = jnp.where(before, at_lower[None], jnp.where(after, at_upper[None], heights))
     unsorted = ~jnp.all(knots[1:] >= knots[:-1])
     ends = jnp.stack([at_lower, at_upper])
     return _Points(

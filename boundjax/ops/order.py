@@ -127,18 +127,19 @@ def index_of_largest(x: Array, axis: int, sign: int = 1) -> Array:
 
 def _before(x: Interval) -> tuple[Array, Array]:
     """`[..., n, n]`: whether element j comes before element k in a stable sort; surely, perhaps."""
-    size = x.lower.shape[-1]
-    earlier = jnp.tri(size, k=-1, dtype=bool).T  # [j, k]: j < k
+    size, lead = x.lower.shape[-1], (1,) * (x.lower.ndim - 1)
+    earlier = jnp.tri(size, k=-1, dtype=bool).T.reshape(*lead, size, size)  # [j, k]: j < k
+    other = ~jnp.eye(size, dtype=bool).reshape(*lead, size, size)
     low, high = x.lower[..., None, :], x.upper[..., None, :]
     mine_low, mine_high = x.lower[..., :, None], x.upper[..., :, None]
     surely = jnp.where(earlier, mine_high <= low, mine_high < low)
     perhaps = jnp.where(earlier, mine_low <= high, mine_low < high)
-    return surely, perhaps & ~jnp.eye(size, dtype=bool)
+    return surely, perhaps & other
 
 
 def _hull(places: Array, dtype: np.dtype) -> Interval:
     """The least and the largest index of `[..., n]` that may be meant; NaN if there is none."""
-    indices = jnp.arange(places.shape[-1], dtype=dtype)
+    indices = jnp.arange(places.shape[-1], dtype=dtype).reshape((1,) * (places.ndim - 1) + (-1,))
     low = jnp.min(jnp.where(places, indices, jnp.inf), -1)
     high = jnp.max(jnp.where(places, indices, -jnp.inf), -1)
     empty = ~places.any(-1)
@@ -167,7 +168,7 @@ def _argsort_image(node: Node, x: Interval) -> Interval:
     axis = node.params["axis"]
     rows = _rows(x, axis, -1, node.dtype)
     surely, perhaps = (jnp.sum(before, -2) for before in _before(rows))
-    places = jnp.arange(rows.lower.shape[-1])[:, None]
+    places = jnp.arange(rows.lower.shape[-1]).reshape((1,) * (surely.ndim - 1) + (-1, 1))
     may = (surely[..., None, :] <= places) & (perhaps[..., None, :] >= places)
     hull = _hull(may & ~_nan(rows)[..., None], node.dtype)
     return Interval(*(jnp.moveaxis(end, -1, axis) for end in hull))

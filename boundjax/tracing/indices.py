@@ -54,8 +54,8 @@ def read(eqn: Any, operands: list[Any], dtype: np.dtype, largest: int) -> Any:
       dtype: in which integers are carried.
       largest: the number of elements of all rows for all places, at most.
     """
-    name = eqn.primitive.name
-    rows, function = (_gather if name == "gather" else _slice)(eqn, operands, dtype)
+    gathers = eqn.primitive.name == "gather"
+    rows, function = _gather(eqn, dtype) if gathers else _slice(eqn, operands)
     elements = rows * math.prod(eqn.outvars[0].aval.shape)
     if elements > largest:
         return (
@@ -65,9 +65,7 @@ def read(eqn: Any, operands: list[Any], dtype: np.dtype, largest: int) -> Any:
     return Read(function, operands)
 
 
-def _gather(
-    eqn: Any, operands: list[Any], dtype: np.dtype
-) -> tuple[int, Callable[[Array, Array], Array]]:
+def _gather(eqn: Any, dtype: np.dtype) -> tuple[int, Callable[[Array, Array], Array]]:
     """`lax.gather`, in all of its modes; batch dimensions are indices that count."""
     p, shape = eqn.params, eqn.invars[0].aval.shape
     numbers, out = p["dimension_numbers"], eqn.outvars[0].aval.shape
@@ -79,7 +77,7 @@ def _gather(
     row = [p["slice_sizes"][k] for k in offsets]
     # The result's axes: those of the row where the numbers say, those of the index elsewhere.
     lookups = [k for k in range(len(out)) if k not in numbers.offset_dims]
-    order = np.argsort([*lookups, *numbers.offset_dims])
+    order = [int(k) for k in np.argsort([*lookups, *numbers.offset_dims])]
 
     def all_rows(operand: Array) -> Array:
         starts = np.indices(sizes, dtype=np.int32).reshape(len(sizes), -1).T
@@ -116,7 +114,7 @@ def _gather(
     return math.prod(sizes), function
 
 
-def _slice(eqn: Any, operands: list[Any], dtype: np.dtype) -> tuple[int, Callable[..., Array]]:
+def _slice(eqn: Any, operands: list[Any]) -> tuple[int, Callable[..., Array]]:
     """`lax.dynamic_slice` and `lax.dynamic_update_slice`, whose starts are clamped."""
     updates = eqn.primitive.name == "dynamic_update_slice"
     shape = eqn.invars[0].aval.shape

@@ -40,6 +40,8 @@ _COMPUTES = frozenset(
         "reduce_sum", "sign", "square", "sub",
     ]
 )  # fmt: skip
+# Elements of the array of all rows that an index may read, for all places where it reads.
+_LARGEST = 2**28
 _COMPARES = frozenset(["eq", "ge", "gt", "le", "lt", "ne"])
 
 _WHY = (
@@ -92,20 +94,14 @@ def _traced(
     elif indices.is_read(name, operands):
         return indices.read(eqn, operands, dtype, _LARGEST)
     elif name == "select_n" or indices.reads(name):
-        kept = [name == "select_n" and k == 0 or indices.is_index(name, k) for k in _all(operands)]
+        selects, places = name == "select_n", range(len(operands))
+        kept = [k == 0 if selects else indices.is_index(name, k) for k in places]
         function = functools.partial(_rebound, eqn, dtype, kept)
     elif name in _COMPARES or name in _MOVES:
         function = functools.partial(_rebound, eqn, dtype, ())
     elif name in _COMPUTES:
         function = functools.partial(_computed, eqn, dtype)
     return None if function is None else _Traced(function, operands)
-
-
-def _all(operands: Sequence[Any]) -> range:
-    return range(len(operands))
-
-
-_LARGEST = 2**28
 
 
 def as_float(value: Array, dtype: np.dtype) -> Array:

@@ -151,7 +151,7 @@ def solver_of(eqn: Any, operands: Sequence[Any]) -> tuple[Body, list[Any], list[
 
 def evaluate_body(body: Body, values: Sequence[Any]) -> list[Any]:
     """The outputs of a body at these values."""
-    return jax.core.eval_jaxpr(body.jaxpr, list(body.consts), *values)
+    return list(jex_core.jaxpr_as_fun(jex_core.ClosedJaxpr(body.jaxpr, list(body.consts)))(*values))
 
 
 def outputs_of(eqn: Any) -> list[Any]:

@@ -8,19 +8,16 @@ from network import Network, affine, dense, normal
 
 
 def _ordered_draw(rng):
-    return {"first": dense(rng, 4, 4), "head": dense(rng, 4, 2), "heights": rng.normal(size=3)}
+    return {"first": dense(rng, 3, 3), "head": dense(rng, 3, 2), "heights": rng.normal(size=3)}
 
 
 def _ordered(weights, x):
-    """Sorts, spans and products over an axis, log-sums, an interpolated function."""
+    """A sorted pair, spans and a product over an axis, an interpolated function."""
     y = affine(weights["first"], x)
-    pairs = jnp.sort(y.reshape(2, 2), axis=1).ravel()
+    pair = jnp.sort(y[:2])
     spans = lax.cummax(y) - lax.cummin(y, reverse=True)
-    logs = lax.cumlogsumexp(lax.top_k(y, 3)[0])
-    products = jnp.cumprod(jnp.tanh(pairs)) * jnp.prod(jnp.tanh(y))
-    knots = jnp.array([-1.0, 0.1, 0.8], y.dtype)
-    curve = jnp.interp(y, knots, weights["heights"])
-    return affine(weights["head"], 0.3 * pairs - 0.1 * spans + products + curve) + 0.1 * logs[1:]
+    curve = jnp.interp(y, jnp.array([-1.0, 0.1, 0.8], y.dtype), weights["heights"])
+    return affine(weights["head"], curve - 0.1 * spans) + 0.3 * pair + jnp.prod(y)
 
 
 def _counted_draw(rng):
@@ -60,7 +57,7 @@ def _kernels(weights, x):
 
 
 NETWORKS: tuple[Network, ...] = (
-    Network("ordered", (4,), _ordered_draw, _ordered),
+    Network("ordered", (3,), _ordered_draw, _ordered),
     Network("counted", (4,), _counted_draw, _counted),
     Network("kernels", (4,), _kernels_draw, _kernels),
 )
