@@ -115,12 +115,11 @@ def _planes(node: Node, *intervals: Interval, position: Position) -> Planes:
 
 
 def _pick(node: Node, picks: tuple[Array, ...], *operands: Array) -> Array:
-    if not picks:
-        total = sum((0.0 * jnp.sum(o) for o in operands), jnp.zeros((), node.dtype))
-        return jnp.broadcast_to(total, node.shape)
-    rows, *indices = operands
-    nothing = sum((0.0 * jnp.sum(i) for i in indices), jnp.zeros((), node.dtype))
-    return jnp.sum(picks[0] * _aligned(rows, node.shape), 0) + nothing
+    rows, indices = (operands[0], operands[1:]) if picks else (None, operands)
+    # No line bounds an index: it has the weight 0.
+    nothing = sum((0.0 * jnp.sum(i) for i in indices), jnp.zeros((), operands[-1].dtype))
+    nothing = jnp.broadcast_to(nothing.astype(node.dtype), node.shape)
+    return nothing if rows is None else jnp.sum(picks[0] * _aligned(rows, node.shape), 0) + nothing
 
 
 register(

@@ -30,7 +30,8 @@ def convolved(kernel_shape, image=IMAGE, **options):
 
     def function(x):
         size = int(np.prod(kernel_shape))
-        return lax.conv_general_dilated(image, x[:size].reshape(kernel_shape), **options).ravel()
+        kernel = x[:size].reshape(kernel_shape)
+        return lax.conv_general_dilated(jnp.asarray(image, x.dtype), kernel, **options).ravel()
 
     return function
 
@@ -62,7 +63,10 @@ EXACT = {
         convolved((3, 3, 2, 2), window_strides=(2, 1), padding=((1, 0), (2, -1))),
     ),
     "kernel, dilated": (24, convolved((2, 3, 2, 2), rhs_dilation=(2, 1), padding="VALID")),
-    "kernel, transposed": (8, convolved((2, 2, 2, 1), lhs_dilation=(2, 2))),
+    "kernel, transposed": (
+        8,
+        convolved((2, 2, 2, 1), lhs_dilation=(2, 2), padding=((1, 0), (0, 1))),
+    ),
     "kernel, grouped": (18, convolved((3, 3, 1, 2), feature_group_count=2)),
     "kernel, batches": (
         8,
@@ -99,12 +103,16 @@ EXACT = {
     "cumlogsumexp": (4, lax.cumlogsumexp),
     "associative scan": (4, lambda x: lax.associative_scan(jnp.maximum, x)),
     "interp": (4, lambda x: jnp.interp(x, KNOTS, HEIGHTS)),
+    "interp of weights": (4, lambda x: jnp.interp(x, *jnp.asarray([KNOTS, HEIGHTS], x.dtype))),
     "interp with values outside": (4, lambda x: jnp.interp(x, KNOTS, HEIGHTS, 3.0, -2.0)),
     "interp with a value right": (4, lambda x: jnp.interp(x, KNOTS, HEIGHTS, right=5.0)),
 }
 # Functions whose intervals are as a rule wider than the range.
 SOUND = {
-    "take": (3, lambda x: jnp.take(TABLE, (2 * x).astype(jnp.int32) + 3, axis=0)),
+    "take": (
+        3,
+        lambda x: jnp.take(jnp.asarray(TABLE, x.dtype), level(x, 6), axis=0),
+    ),
     "take, filled": (
         3,
         lambda x: jnp.take(TABLE, (9 * x).astype(jnp.int32), axis=0, mode="fill", fill_value=-9),
@@ -118,7 +126,7 @@ SOUND = {
     "argmax": (4, lambda x: jnp.asarray(TABLE)[jnp.argmax(x)] + jnp.argmin(x).astype(x.dtype)),
     "argsort": (4, lambda x: jnp.argsort(x).astype(x.dtype)),
     "sorted by keys": (4, lambda x: lax.sort_key_val(x, x[::-1])[1]),
-    "bytes": (4, lambda x: (jnp.clip(x, 0, 1) * 255).astype(jnp.uint8).astype(x.dtype) / 255),
+    "bytes": (4, lambda x: (jnp.clip(x, 0.0, 1.0) * 255).astype(jnp.uint8).astype(x.dtype) / 255),
     "integers": (4, lambda x: (level(x) ** 2 - 3 * level(x[::-1])).astype(x.dtype)),
     "votes": (5, lambda x: jnp.where(jnp.cumsum(x > 0.1) >= 2, x, -x)),
     "select": (4, lambda x: jnp.select([x < 0.3, x < 0.5], [x, 2 * x], 0.0)),
@@ -256,7 +264,9 @@ def test_indices_outside_the_table():
 def test_nan_decides_nothing():
     for name in ("sort", "prod", "cummax", "interp", "take", "argmax", "votes", "kernel, grouped"):
         size, function = CASES[name]
-        bounds = jax.jit(bj.interval(function))(bj.Box(jnp.full(size, jnp.nan), jnp.ones(size)))
+        bounds = jax.jit(lambda x, f=function: bj.interval(f)(bj.Box(x, x + 1.0)))(
+            jnp.full(size, jnp.nan)
+        )
         decided = np.isfinite(bounds.lower) & np.isfinite(bounds.upper)
         # A comparison with NaN is false or true: a vote selects x, which is NaN.
         assert not decided.any(), name
@@ -271,7 +281,15 @@ def test_unsorted_knots_have_no_bounds():
     assert np.isnan(bounds(KNOTS[::-1])).all()
 
 
-DIFFERENTIABLE = ("group sort", "prod", "cummax", "interp", "kernel, grouped", "take", "votes")
+DIFFERENTIABLE = (
+    "group sort",
+    "prod",
+    "cummax",
+    "interp of weights",
+    "kernel, grouped",
+    "take",
+    "votes",
+)
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
