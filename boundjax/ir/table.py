@@ -80,10 +80,11 @@ def refusal(node: Node) -> str | None:
     return next((op.reason for op in _REFUSED.get(node.primitive, ()) if op.accepts(node)), None)
 
 
-def traced_as(name: str) -> Callable[..., Array] | None:
-    """JAX's function of this name, if an entry states one, else None."""
-    functions = (op.traced_as for op in _TABLE.get(name, ()))
-    return next((function for function in functions if function is not None), None)
+def traced_as(name: str) -> Iterator[tuple[Op, Callable[..., Array]]]:
+    """The entries that state JAX's function of this name, which several may do, with it."""
+    for op in _TABLE.get(name, ()):
+        if op.traced_as is not None:
+            yield op, op.traced_as
 
 
 def is_elementwise(primitive: str) -> bool:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from boundjax.ir.families import Scalar
 from boundjax.ir.node import Node
@@ -127,7 +128,7 @@ STATED: Mapping[str, Accuracy] = {
     **dict.fromkeys(
         (
             "abs", "ceil", "clamp", "clip", "convert_element_type", "floor", "hard_tanh", "max",
-            "min", "relu", "relu6", "round", "sign",
+            "min", "relu", "relu6", "round", "sign", "trunc", "whole",
         ),
         EXACT,
     ),
@@ -217,6 +218,27 @@ def _power(node: Node) -> Accuracy | None:
     return of_power(exponent, node.dtype) if isinstance(exponent, float) else None
 
 
+def of_interpolation(knots: Any, values: Any) -> Accuracy | None:
+    """Of `jnp.interp`: six roundings of a rise, which is at most twice the largest value.
+
+    None for knots that are no plain numbers, too close or too far apart for their differences.
+    """
+    at, height = np.asarray(knots, np.float64), np.asarray(values, np.float64)
+    steps = np.diff(at)[np.diff(at) != 0]
+    sizes = np.abs(np.concatenate([at, height]))
+    if not (np.all(sizes <= _LARGEST_PARAMETER) and np.all(steps >= 2.0**-30)):
+        return None
+    largest, steepest = float(np.max(np.abs(height))), 2.0 / float(np.min(steps, initial=1.0))
+    return Accuracy(1.0, absolute=32.0 * largest, underflow=2.0 + 2.0 * largest * steepest)
+
+
+def _interpolation(node: Node) -> Accuracy | None:
+    if any(isinstance(constant, Tracer) for constant in node.constants):
+        return None
+    knots, *values = node.constants
+    return of_interpolation(knots, np.concatenate([np.ravel(v) for v in values]))
+
+
 # The errors that depend on constant operands or parameters.
 BY_CONSTANTS: Mapping[str, Callable[[Node], Accuracy | None]] = {
     "leaky_relu": _leaky,
@@ -226,6 +248,7 @@ BY_CONSTANTS: Mapping[str, Callable[[Node], Accuracy | None]] = {
     "squareplus": _squareplus,
     "integer_pow": lambda node: of_integer_power(node.params["y"]),
     "pow": _power,
+    "_interp": _interpolation,
 }
 
 

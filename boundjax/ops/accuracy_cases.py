@@ -143,6 +143,17 @@ def _plain(
     return {name: Case(name, accuracy.STATED[name], function, reference)}
 
 
+def _interpolation_case() -> Case:
+    knots = np.asarray([-1.0, -0.5, 0.1, 0.3, 2.2], np.float32)
+    values = np.asarray([0.3, 1.0, -0.5, 7.1, 2.0], np.float32)
+    return _case(
+        "_interp",
+        accuracy.of_interpolation(knots, values),
+        lambda x: jnp.interp(x, knots, values),
+        lambda x: np.interp(x, knots.astype(np.float64), values.astype(np.float64)),
+    )
+
+
 _SLOPE = float(np.float32(0.01))
 _ALPHA = float(np.float32(1.7))
 
@@ -219,6 +230,7 @@ CASES: Mapping[str, Case] = {
         lambda x: jax.nn.squareplus(x, 0.0),
         lambda x: np.maximum(x, 0.0),
     ),
+    "interp": _interpolation_case(),
     **{f"integer_pow({y})": _integer_power_case(y) for y in (-3, -2, -1, 3, 4, 7, 20)},
     **{
         f"pow({y:.5g})": _power_case(y)

@@ -6,14 +6,20 @@ from boundjax.ir.families import Refused
 from boundjax.ir.node import Node
 from boundjax.ir.table import register
 
-for _name in ("sort", "argsort", "argmax", "argmin", "top_k", "approx_top_k"):
+for _name in ("sort", "top_k"):
     register(
         Refused(
             name=_name,
-            reason="order statistics of perturbed values are not supported, only max and min are; "
-            "use jnp.max or jnp.min, or move this op out of the bounded function",
+            reason="only sorting by one perturbed key has bounds; sort by one key, or move this op "
+            "out of the bounded function",
         )
     )
+register(
+    Refused(
+        name="approx_top_k",
+        reason="an approximate order has no bounds; use jax.lax.top_k",
+    )
+)
 
 
 def _indexed(name: str, operands: slice) -> Refused:
@@ -30,8 +36,5 @@ def _indexed(name: str, operands: slice) -> Refused:
     )
 
 
-register(_indexed("gather", slice(1, 2)))
-register(_indexed("dynamic_slice", slice(1, None)))
-register(_indexed("dynamic_update_slice", slice(2, None)))
 for _name in ("", "-add", "-sub", "-mul", "-min", "-max"):
     register(_indexed(f"scatter{_name}", slice(1, 2)))

@@ -62,6 +62,11 @@ def _not_equal(x: Interval, y: Interval) -> tuple[Array, Array]:
     return ~possibly, ~equal
 
 
+def _before(x: Interval, y: Interval) -> tuple[Array, Array]:
+    """The total order of floats, in which -0 comes before 0; intervals do not tell them apart."""
+    return x.upper < y.lower, x.lower <= y.upper
+
+
 _COMPARISONS: dict[str, Decision] = {
     "lt": _less,
     "le": _less_or_equal,
@@ -69,6 +74,8 @@ _COMPARISONS: dict[str, Decision] = {
     "ge": lambda x, y: _less_or_equal(y, x),
     "eq": _equal,
     "ne": _not_equal,
+    "lt_to": _before,
+    "le_to": _before,
 }
 
 
@@ -81,6 +88,12 @@ def _comparison(decision: Decision) -> Callable[..., Interval]:
         return Interval(certainly & ~unknown, possibly | unknown)
 
     return image
+
+
+def _is_nan(node: Node, x: Interval, _: Interval) -> Interval:
+    """`x != x`, as `jnp.isnan` is traced: certainly false if both ends are finite."""
+    possibly = ~(jnp.isfinite(x.lower) & jnp.isfinite(x.upper))
+    return Interval(jnp.zeros_like(possibly), possibly)
 
 
 def _is_finite(node: Node, x: Interval) -> Interval:
@@ -203,10 +216,22 @@ def _on_predicate(node: Node) -> bool:
     )
 
 
+def _with_itself(node: Node) -> bool:
+    return _on_numbers(node) and len(node.inputs) == 2 and node.inputs[0] == node.inputs[1]
+
+
 def _between_predicates(node: Node) -> bool:
     return _on_predicate(node) and node.dtype == jnp.bool_
 
 
+register(
+    Joint(
+        name="ne",
+        note="of a value and itself: whether it is NaN",
+        accepts=_with_itself,
+        image=_is_nan,
+    )
+)
 for _name, _decision in _COMPARISONS.items():
     register(
         Joint(

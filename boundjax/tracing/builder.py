@@ -67,8 +67,12 @@ class Formulas(Protocol):
         ...
 
 
-# (builder, equation, operands, place) -> the operands that stand for the equation's outputs.
+# (builder, equation, operands, place) -> the operands that stand for the equation's outputs; an
+# empty list if the equation is like any other.
 Rule = Callable[["Builder", Any, list[Any], Place], list[Any]]
+
+# The key of the rule for equations on perturbed integers, which no primitive is called.
+ON_INTEGERS = "on integers"
 
 
 class Built(NamedTuple):
@@ -100,7 +104,7 @@ def build(
       body: the jaxpr.
       arguments: a `ShapeDtypeStruct` for every perturbed argument, the value of every other one.
         The perturbed arguments become the first nodes, in this order.
-      rules: handlers of control flow, by primitive (`control.RULES`).
+      rules: handlers by primitive (`control.RULES`), and that of `ON_INTEGERS`.
       rewrite: recognises composite functions by their structure (`patterns.rewrite`); None
         rewrites nothing.
       formulas: keeps the formulas of constants, see `Constants`; None keeps none.
@@ -239,12 +243,16 @@ class Builder:
         if name in jaxprs.CALLS:
             composite = self._composite(eqn, operands, place)
             if composite is not None:
-                return [composite]
+                return composite
             return self.run(jaxprs.called(eqn), operands, place)
         if name in self.rules:
             return self.rules[name](self, eqn, operands, place)
+        if ON_INTEGERS in self.rules and self._on_integers(eqn, operands):
+            carried = self.rules[ON_INTEGERS](self, eqn, operands, place)
+            if carried:
+                return carried
         evaluate = jaxprs.evaluator(eqn)
-        results = []
+        results: list[Any] = []
         for k, variable in enumerate(eqn.outvars):
             node = self._node(
                 name, eqn.params, operands, place, lambda *v, k=k: evaluate(*v)[k], variable.aval
@@ -266,6 +274,13 @@ class Builder:
             self.nodes.append(node)
             results.append(Perturbed(node.index))
         return results
+
+    def _on_integers(self, eqn: Any, operands: list[Any]) -> bool:
+        """Whether an equation takes or makes perturbed integers."""
+        pairs = zip(operands, eqn.invars, strict=True)
+        avals = [atom.aval for o, atom in pairs if isinstance(o, Perturbed)]
+        avals += jaxprs.outputs_of(eqn)
+        return any(jnp.issubdtype(aval.dtype, jnp.integer) for aval in avals)
 
     def inline(
         self, function: Callable[..., Any], operands: Sequence[Any], place: Place
@@ -298,23 +313,27 @@ class Builder:
         self.nodes.append(self._node(name, params, operands, place, evaluate, aval))
         return Perturbed(len(self.nodes) - 1)
 
-    def _composite(self, eqn: Any, operands: list[Any], place: Place) -> Perturbed | None:
-        """Appends a named activation if the call is JAX's own and in the table.
+    def _composite(self, eqn: Any, operands: list[Any], place: Place) -> list[Any] | None:
+        """Appends a named function if the call is JAX's own and in the table.
 
         A user's function that happens to be called `relu` is inlined like any other.
         """
         name = eqn.params.get("name")
-        function = table.traced_as(name) if len(eqn.outvars) == 1 else None
-        if function is None or not jaxprs.calls_the_same(eqn, name, function):
-            return None
-        node = self._node(name, eqn.params, operands, place, function, eqn.outvars[0].aval)
-        if node.op is None:
-            return None
-        if _repeats(node):
-            (result,) = self.inline(_with_repetition(node), operands, place)
-            return result
-        self.nodes.append(node)
-        return Perturbed(node.index)
+        for op, function in table.traced_as(name) if len(eqn.outvars) == 1 else ():
+            aval = eqn.outvars[0].aval
+            if jnp.issubdtype(aval.dtype, jnp.integer) and not isinstance(op, Expansion):
+                continue  # an integer is carried as a float, see `integers`
+            node = self._node(name, eqn.params, operands, place, function, aval)
+            if not op.accepts(node) or not jaxprs.calls_the_same(eqn, name, function):
+                continue
+            node = dataclasses.replace(node, op=op)
+            if isinstance(op, Expansion):
+                return self.inline(op.expand(node), operands, place)
+            if _repeats(node):
+                return self.inline(_with_repetition(node), operands, place)
+            self.nodes.append(node)
+            return [Perturbed(node.index)]
+        return None
 
     def _node(
         self,

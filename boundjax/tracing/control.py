@@ -191,20 +191,17 @@ def _cond(builder: Builder, eqn: Any, operands: list[Any], place: Place) -> list
         # lax.cond casts its predicate to an index, but only the predicate has bounds.
         node = builder.nodes[index.index]
         source = node.operands[0] if node.primitive == "convert_element_type" else None
-        if source is None or builder.shape(source).dtype != jnp.bool_ or len(branches) != 2:
-            return _refused(
-                builder,
-                eqn,
-                operands,
-                place,
-                "the branch depends on the perturbed input, and only two branches on a predicate "
-                "(jax.lax.cond) have bounds; use jnp.where or a constant index",
-            )
-        index = source
+        if source is not None and builder.shape(source).dtype == jnp.bool_ and len(branches) == 2:
+            index = source
     outputs = [builder.run(branch, arguments, place) for branch in branches]
     last = len(branches) - 1
 
     def select(which: Any, *cases: Any) -> Any:
+        if jnp.issubdtype(which.dtype, jnp.floating):  # carried, see `integers`
+            chosen = cases[-1]
+            for k in range(last - 1, -1, -1):
+                chosen = jnp.where(which < k + 0.5, cases[k], chosen)
+            return chosen
         if which.dtype != jnp.bool_:
             which = lax.clamp(np.int32(0), which, np.int32(last))
         return lax.select_n(lax.broadcast(which, cases[0].shape), *cases)

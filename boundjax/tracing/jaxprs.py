@@ -139,6 +139,20 @@ def branches_of(eqn: Any) -> list[Body]:
     return [body_of(branch) for branch in eqn.params["branches"]]
 
 
+def solver_of(eqn: Any, operands: Sequence[Any]) -> tuple[Body, list[Any], list[Any]]:
+    """The solver of a `custom_linear_solve`, its constants, and the right-hand sides."""
+    lengths, bodies = eqn.params["const_lengths"], eqn.params["jaxprs"]
+    first = lengths.matvec + lengths.vecmat
+    constants = operands[first : first + lengths.solve]
+    right = operands[sum(lengths) :]
+    return body_of(bodies.solve), list(constants), list(right)
+
+
+def evaluate_body(body: Body, values: Sequence[Any]) -> list[Any]:
+    """The outputs of a body at these values."""
+    return list(jex_core.jaxpr_as_fun(jex_core.ClosedJaxpr(body.jaxpr, list(body.consts)))(*values))
+
+
 def outputs_of(eqn: Any) -> list[Any]:
     """The shape and dtype of every output."""
     return [variable.aval for variable in eqn.outvars]
@@ -299,6 +313,20 @@ def _folder(package: ModuleType) -> str:
 _LIBRARIES = tuple(map(_folder, (jax, flax, *map(importlib.import_module, ("jaxlib", "boundjax")))))
 
 
+def _public_names() -> dict[str, str]:
+    """JAX's functions as users write them, by the name that their frame has in a traceback."""
+    modules = {"jax.lax": jax.lax, "jax.nn": jax.nn, "jnp.linalg": jnp.linalg, "jnp": jnp}
+    return {
+        name: f"{prefix}.{name}"
+        for prefix, module in modules.items()
+        for name in dir(module)
+        if not name.startswith("_") and not isinstance(getattr(module, name), type | ModuleType)
+    }
+
+
+_PUBLIC = _public_names()
+
+
 class Place(NamedTuple):
     """Where an equation stands: its Flax scope, and the line in the user's source.
 
@@ -318,9 +346,13 @@ def place(eqn: Any, outer: Place) -> Place:
     stack = (*outer.scope.split("/"), *str(eqn.source_info.name_stack).split("/"))
     scope = "/".join(part for part in stack if part and not _FRAME.match(part))
     traceback = eqn.source_info.traceback
+    # Equations inside a call have no frame for the function that was called.
+    called = _PUBLIC.get(str(eqn.params.get("name", "")).lstrip("_"), "")
     for frame in traceback.frames if traceback is not None else ():
         # Take the user's innermost frame; equations inside JAX's own calls may have none.
         if not frame.file_name.startswith((*_LIBRARIES, "<")):
-            location = f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
+            called = f", in {called}" if called else ""
+            location = f"{frame.file_name}:{frame.line_num} ({frame.function_name}{called})"
             return Place(scope, location)
+        called = _PUBLIC.get(frame.function_name, called)
     return Place(scope, outer.location)

@@ -11,9 +11,11 @@ from jax import Array
 
 from boundjax.ir.node import Graph
 from boundjax.sets.rounding import Rounding
-from boundjax.tracing import control, jaxprs, labels, patterns
+from boundjax.tracing import control, integers, jaxprs, labels, patterns, solves
 from boundjax.tracing.builder import Built, build
 from boundjax.tracing.formulas import Formulas
+
+_RULES = {**control.RULES, **integers.RULES, **solves.RULES}
 
 
 def trace(
@@ -52,5 +54,5 @@ def trace_body(
     body: jaxprs.Body, arguments: Sequence[Any], rounding: Rounding = "nearest"
 ) -> Built:
     """Builds the perturbed nodes and the outputs of a jaxpr, see `builder.build`."""
-    formulas = None if rounding == "nearest" else Formulas(control.RULES)
-    return build(body, arguments, control.RULES, patterns.rewriter(rounding), formulas)
+    formulas = None if rounding == "nearest" else Formulas(_RULES)
+    return build(body, arguments, _RULES, patterns.rewriter(rounding), formulas)

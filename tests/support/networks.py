@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import joint_networks
 import numpy as np
+import ordered_networks
 import smooth_networks
 from flax import nnx
 from network import Network, affine, dense, normal
@@ -269,7 +270,7 @@ NETWORKS = (
     *(
         # Compiling is what costs, and the policies of the other methods only differ at kinks.
         dataclasses.replace(network, methods=("interval", "crown"))
-        for module in (smooth_networks, joint_networks, control_networks)
+        for module in (smooth_networks, joint_networks, control_networks, ordered_networks)
         for network in module.NETWORKS
     ),
 )

@@ -22,6 +22,8 @@ SCALARS = {
 
 # Functions that no slope policy moves, with arguments for which their values fit float32.
 EVERYWHERE = (-2e3, 2e3)
+# Places and values of an interpolated function with a jump.
+KNOTS = ((-1.0, -0.5, 0.1, 0.1, 2.2), (0.3, 1.0, -0.5, 0.7, 2.0))
 SMOOTH = {
     "exp": (jnp.exp, (-2e3, 80.0)),
     "exp2": (jnp.exp2, (-2e3, 20.0)),
@@ -69,6 +71,8 @@ SMOOTH = {
     "floor": (jnp.floor, EVERYWHERE),
     "ceil": (jnp.ceil, EVERYWHERE),
     "round": (jnp.round, EVERYWHERE),
+    "cast": (lambda x: x.astype(jnp.int32).astype(x.dtype), EVERYWHERE),
+    "interp": (lambda x: jnp.interp(x, *jnp.array(KNOTS, x.dtype)), EVERYWHERE),
     "predicate": (lambda x: (x > 0.1).astype(x.dtype), EVERYWHERE),
 }
 
