@@ -23,7 +23,9 @@ from boundjax.ops import integers as _integers
 from boundjax.ops import normalization as _normalization
 from boundjax.ops import product as _product
 from boundjax.ops import refused as _refused
+from boundjax.ops import remainder as _remainder
 from boundjax.ops import selection as _selection
+from boundjax.ops import trigonometry as _trigonometry
 
 del _activations, _affine, _control, _extremum, _hinge, _integers, _normalization, _product
-del _refused, _selection
+del _refused, _remainder, _selection, _trigonometry

@@ -21,6 +21,7 @@ from jax import Array
 from boundjax.ir.node import Node, NoProofError
 from boundjax.ops import accuracy, piecewise
 from boundjax.ops.accuracy import EXACT
+from boundjax.ops.trigonometry import x_log_x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,12 @@ def _softplus(x: np.ndarray) -> np.ndarray:
 def _logistic(x: np.ndarray) -> np.ndarray:
     small = np.exp(-np.abs(x))
     return np.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+def _x_log_x(x: np.ndarray) -> np.ndarray:
+    positive = x > 0
+    value = x * np.log(np.where(positive, x, 1.0))
+    return np.where(positive | (x == 0), value, np.nan)
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:
@@ -170,6 +177,14 @@ CASES: Mapping[str, Case] = {
     **_plain("cosh", jnp.cosh, np.cosh),
     **_plain("asinh", jnp.asinh, np.arcsinh),
     **_plain("atan", jnp.atan, np.arctan),
+    **_plain("asin", jnp.arcsin, np.arcsin),
+    **_plain("acos", jnp.arccos, np.arccos),
+    **_plain("acosh", jnp.arccosh, np.arccosh),
+    **_plain("atanh", jnp.arctanh, np.arctanh),
+    **_plain("tan", jnp.tan, np.tan),
+    **_plain("sinc", jnp.sinc, np.sinc),
+    **_plain("x_log_x", x_log_x, _x_log_x),
+    **_plain("rem", lambda x: jnp.fmod(x, 0.75), lambda x: np.fmod(x, 0.75)),
     **_plain("sqrt", jnp.sqrt, np.sqrt),
     **_plain("rsqrt", jax.lax.rsqrt, lambda x: 1.0 / np.sqrt(x)),
     **_plain("square", jnp.square, np.square),

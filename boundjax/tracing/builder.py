@@ -239,7 +239,7 @@ class Builder:
         if name in jaxprs.CALLS:
             composite = self._composite(eqn, operands, place)
             if composite is not None:
-                return [composite]
+                return composite
             return self.run(jaxprs.called(eqn), operands, place)
         if name in self.rules:
             return self.rules[name](self, eqn, operands, place)
@@ -298,23 +298,25 @@ class Builder:
         self.nodes.append(self._node(name, params, operands, place, evaluate, aval))
         return Perturbed(len(self.nodes) - 1)
 
-    def _composite(self, eqn: Any, operands: list[Any], place: Place) -> Perturbed | None:
-        """Appends a named activation if the call is JAX's own and in the table.
+    def _composite(self, eqn: Any, operands: list[Any], place: Place) -> list[Any] | None:
+        """Appends a named function if the call is JAX's own and in the table.
 
-        A user's function that happens to be called `relu` is inlined like any other.
+        A user's function that happens to be called `relu` is inlined like any other. Only an
+        expansion may have several outputs.
         """
         name = eqn.params.get("name")
-        function = table.traced_as(name) if len(eqn.outvars) == 1 else None
+        function = table.traced_as(name)
         if function is None or not jaxprs.calls_the_same(eqn, name, function):
             return None
         node = self._node(name, eqn.params, operands, place, function, eqn.outvars[0].aval)
-        if node.op is None:
+        if isinstance(node.op, Expansion):
+            return self.inline(node.op.expand(node), operands, place)
+        if node.op is None or len(eqn.outvars) > 1:
             return None
         if _repeats(node):
-            (result,) = self.inline(_with_repetition(node), operands, place)
-            return result
+            return self.inline(_with_repetition(node), operands, place)
         self.nodes.append(node)
-        return Perturbed(node.index)
+        return [Perturbed(node.index)]
 
     def _node(
         self,

@@ -68,7 +68,7 @@ def _patterns(rounding: Rounding) -> Patterns:
         "div": (of_softmax, normalization.normalized, *fold),
         "log": (softmax.logarithm,),
         "mul": (normalization.normalized, activations.univariate, *fold),
-        "select_n": (activations.hinges, softmax.masked_terms),
+        "select_n": (activations.hinges, activations.entropy, softmax.masked_terms),
         "sub": (*variance, of_logarithm),
     }
 
