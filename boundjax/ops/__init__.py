@@ -16,10 +16,13 @@ from boundjax.ir.table import register as register
 from boundjax.ir.table import supported_ops as supported_ops
 from boundjax.ops import activations as _activations
 from boundjax.ops import affine as _affine
+from boundjax.ops import angle as _angle
+from boundjax.ops import branches as _branches
 from boundjax.ops import control as _control
 from boundjax.ops import extremum as _extremum
 from boundjax.ops import hinge as _hinge
 from boundjax.ops import integers as _integers
+from boundjax.ops import length as _length
 from boundjax.ops import normalization as _normalization
 from boundjax.ops import product as _product
 from boundjax.ops import refused as _refused
@@ -28,4 +31,4 @@ from boundjax.ops import selection as _selection
 from boundjax.ops import trigonometry as _trigonometry
 
 del _activations, _affine, _control, _extremum, _hinge, _integers, _normalization, _product
-del _refused, _remainder, _selection, _trigonometry
+del _angle, _branches, _length, _refused, _remainder, _selection, _trigonometry

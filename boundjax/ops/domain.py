@@ -106,7 +106,10 @@ class Domain(NamedTuple):
 
     def at_pole(self, x: Array) -> Array:
         """Where an operand is an end of the domain at which the function is infinite."""
-        ends = ((self.least, self.at_least, x <= self.least), (self.most, self.at_most, x >= self.most))
+        ends = (
+            (self.least, self.at_least, x <= self.least),
+            (self.most, self.at_most, x >= self.most),
+        )
         poles = jnp.zeros(x.shape, bool)
         for end, value, reached in ends:
             if np.isfinite(end):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -19,7 +18,6 @@ from boundjax.ir.families import Expansion, Lines, Position, Refused, Scalar
 from boundjax.ir.node import Node
 from boundjax.ir.table import register
 from boundjax.numerics import larger, smaller
-from boundjax.ops import piecewise
 from boundjax.sets.rounding import with_flushed
 
 # Roundings of the largest number involved by which ends move outward.
@@ -47,9 +45,7 @@ def _wrapped(
     These are multiples of the divisor, so a difference below half of it is rounding, unless the
     ends are so large that rounding is of the size of the divisor.
     """
-    base_lower, base_upper = (
-        lax.stop_gradient(end - remainder(end, c)) for end in (lower, upper)
-    )
+    base_lower, base_upper = (lax.stop_gradient(end - remainder(end, c)) for end in (lower, upper))
     fits = _slack(lower, upper, c) < 0.25 * jnp.abs(c)
     same = fits & (jnp.abs(base_upper - base_lower) < 0.5 * jnp.abs(c))
     return ~same, base_lower, base_upper

@@ -242,9 +242,7 @@ def entry(
 
     def functions(node: Node, curve: Curve) -> tuple[Function, Function]:
         detached = functools.partial(node.apply, constants=jax.lax.stop_gradient)
-        function, detached = (
-            domain.extended(f, curve.domain) for f in (node.apply, detached)
-        )
+        function, detached = (domain.extended(f, curve.domain) for f in (node.apply, detached))
         return domain.overflowing(function) if infinite else function, detached
 
     def node_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
