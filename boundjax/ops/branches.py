@@ -23,18 +23,18 @@ from boundjax.sets.rounding import with_flushed
 
 
 class Term(NamedTuple):
-    """A number, or a multiple of a constant operand."""
+    """A number, or a constant operand with a sign (a factor of 1 or -1)."""
 
     factor: float
     operand: int | None = None
 
     def of(self, constants: Sequence[Array], like: Array) -> Array:
         """Its value in the shape and dtype of an array."""
-        number = jnp.asarray(self.factor, like.dtype)
-        if self.operand is not None:
-            constant = jnp.asarray(constants[self.operand], like.dtype)
-            number = constant if self.factor == 1.0 else number * constant
-        return jnp.broadcast_to(number, like.shape)
+        if self.operand is None:
+            return jnp.full(like.shape, self.factor, like.dtype)
+        constant = jnp.asarray(constants[self.operand], like.dtype)
+        # Negating is exact, and a formula that says so needs no proof.
+        return jnp.broadcast_to(constant if self.factor > 0 else -constant, like.shape)
 
 
 class Bound(NamedTuple):

@@ -18,6 +18,7 @@ from boundjax.ir.families import Ball, Error, Joint, Planes, Position
 from boundjax.ir.node import Node
 from boundjax.ir.table import register
 from boundjax.numerics import larger, root, signed_parts, smaller
+from boundjax.ops import domain
 from boundjax.ops.product import corner_products, product_planes, rounding
 from boundjax.ops.rows import (
     axes_of,
@@ -201,6 +202,13 @@ def _normalize_image(node: Node, d: Interval, r: Interval) -> Interval:
     wrong = low - high > 1e-3 * (1.0 + jnp.abs(low) + jnp.abs(high))
     ends = smaller(low, high), larger(low, high)
     return Interval(*(jnp.where(wrong, jnp.nan, end) for end in ends))
+
+
+def _warned_normalize_image(node: Node, d: Interval, r: Interval) -> Interval:
+    if node.params.get("kind", "rms") not in ("rms", "safe"):
+        vanishes = _may_vanish(node, rows_of(d, axes_of(node, d.lower.ndim)))
+        domain.warn(node, vanishes, "contain a row of zeros, which has no direction")
+    return _normalize_image(node, d, r)
 
 
 # --- planes of log-sum-exp ------------------------------------------------------------------------
@@ -473,9 +481,9 @@ register(
 register(
     Joint(
         name="normalize",
-        note="by its root mean square or l2 norm: layer, group and RMS norm, unit vectors",
+        note="by its rms (layer, group, RMS norm) or l2 norm (unit vectors)",
         accepts=lambda node: all(node.perturbed),
-        image=_normalize_image,
+        image=_warned_normalize_image,
         planes=_normalize_planes,
         error=_normalize_error,
         lipschitz=_normalize_lipschitz,

@@ -12,8 +12,11 @@ from scalar_functions import SCALARS, SMOOTH, scalar_intervals
 from boundjax.ir.families import Scalar
 from boundjax.tracing.trace import trace
 
-# Steps have no derivative; the others are not one op.
-COMPOSED = ("sign", "floor", "ceil", "round", "predicate", "hard_sigmoid", "power_of_a_base")
+# Steps have no derivative, far waves have constant lines, and the others are not one op.
+COMPOSED = (
+    *("sign", "floor", "ceil", "round", "predicate", "hard_sigmoid", "power_of_a_base"),
+    *("sinc", "mod", "mod_negative", "fmod", "floor_divide", "jump", "shrink", "huber"),
+)
 FUNCTIONS = {
     **{name: (SCALARS[name], (-2e3, 2e3)) for name in ("sigmoid", "tanh", "softplus")},
     **{name: entry for name, entry in SMOOTH.items() if name not in COMPOSED},

@@ -301,10 +301,17 @@ def _case_function(
                 known[o.index] if isinstance(o, Perturbed) else constant
                 for o, constant in zip(node.operands, own, strict=True)
             ]
-            known[node.index] = node.evaluate(*operands)
+            known[node.index] = _again(node, operands)
         return known[case.index]
 
     return evaluate
+
+
+def _again(node: Node, operands: Sequence[Any]) -> Any:
+    """Evaluates a node at other operands, as an op of the same name."""
+    if not isinstance(node.op, Scalar):
+        return node.evaluate(*operands)
+    return composite(node.primitive, lambda *o, **_: node.evaluate(*o), *operands, **node.params)
 
 
 # --- other forms ----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from jax import lax
 from boundjax.ir.composite import composite
 from boundjax.ir.node import Node, Perturbed
 from boundjax.ops import normalization
+from boundjax.ops.branches import Bound, Piece, Term
 from boundjax.ops.length import length
 from boundjax.tracing.matching import GraphView, Walked, count, groups_of
 from boundjax.tracing.patterns.normalization import factored, squared
@@ -160,9 +161,9 @@ def _divisor(view: GraphView, operand: Any, shape: tuple[int, ...], quotient: bo
         squares = _sum_of_squares(view, node.operands[0])
         return _of_squares(view, squares, outer, (node, *path), shape, inverse=not quotient)
     kind, eps, row = "root", 0.0, root
-    node = view.made_by(root, "add", "max", "select_n")
+    node = view.made_by(root, "add", "max", "pieces")
     if node is not None:
-        kind = {"add": "sum", "max": "max", "select_n": "safe"}[node.primitive]
+        kind = {"add": "sum", "max": "max", "pieces": "safe"}[node.primitive]
         row, number = _unless_zero(view, node) if kind == "safe" else _with_number(view, node)
         if number is None or not 0.0 <= number < math.inf:
             return None
@@ -196,14 +197,33 @@ def _of_squares(
 
 
 def _unless_zero(view: GraphView, node: Node) -> tuple[Any, float | None]:
-    """The length `n` in `where(n == 0, number, n)` or `where(n > 0, n, number)`."""
-    predicate = view.made_by(view.plain(node.operands[0]), "eq", "gt", "ne")
-    if predicate is None or len(node.operands) != 3 or view.number(predicate.operands[1]) != 0.0:
+    """The length `n` in `where(n == 0, number, n)` and its like, which are `pieces` by now."""
+    parts: tuple[Piece, ...] = node.params["parts"]
+    numbers = [view.number(constant) for constant in node.operands[1:]]
+    if any(number is None for number in numbers):
         return None, None
-    cases = node.operands[1:] if predicate.primitive == "eq" else node.operands[:0:-1]
-    kept, number = view.plain(cases[0]), view.number(cases[1])
-    same = view.plain(predicate.operands[0]) == kept and view.shape(kept) == node.shape
-    return (kept, number) if same else (None, None)
+
+    def value(term: Term) -> float:
+        number = 1.0 if term.operand is None else numbers[term.operand]
+        assert number is not None
+        return term.factor * number
+
+    def at(n: float) -> float:
+        for part in parts[:-1]:
+            if all(_holds(bound, n) for bound in part.bounds):
+                return value(part.slope) * n + value(part.offset)
+        return value(parts[-1].slope) * n + value(parts[-1].offset)
+
+    # With all thresholds at 0, two points decide about all positive numbers.
+    at_zero = all(value(bound.end) == 0.0 for part in parts for bound in part.bounds)
+    same = at_zero and at(1.0) == 1.0 and at(2.0) == 2.0
+    return (node.operands[0], at(0.0)) if same and at(0.0) > 0.0 else (None, None)
+
+
+def _holds(bound: Bound, n: float) -> bool:
+    """Whether `n` lies on a half-line that ends at 0."""
+    distance = n if bound.below else -n
+    return distance > 0.0 if bound.strict else distance >= 0.0
 
 
 def divided(view: GraphView, node: Node) -> Rewrite | None:
