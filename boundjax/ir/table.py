@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from jax import Array, lax
 
@@ -80,7 +81,7 @@ def refusal(node: Node) -> str | None:
     return next((op.reason for op in _REFUSED.get(node.primitive, ()) if op.accepts(node)), None)
 
 
-def traced_as(name: str) -> Callable[..., Array] | None:
+def traced_as(name: str) -> Callable[..., Any] | None:
     """JAX's function of this name, if an entry states one, else None."""
     functions = (op.traced_as for op in _TABLE.get(name, ()))
     return next((function for function in functions if function is not None), None)

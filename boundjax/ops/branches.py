@@ -117,10 +117,10 @@ def _segments(node: Node, lower: Array, upper: Array) -> list[_Segment]:
                 exists = exists & (lower < c if strict else lower <= c)
                 right = jnp.where(right > c, c, right)
         exists = exists & (left <= right)
-        ends = (jnp.where(exists, left, lower), jnp.where(exists, right, lower))
-        values = [_at(part, end, constants) for end in ends]
+        left, right = jnp.where(exists, left, lower), jnp.where(exists, right, lower)
+        at_left, at_right = _at(part, left, constants), _at(part, right, constants)
         slope, offset = part.slope.of(constants, lower), part.offset.of(constants, lower)
-        segments.append(_Segment(exists, *ends, *values, slope, offset))
+        segments.append(_Segment(exists, left, right, at_left, at_right, slope, offset))
     return segments
 
 

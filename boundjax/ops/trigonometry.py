@@ -70,16 +70,15 @@ def _tan_parts(lower: Array, upper: Array) -> tuple[Array, Array, Array]:
     tolerance = 8.0 * float(jnp.finfo(lower.dtype).eps) * (2.0 + jnp.abs(lower) + jnp.abs(upper))
     first = math.pi * jnp.ceil((lower - tolerance) / math.pi - 0.5) + 0.5 * math.pi
     with_pole = with_pole | (first <= upper + tolerance)
-    safe = (jnp.where(with_pole, 0.0, end) for end in (lower, upper))
-    return with_pole, *safe
+    return with_pole, jnp.where(with_pole, 0.0, lower), jnp.where(with_pole, 0.0, upper)
 
 
 _TAN = Curve(breakpoints=(0.0,), curvatures=(-1, 1))
 
 
 def _tan_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
-    with_pole, *safe = _tan_parts(lower, upper)
-    low, high = smooth.image(node.apply, _TAN, *safe)
+    with_pole, safe_lower, safe_upper = _tan_parts(lower, upper)
+    low, high = smooth.image(node.apply, _TAN, safe_lower, safe_upper)
     unknown = jnp.isnan(lower) | jnp.isnan(upper)
     low = jnp.where(with_pole, -_INFINITY, low)
     high = jnp.where(with_pole, _INFINITY, high)
@@ -93,7 +92,8 @@ def _warned_tan_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Ar
 
 
 def _tan_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
-    with_pole, *safe = _tan_parts(lower, upper)
+    with_pole, safe_lower, safe_upper = _tan_parts(lower, upper)
+    safe = safe_lower, safe_upper
     low, high = _tan_image(node, lower, upper)
     bend = math.pi * jnp.round(0.5 * (safe[0] + safe[1]) / math.pi)
     curve = Curve(breakpoints=(jax.lax.stop_gradient(bend),), curvatures=(-1, 1))
@@ -108,8 +108,9 @@ def _tan_lines(node: Node, lower: Array, upper: Array, position: Position) -> Li
 
 
 def _tan_lipschitz(node: Node, lower: Array, upper: Array) -> Array:
-    with_pole, *safe = _tan_parts(lower, upper)
-    return jnp.where(with_pole, _INFINITY, smooth.lipschitz(node.apply, _TAN, *safe))
+    with_pole, safe_lower, safe_upper = _tan_parts(lower, upper)
+    constant = smooth.lipschitz(node.apply, _TAN, safe_lower, safe_upper)
+    return jnp.where(with_pole, _INFINITY, constant)
 
 
 register(
@@ -180,8 +181,9 @@ def _sinc_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
     slack = 1e-5 if lower.dtype == jnp.float32 else 1e-12
     for sign in (1.0, -1.0):
         chosen = sign * bends.values > 0
-        points = jnp.asarray(bends.extrema[chosen], lower.dtype)
-        values = jnp.asarray(bends.values[chosen] * (1.0 + 1e-6), lower.dtype)
+        shape = (*[1] * lower.ndim, -1)
+        points = jnp.asarray(bends.extrema[chosen], lower.dtype).reshape(shape)
+        values = jnp.asarray(bends.values[chosen] * (1.0 + 1e-6), lower.dtype).reshape(shape)
         at = (points >= lower[..., None] - slack) & (points <= upper[..., None] + slack)
         best = jnp.max(jnp.where(at, sign * values, -1.0), axis=-1)
         if sign > 0:

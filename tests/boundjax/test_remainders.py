@@ -23,6 +23,7 @@ INTERVALS = np.array(
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.sampled(2)
 def test_images_and_lines_contain_a_grid(name, dtype):
     lower, upper = np.repeat(INTERVALS, len(DIVISORS), 0).T.astype(dtype)
     divisors = np.tile(DIVISORS, len(INTERVALS)).astype(dtype)
@@ -68,6 +69,7 @@ def test_images_and_lines_contain_a_grid(name, dtype):
         ),
     ],
 )
+@pytest.mark.sampled(2)
 def test_known_ranges(function, ends, expected):
     box = bj.Box(*(jnp.full(1, end, jnp.float32) for end in ends))
     np.testing.assert_allclose(np.ravel(bj.interval(function)(box)), expected, atol=3e-5)
@@ -102,6 +104,7 @@ def test_gradients_are_finite_and_see_no_wrap():
 
 
 @pytest.mark.parametrize("rounding", ["real", "float32"])
+@pytest.mark.sampled(2)
 def test_rounded_bounds_hold_next_to_multiples(rounding):
     x = np.float32([0.6, 0.7, 2.1, 1e-8, -1e-8, 123.4])
     box = bj.Box(jnp.asarray(np.nextafter(x, np.float32(-9e9))), jnp.asarray(x))
