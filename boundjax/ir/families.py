@@ -64,6 +64,13 @@ class Error(NamedTuple):
     relative: float
 
 
+class Ball(NamedTuple):
+    """Rows of a value along these axes have an l2 norm of at most `radius`."""
+
+    axes: tuple[int, ...]
+    radius: float
+
+
 class Position(Protocol):
     """The position in `[0, 1]` of a free line of a relaxation; any answer is sound.
 
@@ -225,6 +232,11 @@ class Joint(Op):
         is boolean.
       error: `(node, sizes, arithmetic) -> Error` of one evaluation, from the largest magnitudes of
         its floating-point operands; None if nobody states it.
+      lipschitz: `node -> constants`, numbers `L_k` between l2 norms, valid everywhere: the value
+        changes by at most `sum_k L_k |change of operand k|_2`. Infinite if there is none.
+      lipschitz_with: `(node, then) -> L` of the node and the elementwise node behind it together
+        (softmax is the exponential of log-softmax); None if nothing better is known.
+      ball: a ball that holds the value wherever it is finite; None if none is known.
     """
 
     is_nonlinear: ClassVar[bool] = True
@@ -232,6 +244,9 @@ class Joint(Op):
     image: Callable[..., Interval]
     planes: Callable[..., Planes] | None = None
     error: Callable[[Node, Sequence[Array], Arithmetic], Error] | None = None
+    lipschitz: Callable[[Node], tuple[float, ...]] | None = None
+    lipschitz_with: Callable[[Node, Node], float | None] | None = None
+    ball: Callable[[Node], Ball] | None = None
     terms: Callable[[Node], int] = _of_planes
 
 

@@ -61,7 +61,7 @@ class Op:
     name: str
     note: str = ""
     accepts: Callable[[Node], bool] = lambda node: True
-    traced_as: Callable[..., Array] | None = None
+    traced_as: Callable[..., Any] | None = None
     elementwise: bool = False
     commutative: bool = False
     moves_only: bool = False

@@ -16,6 +16,8 @@ from boundjax.ir.table import register as register
 from boundjax.ir.table import supported_ops as supported_ops
 from boundjax.ops import activations as _activations
 from boundjax.ops import affine as _affine
+from boundjax.ops import angle as _angle
+from boundjax.ops import branches as _branches
 from boundjax.ops import control as _control
 from boundjax.ops import cumulative as _cumulative
 from boundjax.ops import extremum as _extremum
@@ -23,15 +25,19 @@ from boundjax.ops import hinge as _hinge
 from boundjax.ops import integers as _integers
 from boundjax.ops import interpolation as _interpolation
 from boundjax.ops import kernels as _kernels
+from boundjax.ops import length as _length
 from boundjax.ops import lookup as _lookup
 from boundjax.ops import normalization as _normalization
 from boundjax.ops import order as _order
 from boundjax.ops import product as _product
 from boundjax.ops import refused as _refused
+from boundjax.ops import remainder as _remainder
 from boundjax.ops import selection as _selection
 from boundjax.ops import solves as _solves
+from boundjax.ops import trigonometry as _trigonometry
 from boundjax.ops import whole as _whole
 
 del _activations, _affine, _control, _extremum, _hinge, _integers, _normalization, _product
 del _refused, _selection
 del _cumulative, _interpolation, _kernels, _lookup, _order, _solves, _whole
+del _angle, _branches, _length, _remainder, _trigonometry

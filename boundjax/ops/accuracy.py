@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
@@ -57,7 +58,7 @@ class Accuracy(NamedTuple):
 
     ulp: float = 4.0
     absolute: float | Array = 0.0
-    operand: float = 0.0
+    operand: float | Array = 0.0
     exponent: float = 0.0
     underflow: float | Array = 2.0
     domain: tuple[float, float] = (-_INFINITY, _INFINITY)
@@ -78,7 +79,7 @@ class Accuracy(NamedTuple):
         share = abs(value) * self.ulp if self.ulp else 0.0
         if self.exponent:
             share = share + abs(value) * (abs(operand) * self.exponent)
-        if self.operand:
+        if not isinstance(self.operand, float) or self.operand:
             share = share + abs(operand) * self.operand
         unit, underflow = arithmetic.unit, arithmetic.underflow
         return share * (2.0 * unit) + (self.absolute * unit + self.underflow * underflow)
@@ -149,6 +150,17 @@ STATED: Mapping[str, Accuracy] = {
     "cosh": Accuracy(exponent=1.0),
     "asinh": Accuracy(6.0),
     "atan": Accuracy(6.0),
+    "asin": Accuracy(8.0, domain=(-1.0, 1.0)),
+    "acos": Accuracy(absolute=8.0, domain=(-1.0, 1.0)),
+    "acosh": Accuracy(10.0, absolute=4.0, domain=(1.0, _INFINITY)),
+    "atanh": Accuracy(10.0, domain=(-1.0, 1.0)),
+    "tan": Accuracy(10.0, domain=(-1e3, 1e3)),
+    "sinc": Accuracy(absolute=8.0, domain=(-(2.0**100), 2.0**100)),
+    "x_log_x": Accuracy(8.0, operand=2.0, underflow=256.0, domain=(0.0, _INFINITY)),
+    # Remainders are exact, but for one sum that moves a negative one to the other sign.
+    "rem": Accuracy(1.0),
+    "remainder": Accuracy(2.0),
+    "floor_divide": Accuracy(),
     "sqrt": Accuracy(6.0, absolute=4.0 * _ROOT_OF_UNDERFLOW, domain=(0.0, _INFINITY)),
     "rsqrt": Accuracy(6.0, domain=_POSITIVE),
     "square": Accuracy(2.0),
@@ -201,6 +213,18 @@ def of_slopes(*slopes: float | Array) -> Accuracy:
     return Accuracy(2.0, underflow=2.0 + sum(abs(slope) for slope in slopes))
 
 
+def _pieces(node: Node) -> Accuracy:
+    """One product and one sum, both rounded correctly, in the steepest piece."""
+    steepest: float | Array = 0.0
+    for part in node.params["parts"]:
+        factor, operand = part.slope
+        value = 1.0 if operand is None else piecewise.number(node, operand)
+        size = abs(factor * value)
+        both = isinstance(size, float) and isinstance(steepest, float)
+        steepest = max(steepest, size) if both else jnp.maximum(steepest, size)
+    return Accuracy(2.0, operand=steepest, underflow=2.0 + steepest)
+
+
 def _celu(node: Node) -> Accuracy | None:
     alpha = _parameter(node, 1.0)
     # With a negative alpha the value grows like exp, whose exponent is a rounded quotient.
@@ -243,6 +267,7 @@ def _interpolation(node: Node) -> Accuracy | None:
 BY_CONSTANTS: Mapping[str, Callable[[Node], Accuracy | None]] = {
     "leaky_relu": _leaky,
     "hinge": lambda node: of_slopes(*(piecewise.number(node, k) for k in (0, 1))),
+    "pieces": _pieces,
     "elu": lambda node: of_scaled_expm1(_parameter(node, 1.0)),
     "celu": _celu,
     "squareplus": _squareplus,

@@ -11,6 +11,7 @@ import contextvars
 import functools
 import warnings
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,18 +77,66 @@ def _nothing(anywhere: Array) -> None:
     del anywhere
 
 
-def extended(function: Function, least: float, at_least: ArrayLike) -> Function:
-    """Extends a function below its domain by its value at the edge.
+class Domain(NamedTuple):
+    """Where a function is defined: `least <= x <= most`. Numbers may also be arrays.
 
-    The derivative is 0 there and at the edge, where the function's may be infinite. NaN stays NaN.
+    Attributes:
+      least, most: the ends, possibly infinite.
+      at_least, at_most: the function's values there, infinite at a pole.
     """
-    if least == -float("inf"):
+
+    least: float = -float("inf")
+    at_least: ArrayLike = -float("inf")
+    most: float = float("inf")
+    at_most: ArrayLike = float("inf")
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it has no end."""
+        return self.least == -float("inf") and self.most == float("inf")
+
+    def __str__(self) -> str:
+        if self.most == float("inf"):
+            return f"from {self.least:g} upward"
+        return f"from {self.least:g} to {self.most:g}"
+
+    def leaves(self, lower: Array, upper: Array) -> Array:
+        """Where an interval leaves the domain."""
+        return (lower < self.least) | (upper > self.most)
+
+    def at_pole(self, x: Array) -> Array:
+        """Where an operand is an end of the domain at which the function is infinite."""
+        ends = (
+            (self.least, self.at_least, x <= self.least),
+            (self.most, self.at_most, x >= self.most),
+        )
+        poles = jnp.zeros(x.shape, bool)
+        for end, value, reached in ends:
+            if np.isfinite(end):
+                poles = poles | (reached & _infinite(value, x))
+        return poles
+
+
+def extended(function: Function, domain: Domain) -> Function:
+    """Extends a function beyond its domain by its values at the ends.
+
+    The derivative is 0 there and at the ends, where the function's may be infinite. NaN stays NaN.
+    """
+    if domain.everywhere:
         return function
+    least, most = (end if np.isfinite(end) else None for end in (domain.least, domain.most))
+    if least is None or most is None:
+        inside = least + 1.0 if least is not None else domain.most - 1.0
+    else:
+        inside = 0.5 * (least + most)
 
     def extension(x: Array) -> Array:
-        below = x <= least
-        value = jnp.broadcast_to(jnp.asarray(at_least, x.dtype), x.shape)
-        return jnp.where(below, value, function(jnp.where(below, 1.0, x)))
+        below = jnp.zeros(x.shape, bool) if least is None else x <= least
+        above = jnp.zeros(x.shape, bool) if most is None else x >= most
+        value = function(jnp.where(below | above, inside, x))
+        for beyond, end in ((below, domain.at_least), (above, domain.at_most)):
+            value = jnp.where(beyond, jnp.broadcast_to(jnp.asarray(end, x.dtype), x.shape), value)
+        return value
 
     return extension
 
@@ -95,42 +144,43 @@ def extended(function: Function, least: float, at_least: ArrayLike) -> Function:
 def overflowing(function: Function) -> Function:
     """Sets a function's derivative to 0 where its value overflows, so that 0 times it is not NaN.
 
-    The value at 1 must be finite.
+    The value at 1/2 must be finite.
     """
 
     def guarded(x: Array) -> Array:
         value = jax.lax.stop_gradient(function(x))
         finite = jnp.isfinite(value)
-        return jnp.where(finite, function(jnp.where(finite, x, 1.0)), value)
+        return jnp.where(finite, function(jnp.where(finite, x, 0.5)), value)
 
     return guarded
 
 
-def outside(least: float, at_least: ArrayLike, lower: Array) -> Array:
-    """Where an interval leaves the domain `x >= least`, or touches a pole at `least`."""
-    return (lower < least) | ((lower <= least) & _pole(at_least, lower))
+def outside(domain: Domain, lower: Array, upper: Array) -> Array:
+    """Where an interval leaves the domain, or touches a pole at its end."""
+    return domain.leaves(lower, upper) | domain.at_pole(lower) | domain.at_pole(upper)
 
 
 def restricted(
-    low: Array, high: Array, least: float, at_least: ArrayLike, lower: Array, upper: Array
+    low: Array, high: Array, domain: Domain, lower: Array, upper: Array
 ) -> tuple[Array, Array]:
-    """The image of `[lower, upper]` under a function with the domain `x >= least`.
+    """The image of `[lower, upper]` under a function with a domain.
 
     Args:
       low, high: the image of the part of the interval in the domain.
-      least: the domain's lower end.
-      at_least: the function's value at `least`, infinite at a pole.
+      domain: the function's.
       lower, upper: the interval.
 
     Returns:
       The image's ends: infinite where the interval leaves the domain, NaN where all of it is
       outside.
     """
-    all_outside = (upper < least) | ((upper <= least) & _pole(at_least, upper))
-    unknown = all_outside | jnp.isnan(lower) | jnp.isnan(upper)
-    low, high = jnp.where(lower < least, -jnp.inf, low), jnp.where(lower < least, jnp.inf, high)
+    below = (upper < domain.least) | ((upper <= domain.least) & domain.at_pole(upper))
+    above = (lower > domain.most) | ((lower >= domain.most) & domain.at_pole(lower))
+    unknown = below | above | jnp.isnan(lower) | jnp.isnan(upper)
+    leaves = domain.leaves(lower, upper)
+    low, high = jnp.where(leaves, -jnp.inf, low), jnp.where(leaves, jnp.inf, high)
     return jnp.where(unknown, jnp.nan, low), jnp.where(unknown, jnp.nan, high)
 
 
-def _pole(at_least: ArrayLike, like: Array) -> Array:
-    return jnp.isinf(jnp.broadcast_to(jnp.asarray(at_least, like.dtype), like.shape))
+def _infinite(value: ArrayLike, like: Array) -> Array:
+    return jnp.isinf(jnp.broadcast_to(jnp.asarray(value, like.dtype), like.shape))

@@ -14,11 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from boundjax.ir.families import Error, Joint, Planes, Position
+from boundjax.ir.families import Ball, Error, Joint, Planes, Position
 from boundjax.ir.node import Node
 from boundjax.ir.table import register
-from boundjax.numerics import larger, signed_parts, smaller
+from boundjax.numerics import larger, root, signed_parts, smaller
+from boundjax.ops import domain
 from boundjax.ops.product import corner_products, product_planes, rounding
+from boundjax.ops.rows import (
+    axes_of,
+    first_largest,
+    from_rows,
+    nearest_to_zero,
+    row_size,
+    rows_of,
+    sum_of_others,
+    to_rows,
+)
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Arithmetic
 
@@ -35,59 +46,18 @@ def log_softmax(x: Array, axes: tuple[int, ...]) -> Array:
     return x - jnp.expand_dims(logsumexp(x, axes), axes)
 
 
-def normalize(d: Array, r: Array, axes: tuple[int, ...], eps: float) -> Array:
+def normalize(d: Array, r: Array, axes: tuple[int, ...], eps: float, kind: str = "rms") -> Array:
     """`d r` for `r = 1 / sqrt(mean(d^2) + eps)`, with the mean over `axes`, in d's shape.
 
-    The bounds rely on this relation between `d` and `r`.
+    Other kinds have the l2 norm `n` of `d` over `axes`: `r = 1 / (n + eps)` (`"sum"`),
+    `r = 1 / max(n, eps)` (`"max"`) or `r = 1 / sqrt(n^2 + eps)` (`"root"`). The bounds rely on this
+    relation between `d` and `r`. With kind `"safe"`, `r = 1 / n`, or any number where `d` is 0.
     """
-    del axes, eps
+    del axes, eps, kind
     return d * r
 
 
-# --- rows -----------------------------------------------------------------------------------------
-
-
-def _axes(node: Node, ndim: int) -> tuple[int, ...]:
-    return tuple(axis % ndim for axis in node.params["axes"])
-
-
-def _to_rows(value: Array, axes: tuple[int, ...]) -> Array:
-    """Moves the axes to the end and merges them: `[..., n]`."""
-    kept = value.ndim - len(axes)
-    moved = jnp.moveaxis(value, axes, range(kept, value.ndim))
-    return moved.reshape(*moved.shape[:kept], math.prod(moved.shape[kept:]))
-
-
-def _from_rows(rows: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Array:
-    """Restores `shape`; repeats an entry that a whole row shares (`n = 1`)."""
-    kept = [size for axis, size in enumerate(shape) if axis not in axes]
-    sizes = [shape[axis] for axis in axes]
-    full = jnp.broadcast_to(rows, (*rows.shape[:-1], int(np.prod(sizes))))
-    return jnp.moveaxis(full.reshape(*kept, *sizes), range(len(kept), len(shape)), axes)
-
-
-def _rows_of(x: Interval, axes: tuple[int, ...]) -> Interval:
-    """Rows of an interval; one NaN end makes all ends of its row NaN."""
-    lower, upper = (_to_rows(end, axes) for end in x)
-    nan = (jnp.isnan(lower) | jnp.isnan(upper)).any(-1, keepdims=True)
-    return Interval(jnp.where(nan, jnp.nan, lower), jnp.where(nan, jnp.nan, upper))
-
-
-def _sum_of_others(terms: Array) -> Array:
-    """For each of `[..., n]` non-negative entries, the sum of the other entries.
-
-    Subtracting an entry from the total loses no digits if another entry is at least as large; the
-    sum without the largest entry is computed separately.
-    """
-    first = _first_largest(terms)
-    rest = jnp.sum(jnp.where(first, 0.0, terms), -1, keepdims=True)
-    total = jnp.sum(terms, -1, keepdims=True)
-    return jnp.where(first, rest, total - jnp.where(first, 0.0, terms))
-
-
-def _first_largest(values: Array) -> Array:
-    index = jnp.argmax(values, -1, keepdims=True)
-    return index == jnp.arange(values.shape[-1]).reshape((1,) * (values.ndim - 1) + (-1,))
+# --- sums of exponentials -------------------------------------------------------------------------
 
 
 def _total(values: Array) -> Array:
@@ -101,7 +71,7 @@ def _total(values: Array) -> Array:
 
 def _total_of_others(values: Array) -> Array:
     """For each entry of `[..., n]`, the log-sum-exp of the other entries; n > 1."""
-    first = _first_largest(values)
+    first = first_largest(values)
     shift = lax.stop_gradient(jnp.max(values, -1, keepdims=True))
     shift = jnp.where(jnp.isfinite(shift), shift, 0.0)
     terms = jnp.where(first, 0.0, jnp.exp(values - shift))
@@ -116,9 +86,9 @@ def _total_of_others(values: Array) -> Array:
 
 
 def _logsumexp_image(node: Node, x: Interval) -> Interval:
-    axes = _axes(node, x.lower.ndim)
+    axes = axes_of(node, x.lower.ndim)
     ends = []
-    for sign, end in zip((-1.0, 1.0), _rows_of(x, axes), strict=True):
+    for sign, end in zip((-1.0, 1.0), rows_of(x, axes), strict=True):
         value = _total(end)
         slack = rounding(1.0 + jnp.abs(value))
         ends.append(jnp.where(jnp.isinf(value), value, value + sign * slack))
@@ -127,8 +97,8 @@ def _logsumexp_image(node: Node, x: Interval) -> Interval:
 
 def _log_softmax_image(node: Node, x: Interval) -> Interval:
     """The exact range: `-log(1 + sum_{j != i} exp(x_j - x_i))` at two opposite corners."""
-    axes = _axes(node, x.lower.ndim)
-    rows = _rows_of(x, axes)
+    axes = axes_of(node, x.lower.ndim)
+    rows = rows_of(x, axes)
     ends = []
     for sign, entry, opposite in ((-1.0, rows.lower, rows.upper), (1.0, rows.upper, rows.lower)):
         if entry.shape[-1] == 1:
@@ -148,43 +118,82 @@ def _log_softmax_image(node: Node, x: Interval) -> Interval:
         slack = rounding(jnp.minimum(size, greatest))
         moved = jnp.maximum(value + sign * slack, jnp.finfo(value.dtype).min)
         ends.append(jnp.where(jnp.isinf(value), value, jnp.minimum(moved, 0.0)))
-    return Interval(*(_from_rows(end, axes, node.shape) for end in ends))
+    return Interval(*(from_rows(end, axes, node.shape) for end in ends))
+
+
+def _divisor(node: Node, squares: Array, count: int, scale: Array) -> Array:
+    """What rows are divided by, over `scale`, from the sum of their squares over its square."""
+    kind, eps = node.params.get("kind", "rms"), float(node.params["eps"])
+    if kind in ("rms", "root"):
+        return root(squares / (count if kind == "rms" else 1) + eps / scale / scale)
+    offset = jnp.broadcast_to(eps / scale, squares.shape)
+    if kind == "safe":
+        return root(squares)
+    return root(squares) + offset if kind == "sum" else larger(root(squares), offset)
+
+
+def _at_zero(node: Node) -> float:
+    """What the row 0 is divided by, for a mean over one entry."""
+    eps = float(node.params["eps"])
+    return math.sqrt(eps) if node.params.get("kind", "rms") in ("rms", "root") else eps
+
+
+def _may_vanish(node: Node, rows: Interval) -> Array:
+    """Rows `[..., 1]` that may be 0, or have squares that underflow, while eps is 0."""
+    if float(node.params["eps"]) > 0.0:
+        return jnp.zeros((*rows.lower.shape[:-1], 1), bool)
+    info = jnp.finfo(rows.lower.dtype)
+    least = math.sqrt(float(info.tiny) / float(info.eps) * 4.0 * rows.lower.shape[-1])
+    return jnp.max(nearest_to_zero(rows), -1, keepdims=True) <= least
+
+
+def _longest(node: Node, count: int) -> float:
+    """The largest l2 norm of a normalised row."""
+    return math.sqrt(count) if node.params.get("kind", "rms") == "rms" else 1.0
 
 
 def _normalize_image(node: Node, d: Interval, r: Interval) -> Interval:
-    """The product's interval, intersected with that of `d_i / sqrt((d_i^2 + S_i) / N + eps)`.
+    """The product's interval, intersected with that of `d_i / g(d_i^2 + S_i)`.
 
     `S_i`, the sum of the other entries' squares, varies independently of `d_i`. The quotient
     increases with `d_i` and shrinks in magnitude as `S_i` grows; its magnitude is at most
-    `sqrt(N)`.
+    `sqrt(N)`, or 1 if it is divided by a norm and not by a root mean square.
     """
-    axes = _axes(node, d.lower.ndim)
-    rows = _rows_of(d, axes)
+    axes = axes_of(node, d.lower.ndim)
+    rows = rows_of(d, axes)
     count = rows.lower.shape[-1]
-    eps = float(node.params["eps"])
-    # Scale rows of large values, so that no square overflows.
+    # Scale rows of large and small values, so that no square over- or underflows.
+    least_scale = _at_zero(node)
     scale = lax.stop_gradient(jnp.max(rows.largest, -1, keepdims=True))
-    scale = jnp.where(scale > 1.0, scale, 1.0)
+    scale = jnp.where(jnp.isfinite(scale), jnp.maximum(scale, least_scale), 1.0)
+    scale = jnp.where(scale > 0.0, scale, 1.0)
     lower, upper = rows.lower / scale, rows.upper / scale
-    least = signed_parts(larger(lower, -upper))[1]  # the distance of the interval from 0
+    least = nearest_to_zero(Interval(lower, upper))
     greatest = larger(jnp.abs(lower), jnp.abs(upper))
-    fewest, most = (_sum_of_others(jnp.square(end)) / count for end in (least, greatest))
-    bound = float(np.sqrt(count)) * (1.0 + 8.0 * float(jnp.finfo(lower.dtype).eps))
+    fewest, most = (sum_of_others(jnp.square(end)) for end in (least, greatest))
+    bound = _longest(node, count) * (1.0 + 8.0 * float(jnp.finfo(lower.dtype).eps))
 
     def quotient(end: Array, sign: float) -> Array:
         rest = jnp.where(sign * end > 0, fewest, most)
-        variance = jnp.square(end) / count + rest + eps / scale / scale
-        positive = variance > 0
-        value = end / jnp.sqrt(jnp.where(positive, variance, 1.0))
+        over = _divisor(node, jnp.square(end) + rest, count, scale)
+        positive = over > 0
+        value = end / jnp.where(positive, over, 1.0)
         value = value + sign * rounding(jnp.abs(value))
         return jnp.where(positive, jnp.clip(value, -bound, bound), sign * bound)
 
     def finite_or(value: Array, otherwise: float) -> Array:
-        # A row with an infinite end has no quotient; NaN stays NaN.
-        infinite = rows.unbounded.any(-1, keepdims=True)
+        # A row with an infinite end, or one that is 0 and divided by 0, has no quotient.
+        vanishes, unknown = _may_vanish(node, rows), rows.unbounded.any(-1, keepdims=True)
+        kind = node.params.get("kind", "rms")
+        if kind == "rms":
+            unknown = unknown | (vanishes & rows_of(r, axes).unbounded.any(-1, keepdims=True))
+        elif kind == "safe":
+            value = jnp.where(vanishes, jnp.clip(otherwise, -bound, bound), value)
+        else:
+            unknown = unknown | vanishes
         nan = jnp.isnan(rows.lower)
-        value = jnp.where(infinite, otherwise, jnp.where(nan, jnp.nan, value))
-        return _from_rows(value, axes, node.shape)
+        value = jnp.where(unknown, otherwise, jnp.where(nan, jnp.nan, value))
+        return from_rows(value, axes, node.shape)
 
     product = corner_products(d, r)
     low = larger(product.lower, finite_or(quotient(lower, -1.0), -jnp.inf))
@@ -193,6 +202,13 @@ def _normalize_image(node: Node, d: Interval, r: Interval) -> Interval:
     wrong = low - high > 1e-3 * (1.0 + jnp.abs(low) + jnp.abs(high))
     ends = smaller(low, high), larger(low, high)
     return Interval(*(jnp.where(wrong, jnp.nan, end) for end in ends))
+
+
+def _warned_normalize_image(node: Node, d: Interval, r: Interval) -> Interval:
+    if node.params.get("kind", "rms") not in ("rms", "safe"):
+        vanishes = _may_vanish(node, rows_of(d, axes_of(node, d.lower.ndim)))
+        domain.warn(node, vanishes, "contain a row of zeros, which has no direction")
+    return _normalize_image(node, d, r)
 
 
 # --- planes of log-sum-exp ------------------------------------------------------------------------
@@ -237,7 +253,7 @@ def _best_shift(x: Interval, masked: Array) -> Array:
     positive = r > 0
     safe = jnp.where(positive, r, 1.0)
     growth = jnp.where(positive, m + safe + jnp.log(-jnp.expm1(-2.0 * safe)), -jnp.inf)
-    fastest = _first_largest(lax.stop_gradient(growth))
+    fastest = first_largest(lax.stop_gradient(growth))
     high = _total(jnp.where(masked, -jnp.inf, jnp.where(fastest, x.upper, x.lower)))
     low = _total(jnp.where(masked, -jnp.inf, jnp.where(fastest, x.lower, x.upper)))
     # On a narrow interval there is nothing to gain, and the quotient would be mostly rounding.
@@ -267,7 +283,7 @@ def _chord(x: Interval, masked: Array, shift: Array) -> Plane:
     m, r = x.finite_middle, x.finite_radius
     c = jnp.where(r > 0, shift, 0.0)  # not for fixed entries, such as a mask's -1e38
     moved = c * r
-    reach = (1.0 - c) * r + _sum_of_others(moved)
+    reach = (1.0 - c) * r + sum_of_others(moved)
     base = jnp.sum(c * m, -1, keepdims=True)
     a = jnp.where(masked, -jnp.inf, m - base)
     log_cosh = reach + jnp.log1p(jnp.exp(-2.0 * reach)) - float(np.log(2.0))
@@ -318,22 +334,22 @@ def _logsumexp_rows(x: Interval, at: Array, shift: Array) -> tuple[Plane, Plane]
 
 def _free(x: Interval, axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Array, Array]:
     """Default positions in the operand's shape: the tangent's point and the chord's shift."""
-    bounded, masked, _ = _split(_rows_of(x, axes))
+    bounded, masked, _ = _split(rows_of(x, axes))
     best = _best_shift(bounded, masked)
-    return jnp.full(shape, 0.5, x.lower.dtype), _from_rows(best, axes, shape)
+    return jnp.full(shape, 0.5, x.lower.dtype), from_rows(best, axes, shape)
 
 
 def _logsumexp_planes(node: Node, x: Interval, *, position: Position) -> Planes:
-    axes = _axes(node, x.lower.ndim)
+    axes = axes_of(node, x.lower.ndim)
     at, shift = _free(x, axes, x.lower.shape)
     shift, at = position(x.lower, x.upper, shift), position(x.lower, x.upper, at)
-    below, above = _logsumexp_rows(_rows_of(x, axes), _to_rows(at, axes), _to_rows(shift, axes))
+    below, above = _logsumexp_rows(rows_of(x, axes), to_rows(at, axes), to_rows(shift, axes))
 
     def product(weights: tuple[Array], value: Array) -> Array:
         return jnp.sum(weights[0] * value, axes)
 
     def plane(rows: Plane) -> tuple[tuple[Array], Array]:
-        return (_from_rows(rows[0], axes, x.lower.shape),), rows[1].reshape(node.shape)
+        return (from_rows(rows[0], axes, x.lower.shape),), rows[1].reshape(node.shape)
 
     return Planes(product, *plane(below), *plane(above))
 
@@ -343,10 +359,10 @@ def _log_softmax_planes(node: Node, x: Interval, *, position: Position) -> Plane
 
     No other planes are tighter at the middle of the box, as `x_i` is linear.
     """
-    axes = _axes(node, x.lower.ndim)
+    axes = axes_of(node, x.lower.ndim)
     at, shift = _free(x, axes, node.shape)
     at, shift = position(x.lower, x.upper, at), position(x.lower, x.upper, shift)
-    below, above = _logsumexp_rows(_rows_of(x, axes), _to_rows(at, axes), _to_rows(shift, axes))
+    below, above = _logsumexp_rows(rows_of(x, axes), to_rows(at, axes), to_rows(shift, axes))
 
     def product(weights: tuple[Array, Array], value: Array) -> Array:
         # `a_i x_i + sum_{j != i} b_j x_j` increases with x where the weights are positive.
@@ -358,7 +374,7 @@ def _log_softmax_planes(node: Node, x: Interval, *, position: Position) -> Plane
     slack = rounding(jnp.where(jnp.isfinite(x.lower + x.upper), x.largest, 0.0))
 
     def plane(rows: Plane, sign: float) -> tuple[tuple[Array, Array], Array]:
-        slopes, offset = (_from_rows(part, axes, node.shape) for part in rows)
+        slopes, offset = (from_rows(part, axes, node.shape) for part in rows)
         return (1.0 - slopes, -slopes), sign * slack - offset
 
     return Planes(product, *plane(above, -1.0), *plane(below, 1.0))
@@ -396,9 +412,7 @@ def _normalize_planes(node: Node, d: Interval, r: Interval, *, position: Positio
 
 def _relative_error(node: Node, arithmetic: Arithmetic) -> float:
     """Of a sum over the axes, and of the few functions around it, at 4 ulp each."""
-    shape = node.input_shapes[0].shape
-    count = math.prod(shape[axis] for axis in _axes(node, len(shape)))
-    return arithmetic.gamma(count + 32)
+    return arithmetic.gamma(row_size(node) + 32)
 
 
 def _logarithmic_error(node: Node, sizes: Sequence[Array], arithmetic: Arithmetic) -> Error:
@@ -409,7 +423,36 @@ def _logarithmic_error(node: Node, sizes: Sequence[Array], arithmetic: Arithmeti
 
 def _normalize_error(node: Node, sizes: Sequence[Array], arithmetic: Arithmetic) -> Error:
     """The planes rely on the exact relation of the operands, of which one is rounded."""
-    return Error(0.0, _relative_error(node, arithmetic))
+    relative, eps = _relative_error(node, arithmetic), float(node.params["eps"])
+    if eps > 0.0 and node.params.get("kind", "rms") not in ("rms", "root"):
+        # Squares that underflow are missing from a norm, which is then compared with eps.
+        relative += math.sqrt(2.0 * row_size(node) * arithmetic.underflow) / eps
+    return Error(2.0 * arithmetic.underflow, relative)
+
+
+# --- Lipschitz constants --------------------------------------------------------------------------
+
+
+def _log_softmax_lipschitz(node: Node) -> tuple[float]:
+    """The Jacobian `I - 1 p^T` is an oblique projection, as long as `1 p^T`: `sqrt(n) |p|_2`."""
+    count = row_size(node)
+    return (math.sqrt(count) if count > 1 else 0.0,)
+
+
+def _softmax_lipschitz(node: Node, then: Node) -> float | None:
+    """Of `exp(log_softmax(x))`: 1/2 between l2 norms, and between all other p-norms.
+
+    The rows of the symmetric Jacobian `diag(p) - p p^T` have the absolute sums `2 p_i (1 - p_i)`,
+    which are at most 1/2, and bound its spectral norm.
+    """
+    del node
+    return 0.5 if then.primitive == "exp" else None
+
+
+def _normalize_lipschitz(node: Node) -> tuple[float, float]:
+    """The slope at 0, which is the largest: `1 / g(0)`; `r` is a function of `d`."""
+    least = _at_zero(node)
+    return (1.0 / least if least > 0.0 else math.inf, 0.0)
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -421,6 +464,7 @@ register(
         image=_logsumexp_image,
         planes=_logsumexp_planes,
         error=_logarithmic_error,
+        lipschitz=lambda node: (1.0,),  # its gradient is a softmax
     )
 )
 register(
@@ -430,15 +474,19 @@ register(
         image=_log_softmax_image,
         planes=_log_softmax_planes,
         error=_logarithmic_error,
+        lipschitz=_log_softmax_lipschitz,
+        lipschitz_with=_softmax_lipschitz,
     )
 )
 register(
     Joint(
         name="normalize",
-        note="by its root mean square: layer, group and RMS norm",
+        note="by its rms (layer, group, RMS norm) or l2 norm (unit vectors)",
         accepts=lambda node: all(node.perturbed),
-        image=_normalize_image,
+        image=_warned_normalize_image,
         planes=_normalize_planes,
         error=_normalize_error,
+        lipschitz=_normalize_lipschitz,
+        ball=lambda node: Ball(axes_of(node, len(node.shape)), _longest(node, row_size(node))),
     )
 )

@@ -25,6 +25,7 @@ from boundjax.ir.families import Lines, Position, Scalar
 from boundjax.ir.node import Node
 from boundjax.numerics import larger, smaller, squarable
 from boundjax.ops import domain
+from boundjax.ops.domain import Domain
 from boundjax.ops.envelope import ULPS, Function, Pieces, line_above, slope_of
 
 # A slope and an intercept.
@@ -50,8 +51,8 @@ class Curve:
         of this size: `|x|` for `x (1 + tanh x)`, where that much cancels; infinite where the
         computed value says nothing.
       kinks: pairs of a kink and the largest absolute slope beside it.
-      least: the lower end of the domain.
-      at_least: the value at `least`, possibly infinite.
+      least, most: the ends of the domain.
+      at_least, at_most: the values there, possibly infinite.
     """
 
     curvatures: tuple[int | Array, ...]
@@ -64,6 +65,13 @@ class Curve:
     kinks: tuple[tuple[ArrayLike, ArrayLike], ...] = ()
     least: float = -float("inf")
     at_least: ArrayLike = -float("inf")
+    most: float = float("inf")
+    at_most: ArrayLike = float("inf")
+
+    @property
+    def domain(self) -> Domain:
+        """Where the function is defined."""
+        return Domain(self.least, self.at_least, self.most, self.at_most)
 
     def __post_init__(self) -> None:
         if len(self.curvatures) != len(self.breakpoints) + 1:
@@ -180,7 +188,7 @@ def both_lines(
     # A derivative that is computed from a square is 0 where the square overflows.
     fits = fits & (jnp.maximum(jnp.abs(lower), jnp.abs(upper)) < squarable(lower.dtype))
     # Double where: ends that do not fit must reach neither the values nor their derivatives.
-    safe = (jnp.where(fits, lower, 1.0), jnp.where(fits, upper, 1.0))
+    safe = (jnp.where(fits, lower, 0.5), jnp.where(fits, upper, 0.5))
 
     def at(pieces: Pieces) -> Array | None:
         if pieces.convex:
@@ -188,6 +196,7 @@ def both_lines(
         share = position(lower, upper, default=jnp.full_like(lower, 0.5))
         # At the edge of a domain the slope may be infinite, and there is no tangent.
         share = jnp.where((safe[0] <= curve.least) & (share < 1e-3), 1e-3, share)
+        share = jnp.where((safe[1] >= curve.most) & (share > 0.999), 0.999, share)
         return safe[0] + share * (safe[1] - safe[0])
 
     def constant_unless_fit(slope: Array, intercept: Array, end: Array) -> tuple[Array, Array]:
@@ -223,34 +232,32 @@ def entry(
       note: for the printed table.
       accepts: whether the entry covers an equation of that name.
       partial: whether the function overflows on finite intervals, or is infinite at their ends;
-        implied if its domain has a lower end.
+        implied if its domain has an end.
       **facts: other fields of the entry, e.g. `traced_as`.
     """
-    infinite = partial or callable(curve) or curve.least > -float("inf")
+    infinite = partial or callable(curve) or not curve.domain.everywhere
 
     def curve_of(node: Node) -> Curve:
         return curve(node) if callable(curve) else curve
 
     def functions(node: Node, curve: Curve) -> tuple[Function, Function]:
         detached = functools.partial(node.apply, constants=jax.lax.stop_gradient)
-        function, detached = (
-            domain.extended(f, curve.least, curve.at_least) for f in (node.apply, detached)
-        )
+        function, detached = (domain.extended(f, curve.domain) for f in (node.apply, detached))
         return domain.overflowing(function) if infinite else function, detached
 
     def node_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
         curve = curve_of(node)
         function, _ = functions(node, curve)
         low, high = image(function, curve, lower, upper)
-        if curve.least > -float("inf"):
-            return domain.restricted(low, high, curve.least, curve.at_least, lower, upper)
-        return low, high
+        if curve.domain.everywhere:
+            return low, high
+        return domain.restricted(low, high, curve.domain, lower, upper)
 
     def warned_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
         curve = curve_of(node)
-        if curve.least > -float("inf"):
-            outside = domain.outside(curve.least, curve.at_least, lower)
-            domain.warn(node, outside, f"leave its domain, from {curve.least:g} upward")
+        if not curve.domain.everywhere:
+            outside = domain.outside(curve.domain, lower, upper)
+            domain.warn(node, outside, f"leave its domain, {curve.domain}")
         return node_image(node, lower, upper)
 
     def node_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
@@ -262,7 +269,7 @@ def entry(
     def node_lipschitz(node: Node, lower: Array, upper: Array) -> Array:
         curve = curve_of(node)
         constant = lipschitz(node.apply, curve, lower, upper)
-        return jnp.where(lower < curve.least, jnp.inf, constant)
+        return jnp.where(curve.domain.leaves(lower, upper), jnp.inf, constant)
 
     return Scalar(
         name=name,

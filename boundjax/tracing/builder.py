@@ -316,19 +316,24 @@ class Builder:
     def _composite(self, eqn: Any, operands: list[Any], place: Place) -> list[Any] | None:
         """Appends a named function if the call is JAX's own and in the table.
 
-        A user's function that happens to be called `relu` is inlined like any other.
+        A user's function that happens to be called `relu` is inlined like any other. Only an
+        expansion may have several outputs.
         """
         name = eqn.params.get("name")
-        for op, function in table.traced_as(name) if len(eqn.outvars) == 1 else ():
-            aval = eqn.outvars[0].aval
-            if jnp.issubdtype(aval.dtype, jnp.integer) and not isinstance(op, Expansion):
-                continue  # an integer is carried as a float, see `integers`
+        aval = eqn.outvars[0].aval
+        for op, function in table.traced_as(name):
+            is_expansion = isinstance(op, Expansion)
+            # An integer is carried as a float, see `integers`.
+            if not is_expansion and (
+                len(eqn.outvars) > 1 or jnp.issubdtype(aval.dtype, jnp.integer)
+            ):
+                continue
             node = self._node(name, eqn.params, operands, place, function, aval)
             if not op.accepts(node) or not jaxprs.calls_the_same(eqn, name, function):
                 continue
-            node = dataclasses.replace(node, op=op)
-            if isinstance(op, Expansion):
+            if is_expansion:
                 return self.inline(op.expand(node), operands, place)
+            node = dataclasses.replace(node, op=op)
             if _repeats(node):
                 return self.inline(_with_repetition(node), operands, place)
             self.nodes.append(node)

@@ -202,7 +202,7 @@ def pull_back(
             relaxation = lines_of(node, rows)
             if isinstance(relaxation, Planes):
                 dense = windows.dense(rows)
-                operands, offset = _relax_planes(node, dense, relaxation, references)
+                operands, offset = relax_planes(node, dense, relaxation, references)
             else:
                 operands, offset = _relax(node, rows, relaxation)
             constant = constant + offset
@@ -334,10 +334,14 @@ def _relax(node: Node, rows: Rows, lines: Lines | PerRow) -> tuple[tuple[Rows | 
     return tuple(jax.vmap(transposed)(coefficients[..., None] * slopes)), constant
 
 
-def _relax_planes(
+def relax_planes(
     node: Node, rows: Array, planes: Planes, references: Sequence[Array]
 ) -> tuple[tuple[Array | None, ...], Array]:
-    """Like `_relax`, for a joint op, whose planes are linear in all its operands."""
+    """Pulls lower-bounding rows back through a joint op, whose planes are linear in its operands.
+
+    Returns:
+      The coefficients per operand (None for predicates), and the constants `[m]`.
+    """
     floating = [jnp.issubdtype(shape.dtype, jnp.floating) for shape in node.input_shapes]
     shapes = [s for s, f in zip(node.input_shapes, floating, strict=True) if f]
     sources = [references[i] for i, f in zip(node.inputs, floating, strict=True) if f]

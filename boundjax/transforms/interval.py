@@ -18,12 +18,12 @@ from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Rounding
 from boundjax.tracing.builder import Built
 from boundjax.tracing.trace import trace_body
-from boundjax.transforms import backward, outward
+from boundjax.transforms import backward, inside, outward
 from boundjax.transforms import problem as problems
 from boundjax.transforms.balls import FirstLayers
 from boundjax.transforms.errors import ErrorAnalysis
 from boundjax.transforms.signatures import ArrayFunction, BoundsFunction, TreeFunction
-from boundjax.windows import Rows
+from boundjax.windows import Rows, dense
 
 # Bounds on the inputs of the nonlinear ops, by label.
 PreActivations: TypeAlias = dict[str, Interval]
@@ -323,7 +323,10 @@ def merged(
 
     def lines_of(node: Node, rows: Rows) -> Lines:
         sources, target = [references[i][None] for i in node.inputs], references[node.index][None]
-        lines = backward.around(node, constant_lines(node, intervals), sources, target)
+        lines = constant_lines(node, intervals)
+        if inside.has_ball(node):
+            lines = inside.lines(node, dense(rows), lines)
+        lines = backward.around(node, lines, sources, target)
         return lines if errors is None else outward.lines(errors, node, lines)
 
     result = backward.pull_back(graph, references, starts, lines_of, "both", errors)

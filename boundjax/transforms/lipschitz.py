@@ -17,21 +17,19 @@ from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jaxtyping import Float
 
-from boundjax.ir.families import Extremum, Lines, Scalar
+from boundjax.ir.families import Extremum, Joint, Lines, Scalar
 from boundjax.ir.node import Graph, Node, Perturbed
-from boundjax.numerics import length, quick_larger, quick_smaller, root
+from boundjax.numerics import length, quick_larger, quick_smaller
 from boundjax.ops import norms as norms_of
 from boundjax.sets.ball_box import BallBox
 from boundjax.sets.input_set import InputSet, InputTree, enclosing_ball
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Arithmetic, Rounding
 from boundjax.tracing.trace import trace
-from boundjax.transforms import backward
+from boundjax.transforms import backward, constants
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms import problem as problems
 from boundjax.transforms.ball_bounds import BallBoxBounds, length_above
@@ -236,16 +234,26 @@ def global_lipschitz(
     radii = [jnp.ones((), graph.nodes[0].dtype)]
     for node in graph.nodes[1:]:
         operands = [radii[i] for i in node.inputs]
-        if isinstance(node.op, Scalar):
+        together = constants.together(graph.nodes, node)
+        if together is not None:
+            source, constant = together
+            radii.append(constant * radii[source])
+        elif isinstance(node.op, Scalar):
             ends = jnp.full(node.shape, jnp.inf, node.dtype)
-            slope = jnp.max(node.op.lipschitz(node, -ends, ends))
-            if _is_unbounded(slope):
-                raise ValueError(_without_constant(node))
-            radii.append(slope * operands[0])
+            radii.append(jnp.max(node.op.lipschitz(node, -ends, ends)) * operands[0])
+        elif isinstance(node.op, Joint):
+            radius = constants.joint_radius(node, operands)
+            radii.append(jnp.full_like(radii[0], jnp.inf) if radius is None else radius)
         else:
-            radii.append(_radius(node, operands, sizes))
+            radii.append(constants.radius(node, operands, sizes))
     (output,) = graph.outputs
-    return radii[output.index] if isinstance(output, Perturbed) else jnp.zeros((), radii[0].dtype)
+    if not isinstance(output, Perturbed):
+        return jnp.zeros((), radii[0].dtype)
+    if constants.is_unbounded(radii[output.index]):
+        raise ValueError(
+            constants.without_constant(constants.first_unbounded(graph, radii, output.index))
+        )
+    return radii[output.index]
 
 
 def _walk(
@@ -271,7 +279,9 @@ def _walk(
         if 0 in node.inputs:
             part = nodes[0]._replace(radius=cuts.radius_at(node, radius))
             operands = [part if i == 0 else nodes[i] for i in node.inputs]
-        bounds = _advance(node, tuple(operands), norms, box, errors)
+        together = constants.together(graph.nodes, node)
+        least = None if together is None else together[1] * nodes[together[0]].radius
+        bounds = _advance(node, tuple(operands), norms, box, errors, least)
         if errors is not None and jnp.issubdtype(node.dtype, jnp.floating):
             errors.record(node, bounds.around(errors.arithmetic), bounds.center)
         nodes.append(bounds)
@@ -284,14 +294,20 @@ def _advance(
     norms: Norms,
     with_box: bool,
     errors: ErrorAnalysis | None,
+    least: Array | None,
 ) -> BallBoxBounds:
     """The ball and the box of a node's value, from those of its operands.
+
+    `least` is another radius of the ball, if one is known.
 
     The box need not be cut with the box around the new ball: a row of a matrix is no longer than
     its spectral norm, and no element's slope exceeds the largest one.
     """
     center = node.apply(*(o.center for o in operands))
     bounds = _advance_exactly(node, operands, norms, with_box, errors, center)
+    if least is not None:
+        least = least if errors is None else least * (1.0 + 64.0 * errors.arithmetic.unit)
+        bounds = bounds._replace(radius=jnp.minimum(bounds.radius, least))
     if errors is None or not jnp.issubdtype(node.dtype, jnp.floating):
         return bounds
     # How far the center and a program's value may lie from the exact ones.
@@ -323,10 +339,10 @@ def _advance_exactly(
     box = intervals_of.propagate(node, intervals, rounding=rounding) if with_box else None
     if not jnp.issubdtype(node.dtype, jnp.floating):  # a predicate
         if box is None:
-            raise ValueError(_without_constant(node))
+            raise ValueError(constants.without_constant(node))
         return BallBoxBounds(center, jnp.full_like(radii[0], jnp.inf), box)
     if node.is_linear or isinstance(node.op, Extremum):
-        radius = _radius(node, radii, norms)
+        radius = constants.radius(node, radii, norms)
         if arithmetic is not None:
             radius = radius * (1.0 + _relative_error(node, arithmetic))
             if isinstance(node.op, Extremum):  # small squares underflow
@@ -345,11 +361,14 @@ def _advance_exactly(
         radius = jnp.where(constant, 0.0, slope * radii[0])
         if node.op.pieces and not node.op.jumps:
             return BallBoxBounds(center, radius, box)
-    elif box is not None:
-        # A function of several values has no known slope, but its range is known.
-        radius = jnp.asarray(jnp.inf, node.dtype)
     else:
-        raise ValueError(_without_constant(node))
+        known = constants.joint_radius(node, radii) if isinstance(node.op, Joint) else None
+        if known is None and box is None:
+            raise ValueError(constants.without_constant(node))
+        # A function without a known slope still has a known range.
+        radius = jnp.asarray(jnp.inf, node.dtype) if known is None else known
+        if arithmetic is not None:
+            radius = radius * (1.0 + 64.0 * arithmetic.unit)
     if box is not None:
         # Slopes may be large or unbounded, but no value is further away than a corner of the box.
         fixed = box.lower == box.upper  # perhaps a mask's -inf
@@ -367,21 +386,6 @@ def _relative_error(node: Node, arithmetic: Arithmetic) -> float:
     if not norms_of.has_spectrum(node.op):
         return 2.0 * arithmetic.gamma(terms)
     return norms_of.relative_error(node, arithmetic)
-
-
-def _radius(node: Node, radii: list[Array], norms: Norms) -> Array:
-    """The radius after a linear op or an extremum, from those of its operands."""
-    if node.is_linear:
-        return norms_of.radius(node, radii, norms.get(node.label))
-    if isinstance(node.op, Extremum):
-        # |max x - max z| <= max |x - z|, and an element counts once per window that contains it.
-        windows = functools.partial(node.op.windows, node)
-        shape = jax.eval_shape(windows, *node.input_shapes)
-        transposed = jax.linear_transpose(windows, *node.input_shapes)
-        counts = transposed(jnp.ones(shape.shape, shape.dtype))
-        squares = [jnp.max(c) * jnp.square(r) for c, r in zip(counts, radii, strict=True)]
-        return root(sum(squares[1:], squares[0]))
-    raise ValueError(_without_constant(node))
 
 
 def _specification(
@@ -482,15 +486,3 @@ def _checked(graph: Graph, by_label: Mapping[str, Array]) -> Mapping[str, Array]
             f"got {', '.join(sorted(by_label)) or 'none'}"
         )
     return by_label
-
-
-def _is_unbounded(slope: Array) -> bool:
-    """Whether a slope is infinite or NaN; False while it is traced."""
-    return not isinstance(slope, Tracer) and not np.isfinite(slope)
-
-
-def _without_constant(node: Node) -> str:
-    return (
-        f"'{node.primitive}' at {node.location} has no Lipschitz constant; bound its input "
-        "(a clip or a squashing activation before it), or take the box along (method 'bcp')"
-    )

@@ -15,7 +15,7 @@ from boundjax.ir.node import Graph, Node
 from boundjax.numerics import materialized
 from boundjax.ops import extremum
 from boundjax.sets.interval import Interval
-from boundjax.transforms import backward, outward
+from boundjax.transforms import backward, inside, outward
 from boundjax.transforms import interval as intervals_of
 from boundjax.transforms.errors import ErrorAnalysis
 from boundjax.typing import PyTree
@@ -127,6 +127,8 @@ class Relaxations:
             leading axis of one entry per row; None for the shared ones.
           ends: for some nodes one interval per row, instead of the interval that all rows share.
         """
+        if rows is not None and inside.has_ball(node):
+            return self._outward(node, self._inside(node, rows, positions, ends))
         sources, target = [self.references[i] for i in node.inputs], self.references[node.index]
         if ends and not ends.keys().isdisjoint(node.inputs):
             return self._outward(node, self._of_rows(node, positions, ends))
@@ -151,6 +153,19 @@ class Relaxations:
                 relaxation = Lines(*materialized(tuple(relaxation)))  # every row would repeat them
             self._shared[node.index] = relaxation
         return self._shared[node.index]
+
+    def _inside(
+        self, node: Node, rows: Rows, positions: Positions | None, ends: RowEnds | None
+    ) -> Lines | Planes:
+        """The relaxation of a node whose value lies in a ball, for these rows alone."""
+        assert not isinstance(rows, Windowed), "a joint op takes complete rows"
+        if ends and not ends.keys().isdisjoint(node.inputs):
+            return self._of_rows(node, positions, ends)
+        relaxation, image = self.relaxation(node, positions), self.intervals[node.index].poisoned()
+        if isinstance(relaxation, Lines):
+            return inside.lines(node, rows, relaxation)
+        operands = [self.intervals[i].poisoned() for i in node.inputs]
+        return inside.planes(node, rows, relaxation, self.references, operands, image)
 
     def _outward(self, node: Node, relaxation: Lines | Planes) -> Lines | Planes:
         """A relaxation as walks meet it; its arrays have a leading axis."""

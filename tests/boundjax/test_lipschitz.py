@@ -318,3 +318,53 @@ def test_tau_of_a_linear_function_is_known(box):
     lengths = [np.linalg.norm(matrix[i] - matrix[j]) for i in range(3) for j in range(3) if i != j]
     # BCP also uses the box around the ball, which does not help here.
     assert float(result) == pytest.approx(0.7 * np.mean(lengths), rel=1e-4)
+
+
+# --- functions of whole rows ----------------------------------------------------------------------
+
+
+def _unit(x):
+    return x / (jnp.linalg.norm(x) + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (jax.nn.softmax, 0.5),
+        (lambda x: jax.nn.softmax(x.reshape(2, 2), axis=0), 0.5),
+        (jax.nn.log_softmax, 2.0),
+        (jax.nn.logsumexp, 1.0),
+        (lambda x: jax.nn.logsumexp(x.reshape(2, 2), axis=1), 1.0),
+        (jnp.linalg.norm, 1.0),
+        (_unit, 2.0),
+        (lambda x: x / jnp.maximum(jnp.linalg.norm(x), 0.5), 2.0),
+        (lambda x: x * jax.lax.rsqrt(jnp.sum(x * x) + 0.25), 2.0),
+        (lambda x: x * jax.lax.rsqrt(jnp.mean(x * x) + 0.25), 2.0),
+    ],
+)
+@pytest.mark.sampled(2)
+def test_constants_of_rows_are_the_largest_slopes(function, expected):
+    constant = float(bj.global_lipschitz(function, jnp.zeros(4)))
+    np.testing.assert_allclose(constant, expected, rtol=1e-6)
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(2000, 4)), 1e-4 * rng.normal(size=(50, 4)), 9 * np.eye(4)])
+    x = np.concatenate([x, [[3.0, 3.0, -9.0, -9.0], [3.0, -9.0, 3.0, -9.0]]])
+    jacobians = jax.jit(jax.vmap(jax.jacobian(function)))(jnp.asarray(x, jnp.float32))
+    sampled = np.linalg.norm(np.reshape(jacobians, (len(x), -1, 4)), 2, axis=(1, 2)).max()
+    assert sampled <= constant * (1.0 + 1e-5)
+    assert sampled >= 0.97 * constant  # no constant is better
+
+
+def test_a_softmax_without_an_operand_bound_has_a_ball():
+    def function(x):
+        return jax.nn.softmax(2.0 * x)
+
+    ball = bj.lipschitz(function, box=False)(bj.LpBall(jnp.zeros(4), 0.1, p=2))
+    np.testing.assert_allclose(ball.radius, 0.1, rtol=1e-5)
+    rounded = bj.lipschitz(function, rounding="float32")(bj.LpBall(jnp.zeros(4), 0.1, p=2))
+    assert 0.05 <= rounded.radius <= 0.1001
+
+
+def test_a_unit_vector_without_eps_has_no_constant():
+    with pytest.raises(ValueError, match=r"'integer_pow' at .* has no Lipschitz constant"):
+        bj.global_lipschitz(lambda x: x / jnp.linalg.norm(x), jnp.zeros(3))

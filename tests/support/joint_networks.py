@@ -86,7 +86,16 @@ def _decisions(layers, x):
     return affine(layers[2], common)
 
 
+def _polar(layers, x):
+    """Lengths, angles right of the origin and unit vectors."""
+    left, right = affine(layers[0], x), affine(layers[1], x)
+    unit = left / (jnp.linalg.norm(left) + 0.1)
+    angle = jnp.arctan2(right, jax.nn.softplus(left) + 0.5)
+    return affine(layers[2], unit + 0.3 * jnp.hypot(left, right) + angle)
+
+
 NETWORKS: tuple[Network, ...] = (
+    Network("polar", (3,), _gated_draw, _polar),
     Network("gated", (3,), _gated_draw, _gated),
     Network("attention", (3, 3), _attention_draw, _attention),
     Network("masked", (3, 3), _attention_draw, _masked),

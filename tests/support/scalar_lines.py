@@ -12,10 +12,12 @@ from scalar_functions import SCALARS, SMOOTH, scalar_intervals
 from boundjax.ir.families import Scalar
 from boundjax.tracing.trace import trace
 
-# Steps have no derivative, straight pieces no curvature; the others are not one op.
+# Steps have no derivative, straight pieces no curvature, far waves constant lines; the others are
+# not one op.
 COMPOSED = (
     *("sign", "floor", "ceil", "round", "predicate", "hard_sigmoid", "power_of_a_base"),
     *("cast", "interp"),
+    *("sinc", "mod", "mod_negative", "fmod", "floor_divide", "jump", "shrink", "huber"),
 )
 FUNCTIONS = {
     **{name: (SCALARS[name], (-2e3, 2e3)) for name in ("sigmoid", "tanh", "softplus")},

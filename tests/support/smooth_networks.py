@@ -6,6 +6,7 @@ would add up the rounding by which bounds move outward, in float32 more than the
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import entr, xlogy
 from network import Network, affine, dense, normal
 
 UNITS = 3  # per function
@@ -34,6 +35,10 @@ def _above_zero(function):
 
 def _tame(function):
     return lambda x: function(2.0 * jnp.tanh(x))
+
+
+def _in_the_disc(function):
+    return lambda x: function(0.9 * jnp.tanh(x))
 
 
 def _exact_gelu(x):
@@ -74,6 +79,21 @@ NETWORKS: tuple[Network, ...] = (
         lambda x: 0.5 ** jnp.tanh(x),
     ),
     _side_by_side("waves", jnp.sin, jnp.cos),
+    _side_by_side(
+        "inverses",
+        *map(_in_the_disc, (jnp.arcsin, jnp.arccos, jnp.arctanh, jnp.tan)),
+        lambda x: jnp.arccosh(jax.nn.softplus(x) + 1.5),
+        jnp.sinc,
+    ),
+    _side_by_side("entropies", lambda x: entr(jax.nn.sigmoid(x)), lambda x: xlogy(2.0, x**2 + 1.0)),
+    _side_by_side(
+        "wrapped",
+        lambda x: jnp.mod(x, 0.75),
+        lambda x: jnp.fmod(x, -0.5),
+        lambda x: x // 0.4,
+        lambda x: jnp.where(x > 0.2, x, 0.1),
+        lambda x: jnp.where(jnp.abs(x) <= 0.5, 0.5 * x**2, 0.5 * (jnp.abs(x) - 0.25)),
+    ),
     _side_by_side(
         "steps",
         jnp.sign,

@@ -11,7 +11,10 @@ an identity of real numbers, whatever the values:
 * `where(mask, exp(a), 0) = exp(where(mask, a, -inf))`, the terms of these sums under a mask;
 * "fast variance": `mean(x^2) - mean(x)^2 = mean((x - mean(x))^2)`;
 * layer, group, batch and RMS norm: `d * rsqrt(mean(d^2) + eps)` is one op, `normalize`;
-* gelu and silu; `where(x > 0, a x, b x)`, a hinge;
+* `sqrt(sum(x^2) + eps)` is one op, `length`, and `x` over its length is `normalize` as well;
+* gelu and silu; `where(x > 0, a x, b x)`, a hinge; `xlogy(x, x)`;
+* `where(x > t, f(x), g(x)) = where(x > t, f(max(x, t)), g(min(x, t)))`, also for several
+  comparisons of one value; with linear branches it is one op, `pieces`;
 * `(conv(x, K) + b) c = conv(x, K c) + b c`: batch normalisation.
 
 A match whose op has no entry in the table is left as it is.
@@ -31,7 +34,14 @@ from collections.abc import Callable, Mapping
 from boundjax.ir.node import Node
 from boundjax.sets.rounding import Rounding
 from boundjax.tracing.matching import GraphView
-from boundjax.tracing.patterns import activations, folding, normalization, softmax
+from boundjax.tracing.patterns import (
+    activations,
+    branches,
+    folding,
+    lengths,
+    normalization,
+    softmax,
+)
 from boundjax.tracing.patterns.rule import Rewrite
 
 Pattern = Callable[[GraphView, Node], Rewrite | None]
@@ -60,16 +70,32 @@ def _patterns(rounding: Rounding) -> Patterns:
     only_maximum = rounding == "float32"
     fold = (folding.folded,) if rounding == "nearest" else ()
     variance = () if rounding == "float32" else (normalization.variance,)
+    # An infinite value times 0 is NaN for a program, and 0 for a selection.
+    masked = () if rounding == "float32" else (branches.masked,)
     of_softmax = functools.partial(softmax.softmax, only_maximum=only_maximum)
     of_logarithm = functools.partial(softmax.log_softmax, only_maximum=only_maximum)
     shifted_back = functools.partial(softmax.shifted_back, only_maximum=only_maximum)
     return {
         "add": (shifted_back,),
-        "div": (of_softmax, normalization.normalized, *fold),
+        "div": (of_softmax, normalization.normalized, lengths.divided, *fold),
         "log": (softmax.logarithm,),
-        "mul": (normalization.normalized, activations.univariate, *fold),
-        "select_n": (activations.hinges, softmax.masked_terms),
-        "sub": (*variance, of_logarithm),
+        "mul": (
+            normalization.normalized,
+            lengths.divided,
+            activations.univariate,
+            branches.shrunk,
+            *masked,
+            *fold,
+        ),
+        "select_n": (
+            activations.hinges,
+            activations.entropy,
+            softmax.masked_terms,
+            branches.branches,
+        ),
+        "pow": (lengths.lengths,),
+        "sqrt": (lengths.lengths,),
+        "sub": (*variance, of_logarithm, branches.excess),
     }
 
 

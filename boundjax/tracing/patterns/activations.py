@@ -1,4 +1,4 @@
-"""Elementwise functions of one value: gelu, silu, hinges."""
+"""Elementwise functions of one value: gelu, silu, hinges, entropies."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from boundjax.ir import table
 from boundjax.ir.composite import composite
 from boundjax.ir.node import Node, Perturbed
 from boundjax.ops.hinge import hinge
+from boundjax.ops.trigonometry import x_log_x
 from boundjax.tracing import jaxprs
 from boundjax.tracing.builder import build
 from boundjax.tracing.matching import GraphView, times_constant
@@ -138,3 +139,39 @@ def _multiple(view: GraphView, operand: Any, x: Any) -> Any | None:
         return node.constants[0]
     number = view.number(node.constants[0])
     return None if not number else np.asarray(1.0 / number, node.dtype)
+
+
+def entropy(view: GraphView, node: Node) -> Rewrite | None:
+    """`xlogy(x, x)` and `xlog1py(1 - p, -p)`, which is `xlogy(1 - p, 1 - p)`.
+
+    JAX writes `where((x != 0) | isnan(y), x * log(y), 0)`.
+    """
+    if len(node.operands) != 3 or view.number(node.operands[1]) != 0.0:
+        return None
+    predicate, _, product = (view.plain(operand) for operand in node.operands)
+    either, times = view.made_by(predicate, "or"), view.made_by(product, "mul")
+    if either is None or times is None or times.shape != node.shape:
+        return None
+    x, logarithm = (view.plain(operand) for operand in times.operands)
+    of = view.made_by(logarithm, "log", "log1p")
+    if of is None or view.shape(x) != node.shape:
+        return None
+    y = view.plain(of.operands[0])
+    if y != x if of.primitive == "log" else not _is_one_more(view, x, y):
+        return None
+    compared = [view.made_by(view.plain(operand), "ne") for operand in either.operands]
+    if any(comparison is None for comparison in compared):
+        return None
+    sides = [tuple(view.plain(o) for o in c.operands) for c in compared if c is not None]
+    expected = sides[0][0] == x and view.number(sides[0][1]) == 0.0 and sides[1] == (y, y)
+    if not expected or not view.covers("x_log_x", node, x):
+        return None
+    return Rewrite(lambda x: composite("x_log_x", x_log_x, x), [x])
+
+
+def _is_one_more(view: GraphView, x: Any, y: Any) -> bool:
+    """Whether `x` is `1 - p` and `y` is `-p`."""
+    difference, negative = view.made_by(x, "sub"), view.made_by(y, "neg")
+    if difference is None or negative is None or view.number(difference.operands[0]) != 1.0:
+        return False
+    return view.plain(difference.operands[1]) == view.plain(negative.operands[0])

@@ -58,7 +58,7 @@ def _mean(view: GraphView, operand: Any) -> _Mean | None:
     return _Mean(total, (*inner.path, scaled), outer.operand, outer.path)
 
 
-def _squared(view: GraphView, operand: Any) -> Any | None:
+def squared(view: GraphView, operand: Any) -> Any | None:
     """The operand of a square."""
     node = view.made_by(view.plain(operand), "square", "integer_pow", "mul")
     if node is None or (node.primitive == "integer_pow" and node.params["y"] != 2):
@@ -73,9 +73,9 @@ def variance(view: GraphView, node: Node) -> Rewrite | None:
     of_squares = _mean(view, node.operands[0])
     if of_squares is None or math.prod(node.shape) != math.prod(of_squares.total.shape):
         return None
-    x = _squared(view, of_squares.operand)
-    squared = view.walk(node.operands[1])
-    root = _squared(view, squared.operand)
+    x = squared(view, of_squares.operand)
+    of_mean = view.walk(node.operands[1])
+    root = squared(view, of_mean.operand)
     mean = None if x is None or root is None else _mean(view, root)
     if mean is None or mean.axes != of_squares.axes:
         return None
@@ -90,8 +90,8 @@ def variance(view: GraphView, node: Node) -> Rewrite | None:
         walked = Walked(Perturbed(start.index), path)
         return bool((view.places(walked, end).reshape(-1) == reduced).all())
 
-    square = view.maker(squared.operand)
-    second = (*mean.inner, *mean.outer, square, *squared.path)
+    square = view.maker(of_mean.operand)
+    second = (*mean.inner, *mean.outer, square, *of_mean.path)
     middle = view.maker(mean.mean)
     if (
         math.prod(middle.shape) != reduced.size
@@ -174,7 +174,7 @@ def _inverse_rms(
         mean = _mean(view, clipped.operand)
         if mean is None:
             continue
-        v = _squared(view, mean.operand)
+        v = squared(view, mean.operand)
         if v is None or view.shape(v) != view.shape(mean.operand):
             continue
         path = (*mean.inner, *mean.outer, *clipped.path, added, *before.path, *roots, *walked.path)
@@ -201,13 +201,13 @@ def normalized(view: GraphView, node: Node) -> Rewrite | None:
         if (rms.groups.reshape(-1) != groups_of(shape, rms.mean.axes).reshape(-1)).any():
             continue
         everything = count(shape).reshape(-1)
-        for d, factor in _factored(view, scaled, node.shape):
+        for d, factor in factored(view, scaled, node.shape):
             if view.equal(d, everything, rms.v, everything):
                 return _rewritten(view, node, d, factor, rms, shape)
     return None
 
 
-def _factored(view: GraphView, operand: Any, shape: tuple[int, ...]) -> Iterator[tuple[Any, Any]]:
+def factored(view: GraphView, operand: Any, shape: tuple[int, ...]) -> Iterator[tuple[Any, Any]]:
     """Yields the operand and None; if it scales another one, also that one and the product."""
     yield operand, None
     node = view.maker(view.plain(operand))
