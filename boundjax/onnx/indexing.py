@@ -154,7 +154,9 @@ def reverse_sequence(node: Node, x: Value, lengths: np.ndarray) -> Value:
     batch = node.axis(node.integer("batch_axis", 1), x.ndim)
     count, longest = x.shape[batch], x.shape[time]
     known = node.to_integers(lengths)
-    if time == batch or len(known) != count or not all(0 <= n <= longest for n in known):
+    if {time, batch} != {0, 1}:
+        raise node.error(f"expected batch_axis and time_axis 0 and 1, got {batch} and {time}")
+    if len(known) != count or not all(0 <= n <= longest for n in known):
         raise node.error(f"expected {count} lengths from 0 to {longest}, got {known[:8]}")
     steps = np.arange(longest)
     order = np.stack([np.where(steps < n, n - 1 - steps, steps) for n in known])

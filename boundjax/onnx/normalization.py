@@ -1,7 +1,8 @@
 """Operators that normalise: by constants, by the moments of a row, by its length.
 
-Layer, instance, group and RMS norms are written in the form that tracing knows as one op. Variances
-are means of squares around the mean, as the operators' definitions say.
+Layer, instance, group and RMS norms are written in a form that tracing knows as one op. Variances
+are means of squares around the mean, as onnxruntime computes them, and for groups, where it follows
+the operator's definition, `E[x^2] - E[x]^2`.
 """
 
 from __future__ import annotations
@@ -107,7 +108,11 @@ def group_normalization(node: Node, x: Value, scale: Value, bias: Value) -> Valu
         if {scale.shape, bias.shape} != {(groups,)}:
             raise node.error(f"expected one number per group, got {scale.shape} and {bias.shape}")
         scale, bias = (v.reshape(1, -1, 1) for v in (scale, bias))
-    y = _by_root_mean_square(node, _centred(rows, (2,)), (2,))
+    epsilon = np.float32(node.number("epsilon", 1e-5))
+    mean, squares = (jnp.mean(v, axis=2, keepdims=True) for v in (rows, jnp.square(rows)))
+    # This cancels where means are large, and so does what runtimes compute.
+    variance = jnp.subtract(squares, jnp.square(mean))
+    y = (rows - mean) * jax.lax.rsqrt(variance + epsilon)
     if node.opset < 21:
         return jnp.reshape(_affine(node, y, scale, bias), x.shape)
     scale, bias = (_per_channel(node, x, v) for v in (scale, bias))
@@ -142,13 +147,13 @@ def local_response_normalization(node: Node, x: Value) -> Value:
         np.float32(node.number(name, value))
         for name, value in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))
     )
-    if x.ndim < 3 or size < 1 or bias <= 0 or alpha < 0:
+    if x.ndim < 3 or size < 1 or size % 2 == 0 or bias <= 0 or alpha < 0:
         raise node.error(
-            "expected [batch, channels, *spatial], a size of at least 1, a bias above 0 and an "
-            f"alpha of at least 0, got shape {x.shape}, {size}, {bias} and {alpha}"
+            "expected [batch, channels, *spatial], an odd size, a bias above 0 and an alpha of at "
+            f"least 0, got shape {x.shape}, {size}, {bias} and {alpha}"
         )
     ones = (1,) * (x.ndim - 2)
-    pads = [(0, 0), ((size - 1) // 2, size // 2), *((0, 0) for _ in ones)]
+    pads = [(0, 0), (size // 2, size // 2), *((0, 0) for _ in ones)]
     total = jax.lax.reduce_window(
         jnp.square(x), np.float32(0), jax.lax.add, (1, size, *ones), (1,) * x.ndim, pads
     )

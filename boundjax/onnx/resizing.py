@@ -205,6 +205,8 @@ _ROUNDINGS: Mapping[str, Callable[[Fraction], int]] = {
     "floor": math.floor,
     "ceil": math.ceil,
 }
+# Before opset 11, and where sizes shrink: elsewhere it is "floor".
+_UNDEFINED = "undefined"
 
 
 def resize(
@@ -226,7 +228,9 @@ def resize(
         node.number("cubic_coeff_a", -0.75)  # affects only cubic weights
         node.flag("exclude_outside", False)  # likewise
         node.only("antialias", 0)
-    rounding = "floor" if early else _choice(node, "nearest_mode", "round_prefer_floor", _ROUNDINGS)
+    rounding = (
+        _UNDEFINED if early else _choice(node, "nearest_mode", "round_prefer_floor", _ROUNDINGS)
+    )
     before, same = x.shape, True  # whether all elements stay where they are
     outside = np.zeros((1,) * x.ndim, np.bool_)
     for axis in _axes(node, x, roi if coordinates == _CROP else None, scales, sizes):
@@ -235,21 +239,14 @@ def resize(
             beyond = at.decide(lambda c, last=axis.length - 1: int(c < 0 or c > last))
             shape = [-1 if k == axis.index else 1 for k in range(x.ndim)]
             outside = outside | (beyond == 1).reshape(shape)
-        if at.identity:
-            continue
-        if axis.scale[0] == axis.scale[1]:
+        x, moved = _resized(node, x, at, mode, rounding)
+        if moved and axis.scale[0] == axis.scale[1]:
             raise node.error(
-                f"expected a scale other than 1 for the cropped axis {axis.index}, which "
-                "onnxruntime copies and the operator's definition resamples"
+                f"expected a scale other than 1 for axis {axis.index}, which onnxruntime copies "
+                "and the operator's definition resamples"
             )
-        if mode == "nearest":
-            chosen = np.clip(_nearest(node, at, rounding, early), 0, axis.length - 1)
-            same = same and np.array_equal(chosen, np.arange(axis.length))
-            x = indexing.take(node, x, chosen, axis.index)
-        else:
-            same = False
-            x = _weighted(x, _linear(at) if mode == "linear" else _cubic(node, at), axis.index)
-    if x.shape == before and not (same and not outside.any()):
+        same = same and not moved
+    if x.shape == before and (outside.any() or not same):
         raise node.error(
             f"expected another shape than {x.shape}, which onnxruntime copies and the operator's "
             "definition resamples; replace the node by Identity, or export with sizes"
@@ -259,10 +256,26 @@ def resize(
     return node.xp.where(outside, np.full((1,) * x.ndim, fill, np.float32), x)
 
 
-def _nearest(node: Node, at: _Coordinates, rounding: str, early: bool) -> np.ndarray:
+def _resized(
+    node: Node, x: Value, at: _Coordinates, mode: str, rounding: str
+) -> tuple[Value, bool]:
+    """One axis resized, and whether that changed anything."""
+    if at.identity:
+        return x, False
+    index = at.axis.index
+    if mode == "nearest":
+        chosen = np.clip(_nearest(node, at, rounding), 0, at.axis.length - 1)
+        same = np.array_equal(chosen, np.arange(at.axis.length))
+        return (x, False) if same else (indexing.take(node, x, chosen, index), True)
+    return _weighted(x, _linear(at) if mode == "linear" else _cubic(node, at), index), True
+
+
+def _nearest(node: Node, at: _Coordinates, rounding: str) -> np.ndarray:
     """The nearest element for each coordinate; it may lie outside of the axis."""
-    chosen = at.decide(_ROUNDINGS[rounding])
-    if early and at.axis.size < at.axis.length and (chosen != at.decide(math.ceil)).any():
+    if rounding != _UNDEFINED:
+        return at.decide(_ROUNDINGS[rounding])
+    chosen = at.decide(math.floor)
+    if at.axis.size < at.axis.length and (chosen != at.decide(math.ceil)).any():
         raise node.error(
             "expected scales of at least 1: before opset 11 it is undefined which element is the "
             "nearest; export for a newer opset"

@@ -15,30 +15,38 @@ from boundjax.onnx.operators import OPERATORS
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-import onnx_models as models  # noqa: E402
-import onnx_operator_models as tables  # noqa: E402
-from onnx_models import IMAGE, f32, i64, network, node, scalar, single  # noqa: E402
-from onnx_operator_models import resized, scales  # noqa: E402
+import onnx_models as models
+import onnx_operator_models as tables
+from onnx_models import IMAGE, f32, i64, network, node, scalar, single
+from onnx_operator_models import resized, scales
 
-# Primitives that another room may add; until then their operators have values, but no bounds.
-ADDED_ELSEWHERE = ("acos", "acosh", "asin", "atanh", "rem", "tan")
+# Operators written with primitives that the table may lack.
+NEEDED = {
+    "acos": "acos",
+    "acosh": "acosh",
+    "asin": "asin",
+    "atanh": "atanh",
+    "mod_float": "rem",
+    "mod_integers": "rem",
+    "tan": "tan",
+}
 
 
-def samples(shape, box):
-    low, high = box
+def samples(case, shape):
+    low, high = tables.OPERATORS[case][1]
     random = np.random.default_rng(0)
     inside = random.uniform(low, high, size=(20, *shape))
     corners = random.choice([low, high], size=(20, *shape))
-    ends = np.stack([np.full(shape, end) for end in box])
-    return np.clip(np.concatenate([inside, corners, ends]).astype(np.float32), low, high)
+    # onnxruntime divides equal numbers by a variance below 0 there.
+    ends = [np.full((1, *shape), end) for end in (low, high) if case != "moments"]
+    return np.clip(np.concatenate([inside, corners, *ends]).astype(np.float32), low, high)
 
 
 @pytest.mark.parametrize("case", tables.OPERATORS)
 def test_values_are_those_of_the_runtime(case, tmp_path):
-    model, box = tables.OPERATORS[case]
-    path = models.save(model, tmp_path)
+    path = models.save(tables.OPERATORS[case][0], tmp_path)
     imported = bj.from_onnx(path)
-    x = samples(imported.input_shape, box)
+    x = samples(case, imported.input_shape)
     expected = models.reference(path, x).reshape(len(x), *imported.output_shape)
     result = np.asarray(jax.jit(imported)(x))
     assert result.dtype == np.float32
@@ -71,7 +79,7 @@ def test_bounds_hold(case, tmp_path):
     model, box = tables.OPERATORS[case]
     path = models.save(model, tmp_path)
     imported = bj.from_onnx(path)
-    x = samples(imported.input_shape, box)
+    x = samples(case, imported.input_shape)
     expected = models.reference(path, x).reshape(len(x), *imported.output_shape)
     whole = bj.Box(*(jnp.full(imported.input_shape, end, jnp.float32) for end in box))
 
@@ -79,11 +87,12 @@ def test_bounds_hold(case, tmp_path):
     def bounds(box):
         return bj.interval(imported.single)(box), bj.linear(imported.single)(box)
 
-    try:
-        results = bounds(whole)
-    except bj.UnsupportedOpError as error:
-        assert re.search(rf"for the op '({'|'.join(ADDED_ELSEWHERE)})'", str(error))
-        pytest.skip(str(error))
+    needed = NEEDED.get(case)
+    if needed is not None and needed not in {op.name for op in bj.ops.all_ops()}:
+        with pytest.raises(bj.UnsupportedOpError, match=f"no bounds are known for .*'{needed}'"):
+            bounds(whole)
+        return
+    results = bounds(whole)
     slack = 1e-5 * (1 + np.abs(expected).max())
     for lower, upper in results:
         assert (np.asarray(lower) <= expected.min(0) + slack).all()
@@ -97,10 +106,9 @@ def test_bounds_hold(case, tmp_path):
 @pytest.mark.sampled(6)
 def test_bounds_with_rounding_hold_at_points(case, tmp_path):
     """Where inputs have no width, float32 bounds are as wide as rounding."""
-    model, box = tables.OPERATORS[case]
-    path = models.save(model, tmp_path)
+    path = models.save(tables.OPERATORS[case][0], tmp_path)
     imported = bj.from_onnx(path)
-    x = samples(imported.input_shape, box)[::8]
+    x = samples(case, imported.input_shape)[::8]
     expected = models.reference(path, x).reshape(len(x), *imported.output_shape)
     within = jax.jit(lambda x: bj.linear(imported.single, rounding="float32")(bj.Box(x, x)))
     for point, computed in zip(x, expected, strict=True):
@@ -161,6 +169,7 @@ EXACT = {
 
 
 @pytest.mark.parametrize("case", EXACT)
+@pytest.mark.sampled(2)
 def test_bounds_hold_for_exact_constants(case, tmp_path):
     """Large inputs show what the constants' rounding does; nothing else is that wide."""
     model, exact = EXACT[case]
@@ -168,14 +177,50 @@ def test_bounds_hold_for_exact_constants(case, tmp_path):
     value = exact(LINE.astype(np.float64)).reshape(imported.output_shape)
     x = jnp.asarray(LINE.reshape(imported.input_shape))
     assert np.abs(np.asarray(imported.single(x), np.float64) - value).max() > 0
-    for rounding in ("real", "float32"):
-        lower, upper = (
-            np.asarray(end, np.float64)
-            for end in bj.linear(imported.single, rounding=rounding)(bj.Box(x, x))
-        )
-        assert (lower <= value).all()
-        assert (value <= upper).all()
-        assert (upper - lower < 1e-4 * np.abs(LINE).max()).all()
+
+    @jax.jit
+    def bounds(x):
+        roundings = ("nearest", "real", "float32")
+        return [bj.linear(imported.single, rounding=r)(bj.Box(x, x)) for r in roundings]
+
+    holds = []
+    for ends in bounds(x):
+        lower, upper = (np.asarray(end, np.float64) for end in ends)
+        holds.append(bool((lower <= value).all() and (value <= upper).all()))
+        assert (upper - lower < 3e-4 * np.abs(LINE).max()).all()
+    assert holds == [False, True, True]
+
+
+@pytest.mark.parametrize("case", ["layer_norm", "instance_norm", "moments"])
+@pytest.mark.sampled(3)
+def test_bounds_hold_for_the_runtime_at_large_means(case, tmp_path):
+    """Bounds that know of no rounding are wrong there."""
+    path = models.save(tables.OPERATORS[case][0], tmp_path)
+    imported = bj.from_onnx(path)
+    x = 1000 + f32(*imported.input_shape)
+    computed = models.reference(path, x[None]).reshape(imported.output_shape)
+
+    @jax.jit
+    def bounds(x):
+        return [
+            bj.linear(imported.single, rounding=r)(bj.Box(x, x)) for r in ("nearest", "float32")
+        ]
+
+    holds = [((lower <= computed) & (computed <= upper)).all() for lower, upper in bounds(x)]
+    assert holds == [False, True]
+
+
+def test_group_norm_proves_nothing_at_large_means(tmp_path):
+    """onnxruntime subtracts the squared mean from the mean square, which cancels."""
+    path = models.save(tables.OPERATORS["group_norm_21"][0], tmp_path)
+    single = bj.from_onnx(path).single
+    x = 1000 + f32(4, 3, 2)
+    error = models.reference(path, x[None]).reshape(x.shape) - single(x)
+    assert np.isfinite(error).all()
+    bounds = jax.jit(lambda x: bj.linear(single, rounding="float32")(bj.Box(x, x)))
+    with pytest.warns(UserWarning, match="the operand of 'rsqrt' .* leave its domain"):
+        lower = np.asarray(bounds(x).lower)
+    assert not np.isfinite(lower).any()
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -210,7 +255,7 @@ REFUSED = {
             nearest_mode="floor",
             coordinate_transformation_mode="asymmetric",
         ),
-        "element 1 of axis 2 lies at 2.99999991059304, where rounding decides which element it",
+        "element 1 of axis 2 lies at 2.9999999105930355, where rounding decides which element it",
     ),
     "early_shrinks": (
         single("Resize", [1, 1, 4, 4], scales(1, 1, 0.75, 1), opset=10),

@@ -69,7 +69,7 @@ MOVES = on(
     ),
     compress=single("Compress", [1, 4], np.asarray([True, False, True]), axis=1),
     compress_flat=single("Compress", [1, 2, 2], np.asarray([False, True, True])),
-    reverse_sequence=single("ReverseSequence", [1, 3, 4], i64(2, 0, 4), batch_axis=1, time_axis=2),
+    reverse_sequence=single("ReverseSequence", [3, 4, 2], i64(2, 0, 4), batch_axis=0, time_axis=1),
     reverse_sequence_time=single("ReverseSequence", [3, 2], i64(3, 2)),
     where_known=network(
         [node("Where", "c x v")],
@@ -126,7 +126,7 @@ RESIZES = on(
     nearest_crop=resized("nearest", ROI, None, i64(1, 2, 6, 3), **CROP),
     nearest_tf=resized(
         "nearest",
-        None,
+        scales(),
         scales(1, 1, 2, 3),
         opset=11,
         nearest_mode="floor",
@@ -191,7 +191,7 @@ NORMS = on(
     l2_norm=single("LpNormalization", [1, 3, 4]),
     moments=single("MeanVarianceNormalization", [1, 2, 3, 4], axes=[2, 3]),
     lrn=single("LRN", [1, 5, 2, 3], size=3, alpha=0.3, beta=0.75, bias=1.1),
-    lrn_even=single("LRN", [1, 5, 4], size=4, alpha=0.3, beta=0.5),
+    lrn_1=single("LRN", [1, 5, 4, 1], size=1, alpha=0.3, beta=0.5),
 )
 
 REDUCTIONS = on(
