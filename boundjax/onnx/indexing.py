@@ -105,7 +105,7 @@ def _along(node: Node, x: Value, indices: np.ndarray) -> tuple[int, np.ndarray]:
 
 def _places(shape: tuple[int, ...], indices: np.ndarray, axis: int) -> np.ndarray:
     """Positions whose index along one axis is given, and along the others is the entry's own."""
-    own = list(np.indices(indices.shape, sparse=True))
+    own: list[np.ndarray] = list(np.indices(indices.shape, sparse=True))
     own[axis] = indices
     return np.broadcast_to(_positions(shape)[tuple(own)], indices.shape)
 
@@ -302,7 +302,7 @@ def eye_like(node: Node, x: Value) -> Value:
     """EyeLike: ones on a diagonal of a matrix of the operand's shape."""
     if x.ndim != 2:
         raise node.error(f"expected a matrix, got shape {x.shape}")
-    diagonal = np.eye(*x.shape, node.integer("k", 0))
+    diagonal = np.eye(x.shape[0], x.shape[1], node.integer("k", 0))
     number = node.integer("dtype", 0)
     if node.xp is np:
         return diagonal.astype(DTYPES[number] if number else x.dtype)

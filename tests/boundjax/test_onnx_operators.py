@@ -349,6 +349,6 @@ def test_refused(case, tmp_path):
 
 def test_the_documented_operators_are_those_of_the_table():
     text = (Path(__file__).resolve().parents[2] / "docs" / "verification.md").read_text()
-    listed = re.search(r"## Operators of ONNX\n.*?```text\n(.*?)```", text, re.DOTALL)
+    listed = re.search(r"## Operators of ONNX\n.*?```onnx\n(.*?)```", text, re.DOTALL)
     assert listed is not None
     assert listed[1].split() == sorted(OPERATORS)
