@@ -7,18 +7,24 @@ without a version for their opset, or shapes that the graph computes).
 Files are untrusted. Nothing in them is executed, sizes are checked before memory is allocated, and
 anything that is not understood is refused with an `OnnxError` that names the node.
 
-============== ====================================================================
-file           content
-============== ====================================================================
-node.py        one node: its attributes by type, and errors that name it
-file.py        the protobuf messages, checked and converted to plain data
-model.py       constants folded in numpy, other nodes kept as steps; `OnnxModel`
-steps.py       the steps apart from the weights, as a JAX function and as a key
-operators.py   the table: operator -> function, constant operands, types
-shaping.py     operators that move values or compute shapes
-elementwise.py arithmetic, comparisons, activations
-layers.py      products, convolutions, pooling, normalisation
-============== ====================================================================
+================ ==================================================================
+file             content
+================ ==================================================================
+node.py          one node: its attributes by type, and errors that name it
+file.py          the protobuf messages, checked and converted to plain data
+model.py         constants folded in numpy, other nodes kept as steps; `OnnxModel`
+steps.py         the steps apart from the weights, as a JAX function and as a key
+operators.py     the table: operator -> function, constant operands, types
+shaping.py       operators that move values or compute shapes
+indexing.py      operators that read or write elements at constant indices
+casts.py         casts to integers
+resizing.py      Resize and Upsample
+elementwise.py   arithmetic, comparisons
+activations.py   activation functions
+reductions.py    sums, norms, extrema over axes, cumulative sums
+layers.py        products, convolutions, pooling, softmax
+normalization.py batch, layer, group and other norms
+================ ==================================================================
 """
 
 from boundjax.onnx.model import OnnxModel as OnnxModel

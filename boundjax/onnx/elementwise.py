@@ -1,4 +1,4 @@
-"""Operators of arithmetic, comparisons, reductions and activations.
+"""Operators of arithmetic and comparisons.
 
 A step may act on a constant that is a numpy array. What rounds is then written with `jax.numpy`, so
 that it is traced and bounds account for it; numpy would compute it unseen.
@@ -6,7 +6,6 @@ that it is traced and bounds account for it; numpy would compute it unseen.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import reduce
 
@@ -18,11 +17,11 @@ from jax import Array
 from boundjax.onnx.node import Node, Value
 from boundjax.ops import integers
 
-# ArgMax unrolls one comparison per class.
-_MAX_CLASSES = 1000
+# An array of exponents is one power for each of its integers.
+_MAX_EXPONENTS = 8
 
 
-def _same_rank(node: Node, *values: Value) -> tuple[Value, ...]:
+def same_rank(node: Node, *values: Value) -> tuple[Value, ...]:
     """Adds leading axes of length 1, so that broadcasting promotes no rank."""
     rank = max(v.ndim for v in values)
     node.check_size(np.broadcast_shapes(*(v.shape for v in values)))
@@ -41,7 +40,7 @@ def unary(name: str) -> Callable[[Node, Value], Value]:
 
 def binary(name: str) -> Callable[[Node, Value, Value], Value]:
     """The function of two broadcast operands that numpy and JAX both call `name`."""
-    return lambda node, x, y: getattr(node.xp, name)(*_same_rank(node, x, y))
+    return lambda node, x, y: getattr(node.xp, name)(*same_rank(node, x, y))
 
 
 def variadic(function: Callable[[Node, Value, Value], Value]) -> Callable[..., Value]:
@@ -61,7 +60,7 @@ def arithmetic(function: Callable[..., Value]) -> Callable[..., Value]:
 
 def divide(node: Node, x: Value, y: Value) -> Value:
     """Div; integer quotients are rounded towards 0."""
-    x, y = _same_rank(node, x, y)
+    x, y = same_rank(node, x, y)
     if x.dtype.kind != "i":
         return node.xp.divide(x, y)
     if not y.all():
@@ -76,62 +75,80 @@ def reciprocal(x: Value) -> Value:
 
 
 def power(node: Node, x: Value, y: Value) -> Value:
-    """Pow; a small constant integer exponent becomes `integer_pow`."""
-    if isinstance(y, np.ndarray) and y.size == 1 and y.ndim <= x.ndim:
-        exponent = float(y.reshape(()))
-        if exponent.is_integer() and abs(exponent) < 128:
-            return jax.lax.integer_pow(jnp.asarray(x), int(exponent))
-    return jnp.power(*_same_rank(node, x, y))
+    """Pow; constant exponents become `integer_pow` and `sqrt` where these say the same."""
+    if node.xp is np and x.dtype.kind == "i":
+        return _known_integer_power(node, x, y)
+    x, y = same_rank(node, x, y if isinstance(y, Array) else node.carried(y))
+    if isinstance(y, np.ndarray) and not np.isfinite(y).all():
+        raise node.error("expected finite exponents, got others")
+    integral = isinstance(y, np.ndarray) and y.size > 0 and (y == np.round(y)).all()
+    if not isinstance(y, Array) and y.size and (y == y.flat[0]).all():
+        result = _power(x, float(y.flat[0]))
+        shape = np.broadcast_shapes(x.shape, y.shape)
+        result = result if result.shape == shape else jnp.broadcast_to(result, shape)
+    elif integral and len(exponents := np.unique(y)) <= _MAX_EXPONENTS:
+        # Each is a power of its own: `jnp.power` has bounds for values above 0 only.
+        result = jnp.zeros(np.broadcast_shapes(x.shape, y.shape), np.float32)
+        for exponent in exponents:
+            result = jnp.where(y == exponent, _power(x, float(exponent)), result)
+    else:
+        result = jnp.power(x, y)
+    if not node.kinds or node.kinds[0] != "i":
+        return result
+    if not integral or y.min() < 0:
+        raise node.error("expected constant integer exponents of at least 0 for an integer base")
+    return integers.exact(result)
+
+
+def _power(x: Value, exponent: float) -> Array:
+    """`x` to one constant exponent."""
+    x = jnp.asarray(x)
+    if exponent == 0.5:
+        return jnp.sqrt(x)
+    if exponent.is_integer() and abs(exponent) < 128:
+        return jax.lax.integer_pow(x, int(exponent))
+    return jnp.power(x, np.float32(exponent))
+
+
+def _known_integer_power(node: Node, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    if y.dtype.kind != "i" or (y < 0).any():
+        raise node.error("expected integer exponents of at least 0 for an integer base")
+    x, y = same_rank(node, x, y.astype(x.dtype))
+    # Half of the range leaves room for the rounding of this estimate.
+    if (np.abs(x.astype(np.float64)) ** y > np.iinfo(x.dtype).max / 2).any():
+        raise node.error(f"expected powers that {x.dtype} can hold, got larger ones")
+    return np.power(x, y)
+
+
+def modulo(node: Node, x: Value, y: Value) -> Value:
+    """Mod: the sign of the divisor for `fmod` 0 (integers), that of the dividend for `fmod` 1."""
+    truncated = node.flag("fmod", False)
+    x, y = same_rank(node, x, y)
+    whole = x.dtype.kind == "i" or node.computes_integers
+    # While shapes are found, known integers are float32.
+    known = node.xp is np or node.kinds
+    if known and not (truncated or whole):
+        raise node.error("attribute fmod: expected 1 for floating-point numbers, got 0")
+    if whole and not (isinstance(y, np.ndarray) and y.all()):
+        raise node.error("expected constant integer divisors other than 0")
+    if x.dtype.kind == "i":
+        return np.fmod(x, y) if truncated else np.mod(x, y)
+    if whole and not truncated:
+        # Computed from the quotient rounded down, which is exact for carried integers.
+        return jnp.mod(x, y)
+    return jax.lax.rem(*jnp.broadcast_arrays(jnp.asarray(x), jnp.asarray(y)))
+
+
+def mean(node: Node, *values: Value) -> Value:
+    """Mean of any number of operands."""
+    total = reduce(lambda x, y: jnp.add(*same_rank(node, x, y)), values)
+    return total if len(values) == 1 else jnp.divide(total, np.float32(len(values)))
 
 
 def where(node: Node, condition: Value, x: Value, y: Value) -> Value:
     """Where."""
-    condition, x, y = _same_rank(node, condition, x, y)
+    condition, x, y = same_rank(node, condition, x, y)
     return node.xp.where(condition, x, y)
-
-
-def reduction(name: str) -> Callable[..., Value]:
-    """The reduction that numpy and JAX both call `name`, over the listed axes or over all."""
-
-    def apply(node: Node, x: Value, axes: np.ndarray | None = None) -> Value:
-        keepdims = node.flag("keepdims", True)
-        empty_is_identity = node.flag("noop_with_empty_axes", False)
-        listed = node.attribute_or_operand("axes", axes)
-        if not listed and empty_is_identity:
-            return x
-        reduced = node.axes(listed or range(x.ndim), x.ndim)
-        if name == "sum" and node.computes_integers:
-            x = integers.exact(x, terms=math.prod(x.shape[axis] for axis in reduced))
-        result = getattr(node.xp, name)(x, axis=reduced, keepdims=keepdims)
-        # numpy accumulates int32 in int64.
-        return np.asarray(result, x.dtype) if node.xp is np else result
-
-    return apply
-
-
-def argmax(node: Node, x: Value) -> Value:
-    """ArgMax (the first maximum), written with comparisons because they have bounds."""
-    axis = node.axis(node.integer("axis", 0), x.ndim)
-    keepdims = node.flag("keepdims", True)
-    node.only("select_last_index", 0)
-    if node.xp is np:
-        return np.argmax(x, axis=axis, keepdims=keepdims)
-    if not 1 <= x.shape[axis] <= _MAX_CLASSES:
-        raise node.error(f"expected 1 to {_MAX_CLASSES} classes, got {x.shape[axis]}")
-    best, *rest = (
-        jax.lax.index_in_dim(x, k, axis, keepdims=keepdims) for k in range(x.shape[axis])
-    )
-    index = None
-    for k, value in enumerate(rest, 1):
-        # Compare the difference with 0: its bounds are tighter than two separate intervals.
-        above = value - best > 0
-        if index is None:
-            index = above.astype(jnp.float32)
-        else:
-            index = jnp.where(above, jnp.full(index.shape, k, jnp.float32), index)
-        if k < len(rest):
-            best = jnp.maximum(best, value)
-    return jnp.zeros(best.shape, jnp.float32) if index is None else index
 
 
 def clip(node: Node, x: Value, minimum: Value | None = None, maximum: Value | None = None) -> Value:
@@ -149,42 +166,3 @@ def clip(node: Node, x: Value, minimum: Value | None = None, maximum: Value | No
     if low is not None:
         return jnp.maximum(x, low)
     return x if high is None else jnp.minimum(x, high)
-
-
-def elu(node: Node, x: Value) -> Value:
-    """Elu."""
-    return jax.nn.elu(x, node.number("alpha", 1.0))
-
-
-def gelu(node: Node, x: Value) -> Value:
-    """Gelu, exact or with the tanh approximation."""
-    approximate = node.text("approximate", "none")
-    if approximate not in ("none", "tanh"):
-        raise node.error(f"attribute approximate: expected 'none' or 'tanh', got {approximate!r}")
-    return jax.nn.gelu(x, approximate=approximate == "tanh")
-
-
-def hard_sigmoid(node: Node, x: Value) -> Value:
-    """HardSigmoid: `clip(alpha x + beta, 0, 1)`."""
-    line = jnp.add(jnp.multiply(node.number("alpha", 0.2), x), node.number("beta", 0.5))
-    return jnp.clip(line, np.float32(0), np.float32(1))
-
-
-def leaky_relu(node: Node, x: Value) -> Value:
-    """LeakyRelu."""
-    return jax.nn.leaky_relu(x, node.number("alpha", 0.01))
-
-
-def prelu(node: Node, x: Value, slope: Value) -> Value:
-    """PRelu; the slope of negative values must broadcast to the operand."""
-    if np.broadcast_shapes(slope.shape, x.shape) != x.shape:
-        raise node.error(f"expected a slope that broadcasts to {x.shape}, got {slope.shape}")
-    x, slope = _same_rank(node, x, slope)
-    return jnp.where(x > 0, x, jnp.multiply(slope, x))
-
-
-def selu(node: Node, x: Value) -> Value:
-    """Selu: `gamma elu(x, alpha)`; the defaults are the paper's constants."""
-    alpha = node.number("alpha", 1.6732632423543772)
-    gamma = node.number("gamma", 1.0507009873554805)
-    return gamma * jax.nn.elu(x, alpha)

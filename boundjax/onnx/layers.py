@@ -1,4 +1,4 @@
-"""Operators of layers: products, convolutions, pooling, normalisation.
+"""Operators of layers: products, convolutions, pooling, softmax.
 
 Products run at full precision: an accelerator's default would lose the digits in which a
 counterexample differs from a safe output.
@@ -51,16 +51,17 @@ class _Window:
     Attributes:
       size, strides, dilations: one per spatial axis.
       pads: one pair (before, after) per spatial axis.
+      extra: elements behind the last window of a transposed convolution, per spatial axis.
     """
 
-    def __init__(self, node: Node, x: Value, size: Sequence[int], allow_same: bool = True) -> None:
+    def __init__(self, node: Node, x: Value, size: Sequence[int], transposed: bool = False) -> None:
         """Reads and checks the attributes of a node.
 
         Args:
           node: whose attributes are read.
           x: the operand `[batch, channels, *spatial]`.
           size: of the window.
-          allow_same: whether the pads may be declared as `SAME_UPPER` or `SAME_LOWER`.
+          transposed: whether the window moves over the result, as in ConvTranspose.
         """
         rank = len(size)
         if rank < 1 or x.ndim != rank + 2:
@@ -75,34 +76,68 @@ class _Window:
                 raise node.error(
                     f"expected {rank} positive sizes, strides and dilations, got {values}"
                 )
+        self.extra = (0,) * rank
+        if transposed:
+            self.extra = node.integers("output_padding") or self.extra
+            if len(self.extra) != rank or min(self.extra) < 0:
+                raise node.error(f"expected {rank} output_padding of at least 0, got {self.extra}")
         declared = node.integers("pads")
         auto = node.text("auto_pad", "NOTSET")
         if declared is not None and (len(declared) != 2 * rank or min(declared) < 0):
             raise node.error(f"expected {2 * rank} pads of at least 0, got {declared}")
-        if auto == "NOTSET":
-            flat = declared or (0,) * (2 * rank)
-            self.pads = tuple(zip(flat[:rank], flat[rank:], strict=True))
-        elif declared is not None and any(declared):
-            raise node.error(f"expected pads or auto_pad, got both {declared} and {auto!r}")
-        elif auto == "VALID":
-            self.pads = ((0, 0),) * rank
-        elif auto in ("SAME_UPPER", "SAME_LOWER") and allow_same:
-            self.pads = tuple(
-                self._same_pads(length, k, auto) for k, length in enumerate(x.shape[2:])
-            )
-        else:
+        if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
             raise node.error(f"attribute auto_pad: {auto!r} is not supported")
+        if auto != "NOTSET" and declared is not None and any(declared):
+            raise node.error(f"expected pads or auto_pad, got both {declared} and {auto!r}")
+        flat = declared or (0,) * (2 * rank)
+        self.pads = tuple(zip(flat[:rank], flat[rank:], strict=True))
+        lengths = x.shape[2:]
+        wanted = self._wanted(node, lengths, auto) if transposed else None
+        if wanted is not None:
+            self.pads = tuple(
+                self._pads_to(node, auto, k, *sizes)
+                for k, sizes in enumerate(zip(lengths, wanted, strict=True))
+            )
+        elif auto.startswith("SAME"):
+            self.pads = tuple(self._same_pads(length, k, auto) for k, length in enumerate(lengths))
+
+    def _wanted(self, node: Node, lengths: Sequence[int], auto: str) -> tuple[int, ...] | None:
+        """The sizes that a transposed convolution must have, if the pads follow from them."""
+        shape = node.integers("output_shape")
+        if not shape:
+            if not auto.startswith("SAME"):
+                return None
+            return tuple(n * stride for n, stride in zip(lengths, self.strides, strict=True))
+        shape = shape[-len(self.size) :] if len(shape) == len(self.size) + 2 else shape
+        if len(shape) != len(self.size):
+            raise node.error(f"expected an output_shape of {len(self.size)} sizes, got {shape}")
+        return shape
+
+    def _pads_to(self, node: Node, auto: str, k: int, length: int, size: int) -> tuple[int, int]:
+        """The pads that leave `size` elements of an axis of a transposed convolution."""
+        full = (length - 1) * self.strides[k] + self.extra[k] + self.extents[k]
+        if not 1 <= size <= full:
+            raise node.error(
+                f"expected 1 to {full} elements of spatial axis {k}, got {size}; "
+                "what lies beyond the kernel is undefined"
+            )
+        return _shares(full - size, auto == "SAME_UPPER")
 
     def _same_pads(self, length: int, k: int, auto: str) -> tuple[int, int]:
         outputs = -(-length // self.strides[k])
         total = max(0, (outputs - 1) * self.strides[k] + self.extents[k] - length)
-        small, large = total // 2, total - total // 2
-        return (small, large) if auto == "SAME_UPPER" else (large, small)
+        return _shares(total, auto == "SAME_UPPER")
 
     @property
     def extents(self) -> tuple[int, ...]:
         """Length of the dilated window along each axis."""
         return tuple((n - 1) * d + 1 for n, d in zip(self.size, self.dilations, strict=True))
+
+
+def _shares(total: int, small_first: bool) -> tuple[int, int]:
+    """Halves a number of pads; one end gets the odd one."""
+    small, large = total // 2, total - total // 2
+    return (small, large) if small_first else (large, small)
 
 
 def _kernel(node: Node, x: Value, weights: Value, channels: int) -> int:
@@ -150,16 +185,13 @@ def conv(node: Node, x: Value, weights: Value, bias: Value | None = None) -> Val
 def conv_transpose(node: Node, x: Value, weights: Value, bias: Value | None = None) -> Value:
     """ConvTranspose: kernel `[channels, outputs / groups, *size]`."""
     groups = _kernel(node, x, weights, channels=0)
-    window = _Window(node, x, weights.shape[2:], allow_same=False)
-    extra = node.integers("output_padding") or (0,) * len(window.size)
-    if len(extra) != len(window.size) or min(extra) < 0:
-        raise node.error(f"expected {len(window.size)} output_padding of at least 0, got {extra}")
+    window = _Window(node, x, weights.shape[2:], transposed=True)
     inputs, outputs = weights.shape[:2]
     kernel = weights.reshape(groups, inputs // groups, outputs, *window.size)
     kernel = kernel.swapaxes(1, 2).reshape(groups * outputs, inputs // groups, *window.size)
     pads = [
         (extent - 1 - low, extent - 1 - high + more)
-        for extent, (low, high), more in zip(window.extents, window.pads, extra, strict=True)
+        for extent, (low, high), more in zip(window.extents, window.pads, window.extra, strict=True)
     ]
     y = lax.conv_general_dilated(
         x,
@@ -263,31 +295,6 @@ def global_average_pool(node: Node, x: Value) -> Value:
 def global_max_pool(node: Node, x: Value) -> Value:
     """GlobalMaxPool: the maximum of every channel."""
     return jnp.max(x, axis=tuple(range(2, x.ndim)), keepdims=True)
-
-
-def batch_normalization(
-    node: Node,
-    x: Value,
-    scale: Value,
-    bias: Value,
-    mean: Value,
-    variance: Value,
-) -> Value:
-    """BatchNormalization at inference: one scale and one shift per channel."""
-    node.number("momentum", 0.9)  # affects only training
-    node.only("training_mode", 0)
-    node.only("spatial", 1)
-    epsilon = np.float32(node.number("epsilon", 1e-5))
-    shapes = {v.shape for v in (scale, bias, mean, variance)}
-    if x.ndim < 2 or shapes != {(x.shape[1],)}:
-        raise node.error(
-            f"expected four arrays with one number per channel of {x.shape}, got {sorted(shapes)}"
-        )
-    # Computed where it is traced, not by numpy, so that bounds account for all of the rounding.
-    factor = jnp.divide(scale, jnp.sqrt(jnp.add(variance, epsilon)))
-    shift = bias - mean * factor
-    per_channel = (1, -1) + (1,) * (x.ndim - 2)
-    return x * factor.reshape(per_channel) + shift.reshape(per_channel)
 
 
 def softmax(function: Callable[..., Value]) -> Callable[[Node, Value], Value]:

@@ -280,7 +280,9 @@ class _Builder:
         rounded -= set(operator.constant_operands) - set(operator.numbers)
         if not values:
             # Operators whose operands are all constant check the size of their value themselves.
-            return self._fold(node, operator, constants)
+            results = self._fold(node, operator, constants)
+            self._recompute(node, operator, names, operands, rounded, results)
+            return results
         kind = operator.kinds(node, [_kind(v) for v in values.values()])
         if len(constants) == len(operands):
             # Compute the shapes first, because a small file may describe a large value.
@@ -288,11 +290,7 @@ class _Builder:
             for shape in _shapes(node, call, values.values()):
                 node.check_size(shape)
             results = self._fold(node, operator, constants)
-            floats = all(result.dtype.kind == "f" for result in results)
-            if floats and (rounded or not operator.selects):
-                self.rounded.update(node.outputs)
-                shapes = [result.shape for result in results]
-                self._step(node, operator, names, operands, rounded, shapes, constant=True)
+            self._recompute(node, operator, names, operands, rounded, results)
             return results
         if kind == "i" and operator.constant_integers:
             raise node.error("divides integers that depend on the input, which is not supported")
@@ -308,6 +306,22 @@ class _Builder:
             node.check_size(shape)
         self._step(node, operator, names, operands, rounded, shapes)
         return [_Perturbed(shape, kind) for shape in shapes]
+
+    def _recompute(
+        self,
+        node: Node,
+        operator: Operator,
+        names: tuple[str, ...],
+        operands: Sequence[np.ndarray | _Perturbed | None],
+        rounded: set[int],
+        results: Sequence[np.ndarray],
+    ) -> None:
+        """Appends the step of a folded node, if its results may be rounded."""
+        floats = all(result.dtype.kind == "f" for result in results)
+        if floats and (rounded or not operator.selects):
+            self.rounded.update(node.outputs)
+            shapes = [result.shape for result in results]
+            self._step(node, operator, names, operands, rounded, shapes, constant=True)
 
     def _step(
         self,

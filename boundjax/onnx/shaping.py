@@ -8,14 +8,15 @@ outside of the type's range, arithmetic beyond 2^24) bounds are NaN, see `boundj
 from __future__ import annotations
 
 import math
-from fractions import Fraction
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from boundjax.onnx import casts, indexing
 from boundjax.onnx.node import DTYPES, Node, Value
-from boundjax.ops import integers
 
 
 def constant(node: Node) -> np.ndarray:
@@ -40,8 +41,8 @@ def constant_of_shape(node: Node, sizes: np.ndarray) -> np.ndarray:
     return np.full(shape, np.float32(0) if value is None else node.to_number(value))
 
 
-def arange(node: Node, start: np.ndarray, limit: np.ndarray, delta: np.ndarray) -> np.ndarray:
-    """Range."""
+def arange(node: Node, start: np.ndarray, limit: np.ndarray, delta: np.ndarray) -> Value:
+    """Range; floating-point numbers are traced, because they may be rounded."""
     first, last, step = (node.to_number(v) for v in (start, limit, delta))
     if not len({v.dtype for v in (first, last, step)}) == 1 or step == 0:
         raise node.error("expected start, limit and a step other than 0, all of one type")
@@ -51,7 +52,10 @@ def arange(node: Node, start: np.ndarray, limit: np.ndarray, delta: np.ndarray) 
         raise node.error(f"expected finite numbers, got {first} to {last} by {step}")
     count = max(0, -((-span) // width) if isinstance(width, int) else math.ceil(span / width))
     node.check_size((count,))
-    return (first + np.arange(count, dtype=first.dtype) * step).astype(first.dtype)
+    positions = np.arange(count, dtype=first.dtype)
+    if first.dtype.kind == "i":
+        return first + positions * step
+    return jnp.add(first, jnp.multiply(positions, step))
 
 
 def shape(node: Node, operand: tuple[int, ...]) -> np.ndarray:
@@ -101,28 +105,13 @@ def cast(node: Node, x: Value) -> Value:
     node.integer("saturate", 1)  # affects only 8-bit floats
     if node.xp is np:
         if kind == "i" and x.dtype.kind == "f":
-            _require_in_range(node, x, dtype)
+            casts.require_in_range(node, x, dtype)
         return x.astype(dtype)
     if kind == "b":
         return x if x.dtype == jnp.bool_ else x != 0
     if x.dtype == jnp.bool_:
         return x.astype(jnp.float32)
-    return x if kind == "f" else _truncated(x, dtype)
-
-
-def _require_in_range(node: Node, x: np.ndarray, dtype: np.dtype) -> None:
-    """Raises OnnxError for a number that the integer type cannot hold, where runtimes differ."""
-    least, end = float(np.iinfo(dtype).min), -float(np.iinfo(dtype).min)
-    outside = ~((x >= least) & (x < end))
-    if outside.any():
-        raise node.error(f"expected numbers that {dtype} can hold, got {x[outside].flat[0]}")
-
-
-def _truncated(x: Value, dtype: np.dtype) -> Value:
-    """Rounds `x` towards 0; its bounds are NaN where the integer type cannot hold it."""
-    x = integers.held_by(x, dtype)
-    # This form is monotone; jnp.trunc selects on the sign of x, which loosens bounds.
-    return jnp.floor(jax.nn.relu(x)) - jnp.floor(jax.nn.relu(-x))
+    return x if kind == "f" else casts.truncated(x, dtype)
 
 
 def concat(node: Node, *values: Value) -> Value:
@@ -151,59 +140,6 @@ def flatten(node: Node, x: Value) -> Value:
     return node.xp.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
 
 
-def gather(node: Node, x: Value, indices: np.ndarray) -> Value:
-    """Gather at constant indices."""
-    axis = node.axis(node.integer("axis", 0), x.ndim)
-    length = x.shape[axis]
-    if indices.dtype.kind != "i":
-        raise node.error(f"expected integer indices, got {indices.dtype}")
-    if indices.size and not -length <= indices.min() <= indices.max() < length:
-        raise node.error(f"indices are out of range for an axis of length {length}")
-    indices = np.where(indices < 0, indices + length, indices)
-    if node.xp is np:
-        node.check_size((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
-        return np.take(x, indices, axis=axis)
-    if indices.ndim == 0:
-        return jax.lax.index_in_dim(x, int(indices), axis, keepdims=False)
-    # int32 holds every position of an axis whose size has been checked; float32 only up to 2^24.
-    return jnp.take(x, indices.astype(np.int32), axis=axis, mode="clip")
-
-
-def one_hot(node: Node, indices: Value, depth: np.ndarray, values: Value) -> Value:
-    """OneHot; `values` holds the off and the on value, and negative indices wrap around.
-
-    Indices that are not integers are cast to int64 first.
-    """
-    count = int(node.to_number(depth))
-    axis = node.integer("axis", -1)
-    rank = indices.ndim + 1
-    axis = node.axis(axis, rank)
-    if values.shape != (2,) or not isinstance(values, np.ndarray):
-        raise node.error("expected two constants as off and on values, got other operands")
-    if count < 1:
-        raise node.error(f"expected a depth of at least 1, got {count}")
-    xp = node.xp
-    full = (*indices.shape[:axis], count, *indices.shape[axis:])
-    node.check_size(full)
-    if xp is np and indices.dtype.kind == "f":
-        _require_in_range(node, indices, np.dtype(np.int64))
-        indices = indices.astype(np.int64)
-    elif xp is not np and node.kinds[0] == "f":
-        indices = _truncated(indices, np.dtype(np.int64))
-    indices = xp.expand_dims(indices, axis)
-    positions = np.arange(count).reshape([-1 if i == axis else 1 for i in range(rank)])
-    positions = positions.astype(indices.dtype)
-    wrapped = positions - positions.dtype.type(count)
-    hit = xp.logical_or(indices == positions, indices == wrapped)
-    if xp is np:
-        return np.where(hit, values[1], values[0])
-    # Write the selection as a linear function of the predicate: only that has bounds.
-    off, on = (np.float32(v) for v in values)
-    exact = Fraction(float(on)) - Fraction(float(off)) == Fraction(float(on - off))
-    # Traced where it rounds, so that bounds account for it.
-    return hit.astype(jnp.float32) * (on - off if exact else jnp.subtract(on, off)) + off
-
-
 def pad(
     node: Node,
     x: Value,
@@ -211,8 +147,13 @@ def pad(
     value: Value | None = None,
     axes: np.ndarray | None = None,
 ) -> Value:
-    """Pad with a constant; negative pads crop."""
-    node.only("mode", "constant")
+    """Pad with a constant or with the operand's own elements; negative pads crop."""
+    mode = node.text("mode", "constant")
+    if mode not in ("constant", *_REPEATS):
+        raise node.error(
+            "attribute mode: only 'constant', 'edge', 'reflect' and 'wrap' are supported, "
+            f"got {mode!r}"
+        )
     amounts = node.attribute_or_operand("pads", pads)
     if value is None:
         fill = np.float32(node.number("value", 0.0))
@@ -227,10 +168,36 @@ def pad(
     node.check_size([n + a + b for n, a, b in zip(x.shape, low, high, strict=True)])
     grown = [(max(a, 0), max(b, 0)) for a, b in zip(low, high, strict=True)]
     node.check_size([n + a + b for n, (a, b) in zip(x.shape, grown, strict=True)])
+    if mode != "constant":
+        return _repeated(node, x, mode, low, high)
     if any(a or b for a, b in grown):
         x = node.xp.pad(x, grown, constant_values=node.xp.asarray(fill, x.dtype))
     ends = [n + min(b, 0) for n, b in zip(x.shape, high, strict=True)]
     return _cut(node, x, [max(-a, 0) for a in low], ends, [1] * x.ndim)
+
+
+# Mode of Pad -> the largest pad of an axis of length `n`.
+_REPEATS: Mapping[str, Callable[[int], float]] = {
+    "edge": lambda n: math.inf if n else 0,
+    "reflect": lambda n: max(n - 1, 0),
+    "wrap": lambda n: math.inf if n else 0,
+}
+
+
+def _repeated(node: Node, x: Value, mode: str, low: list[int], high: list[int]) -> Value:
+    """Crops, then pads with elements of what is left."""
+    pad: Any = np.pad  # its stubs know the modes by name only
+    for axis, (before, after) in enumerate(zip(low, high, strict=True)):
+        length = x.shape[axis]
+        left = np.arange(length)[max(-before, 0) : max(length + min(after, 0), 0)]
+        if max(before, after) > _REPEATS[mode](len(left)):
+            raise node.error(
+                f"expected pads that mode {mode!r} finds among {len(left)} elements, "
+                f"got {before} and {after}"
+            )
+        positions = pad(left, (max(before, 0), max(after, 0)), mode) if len(left) else left
+        x = indexing.take(node, x, positions, axis)
+    return x
 
 
 def _cut(node: Node, x: Value, starts: list[int], ends: list[int], steps: list[int]) -> Value:
@@ -335,49 +302,6 @@ def unsqueeze(node: Node, x: Value, axes: np.ndarray | None = None) -> Value:
     return node.xp.expand_dims(x, node.axes(inserted, x.ndim + len(inserted)))
 
 
-def resize(
-    node: Node,
-    x: Value,
-    roi: np.ndarray | None = None,
-    scales: np.ndarray | None = None,
-    sizes: np.ndarray | None = None,
-) -> Value:
-    """Resize and Upsample: repeat pixels (nearest neighbour, by integer factors)."""
-    if node.operator == "Upsample" or node.opset < 11:
-        roi, scales = None, roi  # before opset 11 the second operand is the scales
-        rounding, coordinates = "floor", "asymmetric"
-    else:
-        rounding = node.text("nearest_mode", "round_prefer_floor")
-        coordinates = node.text("coordinate_transformation_mode", "half_pixel")
-        node.number("cubic_coeff_a", -0.75)  # affects only other modes
-        node.number("extrapolation_value", 0.0)  # likewise
-        for name, value in (("exclude_outside", 0), ("antialias", 0)):
-            node.only(name, value)
-        node.only("keep_aspect_ratio_policy", "stretch")
-    node.only("mode", "nearest")
-    # Both combinations repeat whole pixels: centres rounded to the nearest, corners rounded down.
-    centred = coordinates in ("half_pixel", "pytorch_half_pixel") and rounding.startswith("round_")
-    if not centred and (coordinates, rounding) != ("asymmetric", "floor"):
-        raise node.error(f"{coordinates!r} coordinates with {rounding!r} are not supported")
-    if sizes is not None and sizes.size:
-        target = node.to_integers(sizes)
-        factors = [b / a for a, b in zip(x.shape, target, strict=True)]
-    elif scales is not None and scales.shape == (x.ndim,):
-        factors = [float(v) for v in scales]
-    else:
-        raise node.error(f"expected {x.ndim} scales or sizes, got neither")
-    if not all(factor >= 1 and factor.is_integer() for factor in factors):
-        raise node.error(f"expected integer factors of at least 1, got {factors}")
-    node.check_size([int(n * factor) for n, factor in zip(x.shape, factors, strict=True)])
-    for axis, factor in enumerate(map(int, factors)):
-        if factor > 1:
-            shape = (*x.shape[: axis + 1], factor, *x.shape[axis + 1 :])
-            grown = node.xp.broadcast_to(node.xp.expand_dims(x, axis + 1), shape)
-            shape = (*x.shape[:axis], x.shape[axis] * factor, *x.shape[axis + 1 :])
-            x = node.xp.reshape(grown, shape)
-    return x
-
-
 def tile(node: Node, x: Value, repeats: np.ndarray) -> Value:
     """Tile."""
     counts = node.to_integers(repeats)
@@ -395,3 +319,41 @@ def transpose(node: Node, x: Value) -> Value:
     if sorted(order) != list(range(x.ndim)):
         raise node.error(f"expected a permutation of {x.ndim} axes, got {order}")
     return node.xp.transpose(x, order)
+
+
+def depth_to_space(node: Node, x: Value) -> Value:
+    """DepthToSpace: blocks of channels become blocks of pixels."""
+    block, mode = _block(node, x), node.text("mode", "DCR")
+    if mode not in ("DCR", "CRD"):
+        raise node.error(f"attribute mode: expected 'DCR' or 'CRD', got {mode!r}")
+    batch, channels, height, width = x.shape
+    depth = channels // block**2
+    if depth * block**2 != channels:
+        raise node.error(f"expected channels that {block**2} divides, got {channels}")
+    first = (depth, block, block) if mode == "CRD" else (block, block, depth)
+    order = (0, 1, 4, 2, 5, 3) if mode == "CRD" else (0, 3, 4, 1, 5, 2)
+    blocks = node.xp.reshape(x, (batch, *first, height, width))
+    moved = node.xp.transpose(blocks, order)
+    return node.xp.reshape(moved, (batch, depth, height * block, width * block))
+
+
+def space_to_depth(node: Node, x: Value) -> Value:
+    """SpaceToDepth: blocks of pixels become blocks of channels."""
+    block = _block(node, x)
+    batch, channels, height, width = x.shape
+    if height % block or width % block:
+        raise node.error(f"expected an image of blocks of {block} pixels, got {x.shape}")
+    rows, columns = height // block, width // block
+    blocks = node.xp.reshape(x, (batch, channels, rows, block, columns, block))
+    moved = node.xp.transpose(blocks, (0, 3, 5, 1, 2, 4))
+    return node.xp.reshape(moved, (batch, channels * block**2, rows, columns))
+
+
+def _block(node: Node, x: Value) -> int:
+    block = node.integer("blocksize")
+    if x.ndim != 4 or block < 1:
+        raise node.error(
+            "expected an operand [batch, channels, height, width] and a blocksize of at least 1, "
+            f"got shape {x.shape} and {block}"
+        )
+    return block

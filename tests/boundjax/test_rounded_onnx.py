@@ -129,6 +129,23 @@ ROUNDS = {
     "BatchNormalization": ([node("BatchNormalization", "x w w w w", epsilon=1e-6)], ["add"]),
     "Reciprocal": ([node("Reciprocal", "w", "c"), node("Mul", "x c")], ["integer_pow"]),
     "HardSigmoid": ([node("HardSigmoid", "w", "c"), node("Mul", "x c")], ["mul", "add"]),
+    "Range": ([node("Range", "a b a", "c"), node("Mul", "x c")], ["mul", "add"]),
+    "Resize": (
+        [node("Unsqueeze", "x axes", "u"), node("Resize", "u _ s", mode="cubic")],
+        ["integer_pow", "sub", "abs", "max", "square", "mul"],
+    ),
+    "Mean": ([node("Mean", "w w w", "c"), node("Mul", "x c")], ["add"]),
+    "Pow": ([node("Pow", "w e", "c"), node("Mul", "x c")], ["integer_pow"]),
+    "ReduceL2": ([node("ReduceL2", "w", "c"), node("Mul", "x c")], ["square", "sqrt"]),
+    "CumSum": ([node("CumSum", "w zero", "c"), node("Mul", "x c")], ["cumsum"]),
+    "ScatterElements": (
+        [node("ScatterElements", "w i w", "c", reduction="mul"), node("Mul", "x c")],
+        ["mul"],
+    ),
+    "LRN": (
+        [node("Unsqueeze", "x axes", "u"), node("LRN", "u", size=3, alpha=0.1)],
+        ["integer_pow"],
+    ),
     "PRelu": ([node("PRelu", "w w", "c"), node("Mul", "x c")], ["square"]),
     "OneHot": (
         [
@@ -144,8 +161,20 @@ ROUNDS = {
 @pytest.mark.parametrize("name", ROUNDS)
 def test_nothing_rounds_unseen(name, tmp_path):
     nodes, expected = ROUNDS[name]
-    constants = {"w": W, "w2": np.float32([0.1, 2.2]), "depth": models.i64(3)}
-    single = bj.from_onnx(models.save(network(nodes, [1, 3], constants), tmp_path)).single
+    constants = {
+        "w": W,
+        "w2": np.float32([0.1, 2.2]),
+        "a": scalar(0.3),
+        "b": scalar(1.1),
+        "s": np.float32([1, 1, 1.5]),
+        "e": models.i64(3),
+        "i": models.i64(2, 1, 0),
+        "axes": models.i64(1),
+        "zero": scalar(0, np.int64),
+        "depth": models.i64(3),
+    }
+    model = network(nodes, [1, 3], constants, opset=18)
+    single = bj.from_onnx(models.save(model, tmp_path)).single
     formulas = {node.primitive for node in trace(single, X[0], "real").constants.nodes}
     assert formulas >= set(expected)
 
