@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from boundjax.onnx import elementwise, layers, shaping
-from boundjax.onnx.node import Node
+from boundjax.onnx import elementwise, layers, recurrent, shaping
+from boundjax.onnx.node import KINDS, Node
 
-# Kinds of values: "f" float32, "i" integer, "b" bool.
+# Kinds of values, see `node.KINDS`.
 Kinds = Callable[[Node, Sequence[str]], str]
 
 
@@ -25,7 +25,7 @@ def _numbers(node: Node, kinds: Sequence[str]) -> str:
 
 
 def _any(node: Node, kinds: Sequence[str]) -> str:
-    return _one_of(node, kinds, "fib")
+    return _one_of(node, kinds, "fibqh")
 
 
 def _logical(node: Node, kinds: Sequence[str]) -> str:
@@ -34,10 +34,9 @@ def _logical(node: Node, kinds: Sequence[str]) -> str:
 
 def _one_of(node: Node, kinds: Sequence[str], allowed: str) -> str:
     if len(set(kinds)) != 1 or kinds[0] not in allowed:
-        names = {"f": "float32", "i": "integer", "b": "bool"}
         raise node.error(
-            f"expected operands of one type ({' or '.join(names[k] for k in allowed)}), "
-            f"got {', '.join(names[k] for k in kinds)}"
+            f"expected operands of one type ({' or '.join(KINDS[k] for k in allowed)}), "
+            f"got {', '.join(KINDS[k] for k in kinds)}"
         )
     return kinds[0]
 
@@ -217,4 +216,8 @@ OPERATORS: Mapping[str, Operator] = {
     "MatMul": Operator(layers.matmul, operands=_PAIR, weights=True),
     "MaxPool": Operator(layers.max_pool, selects=True),
     "Softmax": Operator(layers.softmax(jax.nn.softmax)),
+    # Recurrent layers.
+    "GRU": Operator(recurrent.gru, _floats, (4,), (3, 6), weights=True),
+    "LSTM": Operator(recurrent.lstm, _floats, (4,), (3, 8), weights=True),
+    "RNN": Operator(recurrent.rnn, _floats, (4,), (3, 6), weights=True),
 }
