@@ -96,6 +96,7 @@ class Builder:
       values: what is known of each value, by key.
       steps: those so far.
       rounded: the keys of the constants that steps compute again.
+      decided: the keys of constant predicates and integers that rounding may have decided.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Builder:
         self.values: dict[str, Known | Missing] = {}
         self.steps: list[Step] = []
         self.rounded: set[str] = set()
+        self.decided: set[str] = set()
         self._folded = 0
         self._written_out = 0
 
@@ -250,7 +252,7 @@ class Builder:
         node: Node,
         operator: Operator,
         keys: Sequence[str],
-        operands: Sequence[Known | None],
+        operands: list[Known | None],
     ) -> Sequence[Known]:
         for k in operator.constant_operands:
             if k < len(operands):
@@ -274,13 +276,15 @@ class Builder:
                 node.check_size(shape)
             results = self._fold(node, operator, constants)
             carried = all(kind_of(result.dtype) in "fq" for result in results)
+            if not carried and (rounded or not self.decided.isdisjoint(keys)):
+                self.decided.update(node.outputs)
             if carried and (rounded or not operator.selects):
                 self.rounded.update(node.outputs)
                 shapes = [result.shape for result in results]
-                if kind == "q":  # computed ones are float32
-                    operands = [
-                        node.carried(v) if k in values else v for k, v in enumerate(operands)
-                    ]
+                if kind == "q":  # float32 carries the computed ones, and so the others
+                    for k, v in enumerate(operands):
+                        if k in values and isinstance(v, np.ndarray):
+                            operands[k] = node.carried(v)
                 self._step(node, operator, keys, operands, rounded, shapes, constant=True)
             return results
         if kind == "i" and operator.constant_integers:

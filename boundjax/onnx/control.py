@@ -129,7 +129,7 @@ def _single(builder: Builder, node: Node, key: str, what: str) -> Any:
         raise node.error(
             f"its {what} depends on the network's input; only constant ones are supported"
         )
-    if key in builder.rounded:
+    if key in builder.rounded or key in builder.decided:
         raise node.error(f"its {what} depends on rounding; expected an exact constant")
     return node.to_number(value)
 

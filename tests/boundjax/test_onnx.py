@@ -237,15 +237,6 @@ def test_an_attack_passes_dilated_pooling(tmp_path):
 # --- files that are refused --------------------------------------------------------------------
 
 
-def external():
-    model = single("Add", [1, 3], f32(3))
-    tensor = model.graph.initializer[0]
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="/etc/passwd")
-    return model
-
-
 def edited(model, edit):
     edit(model)
     return model
@@ -327,10 +318,6 @@ BAD = {
         "casts a computed value to float64; boundjax computes in float32",
     ),
     "mixed": (single("Add", [1, 3], i64(3)), "got float32, integer"),
-    "external": (
-        external(),
-        "initializer 'c0': expected a file inside the model's folder, got '/etc/passwd'",
-    ),
     "operand_shape": (single("MatMul", [1, 3], f32(4, 2)), "node 'tested' (MatMul): its operands"),
     "reshape": (single("Reshape", [1, 3], i64(2, 2)), "expected a shape for 3 elements"),
     "kernel": (single("Conv", IMAGE, f32(2, 3, 3, 3)), "expected a kernel for 4 channels"),

@@ -198,7 +198,7 @@ GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
 def recurrent(
-    operator, steps=4, batch=1, size=3, directions=1, given="", output=0, opset=14, **attributes
+    operator, steps=3, batch=1, size=2, directions=1, given="", output=0, opset=14, **attributes
 ):
     """A layer of two features; `given` names optional operands, `output` the one that is `y`."""
     gates, random = GATES[operator] * size, np.random.default_rng(3)
