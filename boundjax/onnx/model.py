@@ -147,34 +147,33 @@ def from_onnx(
       ImportError: if the package onnx is not installed.
       OSError: if the file cannot be opened.
     """
-    return with_content(path, inputs=inputs, outputs=outputs, max_bytes=max_bytes)[0]
+    return _read(path, inputs, outputs, max_bytes)[0]
 
 
 def with_content(
-    path: str | os.PathLike[str],
-    *,
-    inputs: Names = None,
-    outputs: Names = None,
-    max_bytes: int = 2**31,
+    path: str | os.PathLike[str], *, max_bytes: int = 2**31
 ) -> tuple[OnnxModel, bytes]:
     """What `from_onnx` returns, and the same network as one uncompressed ONNX file."""
+    model, message = _read(path, None, None, max_bytes)
+    try:
+        return model, message.SerializeToString()
+    except Exception as error:  # protobuf's limit of 2 GB has an exception of its own
+        name = Path(path).name
+        raise OnnxError(f"{name}: the model with its weights is too large for one file") from error
+
+
+def _read(
+    path: str | os.PathLike[str], inputs: Names, outputs: Names, max_bytes: int
+) -> tuple[OnnxModel, Any]:
     try:
         message = read_message(path, max_bytes)
         file = contents(message, max_bytes)
-        model = _model(_chosen(file, inputs, outputs), max_bytes)
-        return model, _serialized(message)
+        return _model(_chosen(file, inputs, outputs), max_bytes), message
     except OnnxError as error:
         text = f"{Path(path).name}: {error}"
         # Shapes and names in a file may be long.
         text = text if len(text) <= _MAX_MESSAGE else f"{text[: _MAX_MESSAGE - 3]}..."
         raise OnnxError(text) from error.__cause__
-
-
-def _serialized(message: Any) -> bytes:
-    try:
-        return message.SerializeToString()
-    except Exception as error:  # protobuf's limit of 2 GB has an exception of its own
-        raise OnnxError("the model with its weights is too large for one ONNX file") from error
 
 
 def _only(values: Sequence[Any], names: Sequence[str], role: str) -> Any:
