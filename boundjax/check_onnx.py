@@ -6,9 +6,12 @@ operand by an index, see `docs/certificates.md`.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import math
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,7 +41,8 @@ def read_onnx(
     from onnx import numpy_helper
 
     with open(path, "rb") as stream:
-        content = stream.read(MAX_BYTES)
+        stored = stream.read(MAX_BYTES)
+    content = _decompressed(stored, os.path.basename(path))
     try:
         graph = onnx.load_model_from_string(content).graph
     except Exception as error:  # the errors of protobuf have no public base
@@ -54,6 +58,8 @@ def read_onnx(
     source = reader.add("input", (), size=np.array([math.prod(shape)]))
     reader.values[sources[0].name] = source, shape
     for node in graph.node:
+        if node.domain not in ("", "ai.onnx"):  # which may be a function, called like an operator
+            raise ValueError(f"{node.op_type}: of the domain {node.domain!r}")
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Constant":
             reader.weights[node.output[0]] = _inside(attributes["value"], numpy_helper.to_array)
@@ -62,7 +68,23 @@ def read_onnx(
     last, _ = reader.value(graph.output[0].name)
     if last != len(reader.nodes) - 1:
         raise ValueError("the output of the network is not its last value")
-    return reader.nodes, ["onnx", hashlib.sha256(content).hexdigest()]
+    return reader.nodes, ["onnx", hashlib.sha256(stored).hexdigest()]
+
+
+def _decompressed(content: bytes, name: str) -> bytes:
+    """The content of a file that may be compressed with gzip, in bounded memory."""
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    result = bytearray()
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+            while part := stream.read(2**20):
+                result += part
+                if len(result) > MAX_BYTES:
+                    raise ValueError(f"{name}: more than {MAX_BYTES} bytes when decompressed")
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{name}: a damaged gzip file: {error}") from error
+    return bytes(result)
 
 
 def _inside(tensor: Any, to_array: Callable[[Any], Array]) -> Array:

@@ -10,9 +10,14 @@ anything that is not understood is refused with an `OnnxError` that names the no
 ================ ==================================================================
 file             content
 ================ ==================================================================
+content.py       the bytes of a file, uncompressed, with weights from other files
 node.py          one node: its attributes by type, and errors that name it
 file.py          the protobuf messages, checked and converted to plain data
-model.py         constants folded in numpy, other nodes kept as steps; `OnnxModel`
+model.py         inputs and outputs; `from_onnx`, `OnnxModel`
+builder.py       nodes in order: constants folded in numpy, others kept as steps
+expansions.py    the table of nodes that are written in terms of others
+control.py       `If`, `Loop` and `Scan`, written out
+stored.py        weights in other types: casts and quantized numbers
 steps.py         the steps apart from the weights, as a JAX function and as a key
 operators.py     the table: operator -> function, constant operands, types
 shaping.py       operators that move values or compute shapes
@@ -24,6 +29,7 @@ activations.py   activation functions
 reductions.py    sums, norms, extrema over axes, cumulative sums
 layers.py        products, convolutions, pooling, softmax
 normalization.py batch, layer, group and other norms
+recurrent.py     RNN, GRU, LSTM
 ================ ==================================================================
 """
 

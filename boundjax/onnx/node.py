@@ -17,6 +17,21 @@ Value = Any
 
 # Element types by their ONNX numbers.
 DTYPES: Mapping[int, Any] = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_}
+# Types that only constants may have, and what QuantizeLinear computes (the small integers).
+SMALL: Mapping[int, Any] = {2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16}
+_OTHER_FLOATS: Mapping[int, Any] = {10: np.float16, 11: np.float64, 16: jnp.bfloat16}
+# All that is read, as what NumPy calls them.
+STORED: Mapping[int, np.dtype] = {
+    number: np.dtype(dtype) for number, dtype in {**DTYPES, **SMALL, **_OTHER_FLOATS}.items()
+}
+# The kinds of values, as errors name them.
+KINDS: Mapping[str, str] = {
+    "f": "float32",
+    "i": "integer",
+    "b": "bool",
+    "q": "integers of 8 or 16 bits",
+    "h": "float16, bfloat16 or double",
+}
 # Shapes, axes and pads are short; a longer list can only be meant to exhaust memory.
 _MAX_INTEGERS = 4096
 
@@ -28,6 +43,26 @@ class OnnxError(ValueError):
 def quoted(name: str) -> str:
     """Quotes a name from an untrusted file on one line, shortened to fit into a message."""
     return repr(name if len(name) <= 80 else f"{name[:77]}...")
+
+
+def kind_of(dtype: np.dtype) -> str:
+    """The kind of constants of a type, see `KINDS`."""
+    if dtype in (np.dtype(small) for small in SMALL.values()):
+        return "q"
+    if dtype in (np.dtype(other) for other in _OTHER_FLOATS.values()):
+        return "h"
+    return dtype.kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """An attribute of a node in a local function that is an attribute of the function.
+
+    Attributes:
+      name: of the function's attribute.
+    """
+
+    name: str
 
 
 def check_bytes(what: str, count: int, max_bytes: int) -> None:
@@ -47,12 +82,12 @@ class Node:
       operator: the operator's name, such as `Conv`.
       name: the node's name in the file, or that of its first output if it has none.
       opset: version of the operator set, which determines the meaning of the operands.
-      attributes: name -> int, float, str, tuple of them, or array.
+      attributes: name -> int, float, str, tuple of them, array, or a graph (see `file.Graph`).
       outputs: names of the values that it computes.
       max_bytes: size limit of each of these values.
       xp: numpy while constants are folded, otherwise `jax.numpy`.
-      kinds: kinds of the operands, if any of them depends on the input: "f", "i" (carried as
-        float32), "b", or "" for an operand that is omitted or must be constant.
+      kinds: kinds of the operands, if any of them depends on the input: "f", "i" and "q" (carried
+        as float32), "b", or "" for an operand that is omitted or must be constant.
       read: the attributes that the operator has asked for; any other attribute is refused.
     """
 
@@ -121,6 +156,20 @@ class Node:
             raise self.error(f"attribute {name}: expected integers, got {value[:8]}")
         return value
 
+    def numbers(self, name: str) -> tuple[float, ...] | None:
+        """An attribute that is a list of floating-point numbers, or None if absent."""
+        value = self._get(name, tuple, None)
+        if value is not None and not all(type(v) is float for v in value):
+            raise self.error(f"attribute {name}: expected numbers, got {value[:8]}")
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...] | None:
+        """An attribute that is a list of strings, or None if absent."""
+        value = self._get(name, tuple, None)
+        if value is not None and not all(type(v) is str for v in value):
+            raise self.error(f"attribute {name}: expected strings, got {value[:8]}")
+        return value
+
     def flag(self, name: str, default: bool) -> bool:
         """An attribute that is 0 or 1."""
         value = self.integer(name, int(default))
@@ -153,7 +202,7 @@ class Node:
 
     def carried(self, constant: np.ndarray) -> np.ndarray:
         """Converts constant integers to float32, like the perturbed integers beside them."""
-        if constant.dtype.kind != "i":
+        if kind_of(constant.dtype) not in "iq":
             return constant
         largest = max(-int(constant.min()), int(constant.max())) if constant.size else 0
         if largest > integers.LARGEST_EXACT:

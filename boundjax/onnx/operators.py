@@ -15,13 +15,14 @@ from boundjax.onnx import (
     indexing,
     layers,
     normalization,
+    recurrent,
     reductions,
     resizing,
     shaping,
 )
-from boundjax.onnx.node import Node
+from boundjax.onnx.node import KINDS, Node
 
-# Kinds of values: "f" float32, "i" integer, "b" bool.
+# Kinds of values, see `node.KINDS`.
 Kinds = Callable[[Node, Sequence[str]], str]
 
 
@@ -34,7 +35,7 @@ def _numbers(node: Node, kinds: Sequence[str]) -> str:
 
 
 def _any(node: Node, kinds: Sequence[str]) -> str:
-    return _one_of(node, kinds, "fib")
+    return _one_of(node, kinds, "fibqh")
 
 
 def _logical(node: Node, kinds: Sequence[str]) -> str:
@@ -43,10 +44,9 @@ def _logical(node: Node, kinds: Sequence[str]) -> str:
 
 def _one_of(node: Node, kinds: Sequence[str], allowed: str) -> str:
     if len(set(kinds)) != 1 or kinds[0] not in allowed:
-        names = {"f": "float32", "i": "integer", "b": "bool"}
         raise node.error(
-            f"expected operands of one type ({' or '.join(names[k] for k in allowed)}), "
-            f"got {', '.join(names[k] for k in kinds)}"
+            f"expected operands of one type ({' or '.join(KINDS[k] for k in allowed)}), "
+            f"got {', '.join(KINDS[k] for k in kinds)}"
         )
     return kinds[0]
 
@@ -282,4 +282,8 @@ OPERATORS: Mapping[str, Operator] = {
     "SimplifiedLayerNormalization": Operator(
         normalization.rms_normalization, operands=_PAIR, weights=True
     ),
+    # Recurrent layers.
+    "GRU": Operator(recurrent.gru, _floats, (4,), (3, 6), weights=True),
+    "LSTM": Operator(recurrent.lstm, _floats, (4,), (3, 8), weights=True),
+    "RNN": Operator(recurrent.rnn, _floats, (4,), (3, 6), weights=True),
 }

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from boundjax.onnx import casts, indexing
-from boundjax.onnx.node import DTYPES, Node, Value
+from boundjax.onnx.node import STORED, Node, Value, kind_of
 
 
 def constant(node: Node) -> np.ndarray:
@@ -88,11 +88,9 @@ def dropout(
 def cast_kind(node: Node) -> str:
     """The kind of the values that Cast computes."""
     to = node.integer("to")
-    if to not in DTYPES:
-        raise node.error(
-            f"only casts to float32, int32, int64 and bool are supported, got element type {to}"
-        )
-    return np.dtype(DTYPES[to]).kind
+    if to not in STORED:
+        raise node.error(f"only casts to numbers and bool are supported, got element type {to}")
+    return kind_of(STORED[to])
 
 
 def cast(node: Node, x: Value) -> Value:
@@ -101,7 +99,7 @@ def cast(node: Node, x: Value) -> Value:
     A number that the integer type cannot hold has NaN bounds, and is an error if it is constant.
     """
     kind = cast_kind(node)
-    dtype = np.dtype(DTYPES[node.integer("to")])
+    dtype = STORED[node.integer("to")]
     node.integer("saturate", 1)  # affects only 8-bit floats
     if node.xp is np:
         if kind == "i" and x.dtype.kind == "f":

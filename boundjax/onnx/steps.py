@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float32
 
-from boundjax.onnx.node import Node
+from boundjax.onnx.node import Node, quoted
 from boundjax.onnx.operators import Operator
 
 
@@ -49,58 +49,93 @@ class Step:
     constant: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """An input of the network.
+
+    Attributes:
+      name: of the value.
+      shape: of one example.
+      batched: whether the graph has a leading axis of length 1 that examples do not have.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    batched: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Output:
+    """An output of the network.
+
+    Attributes:
+      name: of the value.
+      shape: of one example.
+      constant: the output if it depends on no input, else None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    constant: np.ndarray | None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Steps:
     """A network without the numbers of its weights.
 
     Attributes:
-      input_name, output_name: names of values.
-      input_shape, output_shape: shapes of one example.
-      batched: whether the graph has a leading axis of length 1 that examples do not have.
+      inputs, outputs: in the order of arguments and results.
       steps: in evaluation order.
-      constant: the output of a network that does not depend on its input, else None.
     """
 
-    input_name: str
-    output_name: str
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    batched: bool
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
     steps: tuple[Step, ...]
-    constant: np.ndarray | None
 
     def apply(
-        self, weights: Sequence[Array | np.ndarray], x: Float32[Array, "*input_shape"]
-    ) -> Float32[Array, "*output_shape"]:
-        """The output `[*output_shape]` of one example `[*input_shape]`.
+        self, weights: Sequence[Array | np.ndarray], *examples: Float32[Array, ...]
+    ) -> Array | tuple[Array, ...]:
+        """The output of one example, or a tuple of the outputs if there are several.
 
         Args:
           weights: a float32 array for each index of a `Weight`, of its shape.
-          x: the example.
+          *examples: an array for each input.
 
         Raises:
-          ValueError: if `x` has another shape or dtype.
+          ValueError: if an example has another shape or dtype, or for another number of them.
         """
-        x = jnp.asarray(x)
-        if x.shape != self.input_shape or x.dtype != jnp.float32:
-            raise ValueError(
-                f"one example must be float32 of shape {self.input_shape}, "
-                f"got {x.dtype} of shape {x.shape}"
-            )
-        if self.constant is not None:
-            return jnp.asarray(self.constant.reshape(self.output_shape))
-        values = {self.input_name: jnp.expand_dims(x, 0) if self.batched else x}
+        if len(examples) != len(self.inputs):
+            names = ", ".join(quoted(source.name) for source in self.inputs[:8])
+            raise ValueError(f"expected {len(self.inputs)} inputs ({names}), got {len(examples)}")
+        values = {
+            source.name: self._entering(source, jnp.asarray(x))
+            for source, x in zip(self.inputs, examples, strict=True)
+        }
 
         def value(operand: str | Weight | np.ndarray | None) -> Any:
             if isinstance(operand, Weight):
                 return weights[operand.index]
             return values[operand] if isinstance(operand, str) else operand
 
-        for step in self.steps:
+        # A network that depends on no input computes nothing.
+        for step in () if all(y.constant is not None for y in self.outputs) else self.steps:
             results = as_tuple(step.operator.function(step.node, *map(value, step.operands)))
             values.update(zip(step.node.outputs, results, strict=False))
-        y = values[self.output_name]
-        return y if y.shape == self.output_shape else jnp.reshape(y, self.output_shape)
+        results = tuple(
+            jnp.asarray(y.constant.reshape(y.shape))
+            if y.constant is not None
+            else _shaped(values[y.name], y.shape)
+            for y in self.outputs
+        )
+        return results[0] if len(results) == 1 else results
+
+    def _entering(self, source: Input, x: Array) -> Array:
+        if x.shape != source.shape or x.dtype != jnp.float32:
+            which = "one example" if len(self.inputs) == 1 else f"input {quoted(source.name)}"
+            raise ValueError(
+                f"{which} must be float32 of shape {source.shape}, got {x.dtype} of shape {x.shape}"
+            )
+        return jnp.expand_dims(x, 0) if source.batched else x
 
     @functools.cached_property
     def structure(self) -> Hashable:
@@ -109,7 +144,7 @@ class Steps:
         Values are numbered in the order in which they are computed, because exporters number names
         anew. Numbers count by their bits and their types: 0.0 equals -0.0, 1 and True in Python.
         """
-        numbers = {self.input_name: 0}
+        numbers = {source.name: k for k, source in enumerate(self.inputs)}
         steps = []
         for step in self.steps:
             node, operands = step.node, []
@@ -128,9 +163,16 @@ class Steps:
             )
             facts = node.operator, node.opset, node.max_bytes, node.kinds, node.xp.__name__
             steps.append((facts, tuple(attributes), tuple(operands), outputs))
-        shapes = self.input_shape, self.output_shape, self.batched
-        output = None if self.constant is not None else numbers[self.output_name]
-        return shapes, tuple(steps), output, _exactly(self.constant)
+        inputs = tuple((source.shape, source.batched) for source in self.inputs)
+        outputs = tuple(
+            (y.shape, numbers[y.name] if y.constant is None else None, _exactly(y.constant))
+            for y in self.outputs
+        )
+        return inputs, outputs, tuple(steps)
+
+
+def _shaped(y: Array, shape: tuple[int, ...]) -> Array:
+    return y if y.shape == shape else jnp.reshape(y, shape)
 
 
 def _exactly(value: Any) -> Hashable:

@@ -22,7 +22,8 @@ _MAX_NAME = 80  # characters of a file's name in the names of a row's files
 def names_of(row: int, onnx: Path, vnnlib: Path) -> str:
     """How the files of a row are named, before the suffix."""
     stem = vnnlib.name.removesuffix(".gz").removesuffix(".vnnlib")
-    return f"{row}_{onnx.stem[:_MAX_NAME]}_{stem[:_MAX_NAME]}"
+    network = Path(onnx.name.removesuffix(".gz")).stem
+    return f"{row}_{network[:_MAX_NAME]}_{stem[:_MAX_NAME]}"
 
 
 class Row(NamedTuple):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from boundjax import vnnlib
-from boundjax.onnx import from_onnx
+from boundjax.onnx.model import OnnxModel, with_content
 from boundjax.search.limits import MAX_BYTES, MAX_QUEUE_BYTES
 from boundjax.search.method import Method
 from boundjax.search.programs import Programs
@@ -81,29 +85,37 @@ class Network:
           VerifyError: if onnxruntime is not installed or refuses the file.
         """
         self.path = path
-        self.model = from_onnx(path)
+        self.model, content = with_content(path)
         devices, key = jax.local_devices(), (self.model.structure, rounding, max_bytes)
+        apply, shape = flattened(self.model)
+        self._single = functools.partial(apply, self.model.weights)
         self.programs = Programs(
-            self.model.apply,
-            self.model.input_shape,
+            apply,
+            shape,
             rounding=rounding,
             max_bytes=max_bytes,
             devices=devices if len(devices) > 1 else None,
             weights=jax.device_put(self.model.weights),
             compiled=None if compiled is None else compiled.of(key),
         )
-        self._session = _session(path)
-        self._input = self._session.get_inputs()[0]
+        # What was read, not the file: it may be compressed, or refer to other files.
+        self._session = _session(content, path.name)
 
     def evaluate(self, x: np.ndarray) -> np.ndarray:
         """The outputs `[m]` of an input `[n]`, as onnxruntime computes them."""
-        # A symbolic dimension is the batch.
-        shape = [size if isinstance(size, int) and size > 0 else 1 for size in self._input.shape]
-        feed = {self._input.name: np.asarray(x, np.float32).reshape(shape)}
+        feed, start = {}, 0
+        declared = {source.name: source.shape for source in self._session.get_inputs()}
+        for name, example in zip(self.model.input_names, self.model.input_shapes, strict=True):
+            # A symbolic dimension is the batch.
+            shape = [n if isinstance(n, int) and n > 0 else 1 for n in declared[name]]
+            stop = start + math.prod(example)
+            feed[name] = np.asarray(x[start:stop], np.float32).reshape(shape)
+            start = stop
         try:
-            return np.asarray(self._session.run(None, feed)[0]).reshape(-1)
+            values = self._session.run(list(self.model.output_names), feed)
         except Exception as error:  # onnxruntime's exceptions have no other common class
             raise VerifyError(f"{self.path.name}: onnxruntime: {one_line(error)}") from None
+        return np.concatenate([np.asarray(value).reshape(-1) for value in values])
 
     def verify(
         self,
@@ -120,7 +132,7 @@ class Network:
           VerifyError: if the imported network disagrees with onnxruntime; nothing is proved then.
         """
         result = verify(
-            self.model.single,
+            self._single,
             property,
             method=method,
             timeout=timeout,
@@ -153,7 +165,29 @@ class Network:
                 )
 
 
-def _session(path: Path) -> Any:
+def flattened(model: OnnxModel) -> tuple[Callable[..., Array], tuple[int, ...]]:
+    """The function of a network's weights and one example, and the example's shape.
+
+    The elements of several inputs, and of several outputs, stand one after the other in file order,
+    as VNN-LIB's X_i and Y_i count them.
+    """
+    if len(model.input_names) == len(model.output_names) == 1:
+        return model.apply, model.input_shape
+    sizes = [math.prod(shape) for shape in model.input_shapes]
+    ends = np.cumsum(sizes)
+
+    def apply(weights: Any, x: Array) -> Array:
+        parts = [
+            jnp.reshape(x[end - size : end], shape)
+            for size, end, shape in zip(sizes, map(int, ends), model.input_shapes, strict=True)
+        ]
+        y = model.apply(weights, *parts)
+        return jnp.concatenate([jnp.ravel(v) for v in (y if isinstance(y, tuple) else (y,))])
+
+    return apply, (sum(sizes),)
+
+
+def _session(content: bytes, name: str) -> Any:
     try:
         import onnxruntime
     except ImportError:
@@ -163,7 +197,10 @@ def _session(path: Path) -> Any:
         ) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    # Otherwise products with dequantized weights are replaced by ones of 8-bit numbers, which are
+    # off in the third digit: another network than the one of the file.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no other common class
-        raise VerifyError(f"{path.name}: onnxruntime refuses it: {one_line(error)}") from None
+        raise VerifyError(f"{name}: onnxruntime refuses it: {one_line(error)}") from None

@@ -225,7 +225,7 @@ def test_constants_that_no_integer_type_holds(tmp_path):
 
 @pytest.mark.parametrize("to", [TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16])
 def test_casts_to_narrower_types_are_refused(to, tmp_path):
-    with pytest.raises(OnnxError, match="only casts to float32, int32, int64 and bool are"):
+    with pytest.raises(OnnxError, match="casts a computed value to"):
         bj.from_onnx(models.save(single("Cast", [1, 3], to=to), tmp_path))
 
 

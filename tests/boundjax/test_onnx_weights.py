@@ -19,10 +19,12 @@ pytest.importorskip("onnxruntime")
 import onnx_models as models  # noqa: E402
 import suites  # noqa: E402
 from onnx_models import f32, network, node, scalar  # noqa: E402
+from onnx_structures import STRUCTURES  # noqa: E402
 
 from boundjax.verify import messages, worker  # noqa: E402
 from boundjax.verify.network import Compiled, Network  # noqa: E402
 
+CASES = {**models.CASES, **STRUCTURES}
 ROUNDINGS = ("nearest", "real", "float32")
 
 
@@ -134,10 +136,10 @@ def test_what_depends_on_numbers_is_recognised(name, rounding, tmp_path):
     assert any(n[0].startswith(wanted) for n in arguments[:-1]) != computed
 
 
-@pytest.mark.parametrize("case", sorted(models.CASES.keys() - {"reduce_prod"}))
+@pytest.mark.parametrize("case", sorted(CASES.keys() - {"reduce_prod"}))
 def test_the_graph_of_an_operator(case, tmp_path):
     """Of every one that has bounds."""
-    model = load(models.CASES[case], tmp_path)
+    model = load(CASES[case], tmp_path)
     for rounding in ROUNDINGS:
         constants, arguments = graphs(model, rounding)
         assert arguments == constants
