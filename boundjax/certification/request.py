@@ -39,6 +39,7 @@ from boundjax.sets import rounding as rounding_of_sets
 from boundjax.sets.checks import require_array, require_finite
 from boundjax.sets.rounding import Rounding
 from boundjax.sets.threat import Threat
+from boundjax.tracing import refusals
 from boundjax.tracing.jaxprs import program
 from boundjax.transforms.problem import require_plain_sums
 from boundjax.typing import Device, Jitted, PyTree
@@ -369,7 +370,8 @@ def _require_searchable(x: np.ndarray, threat: Threat) -> None:
 
 def _traced(model: PureModel, x: np.ndarray) -> tuple[int, Hashable]:
     """The number of logits, and a key that identifies what the model computes now."""
-    key, shape = program(model.apply, model.variables, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    with refusals.explained():
+        key, shape = program(model.apply, model.variables, jax.ShapeDtypeStruct(x.shape, x.dtype))
     if not hasattr(shape, "shape") or len(shape.shape) != 2 or shape.shape[0] != x.shape[0]:
         result = getattr(shape, "shape", type(shape).__name__)
         raise ValueError(

@@ -340,6 +340,11 @@ def _folder(package: ModuleType) -> str:
 _LIBRARIES = tuple(map(_folder, (jax, flax, *map(importlib.import_module, ("jaxlib", "boundjax")))))
 
 
+def is_library(file: str) -> bool:
+    """Whether a file is one of JAX, Flax or this library, or none at all."""
+    return file.startswith((*_LIBRARIES, "<"))
+
+
 class Place(NamedTuple):
     """Where an equation stands: its Flax scope, and the line in the user's source.
 
@@ -361,7 +366,7 @@ def place(eqn: Any, outer: Place) -> Place:
     traceback = eqn.source_info.traceback
     for frame in traceback.frames if traceback is not None else ():
         # Take the user's innermost frame; equations inside JAX's own calls may have none.
-        if not frame.file_name.startswith((*_LIBRARIES, "<")):
+        if not is_library(frame.file_name):
             location = f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
             return Place(scope, location)
     return Place(scope, outer.location)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from boundjax.ir.node import Graph, Node, NoProofError, Perturbed
-from boundjax.sets.checks import require_input_set
+from boundjax.sets.checks import require_input_set, warn_if_rounded
 from boundjax.sets.input_set import InputSet, outwards
 from boundjax.sets.rounding import Rounding
 from boundjax.tracing.trace import trace
@@ -52,6 +52,7 @@ def traced(
       UnsupportedOpError, NoProofError: as `trace`.
     """
     example = example_of(input_set)
+    warn_if_rounded(input_set if rounding == "nearest" else outwards(input_set))
     if rounding == "nearest":
         return trace(function, example), input_set
     graph = trace(function, example, rounding)
