@@ -21,9 +21,11 @@ from jax import Array
 
 from boundjax import sharding, slopes
 from boundjax.precision import training_precision
+from boundjax.search.constraints import SetOf
 from boundjax.search.network import Flat, FlatNetwork, Program
 from boundjax.search.proof import Units
 from boundjax.sets.box import Box
+from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Rounding
 from boundjax.transforms import domains
@@ -113,15 +115,18 @@ class DomainPrograms:
       sizes: the two sizes of batches, on all devices together.
     """
 
-    def __init__(self, network: FlatNetwork, rounding: Rounding, max_bytes: int) -> None:
+    def __init__(
+        self, network: FlatNetwork, rounding: Rounding, max_bytes: int, set_of: SetOf = Box
+    ) -> None:
         """Traces nothing yet.
 
         Args:
           network: the network.
           rounding: what bounds hold for.
           max_bytes: memory budget of one call on each device.
+          set_of: from the ends of a box to the inputs in it that count.
         """
-        self._network = network
+        self._network, self.set_of = network, set_of
         self._rounding: Rounding = rounding
         self._max_bytes = max_bytes
 
@@ -142,7 +147,14 @@ class DomainPrograms:
             split = {group[0].node.index for group in groups}
             bent = {node.index for node in walk.graph.nodes if node.is_nonlinear}
             layout.append(
-                _Bounds(self._rounding, self._max_bytes, tuple(ops), shapes, bent <= split)
+                _Bounds(
+                    self._rounding,
+                    self._max_bytes,
+                    tuple(ops),
+                    shapes,
+                    bent <= split,
+                    self.set_of,
+                )
             )
 
         jax.eval_shape(trace, jax.ShapeDtypeStruct((self._network.input_size,), jnp.float32))
@@ -247,7 +259,7 @@ def _begin(parameters: Parameters) -> State:
 
 def _walk(
     flat: Flat,
-    box: Box,
+    box: InputSet,
     intervals: Mapping[str, Interval],
     rounding: Rounding,
     max_bytes: int,
@@ -277,6 +289,7 @@ class _Bounds:
       ops: those with kinks, in the order of the graph.
       shapes: of the positions by label, in their order.
       all_split: whether every nonlinear op has kinks.
+      set_of: as of `DomainPrograms`.
     """
 
     rounding: Rounding
@@ -284,6 +297,7 @@ class _Bounds:
     ops: tuple[_Op, ...]
     shapes: Mapping[str, tuple[int, ...]]
     all_split: bool
+    set_of: SetOf = Box
 
     @property
     def units(self) -> int:
@@ -302,7 +316,7 @@ class _Bounds:
 
         @training_precision("highest")
         def root(lower: Array, upper: Array, rows: Array) -> Root:
-            relaxation = relaxed(Box(lower, upper))
+            relaxation = relaxed(self.set_of(lower, upper))
             walk = relaxation.walk
             bounds = relaxation.bounds(rows).lower
             walk.relaxations.make(range(1, len(walk.graph.nodes)))
@@ -338,7 +352,7 @@ class _Bounds:
 
         @training_precision("highest")
         def step(
-            box: Box,
+            box: InputSet,
             intervals: Mapping[str, Interval],
             signs: Array,
             rows: Array,
@@ -355,7 +369,7 @@ class _Bounds:
     def _ascent(
         self,
         flat: Flat,
-        box: Box,
+        box: InputSet,
         intervals: Mapping[str, Interval],
         signs: Array,
         rows: Array,
@@ -400,7 +414,7 @@ class _Bounds:
 
         @training_precision("highest")
         def function(
-            box: Box,
+            box: InputSet,
             intervals: Mapping[str, Interval],
             signs: Array,
             rows: Array,
@@ -411,7 +425,9 @@ class _Bounds:
 
         return function
 
-    def _walk(self, flat: Flat, box: Box, intervals: Mapping[str, Interval], rounded: bool) -> Walk:
+    def _walk(
+        self, flat: Flat, box: InputSet, intervals: Mapping[str, Interval], rounded: bool
+    ) -> Walk:
         return _walk(flat, box, intervals, self.rounding, self.max_bytes, rounded)
 
     def _domains(self, signs: Array, parameters: Parameters) -> Domains:

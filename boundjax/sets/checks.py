@@ -82,17 +82,22 @@ _ENDS = frozenset(["center", "lower", "upper"])
 
 def warn_if_rounded(input_set: Any) -> None:
     """Warns, once, that the numbers of a set are rounded to float32 because JAX computes in it."""
-    x64: bool = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
-    for path, leaf in () if x64 else jax.tree.leaves_with_path(input_set):
+    config: Any = jax.config
+    tree: Any = jax.tree
+    leaves: list[tuple[Any, Any]] = (
+        [] if config.jax_enable_x64 else tree.leaves_with_path(input_set)
+    )
+    for path, leaf in leaves:
         is_end = any(getattr(key, "name", None) in _ENDS for key in path)
-        if not (is_end and isinstance(leaf, np.ndarray) and leaf.dtype == np.float64):
+        if not (is_end and isinstance(leaf, np.ndarray)) or np.dtype(leaf.dtype) != np.float64:
             continue
+        end: np.ndarray[Any, np.dtype[np.float64]] = leaf
         with np.errstate(over="ignore"):
-            inexact = leaf.astype(np.float32) != leaf
+            inexact = end.astype(np.float32) != end
         if inexact.any():
             warnings.warn(
                 "the input set is of float64 numbers that JAX rounds to float32, such as "
-                f"{leaf[inexact].flat[0]!r}; give float32 arrays, or enable jax_enable_x64",
+                f"{end[inexact].flat[0]!r}; give float32 arrays, or enable jax_enable_x64",
                 stacklevel=2,  # one place, so that it is said once
             )
 

@@ -188,6 +188,11 @@ class Constrained:
         ends = _tightened_outwards(rows, least, most, Interval(*lax.stop_gradient(tuple(base))))
         return rounding.enclosure(ends.unless_empty(), nearest)
 
+    def constraints(self) -> tuple[Array, Array, Array]:
+        """Rows `[k, *shape]`, lower and upper limits `[k]`, in the dtype of the base."""
+        rows, least, most = self._constraints(self.base.interval().lower)
+        return rows, least, most
+
     def _constraints(self, like: Array) -> tuple[Array, Array, Array]:
         """Rows `[k, *shape]` and both limits `[k]`, in the dtype of an end of the base."""
         rows = self._exact_rows(like) if self.outward else as_float(self.rows, like)
