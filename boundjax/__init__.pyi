@@ -30,6 +30,7 @@ from .search.result import Result as Result
 from .sets.ball import LpBall as LpBall
 from .sets.ball_box import BallBox as BallBox
 from .sets.box import Box as Box
+from .sets.constrained import Constrained as Constrained
 from .sets.input_set import InputSet as InputSet
 from .sets.interval import Interval as Interval
 from .sets.threat import Threat as Threat

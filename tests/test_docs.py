@@ -128,10 +128,11 @@ def test_the_code_about_random_networks_runs(project):
         assert namespace[name].verified.all()
 
 
-def test_the_code_about_verification_prints_what_is_shown(project, capsys):
-    page = project / "docs" / "verification.md"
+@pytest.mark.parametrize("name", ["verification.md", "constraints.md"])
+def test_the_code_about_verification_prints_what_is_shown(name, project, capsys):
+    page = project / "docs" / name
     (code,), (expected,) = blocks(page, "python"), blocks(page, "text")
-    exec(compile(code, "verification.md", "exec"), {})
+    exec(compile(code, name, "exec"), {})
     assert capsys.readouterr().out == expected
 
 

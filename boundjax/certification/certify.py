@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from boundjax.certification.presets import COMPLETE, Method, Transform, name_of
 from boundjax.certification.progress import Progress, Steps
 from boundjax.certification.proof import with_proof
 from boundjax.certification.request import Request
+from boundjax.sets import rounding as rounding_of_sets
+from boundjax.sets.checks import first_index
 from boundjax.sets.rounding import Rounding
 from boundjax.sets.threat import Threat
 from boundjax.typing import Device, PyTree
@@ -236,6 +239,7 @@ def certified_radius(
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     method: Method | Transform = "crown-ibp",
     rounding: Rounding | None = None,
+    pattern: ArrayLike | None = None,
     eps_max: float = 1.0,
     steps: int = 12,
     batch_size: int | None = None,
@@ -248,18 +252,22 @@ def certified_radius(
     Args:
       model, x, labels, constants, call, output, norm, clip, method, rounding, batch_size,
         max_bytes, devices, progress: as for `certify`.
-      eps_max: the largest radius to try, in the units of `x`.
+      pattern: nonnegative weights that broadcast to `x`, such as `[*shape]` for all examples; the
+        radius of a feature is its weight times the answer, rounded up. 1 on a patch and 0 elsewhere
+        asks how much the patch may change; weights in the units of the features make the answer a
+        factor without units. By default 1 everywhere.
+      eps_max: the largest radius to try, in the units of `x`; with a pattern the largest factor.
       steps: number of halvings; the result is within `eps_max / 2 ** steps` of what the bounds can
         prove.
 
     Returns:
-      `[B]`; radii at which `certify` succeeded, for a model with several positions at all of them.
-      0 where every radius that was tried failed, as for
-      misclassified examples.
+      `[B]`; radii at which `certify` succeeded, with a pattern factors of it, and for a model with
+        several positions at all of them. 0 where every radius that was tried failed, as for
+        misclassified examples.
 
     Raises:
       ValueError, TypeError, UnsupportedOpError, NoProofError: as `certify`; ValueError also for
-        `steps < 1`.
+        `steps < 1`, and a pattern that is negative, not finite, or does not broadcast to `x`.
     """
     _refuse_complete(method, "certified_radius")
     if steps < 1:
@@ -267,6 +275,7 @@ def certified_radius(
     if np.ndim(eps_max) != 0:
         raise ValueError(f"eps_max must be a scalar, got shape {np.shape(eps_max)}")
     threat = Threat(eps_max, norm, clip)
+    weights = None if pattern is None else _checked_pattern(pattern, np.shape(x))
 
     def attempt(rounding: Rounding) -> np.ndarray:
         request = Request.check(
@@ -284,28 +293,67 @@ def certified_radius(
             output=output,
             progress=progress,
         )
-        return _largest_radii(request, steps)
+        return _largest_radii(request, steps, weights)
 
     return with_proof(rounding, method, attempt)
 
 
-def _largest_radii(request: Request, steps: int) -> np.ndarray:
+def _checked_pattern(pattern: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    """A pattern with as many dimensions as `x`, float64.
+
+    Raises:
+      ValueError: for a weight that is negative or not finite, or a shape that does not broadcast.
+    """
+    weights = np.asarray(pattern).astype(np.float64)
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        raise ValueError(
+            f"pattern must be finite and >= 0, got {weights[bad].flat[0]}{first_index(bad)}"
+        )
+    weights = weights.reshape((1,) * (len(shape) - weights.ndim) + weights.shape)
+    fits = weights.ndim == len(shape) and all(
+        w in (1, n) for w, n in zip(weights.shape, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"pattern must broadcast to x of shape {shape}, got shape {np.shape(pattern)}; one "
+            f"weight per feature is {shape[1:]}"
+        )
+    return weights
+
+
+def _largest_radii(request: Request, steps: int, weights: np.ndarray | None) -> np.ndarray:
     """Bisects the radius of every example `[B]` between 0 and the radius of the request."""
     shape = (request.x.shape[0],) + (1,) * (request.x.ndim - 1)
     high = request.eps.reshape(shape[0], -1)[:, 0]
+    if weights is not None:  # the shape for which the request compiles
+        request = dataclasses.replace(request, eps=_weighted(high.reshape(shape), weights))
     examples = len(request.x)
     total = (steps + 1) * len(request.methods) * examples
     counted = Steps(request.progress, total, examples)
 
     def certified(radii: np.ndarray) -> np.ndarray:
         counted.again()
-        verified, _ = request.run(radii.reshape(shape), counted)
+        eps = radii.reshape(shape)
+        verified, _ = request.run(eps if weights is None else _weighted(eps, weights), counted)
         return np.asarray(verified.reshape(examples, -1).all(axis=1))
 
-    low = np.where(certified(high), high, np.zeros_like(high))
+    succeeds = certified(high)
+    low = np.where(succeeds, high, np.zeros_like(high))
     for _ in range(steps):
         middle = (0.5 * (low + high)).astype(high.dtype)
-        good = certified(middle)
-        low = np.where(good, middle, low)
-        high = np.where(good, high, middle)
+        succeeds = certified(middle)
+        low = np.where(succeeds, middle, low)
+        high = np.where(succeeds, high, middle)
     return low
+
+
+def _weighted(eps: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`eps * weights` in the dtype of `eps`, rounded up where it is inexact."""
+    product = eps.astype(np.float64) * weights
+    single = np.float32
+    if eps.dtype != single or (weights.astype(single) != weights).any():  # else it is exact
+        product = np.where(product > 0, np.nextafter(product, np.inf), product)
+    # A product of positive numbers that underflows is not 0.
+    product = np.where((product == 0) & (eps > 0) & (weights > 0), np.finfo(single).tiny, product)
+    return rounding_of_sets.up(product, eps.dtype)

@@ -15,6 +15,7 @@ from jax import Array
 
 from boundjax.certification.explain import explained
 from boundjax.certification.models import PureModel
+from boundjax.tracing import refusals
 from boundjax.tracing.programs import Program, trace_program
 from boundjax.typing import PyTree
 
@@ -78,7 +79,8 @@ def traced(model: PureModel, x: np.ndarray, constants: Sequence[PyTree], size: i
 
     arguments = of_size(size)
     try:
-        found = trace_program(logits, model.variables, *arguments)
+        with refusals.explained():
+            found = trace_program(logits, model.variables, *arguments)
     except Exception as error:
         better = explained(error) or _of_one_example(model, x, constants)
         if better is None:

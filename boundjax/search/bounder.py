@@ -12,7 +12,7 @@ from boundjax.search.domain_bounds import Parameters
 from boundjax.search.domains import DomainPrograms
 from boundjax.search.queue import Queue
 from boundjax.search.rows import FLOAT64, lost_of
-from boundjax.sets.box import Box
+from boundjax.sets.input_set import InputSet
 
 
 class Root(NamedTuple):
@@ -55,7 +55,7 @@ class Bounder:
     def __init__(
         self,
         programs: DomainPrograms,
-        box: Box,
+        box: InputSet,
         root: Root,
         conjunctions: Conjunctions,
         check_time: Callable[[], None],
@@ -65,7 +65,7 @@ class Bounder:
 
         Args:
           programs: of the network.
-          box: the whole box.
+          box: all inputs that count.
           root: the bounds on it.
           conjunctions: the rows.
           check_time: is called between batches, and may raise.

@@ -15,8 +15,9 @@ from jax import Array
 
 from boundjax import slopes
 from boundjax.precision import training_precision
+from boundjax.search.constraints import SetOf
 from boundjax.search.network import Flat, FlatNetwork
-from boundjax.sets.box import Box
+from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Rounding
 from boundjax.transforms import domains
@@ -108,7 +109,7 @@ def begin(parameters: Parameters) -> State:
 
 def walk_within(
     flat: Flat,
-    box: Box,
+    box: InputSet,
     intervals: Mapping[str, Interval],
     rounding: Rounding,
     max_bytes: int,
@@ -161,6 +162,7 @@ class Bounds:
       shapes: of the positions by label, in their order.
       operands: of all nonlinear ops by the labels of `Root.intervals`, in the order of the graph.
       all_split: whether every nonlinear op has kinks.
+      set_of: as of `DomainPrograms`.
     """
 
     rounding: Rounding
@@ -169,14 +171,17 @@ class Bounds:
     shapes: Mapping[str, tuple[int, ...]]
     operands: Mapping[str, Operand]
     all_split: bool
+    set_of: SetOf
 
     @classmethod
-    def traced(cls, network: FlatNetwork, rounding: Rounding, max_bytes: int) -> Bounds:
+    def traced(
+        cls, network: FlatNetwork, rounding: Rounding, max_bytes: int, set_of: SetOf
+    ) -> Bounds:
         """Traces a network for its units, positions and operands."""
         layout: list[Bounds] = []
 
         def trace(lower: Array) -> None:
-            walk = walk_within(network, Box(lower, lower), {}, rounding, max_bytes)
+            walk = walk_within(network, set_of(lower, lower), {}, rounding, max_bytes)
             graph = walk.graph
             by_index = itertools.groupby(Splits.of(graph).kinks, lambda k: k.node.index)
             groups = [list(kinks) for _, kinks in by_index]
@@ -197,7 +202,9 @@ class Bounds:
             split = {kinks[0].node.index for kinks in groups}
             bent = {node.index for node in graph.nodes if node.is_nonlinear}
             shapes = {label: p.shape for label, p in walk.relaxations.slopes.items()}
-            layout.append(cls(rounding, max_bytes, tuple(ops), shapes, operands, bent <= split))
+            layout.append(
+                cls(rounding, max_bytes, tuple(ops), shapes, operands, bent <= split, set_of)
+            )
 
         jax.eval_shape(trace, jax.ShapeDtypeStruct((network.input_size,), jnp.float32))
         return layout[0]
@@ -219,7 +226,7 @@ class Bounds:
                 "max_bytes": self.max_bytes,
                 **LINEAR_OPTIONS["crown"],
             }
-            relaxation = relax(flat, **options)(Box(lower, upper))
+            relaxation = relax(flat, **options)(self.set_of(lower, upper))
             walk = relaxation.walk
             bounds = relaxation.bounds(rows).lower
             walk.relaxations.make(range(1, len(walk.graph.nodes)))
@@ -255,7 +262,7 @@ class Bounds:
 
         @training_precision("highest")
         def step(
-            box: Box,
+            box: InputSet,
             intervals: Mapping[str, Interval],
             signs: Array,
             rows: Array,
@@ -273,7 +280,7 @@ class Bounds:
         self,
         flat: Flat,
         operand: str | None,
-        box: Box,
+        box: InputSet,
         intervals: Mapping[str, Interval],
         signs: Array,
         rows: Array,
@@ -322,7 +329,7 @@ class Bounds:
 
         @training_precision("highest")
         def function(
-            box: Box,
+            box: InputSet,
             intervals: Mapping[str, Interval],
             signs: Array,
             rows: Array,
@@ -339,7 +346,9 @@ class Bounds:
         node = None if operand is None else self.operands[operand].node
         return domains.bound(walk, rows, self._domains(signs, parameters), node)
 
-    def _walk(self, flat: Flat, box: Box, intervals: Mapping[str, Interval], rounded: bool) -> Walk:
+    def _walk(
+        self, flat: Flat, box: InputSet, intervals: Mapping[str, Interval], rounded: bool
+    ) -> Walk:
         return walk_within(flat, box, intervals, self.rounding, self.max_bytes, rounded)
 
     def _domains(self, signs: Array, parameters: Parameters) -> Domains:

@@ -16,9 +16,11 @@ import numpy as np
 from jax import Array
 
 from boundjax import sharding
+from boundjax.search.constraints import SetOf
 from boundjax.search.domain_bounds import Bounds, Parameters, begin
 from boundjax.search.network import FlatNetwork, Program
 from boundjax.search.proof import Units
+from boundjax.sets.box import Box
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Rounding
 from boundjax.transforms.optimize import State
@@ -32,22 +34,26 @@ class DomainPrograms:
       sizes: the two sizes of batches, on all devices together.
     """
 
-    def __init__(self, network: FlatNetwork, rounding: Rounding, max_bytes: int) -> None:
+    def __init__(
+        self, network: FlatNetwork, rounding: Rounding, max_bytes: int, set_of: SetOf = Box
+    ) -> None:
         """Traces nothing yet.
 
         Args:
           network: the network.
           rounding: what bounds hold for.
           max_bytes: memory budget of one call on each device.
+          set_of: from the ends of a box to the inputs in it that count.
         """
-        self._network = network
+        self._network, self.set_of = network, set_of
         self._rounding: Rounding = rounding
         self._max_bytes = max_bytes
         self._operand: str | None = None
 
     @property
     def _bounds(self) -> Bounds:
-        make = functools.partial(Bounds.traced, self._network, self._rounding, self._max_bytes)
+        options = self._rounding, self._max_bytes, self.set_of
+        make = functools.partial(Bounds.traced, self._network, *options)
         return self._network.shared("domains", make)
 
     def units_of(self, numbers: np.ndarray) -> Units:

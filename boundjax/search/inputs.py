@@ -108,7 +108,7 @@ class InputSplits:
     def __init__(self, search: Search, with_proof: bool = False) -> None:
         """Stacks the rows of the cases."""
         self._search, self._cases = search, search.cases
-        self._programs = search.programs
+        self._programs, self._constraints = search.programs, search.programs.constraints
         rows = search.rows
         self._weights, self._single, self._errors, self._offset, self._member = (
             np.stack([getattr(r, name) for r in rows])
@@ -144,6 +144,11 @@ class InputSplits:
             size = few if len(boxes) <= 2 * few else self._programs.boxes
             first = max(0, len(boxes) - size)
             rest, taken = boxes.take(slice(0, first)), boxes.take(slice(first, None))
+            if self._constraints is not None:
+                taken = taken.take(~self._constraints.exclude(taken.lower, taken.upper))
+                if not len(taken):
+                    boxes = rest
+                    continue
             taken, influence, points, outputs = self._bounded(taken, size, method)
             looked = self._look(taken, points, outputs)
             batches += 1
@@ -214,7 +219,10 @@ class InputSplits:
         if self._joint:  # XLA treats subnormal products and sums as 0
             errors += 2.0 * mix.shape[-1] * np.finfo(np.float32).tiny
         lost = lost_of(errors, offset, largest)
-        values = proved_values(bounds, weights, offset, outputs[:, 0], lost)
+        inside: np.ndarray | bool = True
+        if self._constraints is not None:
+            inside = self._constraints.hold_at_middle(boxes.lower, boxes.upper)[:, None]
+        values = proved_values(bounds, weights, offset, outputs[:, 0], lost, inside)
         refuted = boxes.open & (values > 0)
         box, conjunction = np.nonzero(refuted)
         # The weights of a mean sum to 1 up to their own rounding.

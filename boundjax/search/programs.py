@@ -18,11 +18,13 @@ from jax import Array
 
 from boundjax import sharding
 from boundjax.precision import training_precision
+from boundjax.search.constraints import Constraints, SetOf
 from boundjax.search.domains import DomainPrograms
 from boundjax.search.limits import MAX_BYTES, checked_bytes
 from boundjax.search.method import Method
 from boundjax.search.network import Flat, FlatNetwork, Program
 from boundjax.sets.box import Box
+from boundjax.sets.input_set import InputSet
 from boundjax.sets.rounding import Rounding
 from boundjax.transforms.linear import LinearOptions, RelaxOptions, relax
 from boundjax.transforms.presets import LINEAR_OPTIONS
@@ -90,6 +92,7 @@ class Programs:
       particles: number of points that one call of `attack` moves.
       few_boxes, boxes: the two numbers of sub-boxes that one call of `split` bounds.
       first_call: for each method the seconds of its first bounds, with compilation where it counts.
+      constraints: between the inputs; None if there are none.
       failures: the reasons why attacks failed, by name; a failed attack is not tried again.
     """
 
@@ -103,6 +106,7 @@ class Programs:
         devices: Sequence[Device] | None = None,
         weights: PyTree = None,
         compiled: dict[Any, Any] | None = None,
+        constraints: Constraints | None = None,
     ):
         """Traces the network.
 
@@ -120,6 +124,7 @@ class Programs:
           weights: a pytree of arrays; None if `single` takes an example alone.
           compiled: keeps compiled code, at first an empty dictionary. Networks that share one must
             have the same `single`, up to the values of the weights, and the same options.
+          constraints: between the inputs; bounds hold for the inputs that satisfy them.
 
         Raises:
           ValueError: if the outputs are not floating-point, for `max_bytes` below 1, for no
@@ -135,6 +140,8 @@ class Programs:
         self.first_call: dict[str, float] = {}
         self.failures: dict[str, str] = {}
         self.rounding: Rounding = rounding
+        self.constraints = constraints
+        self._set_of: SetOf = Box if constraints is None else constraints.cut
         self._max_bytes = max_bytes
         largest = self.network.largest
         self.particles = _power_below(2**18 // largest, 4, 64)
@@ -166,7 +173,7 @@ class Programs:
     @functools.cached_property
     def domains(self) -> DomainPrograms:
         """Those of a search over domains."""
-        return DomainPrograms(self.network, self.rounding, self._max_bytes)
+        return DomainPrograms(self.network, self.rounding, self._max_bytes, self._set_of)
 
     @property
     def forward(self) -> Program:
@@ -201,7 +208,7 @@ class Programs:
 
             @training_precision("highest")  # a proof, whatever the caller's precision
             def bounds(lower: Array, upper: Array, rows: Array) -> tuple[Array, ...]:
-                bound = bounded(Box(lower, upper), rows)
+                bound = bounded(self._set_of(lower, upper), rows)
                 return bound.lower, flat(_middle(lower, upper)), bound.largest
 
             return bounds
@@ -217,7 +224,7 @@ class Programs:
         """
         each = self._max_bytes * sharding.count(self.network.mesh) // self.boxes
         options = self._options(_SPLIT_OPTIONS[method], max(2**20, each))
-        make = functools.partial(_split, options=options, joint=joint)
+        make = functools.partial(_split, options=options, joint=joint, set_of=self._set_of)
         return self.network.program(("split", method, joint), make, whole=0)
 
     def _options(self, options: LinearOptions, max_bytes: int) -> RelaxOptions:
@@ -294,12 +301,12 @@ def _look(flat: Flat) -> Callable[..., tuple[Array, Array]]:
     )
 
 
-def _bounded(flat: Flat, options: RelaxOptions) -> Callable[[Box, Array], _LowerBounds]:
+def _bounded(flat: Flat, options: RelaxOptions) -> Callable[[InputSet, Array], _LowerBounds]:
     """Turns the network into a function from a box and rows `[R, m]` to lower bounds."""
     relaxed = relax(flat, **options)
 
-    def bounds(box: Box, rows: Array) -> _LowerBounds:
-        relaxation = relaxed(box)
+    def bounds(input_set: InputSet, rows: Array) -> _LowerBounds:
+        relaxation = relaxed(input_set)
         interval, aux = relaxation.bounds(rows, has_aux=True)
         coefficients = aux.coefficients.lower_coefficients
         assert coefficients is not None, "the lower side was asked for"
@@ -308,7 +315,9 @@ def _bounded(flat: Flat, options: RelaxOptions) -> Callable[[Box, Array], _Lower
     return bounds
 
 
-def _split(flat: Flat, options: RelaxOptions, joint: bool) -> Callable[..., SubBoxes]:
+def _split(
+    flat: Flat, options: RelaxOptions, joint: bool, set_of: SetOf
+) -> Callable[..., SubBoxes]:
     """See `Programs.split`."""
     relaxed = relax(flat, **options)
 
@@ -316,7 +325,8 @@ def _split(flat: Flat, options: RelaxOptions, joint: bool) -> Callable[..., SubB
     def one(
         lower: Array, upper: Array, rows: Array, offset: Array, member: Array, still_open: Array
     ) -> SubBoxes:
-        relaxation = relaxed(Box(lower, upper))
+        input_set = set_of(lower, upper)
+        relaxation = relaxed(input_set)
 
         def bounds(rows: Array) -> tuple[Array, Array]:
             interval, aux = relaxation.bounds(rows, has_aux=True)
@@ -336,7 +346,11 @@ def _split(flat: Flat, options: RelaxOptions, joint: bool) -> Callable[..., SubB
         bound, coefficients = bounds(means)
         weight = still_open.astype(bound.dtype)
         influence = (weight @ jnp.abs(coefficients)) * (upper - lower)
-        corner = jnp.where(weight @ coefficients > 0.0, lower, upper)
+        slope = weight @ coefficients
+        corner = jnp.where(slope > 0.0, lower, upper)
+        if not input_set.is_box:
+            # The gradient of a support function is the point that attains the maximum.
+            corner = jnp.clip(jax.grad(input_set.support)(-slope), lower, upper)
         points = jnp.stack([_middle(lower, upper), corner])
         outputs = jax.vmap(flat)(points)
         largest = relaxation.largest_output()

@@ -12,7 +12,8 @@ import numpy as np
 from jax import Array
 
 from boundjax.properties import Case, OutputProperty, Property
-from boundjax.search.limits import MAX_QUEUE_BYTES
+from boundjax.search.constraints import Constraints
+from boundjax.search.limits import MAX_BYTES, MAX_QUEUE_BYTES
 from boundjax.search.method import Method
 from boundjax.search.programs import Programs
 from boundjax.search.result import Result
@@ -21,6 +22,7 @@ from boundjax.sets import rounding as rounding_of_sets
 from boundjax.sets.ball import LpBall
 from boundjax.sets.box import Box
 from boundjax.sets.checks import require_input_set
+from boundjax.sets.constrained import Constrained
 from boundjax.sets.input_set import InputSet, InputTree
 from boundjax.sets.inputs import inputs_of
 from boundjax.sets.product import Product
@@ -52,8 +54,8 @@ def prove(
       function: any JAX function of one float32 array `[*shape]`, or of a pytree, with one array
         `[*out]` as its result; it may close over weights.
       input_set: a `boundjax.Box`, or a ball of the norm inf (`boundjax.LpBall`, with or without a
-        clip range; what a `boundjax.Threat` returns), float32; or a pytree of such sets and of
-        arrays that are not perturbed.
+        clip range; what a `boundjax.Threat` returns), float32; a `boundjax.Constrained` of one;
+        or a pytree of boxes and balls and of arrays that are not perturbed.
       property: of the outputs, such as `boundjax.properties.predicts(label, classes)` or
         `boundjax.properties.all_positive(rows)`.
       method: the tightest bounds to try: `"complete"` splits the box and the units of piecewise
@@ -62,7 +64,8 @@ def prove(
         calls.
       rounding: what a proof holds for, see `boundjax.linear`.
       programs: `Programs(function, shape)` of `boundjax.search`, made with the same function and
-        rounding: several calls then compile once. None for a pytree, whose constants they hold.
+        rounding: several calls then compile once. None for a set with constraints, and for a
+        pytree, whose constants they hold.
       devices: local devices, such as `jax.local_devices()`, that divide the parts of the box that
         are bounded at a time, without communication; by default JAX's default device. Batches grow
         with their number, so the search may split in another order. State them to `Programs`
@@ -75,7 +78,8 @@ def prove(
         others along units.
       seed: of the random points of the attack.
       with_proof: whether the result has a `proof` for `boundjax.save_proof`; needs the method
-        `"complete"`. It numbers the inputs of a pytree in the order of its leaves.
+        `"complete"` and a set without constraints. It numbers the inputs of a pytree in the order
+        of its leaves.
 
     Returns:
       A `Result`: `"unsat"` if the property is proved (`Result.proved`), `"sat"` with a
@@ -95,17 +99,34 @@ def prove(
             "property must be an OutputProperty, such as boundjax.properties.all_positive(rows), "
             f"got {type(property).__name__}"
         )
-    inputs = inputs_of(input_set)
+    inputs, constraints = inputs_of(input_set), None
     if inputs.is_tree and programs is not None:
         raise ValueError(
             "programs serve a function of one array, got an input that is a pytree; leave them out"
         )
-    outer, inner = ends_of(inputs.input_set)
+    flat = inputs.input_set
+    if isinstance(flat, Constrained):
+        constraints, flat = Constraints.of(flat), flat.base
+    outer, inner = ends_of(flat)
     example, function = outer[0], inputs.applied(function)
     output = jax.eval_shape(function, jax.ShapeDtypeStruct(example.shape, example.dtype))
     if not isinstance(output, jax.ShapeDtypeStruct):
         raise TypeError(f"function must return one array, got {type(output).__name__}")
     case = Case.flattened(outer, inner, property.unsafe)
+    if constraints is not None:
+        if programs is not None:
+            raise ValueError(
+                "programs serve a box, got an input set with constraints; leave programs out"
+            )
+        programs = Programs(
+            function,
+            example.shape,
+            rounding=rounding,
+            max_bytes=MAX_BYTES if max_bytes is None else max_bytes,
+            devices=devices,
+            constraints=constraints,
+        )
+        devices = max_bytes = None
     result = verify(
         function,
         Property(example.size, property.output_size, (case,)),

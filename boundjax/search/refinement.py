@@ -19,7 +19,7 @@ import numpy as np
 from boundjax.search.bounder import Bounder, Conjunctions, Root
 from boundjax.search.domains import DomainPrograms
 from boundjax.search.queue import Queue
-from boundjax.sets.box import Box
+from boundjax.sets.input_set import InputSet
 from boundjax.sets.interval import Interval
 
 _STEPS = 20  # for the whole box
@@ -29,7 +29,7 @@ _MOST_SPLITS = 64  # of one bound
 
 def refined(
     programs: DomainPrograms,
-    box: Box,
+    box: InputSet,
     root: Root,
     *,
     domains: int,
@@ -40,7 +40,7 @@ def refined(
 
     Args:
       programs: of the network.
-      box: the whole box.
+      box: all inputs that count.
       root: the bounds on it.
       domains: how many domains may be bounded; of the elements those with the widest intervals are
         bounded if there are more.
@@ -68,7 +68,7 @@ class _Operand:
     def __init__(
         self,
         programs: DomainPrograms,
-        box: Box,
+        box: InputSet,
         root: Root,
         interval: Interval,
         check_time: Callable[[], None],

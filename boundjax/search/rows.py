@@ -79,6 +79,7 @@ def proved_values(
     offset: np.ndarray,
     outputs: np.ndarray,
     lost: np.ndarray | float = 0.0,
+    inside: np.ndarray | bool = True,
 ) -> np.ndarray:
     """Proved lower bounds of the rows, `[..., R]`; -inf where nothing is proved.
 
@@ -88,11 +89,12 @@ def proved_values(
       offset: `[..., R]`.
       outputs: `[..., m]` at a point of the box.
       lost: `[..., R]`, errors that the bounds do not include yet.
+      inside: whether that point is one of those for which the bounds are to hold.
     """
     lower, outputs = lower.astype(np.float64), outputs.astype(np.float64)
     value = lower + offset
     attained = (weights @ outputs[..., None])[..., 0] + offset
     # A lower bound above an attained value is wrong. NaN compares as False.
     with np.errstate(invalid="ignore"):
-        proved = np.isfinite(lower) & (value <= attained + lost)
+        proved = np.isfinite(lower) & ((value <= attained + lost) | np.logical_not(inside))
         return np.where(proved, value - lost, -np.inf)

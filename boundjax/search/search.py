@@ -108,6 +108,8 @@ def verify(
     start = time.monotonic()
     if with_proof and method != "complete":
         raise ValueError(f"with_proof=True needs method='complete', got {method!r}")
+    if with_proof and programs is not None and programs.constraints is not None:
+        raise ValueError("with_proof=True needs inputs without constraints: no checker reads them")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if not timeout > 0:
@@ -267,6 +269,7 @@ class _Search:
                 around,
                 self.with_proof,
                 self.max_queue_bytes,
+                self.programs.constraints,
             )
             self.margins[index] = tree.margins  # which it updates, even if time runs out
             if tree.refutes():
@@ -298,6 +301,11 @@ class _Search:
     def confirm(self, case: Case, x: np.ndarray) -> None:
         """Ends the search if `evaluate` says that an input, clipped to the box, is unsafe."""
         x = np.clip(x, case.inner_lower, case.inner_upper).astype(np.float32)
+        constraints = self.programs.constraints
+        if constraints is not None and not constraints.contain(x):
+            x = constraints.nearest(x, case.inner_lower, case.inner_upper)
+            if not constraints.contain(x):
+                return
         outputs = np.asarray(self.evaluate(x)).reshape(-1)
         for conjunction in case.conjunctions:
             if conjunction.contains(outputs):
@@ -316,7 +324,11 @@ class _Search:
             lower, outputs, largest = map(np.asarray, bounds)
             self.programs.first_call.setdefault(method, self.clock() - start)
             lost = lost_of(rows.errors, rows.offset, largest)
-            values = proved_values(lower, rows.weights, rows.offset, outputs, lost)
+            constraints = self.programs.constraints
+            inside = constraints is None or constraints.hold_at_middle(
+                case.lower[None], case.upper[None]
+            )
+            values = proved_values(lower, rows.weights, rows.offset, outputs, lost, inside)
             np.maximum.at(self.margins[index], rows.member, values)
         if not any(still_open.any() for still_open in self.open):
             raise _Decided("unsat")

@@ -20,13 +20,13 @@ import numpy as np
 from boundjax.properties import Case, Conjunction
 from boundjax.search import limits, refinement
 from boundjax.search.bounder import Bounder, Conjunctions, Root
+from boundjax.search.constraints import Constraints
 from boundjax.search.domains import DomainPrograms
 from boundjax.search.leaves import MOST, Affine, Solution, solve
 from boundjax.search.proof import Case as ProvedCase
 from boundjax.search.proof import Leaf, Recorder
 from boundjax.search.queue import Queue, at
 from boundjax.search.rows import FLOAT64, Rows, lost_of, proved_values
-from boundjax.sets.box import Box
 from boundjax.sets.interval import Interval
 
 _ROOT_STEPS = 40
@@ -86,6 +86,7 @@ class Tree:
         attacker: Attacker,
         with_proof: bool = False,
         max_queue_bytes: int = limits.MAX_QUEUE_BYTES,
+        constraints: Constraints | None = None,
     ) -> None:
         """Prepares the rows.
 
@@ -96,6 +97,7 @@ class Tree:
           attacker: looks for counterexamples, and at the clock.
           with_proof: whether `record` is kept.
           max_queue_bytes: memory of the open domains at which the search ends.
+          constraints: those of the programs.
         """
         self.domains, self.reason = 0, ""
         self.record = Recorder(off=not with_proof)
@@ -104,7 +106,8 @@ class Tree:
         self._programs, self._attacker = programs, attacker
         self._max_queue_bytes = max_queue_bytes
         self._lower, self._upper = jnp.asarray(case.lower), jnp.asarray(case.upper)
-        self._box = programs.whole(Box(self._lower, self._upper))
+        self._constraints = constraints
+        self._box = programs.whole(programs.set_of(self._lower, self._upper))
         self._conjunctions = conjunctions
         count = max(len(c.offset) for c in conjunctions)
         rows = [Rows.of([conjunction], count) for conjunction in conjunctions]
@@ -230,7 +233,13 @@ class Tree:
         affine.bias[:count] += self._offset[member, :count]
         parts = Affine(*(a[:count] for a in affine)), Affine(*(a[count:] for a in affine))
         lower, upper = (np.asarray(end, np.float64) for end in (self._lower, self._upper))
-        return solve(*parts, lower, upper, most)
+        if self._constraints is None:
+            return solve(*parts, lower, upper, most)
+        rows, splits = parts
+        solution = solve(rows, self._constraints.after(splits), lower, upper, most)
+        # The bounds find the multipliers of the constraints by themselves.
+        own = len(splits.bias)
+        return solution and solution._replace(multipliers=solution.multipliers[:own])
 
     def _root(self, known: Mapping[str, Interval]) -> tuple[Bounder, Queue]:
         """Bounds the whole box; queues the conjunctions that this leaves open."""
@@ -239,7 +248,10 @@ class Tree:
         root = self._programs.root(self._lower, self._upper, jnp.asarray(rows.single), known)
         lower, largest, outputs = map(np.asarray, (root.lower, root.largest, root.outputs))
         lost = lost_of(rows.errors, rows.offset, largest)
-        proved = proved_values(lower, rows.weights, rows.offset, outputs, lost)
+        inside = self._constraints is None or self._constraints.hold_at_middle(
+            *(np.asarray(end)[None] for end in (self._lower, self._upper))
+        )
+        proved = proved_values(lower, rows.weights, rows.offset, outputs, lost, inside)
         np.maximum.at(self.margins, rows.member, proved)
         still_open = np.flatnonzero(~(self.margins > 0))
         kept = Root(

@@ -13,6 +13,7 @@ Sets are pytrees: build them inside `jax.vmap` / `jax.jit`, differentiate with r
 from boundjax.sets.ball import LpBall as LpBall
 from boundjax.sets.ball_box import BallBox as BallBox
 from boundjax.sets.box import Box as Box
+from boundjax.sets.constrained import Constrained as Constrained
 from boundjax.sets.input_set import InputSet as InputSet
 from boundjax.sets.interval import Interval as Interval
 from boundjax.sets.threat import Threat as Threat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -74,6 +75,33 @@ def require_norm(name: str, value: Any) -> None:
         )
     if not value >= 1:
         raise ValueError(f"{name} must be a norm's order >= 1 (1, 2 or inf), got {value}")
+
+
+_ENDS = frozenset(["center", "lower", "upper"])
+
+
+def warn_if_rounded(input_set: Any) -> None:
+    """Warns, once, that the numbers of a set are rounded to float32 because JAX computes in it."""
+    config: Any = jax.config
+    tree: Any = jax.tree
+    leaves: list[tuple[Any, Any]] = (
+        [] if config.jax_enable_x64 else tree.leaves_with_path(input_set)
+    )
+    for path, leaf in leaves:
+        is_end = any(getattr(key, "name", None) in _ENDS for key in path)
+        if not is_end or not isinstance(leaf, np.ndarray):
+            continue
+        end: np.ndarray[Any, np.dtype[Any]] = leaf
+        if end.dtype != np.float64:
+            continue
+        with np.errstate(over="ignore"):
+            inexact = end.astype(np.float32) != end
+        if inexact.any():
+            warnings.warn(
+                "the input set is of float64 numbers that JAX rounds to float32, such as "
+                f"{end[inexact].flat[0]!r}; give float32 arrays, or enable jax_enable_x64",
+                stacklevel=2,  # one place, so that it is said once
+            )
 
 
 def require_input_set(value: Any) -> None:

@@ -120,7 +120,7 @@ def build(
     unsupported = [n for n in nodes[inputs:] if n.op is None or refusals.is_half_precision(n)]
     if unsupported:
         # Name the op that uses an index rather than the cast to it, which says less.
-        node = next((n for n in unsupported if not refusals.is_index(n)), unsupported[0])
+        node = next((n for n in unsupported if not refusals.says_little(n)), unsupported[0])
         raise UnsupportedOpError(refusals.unsupported(node))
     built = Built(nodes, outputs)
     return built if formulas is None else _with_formulas(built, formulas)

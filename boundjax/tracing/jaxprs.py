@@ -327,6 +327,11 @@ def _public_names() -> dict[str, str]:
 _PUBLIC = _public_names()
 
 
+def is_library(file: str) -> bool:
+    """Whether a file is one of JAX, Flax or this library, or none at all."""
+    return file.startswith((*_LIBRARIES, "<"))
+
+
 class Place(NamedTuple):
     """Where an equation stands: its Flax scope, and the line in the user's source.
 
@@ -350,7 +355,7 @@ def place(eqn: Any, outer: Place) -> Place:
     called = _PUBLIC.get(str(eqn.params.get("name", "")).lstrip("_"), "")
     for frame in traceback.frames if traceback is not None else ():
         # Take the user's innermost frame; equations inside JAX's own calls may have none.
-        if not frame.file_name.startswith((*_LIBRARIES, "<")):
+        if not is_library(frame.file_name):
             called = f", in {called}" if called else ""
             location = f"{frame.file_name}:{frame.line_num} ({frame.function_name}{called})"
             return Place(scope, location)

@@ -11,7 +11,7 @@ from jax import Array
 
 from boundjax.ir.node import Graph
 from boundjax.sets.rounding import Rounding
-from boundjax.tracing import control, integers, jaxprs, labels, patterns, solves
+from boundjax.tracing import control, integers, jaxprs, labels, patterns, refusals, solves
 from boundjax.tracing.builder import Built, build
 from boundjax.tracing.formulas import Formulas
 
@@ -39,7 +39,8 @@ def trace(
             f"the input set must be float32 or float64, got {jnp.result_type(example)}; "
             "convert it, e.g. x.astype(jnp.float32)"
         )
-    closed, output_shape = jax.make_jaxpr(function, return_shape=True)(example)
+    with refusals.explained():
+        closed, output_shape = jax.make_jaxpr(function, return_shape=True)(example)
     shape = jax.ShapeDtypeStruct(jnp.shape(example), jnp.result_type(example))
     built = trace_body(jaxprs.body_of(closed), [shape], rounding)
     return Graph(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from boundjax.ir.node import Graph, Node, NoProofError, Perturbed
+from boundjax.sets.checks import warn_if_rounded
 from boundjax.sets.input_set import InputSet, outwards
 from boundjax.sets.inputs import Inputs, inputs_of
 from boundjax.sets.rounding import Rounding
@@ -73,6 +74,7 @@ def traced(function: Callable[[Any], Any], value: InputSet | PyTree, rounding: R
     inputs = inputs_of(value)
     function, input_set = inputs.applied(function), inputs.input_set
     example = example_of(input_set)
+    warn_if_rounded(value if rounding == "nearest" else outwards(input_set))
     if rounding == "nearest":
         return Problem(trace(function, example), input_set, inputs)
     graph = trace(function, example, rounding)

@@ -177,6 +177,16 @@ BAD_INPUT = {
     ),
     "radius: eps_max negative": (lambda: radius(IMAGES, eps_max=-1.0), ValueError, "eps.*got -1"),
     "radius: no steps": (lambda: radius(IMAGES, steps=0), ValueError, "steps must be >= 1, got 0"),
+    "radius: pattern negative": (
+        lambda: radius(IMAGES, pattern=[1.0, -1.0, 0.0, 0.0]),
+        ValueError,
+        r"pattern must be finite and >= 0, got -1\.0 at index 1",
+    ),
+    "radius: pattern of a wrong shape": (
+        lambda: radius(IMAGES, pattern=np.ones(3)),
+        ValueError,
+        r"pattern must broadcast to x of shape \(3, 4\), got shape \(3,\); .*is \(4,\)",
+    ),
     "radius: labels": (
         lambda: radius(IMAGES, labels=np.array([9, 0, 0])),
         ValueError,

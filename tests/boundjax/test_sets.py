@@ -97,6 +97,43 @@ def test_gradients_are_finite_at_zero(p):
         assert jnp.isfinite(gradient).all()
 
 
+POINT = jnp.array([1.0, -2.0, 0.0])
+DEGENERATE = {
+    "box": lambda outward: bj.Box(POINT, POINT, outward),
+    "flat box": lambda outward: bj.Box(POINT, POINT + jnp.array([1.0, 0.0, 0.0]), outward),
+    "ball and box": lambda outward: bj.BallBox(POINT, jnp.zeros(()), POINT, POINT, outward),
+    "ball at a corner": lambda outward: bj.BallBox(
+        POINT, jnp.ones(()), POINT, POINT + 1.0, outward
+    ),
+    **{
+        f"{name}, p={p}": lambda outward, p=p, eps=eps, clip=clip: bj.LpBall(
+            POINT, eps, p, clip, outward
+        )
+        for p in (1, 2, 3, jnp.inf)
+        for name, eps, clip in (
+            ("point", jnp.zeros(()), None),
+            ("segment", jnp.array([0.5, 0.0, 0.0]), None),
+            ("clipped point", jnp.zeros(()), (-3.0, 3.0)),
+            ("clipped to a point", jnp.ones(()), (POINT, POINT)),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+@pytest.mark.sampled(3)
+def test_gradients_are_finite_over_degenerate_sets(name):
+    for outward in (False, True):
+        leaves, tree = jax.tree.flatten(DEGENERATE[name](outward))
+
+        def support(c, *leaves, tree=tree):
+            return jax.tree.unflatten(tree, leaves).support(c)
+
+        derivatives = jax.jit(jax.value_and_grad(support, argnums=range(1 + len(leaves))))
+        for c in (jnp.zeros(3), jnp.array([0.0, 1.0, -1e-30])):
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(derivatives(c, *leaves)))
+
+
 @pytest.mark.parametrize("p", [1, 2, jnp.inf])
 def test_sets_are_pytrees_under_jit_vmap_and_grad(p):
     rng = np.random.default_rng(0)
