@@ -191,8 +191,8 @@ def test_without_an_eps_a_row_that_may_be_zero_has_no_bounds():
     inside = bj.linear(function)(bj.Box(jnp.ones(3), 2.0 * jnp.ones(3)))
     assert np.isfinite(np.asarray(inside)).all()
     # Squares of such rows underflow, and programs divide by 0.
+    box = bj.Box(1e-25 * jnp.ones(3), 2e-25 * jnp.ones(3))
     with pytest.warns(DomainWarning):
-        box = bj.Box(1e-25 * jnp.ones(3), 2e-25 * jnp.ones(3))
         tiny = bj.interval(function, rounding="float32")(box)
     assert np.isinf(np.asarray(tiny)).all()
 
@@ -232,7 +232,7 @@ def test_gradients_are_finite(name):
             assert np.isfinite(gradient(head, center, eps)).all(), (center[0, 0], eps)
 
 
-@pytest.mark.parametrize("rounding", ["real", "float32"])
+@pytest.mark.parametrize("rounding", ["float32", "real"])
 @pytest.mark.sampled(2)
 def test_rounded_bounds_contain_values_in_float64(rounding):
     rng = np.random.default_rng(3)
