@@ -217,7 +217,10 @@ REFUSALS = {
         lambda: bj.prove(lambda x: x, bj.BallBox(ZERO, 1.0, ZERO, ZERO + 1.0), POSITIVE),
         "got BallBox; ",
     ),
-    "a pytree": (lambda: bj.prove(lambda x: x, {"x": ZERO}, POSITIVE), "one input set, got a dict"),
+    "a tree without sets": (
+        lambda: bj.prove(lambda x: x, {"x": ZERO}, POSITIVE),
+        r"input set in the pytree, got \{.x.: float32\[2\]\}; say what may be perturbed",
+    ),
     "an array": (
         lambda: bj.prove(lambda x: x, ZERO, POSITIVE),
         "expected an input set, got an arr",
