@@ -91,7 +91,7 @@ def warn_if_rounded(input_set: Any) -> None:
         is_end = any(getattr(key, "name", None) in _ENDS for key in path)
         if not is_end or not isinstance(leaf, np.ndarray):
             continue
-        end: np.ndarray[Any, np.dtype[Any]] = leaf
+        end: Any = leaf
         if end.dtype != np.float64:
             continue
         with np.errstate(over="ignore"):
