@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ def warn_if_rounded(input_set: Any) -> None:
         is_end = any(getattr(key, "name", None) in _ENDS for key in path)
         if not is_end or not isinstance(leaf, np.ndarray):
             continue
-        end: Any = leaf
+        end = cast("Any", leaf)
         if end.dtype != np.float64:
             continue
         with np.errstate(over="ignore"):
