@@ -98,6 +98,25 @@ def test_the_hull_of_a_jump_has_the_best_lines():
     np.testing.assert_allclose(slope, 2.0 / 3.0, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: jnp.where(x != 0.0, jnp.tanh(x), 2.0),
+        lambda x: jnp.where(x == 0.0, 2.0, jnp.tanh(x)),
+        lambda x: jnp.where(x != 0.0, 0.5 * x, 2.0),
+        lambda x: jnp.where(~(x == 0.0), x, 2.0),
+    ],
+)
+def test_a_single_point_counts(function):
+    bounds = bj.interval(function)(bj.Box(-jnp.ones(2), jnp.ones(2)))
+    np.testing.assert_allclose(bounds.upper, 2.0)
+    beside = bj.interval(function)(bj.Box(0.5 * jnp.ones(2), jnp.ones(2)))
+    assert (beside.upper < 1.01).all()
+    node = trace(function, jnp.zeros(2)).nodes[-1]
+    if node.primitive == "pieces":
+        np.testing.assert_array_equal(node.apply(jnp.zeros(2)), 2.0)
+
+
 def test_selections_by_several_values_are_left_alone():
     def function(x):
         return jnp.where((x > 0.1) & (x[::-1] > 0.2), x, 0.0)

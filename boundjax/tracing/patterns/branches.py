@@ -91,8 +91,9 @@ def _regions(
     if node.primitive in ("eq", "ne"):
         if value != x:
             return None
-        at = (Bound(Term(1.0, end), True, False), Bound(Term(1.0, end), False, False))
-        return [at] if (node.primitive == "eq") == wanted else [()]
+        if (node.primitive == "eq") != wanted:
+            return [(Bound(Term(1.0, end), below, True),) for below in (True, False)]
+        return [tuple(Bound(Term(1.0, end), below, False) for below in (True, False))]
     below, strict = _COMPARISONS[node.primitive]
     below = below != turned
     if not wanted:
