@@ -74,7 +74,7 @@ LOOSE = {
 
 
 @pytest.mark.parametrize("case", tables.OPERATORS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_bounds_hold(case, tmp_path):
     model, box = tables.OPERATORS[case]
     path = models.save(model, tmp_path)
@@ -103,7 +103,7 @@ def test_bounds_hold(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", [*tables.MOVES, *tables.RESIZES, *tables.NORMS])
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(9)
 def test_bounds_with_rounding_hold_at_points(case, tmp_path):
     """Where inputs have no width, float32 bounds are as wide as rounding."""
     path = models.save(tables.OPERATORS[case][0], tmp_path)
