@@ -132,8 +132,8 @@ def _slice(eqn: Any, operands: list[Any]) -> tuple[int, Callable[..., Array]]:
                 for k, start in enumerate(starts)
             ]
             if updates:
-                return lax.dynamic_update_slice(*arrays, here)
-            return lax.dynamic_slice(*arrays, here, window)
+                return lax.dynamic_update_slice(arrays[0], arrays[1], here)
+            return lax.dynamic_slice(arrays[0], here, window)
 
         places = np.indices(sizes, dtype=np.int32).reshape(len(sizes), -1).T
         rows = jax.vmap(at)(jnp.asarray(places))
