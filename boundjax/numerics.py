@@ -63,6 +63,15 @@ def quick_smaller(first: Array, second: Array) -> Array:
     return jnp.where((first < second) | jnp.isnan(first), first, second)
 
 
+def largest_along(values: Array) -> Array:
+    """The largest along the first axis, with the derivative of the first that attains it.
+
+    The derivative of `jnp.max` is NaN where no value equals the result.
+    """
+    index = jnp.argmax(jax.lax.stop_gradient(values), axis=0)
+    return jnp.take_along_axis(values, index[None], axis=0, mode="clip")[0]
+
+
 def signed_parts(x: Array) -> tuple[Array, Array]:
     """`min(x, 0)` and `max(x, 0)`; a NaN is only in the second."""
     return jnp.where(x < 0, x, 0.0), jnp.where(x < 0, 0.0, x)

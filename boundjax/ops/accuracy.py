@@ -260,6 +260,8 @@ def _interpolation(node: Node) -> Accuracy | None:
     if any(isinstance(constant, Tracer) for constant in node.constants):
         return None
     knots, *values = node.constants
+    if len(values) > 1 or np.any(np.diff(np.asarray(knots)) == 0):
+        return None  # a runtime may read a subnormal operand as 0, beyond a jump
     return of_interpolation(knots, np.concatenate([np.ravel(v) for v in values]))
 
 

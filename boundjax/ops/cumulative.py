@@ -42,7 +42,7 @@ def _order_error(node: Node, sizes: Sequence[Array], arithmetic: Arithmetic) -> 
     may, too, and nothing is stated. A sum of two logarithms, `max + log1p(exp(-difference))`, is
     off by the stated errors of both functions and by three roundings of the largest value.
     """
-    axes = node.params["axes"]
+    axes, sizes = node.params["axes"], lax.stop_gradient(list(sizes))
     count = math.prod(sizes[1].shape[axis] for axis in axes)
     if node.params["logarithms"]:
         largest = jnp.max(sizes[1], axis=axes, keepdims=True) + 1.0 + math.log(count)

@@ -20,7 +20,7 @@ from jax.core import Tracer
 from boundjax.ir.families import Expansion, Lines, Position, Scalar
 from boundjax.ir.node import Node
 from boundjax.ir.table import register
-from boundjax.numerics import with_derivative_of
+from boundjax.numerics import largest_along, with_derivative_of
 
 _PLAIN = "jnp.interp with constant knots"
 _RIGHT_ONLY = "jnp.interp with constant knots, a value right of them only"
@@ -56,7 +56,8 @@ def _points(node: Node, lower: Array, upper: Array) -> _Points:
             beyond[k] = jnp.broadcast_to(jnp.asarray(value, lower.dtype), lower.shape)
         inner = jnp.concatenate([inner[:1], inner, inner[-1:]])
         heights = jnp.concatenate([beyond[0][None], heights, beyond[1][None]])
-    before, after = inner < lower[None], inner > upper[None]
+    # At a single point only the value there counts, also where the function jumps.
+    before, after = (inner < lower[None]) | (lower == upper)[None], inner > upper[None]
     at = jnp.where(before, lower[None], jnp.where(after, upper[None], inner))
     value = jnp.where(before, at_lower[None], jnp.where(after, at_upper[None], heights))
     unsorted = ~jnp.all(knots[1:] >= knots[:-1])
@@ -76,7 +77,7 @@ def _outside(node: Node) -> dict[int, Array]:
 
 def _image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
     value = _points(node, lower, upper).value
-    return jnp.min(value, 0), jnp.max(value, 0)
+    return -largest_along(-value), largest_along(value)
 
 
 def _line_above(points: _Points, lower: Array, upper: Array) -> tuple[Array, Array]:
@@ -87,7 +88,7 @@ def _line_above(points: _Points, lower: Array, upper: Array) -> tuple[Array, Arr
     """
     # Double where: no infinite end reaches a slope, nor its derivative.
     bounded = jnp.isfinite(lower) & jnp.isfinite(upper)
-    highest = jnp.max(points.value, 0)
+    highest = largest_along(points.value)
     lower, upper = (jnp.where(bounded, end, 0.0) for end in (lower, upper))
     points = _Points(jnp.where(bounded[None], points.at, 0.0), points.value)
     at, value = jax.lax.stop_gradient(points)
@@ -116,9 +117,13 @@ def _line_above(points: _Points, lower: Array, upper: Array) -> tuple[Array, Arr
     (p, f_p), (q, f_q) = (
         (pick(points.at, index), pick(points.value, index)) for index in (first, last)
     )
-    share = 8.0 * float(jnp.finfo(lower.dtype).eps)
-    close = ~(jax.lax.stop_gradient(q - p) > share * (jnp.abs(lower) + jnp.abs(upper)))
+    share, scale = 8.0 * float(jnp.finfo(lower.dtype).eps), jnp.abs(lower) + jnp.abs(upper)
+    distance = jax.lax.stop_gradient(q - p)
+    close = ~(distance > share * scale)
     slope = jnp.where(close, 0.0, (f_q - f_p) / jnp.where(close, 1.0, q - p))
+    # On a narrow interval the quotient's derivative would be one of rounding errors.
+    narrow = ~(distance > share**0.5 * (scale + 1.0))
+    slope = jnp.where(narrow, jax.lax.stop_gradient(slope), slope)
     fixed = jax.lax.stop_gradient(slope)
     intercept = jnp.max(value - fixed[None] * at, axis=0)
     intercept = with_derivative_of(intercept, f_p - slope * p)

@@ -18,6 +18,7 @@ from boundjax.ir.composite import composite
 from boundjax.ir.families import Error, Joint, Planes, Position
 from boundjax.ir.node import Node, Perturbed
 from boundjax.ir.table import register
+from boundjax.numerics import largest_along
 from boundjax.ops import whole
 from boundjax.sets.interval import Interval
 
@@ -91,8 +92,8 @@ def _image(node: Node, *intervals: Interval) -> Interval:
     reached, unknown = _reached(node, indices), _unknown(node, indices)
     low, high = (_aligned(end, node.shape) for end in rows)
     nan = jnp.any(reached & (jnp.isnan(low) | jnp.isnan(high)), 0) | unknown
-    low = jnp.min(jnp.where(reached, low, jnp.inf), 0)
-    high = jnp.max(jnp.where(reached, high, -jnp.inf), 0)
+    low = -largest_along(jnp.where(reached, -low, -jnp.inf))
+    high = largest_along(jnp.where(reached, high, -jnp.inf))
     return Interval(jnp.where(nan, jnp.nan, low), jnp.where(nan, jnp.nan, high))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
-from boundjax.ir.families import Error, Joint, Planes, Position, copies
+from boundjax.ir.families import Error, Expansion, Joint, Planes, Position, copies
 from boundjax.ir.node import Node, Perturbed
 from boundjax.ir.table import register
 from boundjax.numerics import larger, signed_parts, smaller
@@ -62,11 +62,6 @@ def _not_equal(x: Interval, y: Interval) -> tuple[Array, Array]:
     return ~possibly, ~equal
 
 
-def _before(x: Interval, y: Interval) -> tuple[Array, Array]:
-    """The total order of floats, in which -0 comes before 0; intervals do not tell them apart."""
-    return x.upper < y.lower, x.lower <= y.upper
-
-
 _COMPARISONS: dict[str, Decision] = {
     "lt": _less,
     "le": _less_or_equal,
@@ -74,8 +69,6 @@ _COMPARISONS: dict[str, Decision] = {
     "ge": lambda x, y: _less_or_equal(y, x),
     "eq": _equal,
     "ne": _not_equal,
-    "lt_to": _before,
-    "le_to": _before,
 }
 
 
@@ -216,6 +209,10 @@ def _on_predicate(node: Node) -> bool:
     )
 
 
+def _to_predicate(node: Node) -> bool:
+    return node.dtype == jnp.bool_ and jnp.issubdtype(node.input_shapes[0].dtype, jnp.floating)
+
+
 def _with_itself(node: Node) -> bool:
     return _on_numbers(node) and len(node.inputs) == 2 and node.inputs[0] == node.inputs[1]
 
@@ -224,6 +221,14 @@ def _between_predicates(node: Node) -> bool:
     return _on_predicate(node) and node.dtype == jnp.bool_
 
 
+register(
+    Expansion(
+        name="convert_element_type",
+        note="of a number to a predicate",
+        accepts=_to_predicate,
+        expand=lambda node: lambda x: x != 0,
+    )
+)
 register(
     Joint(
         name="ne",

@@ -18,13 +18,15 @@ from boundjax.ir.node import Node
 from boundjax.ir.table import register
 from boundjax.ops import piecewise
 
-# Ends are off by their rounding, which is far less; a whole number lies on the right side of them.
-_SLACK = 0.25
-
 
 def ends(lower: Array, upper: Array) -> tuple[Array, Array]:
-    """The least and the largest integer of an interval whose ends may be slightly off."""
-    return jnp.ceil(lower - _SLACK), jnp.floor(upper + _SLACK)
+    """The least and the largest integer of an interval whose ends may be off by some roundings."""
+
+    def slack(end: Array) -> Array:
+        share = 16.0 * float(jnp.finfo(end.dtype).eps)
+        return 0.25 + share * jnp.where(jnp.isfinite(end), jnp.abs(end), 0.0)
+
+    return jnp.ceil(lower - slack(lower)), jnp.floor(upper + slack(upper))
 
 
 def largest_exact(dtype: np.dtype) -> int:

@@ -132,8 +132,7 @@ def _slice(eqn: Any, operands: list[Any]) -> tuple[int, Callable[..., Array]]:
                 for k, start in enumerate(starts)
             ]
             if updates:
-                array, update = arrays
-                return lax.dynamic_update_slice(array, update, here)
+                return lax.dynamic_update_slice(arrays[0], arrays[1], here)
             return lax.dynamic_slice(arrays[0], here, window)
 
         places = np.indices(sizes, dtype=np.int32).reshape(len(sizes), -1).T

@@ -45,7 +45,8 @@ def test_every_elementwise_op_has_a_stated_error():
     steps = {"ceil", "floor", "sign"}
     # `test_remainders.py` compares these where they do not jump.
     rounded = {"hinge", "pieces", "remainder", "floor_divide"}
-    assert missing == {"clamp", "convert_element_type", "max", "min"} | steps | rounded
+    selections = {"clamp", "convert_element_type", "max", "min", "trunc", "whole"}
+    assert missing == selections | steps | rounded
     assert all(accuracy.STATED[name] == accuracy.EXACT for name in missing - rounded)
 
 

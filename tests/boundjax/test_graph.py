@@ -128,7 +128,7 @@ def test_composite_activations_are_named(name, function):
     assert primitives(function) == [name]
 
 
-@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bfloat16, jnp.float16, bool])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_casts_that_lose_digits_are_refused(dtype):
     """`linear_transpose` accepts them silently, but truncated values have no linear bounds."""
 
@@ -142,12 +142,12 @@ def test_casts_that_lose_digits_are_refused(dtype):
 @pytest.mark.parametrize(
     "function",
     [
-        lambda x: jnp.sort(x),
-        lambda x: x[jnp.argmax(x)],
+        lambda x: jnp.lexsort((x, x[::-1])),
+        lambda x: x.at[jnp.argmax(x)].set(0.0),
         lambda x: jax.lax.reduce_precision(x, 8, 7),
-        lambda x: jnp.cumprod(x),
+        lambda x: x.astype(jnp.int32) // 2,
         lambda x: jnp.fft.fft(x).real,
-        lambda x: jax.lax.conv_general_dilated(jnp.ones((1, 1, 5)), x[None, None], (1,), "VALID"),
+        lambda x: jnp.linalg.eigvalsh(jnp.outer(x, x)),
     ],
 )
 @pytest.mark.parametrize("transform", [bj.interval, bj.linear])
@@ -158,7 +158,7 @@ def test_other_ops_are_refused_rather_than_bounded_wrongly(function, transform):
 
 def test_the_error_names_op_line_and_registration():
     def function(x):
-        return jnp.cumprod(x)  # the line that the message must name
+        return jax.lax.reduce_precision(x, 8, 7)  # the line that the message must name
 
     with pytest.raises(bj.UnsupportedOpError) as raised:
         bj.interval(function)(bj.Box(jnp.zeros(2), jnp.ones(2)))
@@ -167,7 +167,7 @@ def test_the_error_names_op_line_and_registration():
     lines = here.read_text().splitlines()
     line = 1 + next(k for k, text in enumerate(lines) if "the line that the message must" in text)
     assert f"{here.name}:{line}" in message
-    assert "'cumprod'" in message
+    assert "'reduce_precision'" in message
     assert "register" in message
     assert "\n" not in message
 
@@ -177,10 +177,10 @@ def test_the_error_names_the_line_inside_a_flax_module():
         @nn.compact
         def __call__(self, x):
             x = nn.Dense(3, name="hidden")(x)
-            return jnp.cumprod(x, axis=1)
+            return jax.lax.reduce_precision(x, 8, 7)
 
     variables = Net().init(jax.random.key(0), jnp.ones((1, 2)))
-    message = r"'cumprod'.*test_graph\.py:\d+ \(.*__call__\)"
+    message = r"'reduce_precision'.*test_graph\.py:\d+ \(.*__call__.*\)"
     with pytest.raises(bj.UnsupportedOpError, match=message):
         bj.certify((Net(), variables), jnp.ones((2, 2)), 0.1)
 

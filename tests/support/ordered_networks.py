@@ -27,9 +27,11 @@ def _counted_draw(rng):
 def _counted(weights, x):
     """Casts, counts, reads at an index, and an order of other values."""
     y = affine(weights["first"], x)
+    y = jnp.where(jnp.isnan(y), 0.0, y)
+    knots = jnp.array([-1.0, 0.1, 0.8], y.dtype)
     levels = jnp.clip((2.0 * y).astype(jnp.int32) + 2, 0, 4)
     rows = weights["table"][levels]
-    count = (y > 0.1).sum().astype(x.dtype)
+    count = (y > 0.1).sum().astype(x.dtype) + jnp.interp(y[0], knots, knots[::-1], right=0.5)
     order = jnp.argsort(y).astype(x.dtype) - y[jnp.argmax(y)]
     return jnp.stack([rows[0, 0] + count, (order @ rows)[1]]) + (weights["own"] @ x)[:2]
 
