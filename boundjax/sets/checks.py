@@ -84,14 +84,11 @@ def warn_if_rounded(input_set: Any) -> None:
     """Warns, once, that the numbers of a set are rounded to float32 because JAX computes in it."""
     config: Any = jax.config
     tree: Any = jax.tree
-    leaves: list[tuple[Any, Any]] = (
-        [] if config.jax_enable_x64 else tree.leaves_with_path(input_set)
-    )
-    for path, leaf in leaves:
+    for path, leaf in () if config.jax_enable_x64 else tree.leaves_with_path(input_set):
         is_end = any(getattr(key, "name", None) in _ENDS for key in path)
-        if not (is_end and isinstance(leaf, np.ndarray)) or np.dtype(leaf.dtype) != np.float64:
+        end = np.asarray(leaf) if is_end and type(leaf) is np.ndarray else np.zeros(0, np.float32)
+        if end.dtype != np.float64:
             continue
-        end: np.ndarray[Any, np.dtype[np.float64]] = leaf
         with np.errstate(over="ignore"):
             inexact = end.astype(np.float32) != end
         if inexact.any():
