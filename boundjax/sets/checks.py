@@ -84,10 +84,7 @@ def warn_if_rounded(input_set: Any) -> None:
     """Warns, once, that the numbers of a set are rounded to float32 because JAX computes in it."""
     config: Any = jax.config
     tree: Any = jax.tree
-    leaves: list[tuple[Any, Any]] = (
-        [] if config.jax_enable_x64 else tree.leaves_with_path(input_set)
-    )
-    for path, leaf in leaves:
+    for path, leaf in () if config.jax_enable_x64 else tree.leaves_with_path(input_set):
         is_end = any(getattr(key, "name", None) in _ENDS for key in path)
         if not is_end or not isinstance(leaf, np.ndarray):
             continue

@@ -331,10 +331,15 @@ def _tightened(rows: Array, least: Array, most: Array, ends: Interval) -> Interv
         small = jnp.minimum(rows * lower, rows * upper)
         large = jnp.maximum(rows * lower, rows * upper)
         # How far each element may lead up from the least value of its row, and down from the most.
+        # A small coefficient would make much of what is lost here.
+        size = jnp.sum(jnp.maximum(jnp.abs(small), jnp.abs(large)), axis=axes)
         up = most - jnp.sum(small, axis=axes), most
         down = jnp.sum(large, axis=axes) - least, least
         (up, rises), (down, falls) = (
-            (column(jnp.where(jnp.isfinite(limit), room, 0.0)), column(jnp.isfinite(limit)))
+            (
+                column(jnp.where(jnp.isfinite(limit), room + _lost_by(size, limit, rows), 0.0)),
+                column(jnp.isfinite(limit)),
+            )
             for room, limit in (up, down)
         )
         positive = rows > 0
@@ -386,8 +391,20 @@ def _limits(rows: Array, least: Array, most: Array, ends: Interval) -> tuple[Arr
     """Both limits of `rows (x - middle)`, which are finite: a box limits every row as well."""
     axes = tuple(range(1, rows.ndim))
     reach = jnp.sum(jnp.abs(rows) * ends.radius[None], axis=axes)
-    at_middle = jnp.sum(rows * ends.middle[None], axis=axes)
-    return jnp.maximum(least - at_middle, -reach), jnp.minimum(most - at_middle, reach)
+    terms = rows * ends.middle[None]
+    at_middle, size = jnp.sum(terms, axis=axes), jnp.sum(jnp.abs(terms), axis=axes)
+    below = least - at_middle - _lost_by(size, least, rows)
+    above = most - at_middle + _lost_by(size, most, rows)
+    return jnp.maximum(below, -reach), jnp.minimum(above, reach)
+
+
+def _lost_by(size: Array, limit: Array, rows: Array) -> Array:
+    """What the difference of a limit and the sum of a row may lose, also where it is not a proof.
+
+    Multipliers and divisions by coefficients would enlarge it. No gradient flows in it.
+    """
+    size = lax.stop_gradient(size + jnp.where(jnp.isfinite(limit), jnp.abs(limit), 0.0))
+    return size * rounding.Arithmetic.of(size.dtype).gamma(rows[0].size)
 
 
 def _limits_above(rows: Array, least: Array, most: Array, ends: Interval) -> tuple[Array, Array]:
