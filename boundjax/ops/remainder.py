@@ -182,6 +182,15 @@ register(
 register(
     Refused(
         name="rem",
+        accepts=lambda node: not jnp.issubdtype(node.dtype, jnp.floating),
+        reason="it computes with integers of a perturbed value; counts and indices, all integers "
+        "that depend on the perturbed input, have no bounds",
+    )
+)
+register(
+    Refused(
+        name="rem",
+        accepts=lambda node: node.perturbed[1],
         reason="only remainders by a constant have bounds; the divisor depends on the input",
     )
 )

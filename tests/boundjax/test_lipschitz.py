@@ -342,7 +342,7 @@ def _unit(x):
         (lambda x: x * jax.lax.rsqrt(jnp.mean(x * x) + 0.25), 2.0),
     ],
 )
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_constants_of_rows_are_the_largest_slopes(function, expected):
     constant = float(bj.global_lipschitz(function, jnp.zeros(4)))
     np.testing.assert_allclose(constant, expected, rtol=1e-6)

@@ -23,7 +23,7 @@ INTERVALS = np.array(
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_images_and_lines_contain_a_grid(name, dtype):
     lower, upper = np.repeat(INTERVALS, len(DIVISORS), 0).T.astype(dtype)
     divisors = np.tile(DIVISORS, len(INTERVALS)).astype(dtype)
@@ -69,7 +69,7 @@ def test_images_and_lines_contain_a_grid(name, dtype):
         ),
     ],
 )
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_known_ranges(function, ends, expected):
     box = bj.Box(*(jnp.full(1, end, jnp.float32) for end in ends))
     np.testing.assert_allclose(np.ravel(bj.interval(function)(box)), expected, atol=3e-5)

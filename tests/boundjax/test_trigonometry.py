@@ -37,7 +37,7 @@ def ranges(function, low, high, transform=bj.linear):
         (lambda p: special.rel_entr(p, jnp.full(1, 0.5)), (0.6, 0.9), (0.1093929, 0.5290080)),
     ],
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 def test_known_ranges(function, ends, expected):
     np.testing.assert_allclose(ranges(function, [ends[0]], [ends[1]])[:, 0], expected, atol=3e-5)
 
@@ -54,7 +54,7 @@ def test_known_ranges(function, ends, expected):
         (lambda x: special.xlogy(x, x), (-0.1, 1.0), "'x_log_x' at .* leave its domain"),
     ],
 )
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_outside_of_the_domain_bounds_are_infinite(function, ends, message):
     with pytest.warns(DomainWarning, match=message):
         bounds = ranges(function, [ends[0]], [ends[1]], bj.interval)

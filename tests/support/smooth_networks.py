@@ -85,7 +85,12 @@ NETWORKS: tuple[Network, ...] = (
         lambda x: jnp.arccosh(jax.nn.softplus(x) + 1.5),
         jnp.sinc,
     ),
-    _side_by_side("entropies", lambda x: entr(jax.nn.sigmoid(x)), lambda x: xlogy(2.0, x**2 + 1.0)),
+    # JAX's gradient of the entropy is NaN where a saturated sigmoid is 0, and so are attacks.
+    _side_by_side(
+        "entropies",
+        lambda x: entr(0.1 + 0.8 * jax.nn.sigmoid(x)),
+        lambda x: xlogy(2.0, x**2 + 1.0),
+    ),
     _side_by_side(
         "wrapped",
         lambda x: jnp.mod(x, 0.75),
