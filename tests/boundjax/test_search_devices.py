@@ -149,7 +149,7 @@ def _without_collectives(program, arguments, size):
 def test_a_step_is_compiled_once(two, least):
     """The first state is divided like those after it."""
     decide(two, 1e-3 - least)
-    step, shapes = two.network._compiled["step"]
+    step, shapes = two.network._compiled["step", None]
     assert step._cache_size() == len(shapes)
 
 

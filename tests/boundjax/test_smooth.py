@@ -222,6 +222,8 @@ def test_lipschitz_constants_bound_the_slope(name):
     assert (quotients <= constant * (1 + 1e-9) + 1e-9).all()
     # The constant is tight. At the kinks of hard_silu the derivative is that of one side.
     largest = np.maximum(slopes.max(0), quotients)
+    if name == "x_log_x":  # which is infinitely steep at 0, where JAX states a finite slope
+        largest = np.where(lower == 0.0, np.inf, largest)
     assert ((constant <= 1.01 * largest) | (np.isinf(largest) & np.isinf(constant))).all()
 
 
