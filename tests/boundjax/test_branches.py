@@ -33,7 +33,7 @@ BOXES = np.array([(c - r, c + r) for c in CENTERS for r in (0.0, 0.15, 0.6, 4.0)
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(14)
 def test_images_are_the_union_of_the_branches(name, dtype):
     function, _ = FUNCTIONS[name]
     lower, upper = np.repeat(BOXES[:, :, None], 4, 2).transpose(1, 0, 2).astype(dtype)
@@ -81,7 +81,7 @@ def test_linear_branches_are_one_op(name):
         (lambda x: jnp.where(x <= 1e-3, 0.0, jnp.log(x)), (-1.0, 1.0), (np.log(1e-3), 0.0)),
     ],
 )
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_known_ranges(function, ends, expected):
     box = bj.Box(*(jnp.full(2, end, jnp.float32) for end in ends))
     for bounds in (bj.interval(function)(box), bj.linear(function)(box)):
@@ -149,7 +149,7 @@ def test_gradients_in_a_learned_threshold_are_finite():
 
 @pytest.mark.parametrize("rounding", ["float32", "real"])
 @pytest.mark.parametrize("name", ["jump", "nested", "band", "huber"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_rounded_bounds_hold_at_thresholds(name, rounding):
     function, _ = FUNCTIONS[name]
     edge = np.float32([0.4, 0.5, -0.3, 1.0])

@@ -13,7 +13,7 @@ from zoo import weights
 import boundjax as bj
 from boundjax.certification.independence import other_constants
 
-pytestmark = pytest.mark.quick
+pytestmark = [pytest.mark.quick, pytest.mark.sampled(2)]
 X = np.random.default_rng(0).uniform(size=(3, 5)).astype(np.float32)
 W = weights(5, 3)
 LENGTHS = np.array([1, 3, 5])
@@ -187,7 +187,7 @@ MIXING = {
 
 @pytest.mark.parametrize("kind", MIXING)
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_a_model_that_mixes_constants_is_refused(kind, count):
     mix, values = MIXING[kind]
 
@@ -346,7 +346,7 @@ ERRORS = {
 TRAINED = NetNNX(nnx.Rngs(0))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", ERRORS)
 def test_errors_of_models_say_what_to_do(kind):
     model, options, error, message = ERRORS[kind]

@@ -10,7 +10,7 @@ from scipy import optimize
 
 import boundjax as bj
 
-pytestmark = pytest.mark.quick
+pytestmark = [pytest.mark.quick, pytest.mark.sampled(2)]
 
 SIZE = 6
 

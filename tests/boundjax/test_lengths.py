@@ -64,7 +64,7 @@ def random_boxes(rng, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("name", [*LENGTHS, *ANGLES])
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(14)
 def test_images_and_planes_contain_samples(name, dtype):
     function, rng = {**LENGTHS, **ANGLES}[name], np.random.default_rng(0)
     with jax.enable_x64(dtype == np.float64):
@@ -101,7 +101,7 @@ def test_images_and_planes_contain_samples(name, dtype):
         (lambda x: jnp.arctan2(x[0], x[1]), (0.0, -2.0), (1.0, -1.0), (-np.pi, np.pi)),
     ],
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_known_ranges(function, low, high, expected):
     bounds = bj.interval(function)(bj.Box(jnp.asarray(low), jnp.asarray(high)))
     np.testing.assert_allclose(np.ravel(bounds), expected, rtol=1e-5, atol=1e-5)
@@ -109,7 +109,7 @@ def test_known_ranges(function, low, high, expected):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("name", UNITS)
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(14)
 def test_unit_vectors_have_the_range_of_every_coordinate(name, dtype):
     function, rng = UNITS[name], np.random.default_rng(1)
     with jax.enable_x64(dtype == np.float64):
@@ -233,7 +233,7 @@ def test_gradients_are_finite(name):
 
 
 @pytest.mark.parametrize("rounding", ["float32", "real"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_rounded_bounds_contain_values_in_float64(rounding):
     rng = np.random.default_rng(3)
 

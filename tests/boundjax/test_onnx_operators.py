@@ -75,7 +75,7 @@ LOOSE = {
 
 
 @pytest.mark.parametrize("case", tables.OPERATORS)
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_bounds_hold(case, tmp_path):
     model, box = tables.OPERATORS[case]
     path = models.save(model, tmp_path)
@@ -104,7 +104,7 @@ def test_bounds_hold(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", [*tables.MOVES, *tables.RESIZES, *tables.NORMS])
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(18)
 def test_bounds_with_rounding_hold_at_points(case, tmp_path):
     """Where inputs have no width, float32 bounds are as wide as rounding."""
     path = models.save(tables.OPERATORS[case][0], tmp_path)
@@ -170,7 +170,7 @@ EXACT = {
 
 
 @pytest.mark.parametrize("case", EXACT)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_bounds_hold_for_exact_constants(case, tmp_path):
     """Large inputs show what the constants' rounding does; nothing else is that wide."""
     model, exact = EXACT[case]
@@ -193,7 +193,7 @@ def test_bounds_hold_for_exact_constants(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["layer_norm", "instance_norm", "moments"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_bounds_hold_for_the_runtime_at_large_means(case, tmp_path):
     """Bounds that know of no rounding are wrong there."""
     path = models.save(tables.OPERATORS[case][0], tmp_path)

@@ -21,6 +21,8 @@ import onnx_structures as structures  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 from onnx_models import f32, i64, network, node, scalar  # noqa: E402
 
+pytestmark = pytest.mark.sampled(2)
+
 FLOAT = TensorProto.FLOAT
 
 

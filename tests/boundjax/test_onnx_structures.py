@@ -17,6 +17,8 @@ from onnx import TensorProto  # noqa: E402
 from onnx_models import f32, network, node, scalar  # noqa: E402
 from onnx_structures import STRUCTURES, branch, call, function, graph, loop  # noqa: E402
 
+pytestmark = pytest.mark.sampled(2)
+
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
 
@@ -35,7 +37,7 @@ def refused(model, folder, message):
 
 
 @pytest.mark.parametrize("case", STRUCTURES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_interval_bounds_hold_for_the_runtime(case, tmp_path):
     """Under "float32" they hold for its outputs digit by digit, at a point as well."""
     path = models.save(STRUCTURES[case], tmp_path)
@@ -62,7 +64,7 @@ LINEAR = ("loop", "branches_in_a_loop", "functions_in_functions", "quantized", "
 
 
 @pytest.mark.parametrize("case", LINEAR)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_linear_bounds_hold(case, tmp_path):
     model = load(STRUCTURES[case], tmp_path)
     x = f32(*model.input_shape)

@@ -24,6 +24,8 @@ from onnx_structures import STRUCTURES  # noqa: E402
 from boundjax.verify import messages, worker  # noqa: E402
 from boundjax.verify.network import Compiled, Network  # noqa: E402
 
+pytestmark = pytest.mark.sampled(3)
+
 CASES = {**models.CASES, **STRUCTURES}
 ROUNDINGS = ("nearest", "real", "float32")
 

@@ -10,6 +10,8 @@ from networks import points
 
 import boundjax as bj
 
+pytestmark = pytest.mark.sampled(2)
+
 RNG = np.random.default_rng(0)
 TABLE, ROWS = RNG.normal(size=(7, 3)).astype(np.float32), RNG.normal(size=(5, 4)).astype(np.float32)
 MATRIX = (RNG.normal(size=(4, 4)) + 4.0 * np.eye(4)).astype(np.float32)
@@ -142,7 +144,7 @@ CASES = EXACT | SOUND
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_bounds_contain_samples(name):
     size, function = CASES[name]
     rng = np.random.default_rng(1)
@@ -174,7 +176,7 @@ def test_bounds_contain_samples(name):
 @pytest.mark.parametrize(
     "name", ["group sort", "prod", "cumlogsumexp", "kernel, grouped", "take", "votes", "interp"]
 )
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_rounded_bounds_contain_the_values_themselves(name, rounding):
     """Without any slack, on boxes so narrow that rounding is most of their bounds."""
     size, function = CASES[name]
@@ -293,7 +295,7 @@ DIFFERENTIABLE = (
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_gradients_equal_finite_differences(name):
     size, function = CASES[name]
     with jax.enable_x64(True):

@@ -11,6 +11,8 @@ from boundjax import properties
 from boundjax.search import Programs, refinement, tree
 from boundjax.search.bounder import Root
 
+pytestmark = pytest.mark.sampled(3)
+
 SQUARE = bj.Box(-jnp.ones(2), jnp.ones(2))
 GRID = jnp.stack(jnp.meshgrid(*2 * [jnp.linspace(-1.0, 1.0, 201)]), axis=-1).reshape(-1, 2)
 NIGHTLY = ("leaky relu", "hinge", "min", "relu6", "hard tanh", "clamp", "clip")

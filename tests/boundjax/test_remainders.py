@@ -10,6 +10,8 @@ import boundjax as bj
 from boundjax.ops import accuracy
 from boundjax.transforms.relaxations import _at_zero
 
+pytestmark = pytest.mark.sampled(2)
+
 FUNCTIONS = {"mod": jnp.mod, "fmod": jnp.fmod, "//": jnp.floor_divide}
 DIVISORS = np.array([1.0, -0.7, 2.5, 0.1])
 INTERVALS = np.array(

@@ -9,6 +9,8 @@ import pytest
 
 import boundjax as bj
 
+pytestmark = pytest.mark.sampled(2)
+
 RNG = np.random.default_rng(5)
 STATE = RNG.normal(size=(2, 3)).astype(np.float32)
 ACTION = RNG.normal(size=4).astype(np.float32)
@@ -121,7 +123,7 @@ def assert_close(tree, flat, share=1e-6):
         np.testing.assert_allclose(one, other, atol=share * size, rtol=0)
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize(("form", "transform", "rounding"), CASES)
 def test_a_tree_and_its_flat_array_have_the_same_bounds(form, transform, rounding):
     assert_equal_to_flat(form, transform, rounding)

@@ -11,6 +11,8 @@ import boundjax as bj
 from boundjax.ops.domain import DomainWarning
 from boundjax.tracing.trace import trace
 
+pytestmark = pytest.mark.sampled(2)
+
 
 def ranges(function, low, high, transform=bj.linear):
     low, high = np.broadcast_arrays(np.float32(low), np.float32(high))

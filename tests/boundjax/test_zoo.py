@@ -12,7 +12,7 @@ from boundjax.attacks import pgd
 METHODS = ("interval", "crown-ibp", "crown")
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("kind", ZOO)
 def test_a_model_of_the_zoo_is_certified_against_samples_and_attacks(kind):
     animal = ZOO[kind]()
