@@ -149,7 +149,7 @@ def test_a_search_keeps_programs_on_functions_that_are_not_defined_everywhere(
         return [
             (programs.bounds("crown"), (*ends, rows)),
             (programs.split("crown"), (*many, *rest)),
-            (root, (*ends, rows)),
+            (root, (*ends, rows, programs.domains.unknown)),
         ]
 
     assert warns()
