@@ -29,6 +29,7 @@ from boundjax.sets.checks import (
 )
 from boundjax.sets.input_set import InputSet, outwards
 from boundjax.sets.interval import Interval
+from boundjax.sets.trees import is_tree
 
 # Passes over the rows in which each tightens the ends of every input.
 _ROUNDS = 3
@@ -95,6 +96,11 @@ class Constrained:
         if rows is None or upper is None or rows.ndim == 0 or upper.ndim != 1:
             return
         require_input_set(self.base)
+        if is_tree(self.base.interval().lower):
+            raise TypeError(
+                "Constrained needs a base of one array, got a set of a pytree; concatenate what the "
+                "constraints join, and split that array inside the function"
+            )
         require_finite("Constrained.rows", rows)
         if rows.shape[:1] != upper.shape or not len(upper):
             raise ValueError(

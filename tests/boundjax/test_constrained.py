@@ -275,6 +275,11 @@ BAD = {
         TypeError,
         "input set, got an",
     ),
+    "tree": (
+        lambda: bj.Constrained(bj.Box({"a": jnp.zeros(2)}, {"a": jnp.ones(2)}), ONE, jnp.ones(1)),
+        TypeError,
+        "base of one array, got a set of a pytree",
+    ),
     "rows": (lambda: bj.Constrained(BOX, jnp.ones((1, 3)), jnp.ones(1)), ValueError, r"\[k, 2\]"),
     "limits": (lambda: bj.Constrained(BOX, ONE, jnp.ones(2)), ValueError, r"got \(1, 2\) and \(2,"),
     "no rows": (lambda: bj.Constrained(BOX, ONE[:0], jnp.ones(0)), ValueError, "for k >= 1"),
