@@ -98,8 +98,8 @@ class Constrained:
         require_input_set(self.base)
         if is_tree(self.base.interval().lower):
             raise TypeError(
-                "Constrained needs a base of one array, got a set of a pytree; concatenate what the "
-                "constraints join, and split that array inside the function"
+                "Constrained needs a base of one array, got a set of a pytree; concatenate what "
+                "the constraints join, and split that array inside the function"
             )
         require_finite("Constrained.rows", rows)
         if rows.shape[:1] != upper.shape or not len(upper):
