@@ -14,7 +14,7 @@ primitive: Any = Primitive("boundjax_composite")  # Any: JAX leaves the methods 
 
 
 def composite(
-    name: str, function: Callable[..., Array], *operands: Array, **params: Hashable
+    name: str, function: Callable[..., Array], /, *operands: Array, **params: Hashable
 ) -> Array:
     """Returns `function(*operands, **params)`, traced as one op of the given name.
 
