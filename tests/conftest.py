@@ -65,9 +65,14 @@ TORN_DOWN = itertools.count(1)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves all but every k-th example of a test marked `sampled(k)` to the night."""
+    """Leaves all but every k-th example of a test marked `sampled(k)` to the night.
+
+    So it does with the network that takes longest to compile.
+    """
     seen: collections.Counter[str] = collections.Counter()
     for item in items:
+        if "[counted" in item.nodeid:
+            item.add_marker(pytest.mark.slow)
         mark = item.get_closest_marker("sampled")
         if mark is None or item.get_closest_marker("slow") is not None:
             continue

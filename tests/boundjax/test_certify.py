@@ -372,7 +372,7 @@ def test_certified_radius_is_zero_for_a_wrong_prediction_and_at_most_eps_max(mod
     np.testing.assert_array_equal(easy, jnp.ones(EXAMPLES))
 
 
-@pytest.mark.parametrize("norm", [2, jnp.inf])
+@pytest.mark.parametrize("norm", [pytest.param(2, marks=pytest.mark.slow), jnp.inf])
 def test_certified_radius_of_a_pattern_is_a_factor(norm, model, images):
     options = {"norm": norm, "clip": (0.0, 1.0), "method": "interval"}
     patch = np.zeros(images.shape[1:], np.float32)

@@ -158,6 +158,7 @@ def test_constants_belong_to_their_examples():
     np.testing.assert_array_equal(radius(of_lengths, X, constants=LENGTHS), each_alone(radius))
 
 
+@pytest.mark.slow
 def test_complete_searches_with_the_constants_of_an_example():
     ask = functools.partial(bj.certify, eps=0.3, method="complete")
     told = []
@@ -243,7 +244,9 @@ def of_positions(x):
     return jnp.tanh(x @ weights(5, 12)).reshape(-1, 2, 2, 3)
 
 
-@pytest.mark.parametrize(("method", "norm"), [("crown-ibp", np.inf), ("interval", 2)])
+@pytest.mark.parametrize(
+    ("method", "norm"), [("crown-ibp", np.inf), pytest.param("interval", 2, marks=pytest.mark.slow)]
+)
 def test_every_position_is_certified_like_a_model_of_its_own(method, norm):
     ask = functools.partial(bj.certify, eps=0.05, norm=norm, method=method, rounding="nearest")
     told = []

@@ -10,7 +10,7 @@ from scipy import optimize
 
 import boundjax as bj
 
-pytestmark = [pytest.mark.quick, pytest.mark.sampled(2)]
+pytestmark = [pytest.mark.quick, pytest.mark.sampled(3)]
 
 SIZE = 6
 
@@ -237,6 +237,7 @@ def value_and_derivatives(c, input_set):
     return jax.value_and_grad(support, argnums=range(1 + len(leaves)))(c, *leaves)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_at_degenerate_inputs():
     point = bj.Constrained(bj.Box(jnp.ones(2), jnp.ones(2)), jnp.array([[1.0, -1.0]]), jnp.zeros(1))
     flat = bj.Constrained(ORDERED.base, jnp.zeros((1, 2)), jnp.zeros(1))

@@ -43,7 +43,13 @@ TRANSFORMS = {
     "forward": bj.forward_linear,
     "bcp": balls_and_boxes,
 }
-each_transform = pytest.mark.parametrize("transform", TRANSFORMS)
+each_transform = pytest.mark.parametrize(
+    "transform",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "alpha-crown" else [])
+        for name in TRANSFORMS
+    ],
+)
 
 
 def integers(nodes, shape=(1, 3), constants=None):

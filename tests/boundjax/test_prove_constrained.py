@@ -11,7 +11,7 @@ import boundjax as bj
 from boundjax import properties, search
 from boundjax.search.constraints import Constraints
 
-pytestmark = [pytest.mark.xdist_group("prove"), pytest.mark.quick, pytest.mark.sampled(2)]
+pytestmark = [pytest.mark.xdist_group("prove"), pytest.mark.quick, pytest.mark.sampled(3)]
 
 BOX = bj.Box(-jnp.ones(2), jnp.ones(2))
 ORDERED = bj.Constrained(BOX, jnp.array([[1.0, -1.0]]), jnp.zeros(1))  # x_0 <= x_1
@@ -23,7 +23,13 @@ def network(x):
     return jnp.stack([nn.relu(difference) + nn.relu(-difference) - 0.5 * difference, x[0] + x[1]])
 
 
-@pytest.mark.parametrize("max_split_inputs", [0, 20], ids=["units are split", "the box is split"])
+@pytest.mark.parametrize(
+    "max_split_inputs",
+    [
+        pytest.param(0, id="units are split", marks=pytest.mark.slow),
+        pytest.param(20, id="the box is split"),
+    ],
+)
 def test_a_property_that_needs_the_constraint(max_split_inputs):
     # Where x_0 <= x_1 the network is 1.5 (x_1 - x_0) >= 0, and x_0 - x_1 is never positive.
     def function(x):
