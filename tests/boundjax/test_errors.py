@@ -107,7 +107,7 @@ BAD_INPUT = {
     "inputs as a set": (
         lambda: certify(bj.LpBall(IMAGES, 0.1), 0.1),
         TypeError,
-        r"x must be one array, .*got a LpBall; boundjax\.linear\(f\)\(sets, specification\)",
+        r"x must be the inputs \[B, \.\.\.\], .*got a LpBall; .* use boundjax\.linear\(f\)",
     ),
     "inputs as a list of sets": (
         lambda: certify([identity_box, identity_box], 0.1),
