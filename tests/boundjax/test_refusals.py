@@ -45,10 +45,6 @@ TRIP_COUNT = (
     "its trip count depends on the perturbed input; use jax.lax.scan, or fori_loop with Python "
     "integers as its bounds"
 )
-BRANCH = (
-    "the branch depends on the perturbed input, and only two branches on a predicate "
-    "(jax.lax.cond) have bounds; use jnp.where or a constant index"
-)
 DECIDES = (
     "Python's if, while, and, or, not decide on a value that is not known while tracing; use "
     "jnp.where or jax.lax.cond on the predicate"
@@ -111,11 +107,6 @@ OPS = {
         lambda x: jax.lax.fori_loop(0, x.sum().astype(int), lambda _, c: 2.0 * c, x),
         "while",
         TRIP_COUNT,
-    ),
-    "switch": (
-        lambda x: jax.lax.switch(x[0].astype(int), [jnp.sin, jnp.cos, jnp.exp], x),
-        "cond",
-        BRANCH,
     ),
     "callback": (lambda x: jax.pure_callback(np.sin, shape_of(x), x), "pure_callback", OUTSIDE),
     "io callback": (
