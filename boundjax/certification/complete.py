@@ -114,14 +114,14 @@ class _Searches:
         request = self._request
         if self._programs is None or request.constants:
             # The constants of an example are weights of its network.
-            own = rows_of(request.constants, k)
+            constants = rows_of(request.constants, k)
             self._programs = Programs(
                 _on_one_example(request.apply),
                 request.x.shape[1:],
                 rounding=request.rounding,
                 max_bytes=self._max_bytes,
                 devices=self._devices,
-                weights=(request.variables, own),
+                weights=(request.variables, constants),
                 compiled=self._compiled,
             )
         return self._programs

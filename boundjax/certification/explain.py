@@ -15,7 +15,7 @@ _CURE = (
 )
 _MISSING = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)")
 _NAME = re.compile(r"'(\w+)'")
-# Of flax.linen.merge_param, and of the layers of flax.nnx.
+# How flax.linen.merge_param and the layers of flax.nnx word it.
 _NOT_SAID = re.compile(
     r"Parameter \"(\w+)\" must be passed|No `(\w+)` argument was provided|"
     r"`(\w+)` (?:parameter|argument) (?:was|must be)"

@@ -212,8 +212,8 @@ def _of_positions(specification: Array) -> Array:
     m, classes = specification.shape[-2:]
     each = specification.reshape(-1, m, classes)
     positions = len(each)
-    own = jnp.eye(positions, dtype=each.dtype)[:, None, :, None]
-    return (own * each[:, :, None, :]).reshape(positions * m, positions * classes)
+    identity = jnp.eye(positions, dtype=each.dtype)[:, None, :, None]
+    return (identity * each[:, :, None, :]).reshape(positions * m, positions * classes)
 
 
 def _in_order(lower: Array, label: Array) -> Array:

@@ -80,13 +80,13 @@ def traced(model: PureModel, x: np.ndarray, constants: Sequence[PyTree], size: i
     arguments = of_size(size)
     try:
         with refusals.explained():
-            found = trace_program(logits, model.variables, *arguments)
+            trace = trace_program(logits, model.variables, *arguments)
     except Exception as error:
         better = explained(error) or _of_one_example(model, x, constants)
         if better is None:
             raise
         raise better from error
-    result: jax.ShapeDtypeStruct = found.shapes
+    result: jax.ShapeDtypeStruct = trace.shapes
     if len(result.shape) < 2 or result.shape[0] != size:
         count = max(size, len(x))  # rather the batch that the user knows
         whole = jax.eval_shape(logits, model.variables, *of_size(count))
@@ -102,8 +102,8 @@ def traced(model: PureModel, x: np.ndarray, constants: Sequence[PyTree], size: i
         )
     if not jnp.issubdtype(result.dtype, jnp.floating):
         raise ValueError(f"model must return floating-point logits, got {result.dtype}")
-    variables = model.variables, found.captured
-    return TracedModel(TracedApply(found.program), variables, tuple(result.shape))
+    variables = model.variables, trace.captured
+    return TracedModel(TracedApply(trace.program), variables, tuple(result.shape))
 
 
 def _many(result: Any) -> str:

@@ -36,7 +36,7 @@ def read_message(path: str | os.PathLike[str], max_bytes: int) -> Any:
     path = Path(path)
     content = _content(path, max_bytes)
     try:
-        # Not `onnx.load`, which chooses the parser by the file's suffix.
+        # `onnx.load` would choose the parser by the file's suffix.
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own exceptions have no common public base
         raise OnnxError("expected an ONNX model, got a truncated or different file") from error

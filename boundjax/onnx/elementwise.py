@@ -126,8 +126,8 @@ def modulo(node: Node, x: Value, y: Value) -> Value:
     x, y = same_rank(node, x, y)
     whole = x.dtype.kind == "i" or node.computes_integers
     # While shapes are found, known integers are float32.
-    known = node.xp is np or node.kinds
-    if known and not (truncated or whole):
+    has_values = node.xp is np or node.kinds
+    if has_values and not (truncated or whole):
         raise node.error("attribute fmod: expected 1 for floating-point numbers, got 0")
     if whole and not (isinstance(y, np.ndarray) and y.all()):
         raise node.error("expected constant integer divisors other than 0")

@@ -153,13 +153,13 @@ def reverse_sequence(node: Node, x: Value, lengths: np.ndarray) -> Value:
     time = node.axis(node.integer("time_axis", 0), x.ndim)
     batch = node.axis(node.integer("batch_axis", 1), x.ndim)
     count, longest = x.shape[batch], x.shape[time]
-    known = node.to_integers(lengths)
+    numbers = node.to_integers(lengths)
     if {time, batch} != {0, 1}:
         raise node.error(f"expected batch_axis and time_axis 0 and 1, got {batch} and {time}")
-    if len(known) != count or not all(0 <= n <= longest for n in known):
-        raise node.error(f"expected {count} lengths from 0 to {longest}, got {known[:8]}")
+    if len(numbers) != count or not all(0 <= n <= longest for n in numbers):
+        raise node.error(f"expected {count} lengths from 0 to {longest}, got {numbers[:8]}")
     steps = np.arange(longest)
-    order = np.stack([np.where(steps < n, n - 1 - steps, steps) for n in known])
+    order = np.stack([np.where(steps < n, n - 1 - steps, steps) for n in numbers])
     order = order if batch < time else order.T
     sides = [n if k in (time, batch) else 1 for k, n in enumerate(x.shape)]
     indices = np.broadcast_to(order.reshape(sides), x.shape)

@@ -83,7 +83,7 @@ def _gru_step(node: Node, of: _Parameters, inputs: Value, state: State) -> State
     else:
         hidden = _product(reset * h, weights[2 * size :])
     new = of.activated(1, inputs[:, 2 * size :] + hidden)
-    # Not `new + update (h - new)`, whose bounds are up to three times as wide.
+    # The bounds of `new + update (h - new)` are up to three times as wide.
     return ((jnp.float32(1.0) - update) * new + update * h,)
 
 
@@ -280,13 +280,13 @@ def _checked(
 def _directions(node: Node, count: int) -> tuple[bool, ...]:
     """Which directions run backwards."""
     direction = node.text("direction", "forward")
-    known = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-    if direction not in known or len(known[direction]) != count:
+    reversals = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+    if direction not in reversals or len(reversals[direction]) != count:
         raise node.error(
-            f"attribute direction: expected one of {', '.join(known)} for weights of {count} "
+            f"attribute direction: expected one of {', '.join(reversals)} for weights of {count} "
             f"directions, got {direction!r}"
         )
-    return known[direction]
+    return reversals[direction]
 
 
 def _lengths(node: Node, lengths: np.ndarray | None, steps: int, batch: int) -> tuple[int, ...]:
@@ -334,16 +334,16 @@ def _activations(node: Node, cell: _Cell) -> list[Activation]:
     names = node.texts("activations") or cell.activations * (2 if two else 1)
     if len(names) != count:
         raise node.error(f"attribute activations: expected {count} names, got {len(names)}")
-    given = [iter(node.numbers(f"activation_{name}") or ()) for name in ("alpha", "beta")]
+    parameters = [iter(node.numbers(f"activation_{name}") or ()) for name in ("alpha", "beta")]
     functions = []
     for name in names:
         if name.lower() not in _ACTIVATIONS:
             raise node.error(f"attribute activations: {name[:40]!r} is not supported")
         make, defaults = _ACTIVATIONS[name.lower()]
-        values = [next(rest, default) for rest, default in zip(given, defaults, strict=False)]
+        values = [next(rest, default) for rest, default in zip(parameters, defaults, strict=False)]
         if None in values:
             raise node.error(f"attribute activations: {name!r} needs its alpha and beta")
         functions.append(make(*values))
-    if any(next(rest, None) is not None for rest in given):
+    if any(next(rest, None) is not None for rest in parameters):
         raise node.error("expected activation_alpha and activation_beta for activations alone")
     return functions

@@ -45,7 +45,7 @@ class _Axis:
 
 # --- coordinates ----------------------------------------------------------------------------------
 
-# Of positions `k`, an axis, its scale and a function that converts numbers.
+# A function of positions `k`, an axis, its scale, and a function that converts numbers.
 _Formula = Callable[[Any, _Axis, Any, Callable[[float], Any]], Any]
 
 
@@ -264,9 +264,9 @@ def _resized(
         return x, False
     index = at.axis.index
     if mode == "nearest":
-        chosen = np.clip(_nearest(node, at, rounding), 0, at.axis.length - 1)
-        same = np.array_equal(chosen, np.arange(at.axis.length))
-        return (x, False) if same else (indexing.take(node, x, chosen, index), True)
+        elements = np.clip(_nearest(node, at, rounding), 0, at.axis.length - 1)
+        same = np.array_equal(elements, np.arange(at.axis.length))
+        return (x, False) if same else (indexing.take(node, x, elements, index), True)
     return _weighted(x, _linear(at) if mode == "linear" else _cubic(node, at), index), True
 
 
@@ -274,13 +274,13 @@ def _nearest(node: Node, at: _Coordinates, rounding: str) -> np.ndarray:
     """The nearest element for each coordinate; it may lie outside of the axis."""
     if rounding != _UNDEFINED:
         return at.decide(_ROUNDINGS[rounding])
-    chosen = at.decide(math.floor)
-    if at.axis.size < at.axis.length and (chosen != at.decide(math.ceil)).any():
+    below = at.decide(math.floor)
+    if at.axis.size < at.axis.length and (below != at.decide(math.ceil)).any():
         raise node.error(
             "expected scales of at least 1: before opset 11 it is undefined which element is the "
             "nearest; export for a newer opset"
         )
-    return chosen
+    return below
 
 
 def _choice(node: Node, name: str, default: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
@@ -303,18 +303,18 @@ def _axes(
     listed = node.integers("axes") if node.opset >= 18 else None
     indices = range(x.ndim) if listed is None else node.axes(listed, x.ndim)
     lengths = [x.shape[index] for index in indices]
-    given, factors = _scales(node, scales), []
+    stated, factors = _scales(node, scales), []
     policy = node.text("keep_aspect_ratio_policy", "stretch")
     if sizes is not None and sizes.size:
-        if given is not None:
+        if stated is not None:
             raise node.error("expected scales or sizes, got both")
         after = list(node.to_integers(sizes))
         if len(after) == len(lengths) and min((*lengths, *after), default=1) > 0:
             factors, after = _kept_ratio(node, policy, lengths, after)
-    elif given is not None:
-        factors = [(float(v), 1.0) for v in given]
+    elif stated is not None:
+        factors = [(float(v), 1.0) for v in stated]
         # In float32, as runtimes and the inference of shapes do.
-        after = [int(np.float32(n) * v) for n, v in zip(lengths, given, strict=False)]
+        after = [int(np.float32(n) * v) for n, v in zip(lengths, stated, strict=False)]
     else:
         raise node.error(f"expected {len(lengths)} scales or sizes, got neither")
     if len(factors) != len(lengths) or min((*lengths, *after), default=1) < 1:
@@ -356,9 +356,9 @@ def _kept_ratio(
             f"are supported, got {policy!r}"
         )
     ratios = [Fraction(size, length) for size, length in zip(sizes, lengths, strict=True)]
-    chosen = (min if policy == "not_larger" else max)(ratios)
-    factor = pairs[ratios.index(chosen)]
-    return [factor] * len(pairs), [math.floor(chosen * n + Fraction(1, 2)) for n in lengths]
+    ratio = (min if policy == "not_larger" else max)(ratios)
+    factor = pairs[ratios.index(ratio)]
+    return [factor] * len(pairs), [math.floor(ratio * n + Fraction(1, 2)) for n in lengths]
 
 
 def _parts(node: Node, roi: np.ndarray | None, count: int) -> list[tuple[float, float]]:

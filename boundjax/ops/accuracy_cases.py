@@ -160,7 +160,6 @@ def _interpolation_case() -> Case:
     )
 
 
-_SLOPE = float(np.float32(0.01))
 _ALPHA = float(np.float32(1.7))
 
 # By a readable name. Predicates, and maxima and minima that are written `relu` and `clip` here, are

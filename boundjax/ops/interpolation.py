@@ -71,8 +71,8 @@ def _points(node: Node, lower: Array, upper: Array) -> _Points:
 def _outside(node: Node) -> dict[int, Array]:
     """The values left (0) and right (1) of all knots that differ from those at the last knots."""
     assert node.op is not None
-    given = node.constants[2:]
-    return {1: given[0]} if node.op.note == _RIGHT_ONLY else dict(enumerate(given))
+    values = node.constants[2:]
+    return {1: values[0]} if node.op.note == _RIGHT_ONLY else dict(enumerate(values))
 
 
 def _image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:

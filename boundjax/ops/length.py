@@ -114,7 +114,7 @@ def _lost_squares(node: Node, arithmetic: Arithmetic) -> float:
 
 
 def _length_error(node: Node, sizes: Sequence[Array], arithmetic: Arithmetic) -> Error:
-    # What the bounds lose is relative to the sum of all terms.
+    # The bounds lose a share of the sum of all terms.
     relative = arithmetic.gamma(2 * row_size(node) + 32)
     return Error(_lost_squares(node, arithmetic), relative)
 
@@ -134,7 +134,7 @@ register(
 def _of_pair(node: Node) -> Callable[[Array, Array], Array]:
     def function(x: Array, y: Array) -> Array:
         x, y = (jnp.broadcast_to(a, node.shape).astype(node.dtype) for a in (x, y))
-        # Not jnp.stack: older versions of JAX make it of broadcasts.
+        # Older versions of JAX build jnp.stack from broadcasts.
         pair = lax.concatenate([x[None], y[None]], 0)
         return composite("length", length, pair, axes=(0,), eps=0.0)
 

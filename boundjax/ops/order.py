@@ -67,12 +67,12 @@ def _sort(node: Node) -> Callable[..., list[Array]]:
     axis = node.params["dimension"]
 
     def function(*operands: Array) -> list[Array]:
-        key, *others = operands
+        key, *payloads = operands
         if not node.perturbed[0]:
             order = jnp.argsort(key, axis=axis, stable=True)
             return [jnp.take_along_axis(o, order, axis, mode="clip") for o in operands]
         results = [sorted_along(key, axis)]
-        for k, values in enumerate(others, start=1):
+        for k, values in enumerate(payloads, start=1):
             order = composite("argsort", _argsort, key, axis=axis)
             if not _counts_places(node.operands[k], axis):
                 rows = jnp.moveaxis(values.astype(key.dtype), axis, 0)

@@ -263,21 +263,24 @@ def rounding_lines(below: float, above: float) -> Callable[[Node, Array, Array, 
 
     Each line is that bound or the constant end of the image, whichever is tighter at the middle.
     """
+    return lambda node, lower, upper, position: step_lines(node, lower, upper, below, above)
 
-    def lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
-        middle = 0.5 * (lower + upper)
-        at_lower, at_upper = node.apply(lower), node.apply(upper)
-        constant_below = ~(middle + below > at_lower)  # NaN stays NaN
-        constant_above = ~(middle + above < at_upper)
-        one, zero = jnp.ones_like(lower), jnp.zeros_like(lower)
-        return Lines(
-            jnp.where(constant_below, zero, one),
-            jnp.where(constant_below, at_lower, below),
-            jnp.where(constant_above, zero, one),
-            jnp.where(constant_above, at_upper, above),
-        )
 
-    return lines
+def step_lines(
+    node: Node, lower: Array, upper: Array, below: Array | float, above: Array | float
+) -> Lines:
+    """Lines of a step function between `x + below` and `x + above`, see `rounding_lines`."""
+    middle = 0.5 * (lower + upper)
+    at_lower, at_upper = node.apply(lower), node.apply(upper)
+    constant_below = ~(middle + below > at_lower)  # NaN stays NaN
+    constant_above = ~(middle + above < at_upper)
+    one, zero = jnp.ones_like(lower), jnp.zeros_like(lower)
+    return Lines(
+        jnp.where(constant_below, zero, one),
+        jnp.where(constant_below, at_lower, below),
+        jnp.where(constant_above, zero, one),
+        jnp.where(constant_above, at_upper, above),
+    )
 
 
 def sign_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:

@@ -180,10 +180,10 @@ def _sinc_image(node: Node, lower: Array, upper: Array) -> tuple[Array, Array]:
     # The largest extremum is the nearest to 0. To be outside needs more than a rounding.
     slack = 1e-5 if lower.dtype == jnp.float32 else 1e-12
     for sign in (1.0, -1.0):
-        chosen = sign * bends.values > 0
+        of_sign = sign * bends.values > 0
         shape = (*[1] * lower.ndim, -1)
-        points = jnp.asarray(bends.extrema[chosen], lower.dtype).reshape(shape)
-        values = jnp.asarray(bends.values[chosen] * (1.0 + 1e-6), lower.dtype).reshape(shape)
+        points = jnp.asarray(bends.extrema[of_sign], lower.dtype).reshape(shape)
+        values = jnp.asarray(bends.values[of_sign] * (1.0 + 1e-6), lower.dtype).reshape(shape)
         at = (points >= lower[..., None] - slack) & (points <= upper[..., None] + slack)
         best = jnp.max(jnp.where(at, sign * values, -1.0), axis=-1)
         if sign > 0:

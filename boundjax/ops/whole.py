@@ -92,19 +92,9 @@ def _lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
 
 def _trunc_lines(node: Node, lower: Array, upper: Array, position: Position) -> Lines:
     """`x + below <= trunc(x) <= x + above`, or the ends, whichever is tighter at the middle."""
-    middle = 0.5 * (lower + upper)
-    at_lower, at_upper = node.apply(lower), node.apply(upper)
     below = jnp.where(upper <= 0, 0.0, -1.0).astype(lower.dtype)
     above = jnp.where(lower >= 0, 0.0, 1.0).astype(lower.dtype)
-    constant_below = ~(middle + below > at_lower)  # NaN stays NaN
-    constant_above = ~(middle + above < at_upper)
-    one, zero = jnp.ones_like(lower), jnp.zeros_like(lower)
-    return Lines(
-        jnp.where(constant_below, zero, one),
-        jnp.where(constant_below, at_lower, below),
-        jnp.where(constant_above, zero, one),
-        jnp.where(constant_above, at_upper, above),
-    )
+    return piecewise.step_lines(node, lower, upper, below, above)
 
 
 register(

@@ -122,12 +122,12 @@ class _Operand:
         splits = min(_MOST_SPLITS, (domains - count) // (2 * count))
         bounded = count
         for _ in range(splits):
-            chosen = self._worst(queue, at_zero)
-            if not len(chosen):
+            limiting = self._worst(queue, at_zero)
+            if not len(limiting):
                 break
-            children = self._values(bounder, _halves(queue.take(chosen)), _SPLIT_STEPS)
+            children = self._values(bounder, _halves(queue.take(limiting)), _SPLIT_STEPS)
             bounded += len(children)
-            rest = np.setdiff1d(np.arange(len(queue)), chosen)
+            rest = np.setdiff1d(np.arange(len(queue)), limiting)
             queue = queue.take(rest).followed_by(children)
         return queue, bounded
 

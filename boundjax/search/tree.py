@@ -238,8 +238,8 @@ class Tree:
         rows, splits = parts
         solution = solve(rows, self._constraints.after(splits), lower, upper, most)
         # The bounds find the multipliers of the constraints by themselves.
-        own = len(splits.bias)
-        return solution and solution._replace(multipliers=solution.multipliers[:own])
+        of_splits = len(splits.bias)
+        return solution and solution._replace(multipliers=solution.multipliers[:of_splits])
 
     def _root(self, known: Mapping[str, Interval]) -> tuple[Bounder, Queue]:
         """Bounds the whole box; queues the conjunctions that this leaves open."""

@@ -155,18 +155,18 @@ class Constrained:
         Raises:
           ValueError: if they are not: the constraints would be others.
         """
-        rows, known = as_float(self.rows, like), concrete(self.rows)
+        rows, values = as_float(self.rows, like), concrete(self.rows)
         cure = f"give the constraints that are meant: jnp.asarray(rows, jnp.{like.dtype})"
-        if known is None:
+        if values is None:
             dtype = jnp.result_type(self.rows)
             if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize > like.dtype.itemsize:
                 raise ValueError(f"rigorous bounds need rows of {like.dtype}, got {dtype}; {cure}")
             return rows
-        exact = known.astype(like.dtype).astype(known.dtype) == known
+        exact = values.astype(like.dtype).astype(values.dtype) == values
         if not exact.all():
             raise ValueError(
                 f"rigorous bounds need rows of {like.dtype} numbers, got "
-                f"{known[~exact].flat[0]}{first_index(~exact)}; {cure}"
+                f"{values[~exact].flat[0]}{first_index(~exact)}; {cure}"
             )
         return rows
 
@@ -362,7 +362,7 @@ def _tightened(rows: Array, least: Array, most: Array, ends: Interval) -> Interv
 def _tightened_outwards(rows: Array, least: Array, most: Array, ends: Interval) -> Interval:
     """Ends that contain every point of the exact set, and cross only if there is none."""
     info, size = float_info(rows.dtype), jnp.abs(rows)
-    # Of others the reciprocal is no normal number.
+    # The reciprocals of the others are no normal numbers.
     usable = (size >= 4.0 * info.tiny) & (size <= 0.25 / info.tiny)
     sizes = jnp.where(usable, size, 1.0)
 

@@ -41,8 +41,8 @@ class InputSet(Protocol):
         ...
 
 
-# What may be put in for the input of a function: an input set, or a pytree of input sets and of
-# arrays that are not perturbed.
+# The set of a function's inputs: an input set, or a pytree of input sets and of arrays that are not
+# perturbed.
 InputTree: TypeAlias = InputSet | PyTree
 
 

@@ -77,9 +77,9 @@ def over_box(coefficients: Array, radius: Array, rows: Array, least: Array, most
     ends = least / safes, most / safes
     optimum: Optimum = _jitted_interior(coefficients * radius / safe, scaled, *ends)
     multipliers = optimum.multipliers * (safe / safes)
-    found = jnp.isfinite(multipliers) & (sizes > 0)
+    finite = jnp.isfinite(multipliers) & (sizes > 0)
     shares = jnp.where(jnp.isfinite(optimum.shares), optimum.shares, 0.0)
-    return Optimum(jnp.where(found, multipliers, 0.0), jnp.clip(shares, -1.0, 1.0))
+    return Optimum(jnp.where(finite, multipliers, 0.0), jnp.clip(shares, -1.0, 1.0))
 
 
 def _interior(goal: Array, rows: Array, least: Array, most: Array) -> Optimum:
@@ -195,8 +195,8 @@ def over_set(
     def improve(turn: Array, multipliers: Array) -> Array:
         index = turn % count
         row = rows[index]
-        others = multipliers.at[index].set(0.0)
-        rest = coefficients - jnp.tensordot(others, rows, axes=1, precision=lax.Precision.HIGHEST)
+        without = multipliers.at[index].set(0.0)
+        rest = coefficients - jnp.tensordot(without, rows, axes=1, precision=lax.Precision.HIGHEST)
         at_zero = jnp.sum(row * reached(rest))
         rises, falls = most[index] - at_zero < 0, least[index] - at_zero > 0
         sign = jnp.where(falls, -1.0, 1.0).astype(dtype)
@@ -208,8 +208,8 @@ def over_set(
             slope = sign * (limit - jnp.sum(row * reached(rest - value * row)))
             return jnp.where(slope < 0, candidate, prefix)  # NaN from an overflow: too large
 
-        found = lax.fori_loop(0, bits, bit, jnp.zeros((), integer))
-        value = sign * lax.bitcast_convert_type(found, dtype)
+        bits_of_best = lax.fori_loop(0, bits, bit, jnp.zeros((), integer))
+        value = sign * lax.bitcast_convert_type(bits_of_best, dtype)
         return multipliers.at[index].set(jnp.where(rises | falls, value, 0.0))
 
     turns = count * (1 if count == 1 else _PASSES)

@@ -198,10 +198,10 @@ def _cond(builder: Builder, eqn: Any, operands: list[Any], place: Place) -> list
 
     def select(which: Any, *cases: Any) -> Any:
         if jnp.issubdtype(which.dtype, jnp.floating):  # carried, see `integers`
-            chosen = cases[-1]
+            result = cases[-1]
             for k in range(last - 1, -1, -1):
-                chosen = jnp.where(which < k + 0.5, cases[k], chosen)
-            return chosen
+                result = jnp.where(which < k + 0.5, cases[k], result)
+            return result
         if which.dtype != jnp.bool_:
             which = lax.clamp(np.int32(0), which, np.int32(last))
         return lax.select_n(lax.broadcast(which, cases[0].shape), *cases)

@@ -89,8 +89,8 @@ def _traced(
         function = functools.partial(_extreme_index, eqn, dtype)
     elif name == "select_n" and first != jnp.bool_ and isinstance(operands[0], Perturbed):
         return _selection(builder, eqn, operands, dtype)
-    elif name == "select_n" and (chosen := _chosen(operands)) is not None:
-        function, operands = functools.partial(as_float, dtype=dtype), [operands[1 + chosen]]
+    elif name == "select_n" and (case := _chosen(operands)) is not None:
+        function, operands = functools.partial(as_float, dtype=dtype), [operands[1 + case]]
     elif indices.is_read(name, operands):
         return indices.read(eqn, operands, dtype, _LARGEST)
     elif name == "select_n" or indices.reads(name):
@@ -160,17 +160,17 @@ def _selection(builder: Builder, eqn: Any, operands: list[Any], dtype: np.dtype)
 
     def by_index(which: Array, *values: Array) -> Array:
         floats = [as_float(v, dtype) for v in values]
-        chosen = floats[-1]
+        result = floats[-1]
         for k in range(len(floats) - 2, -1, -1):
-            chosen = jnp.where(which < k + 0.5, floats[k], chosen)
-        return chosen
+            result = jnp.where(which < k + 0.5, floats[k], result)
+        return result
 
     def by_predicates(stacked: Array, *values: Array) -> Array:
         floats = [as_float(v, dtype) for v in values]
-        chosen = floats[0]  # the index is 0 where no predicate is true
+        result = floats[0]  # the index is 0 where no predicate is true
         for k in range(len(floats) - 1, -1, -1):
-            chosen = jnp.where(stacked[k], floats[k], chosen)
-        return chosen
+            result = jnp.where(stacked[k], floats[k], result)
+        return result
 
     if predicates is not None:
         return _Traced(by_predicates, [predicates, *cases])

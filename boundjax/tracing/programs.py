@@ -25,7 +25,7 @@ _PyTree: TypeAlias = Any
 
 # Suffixes of primitives that run Python or foreign code, whose results may depend on anything.
 _CALLS_OUTSIDE = ("callback", "ffi_call", "custom_call")
-# Of a jitted call: one entry for each operand.
+# Parameters of a jitted call that have one entry for each operand.
 _OF_OPERANDS = ("donated_invars", "in_shardings", "in_layouts")
 
 

@@ -85,19 +85,19 @@ def planes(
         return jnp.broadcast_to(value, (len(rows), *value.shape[1:]))
 
     def weights(value: Array) -> Array:
-        chosen = better.reshape(-1, *[1] * (value.ndim - 1))
-        return jnp.where(chosen, 0.0, of_rows(value))
+        is_better = better.reshape(-1, *[1] * (value.ndim - 1))
+        return jnp.where(is_better, 0.0, of_rows(value))
 
-    chosen = better.reshape(-1, *[1] * (rows.ndim - 1))
+    is_better = better.reshape(-1, *[1] * (rows.ndim - 1))
     lower_weights = jax.tree.map(weights, shared.lower_weights)
     parallel = shared.upper_weights is shared.lower_weights
     upper_weights = lower_weights if parallel else jax.tree.map(weights, shared.upper_weights)
     return Planes(
         shared.product,
         lower_weights,
-        jnp.where(chosen, points, of_rows(shared.lower_offset)),
+        jnp.where(is_better, points, of_rows(shared.lower_offset)),
         upper_weights,
-        jnp.where(chosen, points, of_rows(shared.upper_offset)),
+        jnp.where(is_better, points, of_rows(shared.upper_offset)),
     )
 
 

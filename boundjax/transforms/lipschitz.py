@@ -363,11 +363,11 @@ def _advance_exactly(
         if node.op.pieces and not node.op.jumps:
             return BallBoxBounds(center, radius, box)
     else:
-        known = constants.joint_radius(node, radii) if isinstance(node.op, Joint) else None
-        if known is None and box is None:
+        joint = constants.joint_radius(node, radii) if isinstance(node.op, Joint) else None
+        if joint is None and box is None:
             raise ValueError(constants.without_constant(node))
         # A function without a known slope still has a known range.
-        radius = jnp.asarray(jnp.inf, node.dtype) if known is None else known
+        radius = jnp.asarray(jnp.inf, node.dtype) if joint is None else joint
         if arithmetic is not None:
             radius = radius * (1.0 + 64.0 * arithmetic.unit)
     if box is not None:

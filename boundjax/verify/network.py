@@ -98,7 +98,7 @@ class Network:
             weights=jax.device_put(self.model.weights),
             compiled=None if compiled is None else compiled.of(key),
         )
-        # What was read, not the file: it may be compressed, or refer to other files.
+        # The file itself may be compressed, or refer to other files.
         self._session = _session(content, path.name)
 
     def evaluate(self, x: np.ndarray) -> np.ndarray:

@@ -125,25 +125,27 @@ def branches(view: GraphView, node: Node) -> Rewrite | None:
     x = next(_compared(view, predicate), None)
     if x is None or view.shape(x) != node.shape or view.maker(x).dtype != node.dtype:
         return None
-    constants, found = _Constants(), []
+    constants, all_branches = _Constants(), []
     for case, wanted in zip(cases, (False, True), strict=True):
         regions = _regions(view, predicate, x, wanted, constants)
         if regions is None:
             return None
-        found.append(_Branch(case, regions))
-    if sum(len(branch.regions) for branch in found) > _MOST_REGIONS:
+        all_branches.append(_Branch(case, regions))
+    if sum(len(branch.regions) for branch in all_branches) > _MOST_REGIONS:
         return None
-    return _linear(view, node, x, found, constants) or _clipped(view, node, x, found, constants)
+    return _linear(view, node, x, all_branches, constants) or _clipped(
+        view, node, x, all_branches, constants
+    )
 
 
 # --- all branches linear --------------------------------------------------------------------------
 
 
 def _linear(
-    view: GraphView, node: Node, x: Any, found: Sequence[_Branch], constants: _Constants
+    view: GraphView, node: Node, x: Any, all_branches: Sequence[_Branch], constants: _Constants
 ) -> Rewrite | None:
     parts: list[Piece] = []
-    for branch in reversed(found):
+    for branch in reversed(all_branches):
         of_case = _linear_pieces(view, branch.case, x, constants)
         if of_case is None:
             return None
@@ -232,18 +234,18 @@ def _equations(view: GraphView, case: Any, x: Any) -> list[Node] | None:
 
 
 def _clipped(
-    view: GraphView, node: Node, x: Any, found: Sequence[_Branch], constants: _Constants
+    view: GraphView, node: Node, x: Any, all_branches: Sequence[_Branch], constants: _Constants
 ) -> Rewrite | None:
     """Every branch as a function of `x`, clipped to each of its regions."""
-    programs = [_equations(view, branch.case, x) for branch in found]
+    programs = [_equations(view, branch.case, x) for branch in all_branches]
     gains = [
-        bool(p) or branch.case == x for p, branch in zip(programs, found, strict=True)
+        bool(p) or branch.case == x for p, branch in zip(programs, all_branches, strict=True)
     ]  # a constant gains nothing
     if not any(gains):
         return None
     operands = [x, *constants.values]
     count = len(operands)
-    for program, branch in zip(programs, found, strict=True):
+    for program, branch in zip(programs, all_branches, strict=True):
         if program is None:
             operands.append(branch.case)
         else:
@@ -254,11 +256,11 @@ def _clipped(
         ends, rest = values[: count - 1], iter(values[count - 1 :])
         evaluated = [
             _case_function(branch.case, x, program, rest)
-            for branch, program in zip(found, programs, strict=True)
+            for branch, program in zip(all_branches, programs, strict=True)
         ]
         regions = [
             (region, case)
-            for branch, case in zip(found, evaluated, strict=True)
+            for branch, case in zip(all_branches, evaluated, strict=True)
             for region in branch.regions
         ]
         # The one between others remains: an interval that meets two others meets it, too.
@@ -269,7 +271,7 @@ def _clipped(
             if value is None:
                 value = inside
                 continue
-            # Not jnp.where, which would be matched again.
+            # This pattern would match jnp.where again.
             where = contains(region, x_value, ends)
             value = composite("select_n", lax.select_n, where, value, inside)
         return value
@@ -296,14 +298,14 @@ def _case_function(
     def evaluate(value: Any) -> Any:
         if fixed is not None:
             return fixed
-        known = {x.index: value}
+        values = {x.index: value}
         for node, own in zip(program, constants, strict=True):
             operands = [
-                known[o.index] if isinstance(o, Perturbed) else constant
+                values[o.index] if isinstance(o, Perturbed) else constant
                 for o, constant in zip(node.operands, own, strict=True)
             ]
-            known[node.index] = _again(node, operands)
-        return known[case.index]
+            values[node.index] = _again(node, operands)
+        return values[case.index]
 
     return evaluate
 

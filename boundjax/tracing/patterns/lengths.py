@@ -235,29 +235,29 @@ def divided(view: GraphView, node: Node) -> Rewrite | None:
             continue
         if view.shape(scaled) != node.shape:
             continue
-        found = _divisor(view, below, node.shape, quotient)
-        if found is None or math.prod(view.shape(found.x)) != math.prod(node.shape):
+        divisor = _divisor(view, below, node.shape, quotient)
+        if divisor is None or math.prod(view.shape(divisor.x)) != math.prod(node.shape):
             continue
-        shape = view.shape(found.x)
-        if (found.places.reshape(-1) != groups_of(shape, found.axes).reshape(-1)).any():
+        shape = view.shape(divisor.x)
+        if (divisor.places.reshape(-1) != groups_of(shape, divisor.axes).reshape(-1)).any():
             continue
         everything = count(shape).reshape(-1)
         for d, factor in factored(view, scaled, node.shape):
-            if view.equal(d, everything, found.x, everything):
-                return _rewritten(view, node, d, factor, found)
+            if view.equal(d, everything, divisor.x, everything):
+                return _rewritten(view, node, d, factor, divisor)
     return None
 
 
 def _rewritten(
-    view: GraphView, node: Node, d: Any, factor: Node | None, found: _Divisor
+    view: GraphView, node: Node, d: Any, factor: Node | None, divisor: _Divisor
 ) -> Rewrite | None:
-    axes, eps, kind, shape = found.axes, found.eps, found.kind, view.shape(found.x)
+    axes, eps, kind, shape = divisor.axes, divisor.eps, divisor.kind, view.shape(divisor.x)
     if not view.covers("normalize", node, d, d, axes=axes, eps=eps, kind=kind):
         return None
 
     def function(d: Any, base: Any) -> Any:
-        inverse = base if found.inverse else lax.integer_pow(base, -1)
-        inverse = jnp.broadcast_to(replayed(found.moves, inverse), node.shape).reshape(shape)
+        inverse = base if divisor.inverse else lax.integer_pow(base, -1)
+        inverse = jnp.broadcast_to(replayed(divisor.moves, inverse), node.shape).reshape(shape)
         value = composite(
             "normalize",
             normalization.normalize,
@@ -272,4 +272,4 @@ def _rewritten(
         (source,) = factor.input_shapes
         return value * factor.apply(jnp.ones(source.shape, source.dtype))
 
-    return Rewrite(function, [d, found.base])
+    return Rewrite(function, [d, divisor.base])
