@@ -201,7 +201,7 @@ def test_a_model_that_mixes_constants_is_refused(kind, count):
 
 
 def test_other_constants_differ_and_stay_valid():
-    given = {
+    ways = {
         "flags": np.array([True, False]),
         "lengths": np.array([0, 4]),
         "same": np.array([7, 7], np.uint8),
@@ -210,14 +210,14 @@ def test_other_constants_differ_and_stay_valid():
         "numbers": np.array([0.5, 0.25], np.float32),
         "empty": np.zeros((2, 0), int),
     }
-    above, below = (other_constants(given, sign) for sign in (1, -1))
+    above, below = (other_constants(ways, sign) for sign in (1, -1))
     assert above["flags"].tolist() == [False, True]
     assert (above["lengths"].tolist(), below["lengths"].tolist()) == ([4, 8], [0, 0])
     assert (above["same"].tolist(), below["same"].tolist()) == ([8, 8], [6, 6])
     assert (above["none"].tolist(), below["none"].tolist()) == ([1, 1], [0, 0])
     assert (above["signed"].tolist(), below["signed"].tolist()) == ([2, 5], [-4, -1])
     assert (above["numbers"].tolist(), below["numbers"].tolist()) == ([0.75, 0.5], [0.25, 0.0])
-    assert all(above[name].dtype == given[name].dtype for name in given)
+    assert all(above[name].dtype == ways[name].dtype for name in ways)
 
 
 @pytest.mark.parametrize(
@@ -264,9 +264,9 @@ def test_every_position_is_certified_like_a_model_of_its_own(method, norm):
     # A wrong label is wrong at its position only.
     labels = whole.labels.copy()
     labels[0, 1, 0] = (labels[0, 1, 0] + 1) % 3
-    other = ask(of_positions, X, labels=labels)
-    assert not other.verified[0, 1, 0]
-    np.testing.assert_array_equal(other.verified[1:], whole.verified[1:])
+    at_positions = ask(of_positions, X, labels=labels)
+    assert not at_positions.verified[0, 1, 0]
+    np.testing.assert_array_equal(at_positions.verified[1:], whole.verified[1:])
 
 
 def test_questions_about_several_positions():

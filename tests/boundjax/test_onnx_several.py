@@ -86,10 +86,10 @@ def test_wrong_arguments(tmp_path):
 
 def test_a_choice_by_name(tmp_path):
     model = several(("a", "n", "b"), ("y", "z", "k", "m"))
-    chosen = load(tmp_path, model, inputs=("b", "a"), outputs="y")
-    assert (chosen.input_names, chosen.output_name) == (("b", "a"), "y")
+    network_of_two = load(tmp_path, model, inputs=("b", "a"), outputs="y")
+    assert (network_of_two.input_names, network_of_two.output_name) == (("b", "a"), "y")
     every = load(tmp_path)
-    np.testing.assert_array_equal(chosen.single(B[0], A[0]), every.single(A[0], B[0])[0])
+    np.testing.assert_array_equal(network_of_two.single(B[0], A[0]), every.single(A[0], B[0])[0])
     two = load(tmp_path, outputs=["k", "y"])
     assert [v.shape for v in two.single(A[0], B[0])] == [(2, 3), (3,)]
     one = load(tmp_path, inputs="a", outputs=["k"])

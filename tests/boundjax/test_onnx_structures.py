@@ -123,8 +123,8 @@ def nested_loops(depth):
             node("Loop", f"m true a{k}", f"b{k}", body=body),
         ]
         body = graph(nodes, *names)
-    known = {"m": scalar(100, np.int64), "true": structures.TRUE}
-    return network([node("Loop", "m true x", body=body)], [1, 3], known)
+    constants = {"m": scalar(100, np.int64), "true": structures.TRUE}
+    return network([node("Loop", "m true x", body=body)], [1, 3], constants)
 
 
 def deep(depth):

@@ -83,11 +83,11 @@ def test_without_room_for_a_domain_nothing_changes(limit):
 
 
 def test_of_many_elements_those_with_the_widest_intervals_are_bounded(monkeypatch):
-    programs, chosen = Programs(layers("abs")[0], (2,), rounding="nearest"), []
+    programs, bounded_elements = Programs(layers("abs")[0], (2,), rounding="nearest"), []
     bounded = refinement._Operand._bounded
 
     def recorded(operand, elements, *arguments):
-        chosen.append(sorted(elements.tolist()))
+        bounded_elements.append(sorted(elements.tolist()))
         return bounded(operand, elements, *arguments)
 
     monkeypatch.setattr(refinement._Operand, "_bounded", recorded)
@@ -95,7 +95,7 @@ def test_of_many_elements_those_with_the_widest_intervals_are_bounded(monkeypatc
     lower, upper = np.asarray(before[label])
     # Only the sign matters of operands whose kinks lie at 0.
     widest = np.argsort(np.minimum(-lower, upper))[-2:]
-    assert chosen == [sorted(widest.tolist())]
+    assert bounded_elements == [sorted(widest.tolist())]
 
 
 @pytest.mark.parametrize("name", ["relu", "abs", "relu and tanh"])

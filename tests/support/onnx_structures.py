@@ -24,8 +24,8 @@ def graph(nodes, inputs="", outputs="", constants=None):
             value(name, int(kind), []) if kind else value(name, FLOAT) for name, _, kind in pairs
         ]
 
-    known = [numpy_helper.from_array(np.asarray(v), k) for k, v in (constants or {}).items()]
-    return helper.make_graph(nodes, "inner", values(inputs), values(outputs), known)
+    initializers = [numpy_helper.from_array(np.asarray(v), k) for k, v in (constants or {}).items()]
+    return helper.make_graph(nodes, "inner", values(inputs), values(outputs), initializers)
 
 
 # --- control flow ------------------------------------------------------------------------------
@@ -54,8 +54,10 @@ W = 0.6 * f32(3, 3)
 
 def loop(nodes=STEP, count=4, names="m true x", outputs="last all", after=(), **constants):
     body = graph(nodes, f"i:{INT64} c:{BOOL} v", f"d:{BOOL} u s", constants.pop("inner", None))
-    known = {"m": scalar(count, np.int64), "true": TRUE, "w": W} | constants
-    return network([node("Loop", names, outputs, name="loop", body=body), *after], [1, 3], known)
+    initializers = {"m": scalar(count, np.int64), "true": TRUE, "w": W} | constants
+    return network(
+        [node("Loop", names, outputs, name="loop", body=body), *after], [1, 3], initializers
+    )
 
 
 SUM = [node("ReduceSum", "all axes", "a", keepdims=0), node("Add", "last a")]
@@ -76,12 +78,12 @@ def nested():
         node("Concat", "a b", "z", axis=1),
     ]
     outer = graph(nodes, f"j:{INT64} c2:{BOOL} a", f"d2:{BOOL} b z")
-    known = {"m": scalar(2, np.int64), "true": TRUE, "w": W, "two": scalar(2, np.int64)}
+    initializers = {"m": scalar(2, np.int64), "true": TRUE, "w": W, "two": scalar(2, np.int64)}
     nodes = [
         node("Loop", "m true x", "last all", body=outer),
         node("ReduceMax", "all", axes=[0], keepdims=0),
     ]
-    return network(nodes, [1, 3], known)
+    return network(nodes, [1, 3], initializers)
 
 
 def branches_in_a_loop():
@@ -98,8 +100,8 @@ def branches_in_a_loop():
         node("Identity", "c", "d"),
         node("Identity", "u", "s"),
     ]
-    known = {"two": scalar(2, np.int64), "w1": f32(3, seed=4)}
-    return loop(nodes, 3, "m true x", "last all", SUM, axes=i64(0), **known)
+    initializers = {"two": scalar(2, np.int64), "w1": f32(3, seed=4)}
+    return loop(nodes, 3, "m true x", "last all", SUM, axes=i64(0), **initializers)
 
 
 def scan(**attributes):
@@ -202,7 +204,7 @@ def recurrent(
 ):
     """A layer of two features; `given` names optional operands, `output` the one that is `y`."""
     gates, random = GATES[operator] * size, np.random.default_rng(3)
-    known = {
+    initializers = {
         "W": random.normal(size=(directions, gates, 2)),
         "R": 0.5 * random.normal(size=(directions, gates, size)),
         "B": 0.3 * random.normal(size=(directions, 2 * gates)),
@@ -210,12 +212,12 @@ def recurrent(
         "c": random.normal(size=(directions, batch, size)),
         "P": random.normal(size=(directions, 3 * size)),
     }
-    known = {name: v.astype(np.float32) for name, v in known.items()}
-    known["n"] = np.asarray([steps - 1 - k % 2 for k in range(batch)], np.int32)
+    initializers = {name: v.astype(np.float32) for name, v in initializers.items()}
+    initializers["n"] = np.asarray([steps - 1 - k % 2 for k in range(batch)], np.int32)
     names = ["x", "W", "R", *(k if k in given else "_" for k in "BnhcP")]
     while names[-1] == "_":
         names.pop()
-    used = {k: v for k, v in known.items() if k in names}
+    used = {k: v for k, v in initializers.items() if k in names}
     outputs = ["y" if k == output else f"z{k}" for k in range(2 if operator != "LSTM" else 3)]
     if attributes.get("direction") is None and directions == 2:
         attributes["direction"] = "bidirectional"
