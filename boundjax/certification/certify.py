@@ -16,7 +16,7 @@ from boundjax.certification import complete
 from boundjax.certification.certificate import Certificate
 from boundjax.certification.memory import MemoryEstimate, available_bytes
 from boundjax.certification.presets import COMPLETE, Method, Transform, name_of
-from boundjax.certification.progress import Progress, Steps
+from boundjax.certification.progress import Progress, Steps, told
 from boundjax.certification.proof import with_proof
 from boundjax.certification.request import Request
 from boundjax.sets import rounding as rounding_of_sets
@@ -43,7 +43,7 @@ def certify(
     max_bytes: int | None = None,
     devices: Sequence[Device] | None = None,
     timeout: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> Certificate:
     """Certifies that a classifier's decision cannot change within a radius.
 
@@ -96,8 +96,9 @@ def certify(
         their domains over all of them.
       timeout: seconds for the search of one example with `"complete"`, 60 by default; compilation
         does not count.
-      progress: called as `progress(done, total, undecided)` after every batch and every search, see
-        `Progress`; for a bar on a terminal, a log line, or an exception that stops the call.
+      progress: True draws a bar on stderr while that is a terminal; a callback is called as
+        `progress(done, total, undecided)` after every batch and every search, see `Progress`, for a
+        log line, a bar of your own, or an exception that stops the call.
 
     Returns:
       A `Certificate`; with `"complete"` its `falsified` and `undecided` tell apart the examples
@@ -133,7 +134,7 @@ def certify(
             constants=constants,
             call=call,
             output=output,
-            progress=progress,
+            progress=callback,
         )
         points: dict[int, np.ndarray] = {}
         if method == COMPLETE:
@@ -151,7 +152,8 @@ def certify(
             has_constants=bool(request.constants),
         )
 
-    return with_proof(rounding, method, attempt)
+    with told(progress) as callback:
+        return with_proof(rounding, method, attempt)
 
 
 def _checked_timeout(timeout: float | None, method: Method | Transform) -> float:
@@ -245,7 +247,7 @@ def certified_radius(
     batch_size: int | None = None,
     max_bytes: int | None = None,
     devices: Sequence[Device] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> Float[np.ndarray, " B"]:
     """The largest radius within which each example is certified, by bisection up to `eps_max`.
 
@@ -291,11 +293,12 @@ def certified_radius(
             constants=constants,
             call=call,
             output=output,
-            progress=progress,
+            progress=callback,
         )
         return _largest_radii(request, steps, weights)
 
-    return with_proof(rounding, method, attempt)
+    with told(progress) as callback:
+        return with_proof(rounding, method, attempt)
 
 
 def _checked_pattern(pattern: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:

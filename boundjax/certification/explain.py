@@ -8,6 +8,7 @@ import flax.errors
 import jax
 
 from boundjax.certification.applies import KeyNeeded
+from boundjax.ir.table import UnsupportedOpError
 
 _CURE = (
     'certify it in eval mode: call={"train": False} or call={"deterministic": True}, as the model '
@@ -47,12 +48,12 @@ def explained(error: Exception) -> Exception | None:
             "random keys); give the nnx module itself rather than a function around it, or "
             "call model.eval() first"
         )
-    if isinstance(
-        error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError
+    if isinstance(error, UnsupportedOpError) and isinstance(
+        error.__cause__, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError
     ):
-        return TypeError(
-            "the model reads values of its weights or of its input while it is traced (float(), "
-            "bool(), numpy); if it reads weights, give a function around it: lambda x: model(x)"
+        return UnsupportedOpError(
+            f"{text}; if it is a value of the model's weights, give a function around the model: "
+            "lambda x: model(x)"
         )
     if found := _NOT_SAID.search(text):
         name = next(group for group in found.groups() if group)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +22,43 @@ class Progress(Protocol):
           undecided: examples that are neither verified nor falsified so far.
         """
         ...
+
+
+@contextlib.contextmanager
+def told(progress: Progress | bool) -> Generator[Progress | None]:
+    """Whom a call tells about its progress.
+
+    Args:
+      progress: a callback; or True for a bar on stderr while that is a terminal, False for nothing.
+    """
+    if not isinstance(progress, bool):
+        yield progress
+        return
+    if not progress:
+        yield None
+        return
+    # Only now, as it takes longer to import than most batches take.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[undecided]} open"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, undecided="all")
+
+        def update(done: int, total: int, undecided: int) -> None:
+            bar.update(task, completed=done, total=total, undecided=undecided)
+
+        yield update
 
 
 class Steps:

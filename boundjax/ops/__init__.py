@@ -20,6 +20,7 @@ from boundjax.ops import angle as _angle
 from boundjax.ops import branches as _branches
 from boundjax.ops import control as _control
 from boundjax.ops import cumulative as _cumulative
+from boundjax.ops import exponentials as _exponentials
 from boundjax.ops import extremum as _extremum
 from boundjax.ops import hinge as _hinge
 from boundjax.ops import integers as _integers
@@ -37,7 +38,6 @@ from boundjax.ops import solves as _solves
 from boundjax.ops import trigonometry as _trigonometry
 from boundjax.ops import whole as _whole
 
-del _activations, _affine, _control, _extremum, _hinge, _integers, _normalization, _product
-del _refused, _selection
-del _cumulative, _interpolation, _kernels, _lookup, _order, _solves, _whole
-del _angle, _branches, _length, _remainder, _trigonometry
+del _activations, _affine, _angle, _branches, _control, _cumulative, _exponentials, _extremum
+del _hinge, _integers, _interpolation, _kernels, _length, _lookup, _normalization, _order, _product
+del _refused, _remainder, _selection, _solves, _trigonometry, _whole

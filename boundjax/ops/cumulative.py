@@ -13,7 +13,7 @@ from boundjax.ir.composite import composite
 from boundjax.ir.families import Error, Expansion, Extremum, Joint, Planes, Position, copies
 from boundjax.ir.node import Node
 from boundjax.ir.table import register
-from boundjax.ops import normalization
+from boundjax.ops import exponentials
 from boundjax.sets.interval import Interval
 from boundjax.sets.rounding import Arithmetic
 
@@ -165,7 +165,7 @@ def _cumlogsumexp(node: Node) -> Callable[[Array], Array]:
         entries = jnp.broadcast_to(jnp.moveaxis(x, axis, -1)[..., None, :], _moved(node))
         least = jnp.full_like(entries, -jnp.inf)
         masked = jnp.where(_earlier(node), entries, least)
-        sums = composite("logsumexp", normalization.logsumexp, masked, axes=(-1,))
+        sums = composite("logsumexp", exponentials.logsumexp, masked, axes=(-1,))
         return _in_any_order(jnp.moveaxis(sums, -1, axis), x, (axis,), logarithms=True)
 
     return function

@@ -11,6 +11,7 @@ from jax import Array
 from boundjax.ir.node import Node
 from boundjax.numerics import larger, signed_parts
 from boundjax.sets.interval import Interval
+from boundjax.sets.rounding import Arithmetic
 
 
 def axes_of(node: Node, ndim: int) -> tuple[int, ...]:
@@ -67,3 +68,8 @@ def row_size(node: Node) -> int:
 def nearest_to_zero(x: Interval) -> Array:
     """The distance of an interval from 0."""
     return signed_parts(larger(x.lower, -x.upper))[1]
+
+
+def row_error(node: Node, arithmetic: Arithmetic) -> float:
+    """The relative error of a sum over the axes, and of a few functions around it at 4 ulp each."""
+    return arithmetic.gamma(row_size(node) + 32)

@@ -180,8 +180,13 @@ class ErrorAnalysis:
         return self.arithmetic.underflow**-0.5
 
     def outward(self, interval: Interval, by: Array | float = 0.0) -> Interval:
-        """Moves both ends outward by `by` and by four units of their size."""
+        """Moves both ends outward by `by` and by four units of their size.
+
+        An infinite constant (a mask) is exact.
+        """
         share, least = 4.0 * self.arithmetic.unit, self.arithmetic.underflow
+        constant = (interval.lower == interval.upper) & jnp.isinf(interval.lower)
+        by = jnp.where(constant, 0.0, by)
 
         def distance(end: Array) -> Array:
             return by * self.more + (share * jnp.where(jnp.isinf(end), 0.0, jnp.abs(end)) + least)

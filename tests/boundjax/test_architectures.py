@@ -153,7 +153,7 @@ def test_bounds_contain_samples_and_attacks(family, method):
         )
     ],
 )
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_crown_is_useful_at_a_small_radius(family):
     """CROWN's bounds are at most three times as wide as the attained range."""
     centre, logits = samples(family, 1e-3)
@@ -165,7 +165,7 @@ def test_crown_is_useful_at_a_small_radius(family):
 @pytest.mark.parametrize(
     "family", ["mlp", pytest.param("cnn", marks=pytest.mark.slow), "resnet (nnx)"]
 )
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_certify_takes_the_model(family):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         model = FAMILIES[family].model(0)

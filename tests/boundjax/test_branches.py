@@ -138,6 +138,7 @@ def test_lipschitz_constants_see_jumps():
     np.testing.assert_allclose(ball.radius, 0.1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_in_a_learned_threshold_are_finite():
     def ends(threshold):
         box = bj.Box(jnp.asarray([-1.0, 0.5, 0.5, 0.7]), jnp.asarray([1.0, 0.5, 0.9, 0.9]))
@@ -149,7 +150,7 @@ def test_gradients_in_a_learned_threshold_are_finite():
 
 @pytest.mark.parametrize("rounding", ["float32", "real"])
 @pytest.mark.parametrize("name", ["jump", "nested", "band", "huber"])
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 def test_rounded_bounds_hold_at_thresholds(name, rounding):
     function, _ = FUNCTIONS[name]
     edge = np.float32([0.4, 0.5, -0.3, 1.0])

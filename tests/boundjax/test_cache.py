@@ -130,6 +130,7 @@ def softmax_by_quotient(x):
 @pytest.mark.parametrize(
     "function", [softmax_by_quotient, lambda x: 1.0 / x, lambda x: jnp.log(x) * jnp.sqrt(x)]
 )
+@pytest.mark.sampled(3)
 def test_a_search_keeps_programs_on_functions_that_are_not_defined_everywhere(
     function, tmp_path, reads
 ):

@@ -54,7 +54,7 @@ def saved(tmp_path_factory):
         pytest.param("exp", "crown-ibp", 0.02, {}, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_what_certify_claims_is_proved_again(name, method, eps, options, tmp_path, capsys):
     model, shape = model_of(name)
     x = inputs_of(shape)

@@ -74,7 +74,7 @@ def models(variables):
 
 
 @pytest.mark.parametrize("kind", ["bound", "pair", "partial", "function", "jitted"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_every_kind_of_model_gives_the_same_certificate(kind, variables, images, reference):
     certificate = bj.certify(models(variables)[kind], images, 0.02, clip=(0.0, 1.0))
     np.testing.assert_allclose(certificate.margins, reference.margins, rtol=1e-5, atol=1e-6)
@@ -125,7 +125,7 @@ def test_nnx_module_in_train_mode_is_bounded_in_eval_mode_and_left_alone(images)
 
 @pytest.mark.parametrize("method", NAMES)
 @given(seed=st.integers(0, 2**32 - 1))
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_margins_are_below_those_of_samples_and_attacks(method, seed):
     rng = np.random.default_rng(seed)
     certificate, x, eps, variables = random_certificate(rng, method)
@@ -216,7 +216,7 @@ def test_eps_per_feature(model, images):
 
 
 @pytest.mark.parametrize("norm", [1, 2])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_other_norms_are_sound_and_smaller_than_the_box(norm, model, images):
     ball = bj.certify(model, images, 0.1, norm=norm)
     box = bj.certify(model, images, 0.1)
@@ -263,7 +263,7 @@ def test_a_tie_is_not_verified(images):
 
 @pytest.mark.parametrize("method", NAMES)
 @pytest.mark.parametrize("where", ["conv", "dense", "bias", "statistics"])
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 def test_a_model_with_nan_is_never_verified(method, where, variables, images):
     path = {
         "conv": ("params", "Conv_0", "kernel"),
@@ -285,7 +285,7 @@ def test_a_model_with_nan_is_never_verified(method, where, variables, images):
 
 
 @pytest.mark.parametrize("method", NAMES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_one_nan_weight_is_never_verified(method, images):
     # A single NaN unit, which a comparison could mistake for a dead one.
     rng = np.random.default_rng(0)
@@ -315,7 +315,7 @@ DAILY = [
 
 @pytest.mark.parametrize("method", DAILY)
 @pytest.mark.parametrize("kind", OVERFLOWING)
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 def test_logits_that_overflow_are_never_verified(kind, method):
     x = jnp.full((2, 1), 0.7)
 

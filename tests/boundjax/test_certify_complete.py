@@ -77,7 +77,7 @@ def optima(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_answers_are_those_of_a_milp(name):
     answer, exact = certificate(name), optima(name)
     others = np.arange(CLASSES)[None] != answer.labels[:, None]

@@ -47,7 +47,7 @@ def devices():
 # Methods that vmap over the examples, and one that runs them one by one on CPU. Neither seven
 # examples nor batches of three divide by two.
 @pytest.mark.parametrize("method", ["interval", "crown-ibp", "crown"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_two_devices_find_what_one_finds(method, model, images):
     options = {"method": method, "clip": CLIP}
     alone = bj.certify(model, images, EPS, **options)
@@ -118,6 +118,7 @@ def test_a_model_that_mixes_examples_is_refused_as_on_one_device(count, images):
         bj.certify(mixing, x, 0.1, method="interval", devices=devices())
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_each_device(model, images):
     whole = bj.memory_estimate(model, images[:4], "crown-ibp")
     shared = bj.memory_estimate(

@@ -101,7 +101,7 @@ def test_draws_of_ones_own_get_the_key_and_have_no_proof(kind, x):
 
 
 @pytest.mark.parametrize("method", ["interval", "crown-ibp", "crown"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_a_fixed_draw_is_certified_like_any_other_network(method, gaussian, x):
     """Its certificate is that of the deterministic network with the drawn weights and noise."""
     fixed = gaussian.fixed_draw(KEY, x)
@@ -154,7 +154,7 @@ def test_a_deterministic_network_is_its_own_fixed_draw(x):
 
 
 @pytest.mark.parametrize("method", ["interval", "crown-ibp"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_the_mean_softmax_of_fixed_draws_is_bounded_as_one_function(method, gaussian, x):
     draws = 3
     ensemble = gaussian.mean_softmax(KEY, x, draws)

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from zoo import Batched, tree_module, weights
 
 import boundjax as bj
 from boundjax.tracing.programs import trace_program
+from experiments.models.zoo.functions import Batched, tree_module
+from experiments.models.zoo.registry import weights
 
-pytestmark = [pytest.mark.quick, pytest.mark.xdist_group("certify reuse"), pytest.mark.sampled(2)]
+pytestmark = [pytest.mark.quick, pytest.mark.xdist_group("certify reuse"), pytest.mark.sampled(3)]
 X = np.random.default_rng(0).uniform(size=(3, 5)).astype(np.float32)
 LABELS = np.zeros(3, int)
 
@@ -169,7 +170,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("kind", CHANGES)
 @pytest.mark.parametrize("jitted", [False, True])
 def test_what_a_model_captures_is_never_stale(kind, jitted):

@@ -35,7 +35,7 @@ def saved(folder, name, method, *, norm=math.inf, eps=0.1, count=1, **options):
         ("cnn", "interval", math.inf),
     ],
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_true_certificates_are_proved(name, method, norm, tmp_path, capsys):
     certificate, x, arguments = saved(
         tmp_path, name, method, norm=norm, eps=0.1 if norm == math.inf else 0.3

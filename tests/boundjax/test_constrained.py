@@ -10,7 +10,7 @@ from scipy import optimize
 
 import boundjax as bj
 
-pytestmark = [pytest.mark.quick, pytest.mark.sampled(3)]
+pytestmark = [pytest.mark.quick, pytest.mark.sampled(4)]
 
 SIZE = 6
 
@@ -209,6 +209,7 @@ def test_linear_bounds_gain_what_the_constraint_excludes():
     assert difference(ORDERED.base).upper == 1.0
 
 
+@pytest.mark.slow
 def test_it_is_a_pytree_under_jit_vmap_and_grad():
     rows, uppers = jnp.array([[1.0, -1.0]]), jnp.array([[-0.5], [0.0], [0.5]])
     boxes = jax.vmap(lambda u: bj.Constrained(bj.Box(jnp.zeros(2), jnp.ones(2)), rows, u))(uppers)

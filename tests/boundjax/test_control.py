@@ -105,7 +105,7 @@ def check_samples(function, *transforms, box=BOX):
 
 @pytest.mark.parametrize("name", LOOPS)
 @pytest.mark.parametrize("limit", [2, 128])
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 def test_loops_are_sound_and_compute_the_function(name, limit):
     function = LOOPS[name]
     with unroll_limit(limit):
@@ -257,6 +257,7 @@ class Layer(nn.Module):
         return nn.relu(nn.Dense(4)(carry)), None
 
 
+@pytest.mark.slow
 def test_flax_loops():
     layers = nn.scan(
         nn.remat(Layer), variable_axes={"params": 0}, split_rngs={"params": True}, length=3

@@ -80,7 +80,7 @@ NAMES = [pytest.param(n, marks=[] if n in DAILY else pytest.mark.slow) for n in 
 
 @pytest.mark.parametrize("rounding", ["nearest", "float32"])
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_bounds_hold_on_the_domains(name, rounding):
     function, random = network(KINKED[name]), np.random.default_rng(1)
     box = bj.Box(jnp.full(3, -1.0), jnp.full(3, 1.0))

@@ -91,7 +91,7 @@ LAYERS = {
         *[pytest.param(f, WITHOUT_L2, id=name) for name, f in LAYERS.items()],
     ],
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_bounds_of_functions_of_nothing_are_exact(function, transforms):
     lower, upper = jnp.float32([-1.0, 0.05, 0.3, -0.2]), jnp.float32([1.0, 0.15, 0.9, -0.1])
     exact = on_host(jax.vmap(function))(jnp.stack([lower, upper]))

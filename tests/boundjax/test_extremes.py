@@ -45,7 +45,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_elementwise_functions_of_huge_intervals(name):
     function, expected = FUNCTIONS[name]
 
@@ -113,7 +113,7 @@ def test_the_larger_of_two_huge_values():
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e18, 1e20, 1e24])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_norms_of_values_whose_squares_overflow(scale):
     lower, upper = np.array([0.4, 0.5, 0.3]), np.array([0.6, 1.1, 1.2])
 
@@ -174,7 +174,7 @@ def test_planes_of_log_sum_exp_of_wide_rows(magnitude):
 
 
 @pytest.mark.parametrize(("inputs", "method", "seed"), [(24, "crown", 4), (14, "alpha-crown", 2)])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_no_proof_where_values_inside_are_large_off_the_points_that_are_looked_at(
     inputs, method, seed
 ):

@@ -91,7 +91,7 @@ def check_network(network: Network, name: str, seed: int, dtype) -> None:
     ],
 )
 @given(seed=SEEDS)
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 def test_bounds_contain_samples_and_attacks(network, seed):
     with jax.enable_x64(True):
         check_network(network, "forward", seed, np.float64)
@@ -183,7 +183,7 @@ def aux_of_mlp():
 @pytest.mark.parametrize(
     ("slopes", "orders"), [("adaptive", (1, 2, np.inf)), ("parallel", (2,)), ("zero", (np.inf,))]
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_one_hidden_layer_equals_the_backward_walk(slopes, orders):
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
@@ -235,7 +235,7 @@ def test_affine_functions_are_exact():
 
 @pytest.mark.parametrize("name", [grouped(n) for n in ("mlp", "residual", "smooth", "clipped")])
 @given(seed=SEEDS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_linear_functions_and_specifications_contain_samples(name, seed):
     network = BY_NAME[name]
     with jax.enable_x64(True):

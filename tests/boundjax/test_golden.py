@@ -81,7 +81,7 @@ def batch_bounds(function, method, x, eps, **options):
 
 @pytest.mark.parametrize("net", ["mlp", "conv"])
 @pytest.mark.parametrize("method", GOLDEN_METHODS)
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 def test_jax_verify(shared, net, method):
     data = np.load(shared / "golden" / "jax_verify.npz")
     function = jax_verify_network(data, net)
@@ -97,7 +97,7 @@ def test_jax_verify(shared, net, method):
 
 @pytest.mark.parametrize("net", ["mlp", "small"])
 @pytest.mark.parametrize("method", GOLDEN_METHODS)
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 def test_auto_lirpa(shared, net, method):
     data = np.load(shared / "golden" / "auto_lirpa.npz")
     function = auto_lirpa_network(data, net)
@@ -112,7 +112,7 @@ def test_auto_lirpa(shared, net, method):
 
 @pytest.mark.parametrize("net", ["mlp", "small"])
 @pytest.mark.parametrize("method", ["ibp", "crown"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_auto_lirpa_intermediate_bounds(shared, net, method):
     data = np.load(shared / "golden" / "auto_lirpa.npz")
     function = auto_lirpa_network(data, net)

@@ -87,7 +87,7 @@ def test_gradients_that_are_alike_or_zero_have_finite_measures(measure):
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_examples_without_a_direction_are_left_out(measure):
     gradients = jax.random.normal(KEY, (3, 4, 6))
     with_zero = gradients.at[1, 2].set(1e-14)
@@ -119,7 +119,7 @@ def draws_of(weights, x, keys):
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_second_derivatives_reach_the_weights(measure):
     """Finite differences of the regularizer of a ReLU network, whose second derivative is 0."""
     keys = jax.random.split(jax.random.key(1), 3)

@@ -75,7 +75,7 @@ def check(facts, node, slack, case=""):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("name", JOINT)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_image_and_planes_contain_samples(name, dtype):
     function, *shapes = JOINT[name]
     rng = np.random.default_rng(0)
@@ -271,7 +271,7 @@ def test_zero_times_infinity_is_unknown_and_nan_stays():
 
 
 @pytest.mark.parametrize("name", JOINT)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_nan_ends_give_no_number(name):
     function, *shapes = JOINT[name]
     node = joint_node(function, *shapes, dtype=np.float32)
@@ -340,7 +340,7 @@ def reciprocal_interval(lower, upper, axes, eps):
     ("shape", "axes", "eps"),
     [((4,), (0,), 1e-5), ((2, 3, 2), (0, 2), 1e-3), ((3, 1), (-1,), 1e-5), ((3,), (0,), 0.0)],
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_normalize_contains_samples(shape, axes, eps, dtype):
     rng = np.random.default_rng(3)
     with jax.enable_x64(dtype == np.float64):

@@ -11,7 +11,7 @@ from joint_nodes import linear_alone, log_softmax, logsumexp, normalize, recipro
 from networks import points
 
 import boundjax as bj
-from boundjax.ops import normalization
+from boundjax.ops import exponentials
 
 
 def attention(weights, x, softmax):
@@ -33,7 +33,7 @@ def shares(scores):
 
 
 def sampled_shares(scores):
-    return jax.nn.sigmoid(normalization.log_softmax(scores, (-1,)))
+    return jax.nn.sigmoid(exponentials.log_softmax(scores, (-1,)))
 
 
 # test_soundness.py covers the network "attention" in float32.

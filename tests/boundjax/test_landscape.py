@@ -335,7 +335,7 @@ def _terms(slopes):
 
 
 @pytest.mark.parametrize("slopes", ["adaptive", "parallel", "zero", "one"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_proposition_3_3_1_bounds_the_change_of_the_gradient_of_a_bound(slopes):
     *_, change, (zeroth, first_order, bias) = _terms(slopes)
     for term in zeroth:  # at either of the two parameters
@@ -353,7 +353,7 @@ def test_proposition_3_3_1_of_interval_bounds_has_only_its_last_term():
 
 
 @pytest.mark.parametrize("slopes", ["constant", "adaptive", "one"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_theorem_3_3_2_bounds_the_gradient_difference_of_the_loss(slopes):
     """Of `log(1 + sum exp s_m)`, with measured terms in place of Lipschitz constants."""
     (s1, s2), (js1, js2), _, _, (zeroth, first_order, bias) = _terms(slopes)

@@ -137,6 +137,7 @@ def test_unit_vectors_have_the_range_of_every_coordinate(name, dtype):
                 np.testing.assert_allclose(bounds.upper, values.max(0), atol=0.02)
 
 
+@pytest.mark.slow
 def test_rows_on_a_unit_vector_are_bounded_by_their_length():
     rng = np.random.default_rng(0)
     head = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
@@ -233,7 +234,7 @@ def test_gradients_are_finite(name):
 
 
 @pytest.mark.parametrize("rounding", ["float32", "real"])
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 def test_rounded_bounds_contain_values_in_float64(rounding):
     rng = np.random.default_rng(3)
 

@@ -39,21 +39,21 @@ def ball_of(rng, shape):
 
 @each_network(*BY_NAME)
 @given(seed=SEEDS)
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 def test_balls_and_boxes_contain_samples(name, seed):
     check_ball(name, 2, None, True, seed)
 
 
 @each_network(*WITH_CONSTANTS)
 @given(seed=SEEDS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_balls_alone_contain_samples(name, seed):
     check_ball(name, 2, None, False, seed)
 
 
 @pytest.mark.parametrize("p", [1, 3, np.inf])
 @given(seed=SEEDS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_bounds_over_other_balls_contain_samples(p, seed):
     check_ball("mlp", p, (-1.5, 1.5), True, seed)
 
@@ -95,7 +95,7 @@ def compared(name):
 
 @each_network("mlp", "cnn", "residual", "rare")
 @given(seed=SEEDS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_ball_and_box_are_no_looser_than_either(name, seed):
     network, rng = BY_NAME[name], np.random.default_rng(seed)
     with jax.enable_x64(True):
@@ -264,7 +264,7 @@ def test_bad_arguments():
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("method", ["bcp", "lmt"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_weights_that_are_not_finite_certify_nothing(method, layer, bad):
     _, weights, x = dense_net(0, 6, 40, 4)
     weights = [w.astype(np.float32) for w in weights]
@@ -342,7 +342,7 @@ def _unit(x):
         (lambda x: x * jax.lax.rsqrt(jnp.mean(x * x) + 0.25), 2.0),
     ],
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_constants_of_rows_are_the_largest_slopes(function, expected):
     constant = float(bj.global_lipschitz(function, jnp.zeros(4)))
     np.testing.assert_allclose(constant, expected, rtol=1e-6)

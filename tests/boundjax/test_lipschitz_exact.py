@@ -83,7 +83,7 @@ def margins(request):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 def test_no_bound_exceeds_the_optimum_over_the_ball(method, margins):
     assert (margins[method] <= margins["exact"] + 1e-9).all()
 
@@ -176,7 +176,7 @@ def bounds_and_values(name: str, clip: tuple[float, float] | None):
 
 
 @pytest.mark.parametrize(("name", "clip"), [("mlp", CLIP), ("cnn", None)])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_no_attack_and_no_point_of_the_sphere_passes_a_bound(name, clip):
     model = BY_NAME[name]
     successes = []
@@ -294,7 +294,7 @@ def temporary_bytes(classes: int, training: bool) -> int:
 
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_the_last_step_takes_classes_times_width_for_an_example(training):
     few, many = (temporary_bytes(classes, training) for classes in (100, 200))
     # A few arrays with one row per class and example, among them the specification.

@@ -89,7 +89,7 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_convolutions(name, unrolled):
     function, shape = convolution(np.random.default_rng(0), **CONVOLUTIONS[name])
     # A torus has no border, and the smaller the image, the more its border matters.

@@ -154,7 +154,7 @@ ARITHMETIC = {
 
 
 @pytest.mark.parametrize("case", ARITHMETIC)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_integer_arithmetic_has_bounds_up_to_2_to_the_24(case, tmp_path):
     model, held, too_large = ARITHMETIC[case]
     too_large = too_large or 2.0**24
@@ -281,7 +281,7 @@ KEPT = {
 
 @each_transform
 @pytest.mark.parametrize("case", CASTS | KEPT)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_plain_functions_of_perturbed_integers(case, transform):
     """JAX's own casts have no bounds outside of the range of their type, so none is wrong there."""
     box = bj.Box(-jnp.ones(3), jnp.ones(3))

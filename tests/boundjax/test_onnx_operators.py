@@ -170,7 +170,7 @@ EXACT = {
 
 
 @pytest.mark.parametrize("case", EXACT)
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 def test_bounds_hold_for_exact_constants(case, tmp_path):
     """Large inputs show what the constants' rounding does; nothing else is that wide."""
     model, exact = EXACT[case]

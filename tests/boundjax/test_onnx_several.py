@@ -20,7 +20,7 @@ from onnx import TensorProto, helper  # noqa: E402
 from onnx_models import f32, node, scalar  # noqa: E402
 from onnx_structures import value  # noqa: E402
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(3)
 
 # `y = a w - relu(b)`, `z = [a, b]`, and `k`, a constant; `n` is needed by `m` alone.
 NODES = [

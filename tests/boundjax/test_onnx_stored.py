@@ -21,7 +21,7 @@ import onnx_structures as structures  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 from onnx_models import f32, i64, network, node, scalar  # noqa: E402
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(3)
 
 FLOAT = TensorProto.FLOAT
 

@@ -17,7 +17,7 @@ from onnx import TensorProto  # noqa: E402
 from onnx_models import f32, network, node, scalar  # noqa: E402
 from onnx_structures import STRUCTURES, branch, call, function, graph, loop  # noqa: E402
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(3)
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
@@ -64,7 +64,7 @@ LINEAR = ("loop", "branches_in_a_loop", "functions_in_functions", "quantized", "
 
 
 @pytest.mark.parametrize("case", LINEAR)
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 def test_linear_bounds_hold(case, tmp_path):
     model = load(STRUCTURES[case], tmp_path)
     x = f32(*model.input_shape)

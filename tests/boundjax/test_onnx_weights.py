@@ -24,7 +24,7 @@ from onnx_structures import STRUCTURES  # noqa: E402
 from boundjax.verify import messages, worker  # noqa: E402
 from boundjax.verify.network import Compiled, Network  # noqa: E402
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(4)
 
 CASES = {**models.CASES, **STRUCTURES}
 ROUNDINGS = ("nearest", "real", "float32")
@@ -216,7 +216,7 @@ def bounds_agree(benchmark, method, rounding):
 @without_suites
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("benchmark", PUBLIC)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_intervals_of_a_public_network(benchmark, rounding):
     bounds_agree(benchmark, "interval", rounding)
 
@@ -224,7 +224,7 @@ def test_intervals_of_a_public_network(benchmark, rounding):
 @without_suites
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("benchmark", QUICK)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_crown_of_a_public_network(benchmark, rounding):
     bounds_agree(benchmark, "crown", rounding)
 

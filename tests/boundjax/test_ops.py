@@ -123,7 +123,7 @@ def test_gradient_of_bounds_through_a_max_pool_equals_finite_differences():
 
 @pytest.mark.parametrize("transform", [bj.interval, bj.linear, bj.forward_linear, bj.lipschitz])
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_bounds_have_a_gradient_behind_dilated_windows(sign, transform):
     """JAX cannot differentiate these poolings; their bounds' gradient equals finite differences."""
     rng = np.random.default_rng(0)
@@ -236,7 +236,7 @@ CONVOLUTIONS = [
     ],
     ids=str,
 )
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 def test_convolution_lowerings_agree_in_value_and_gradient(options, layout):
     """The sub-pixel form of a transposed convolution agrees with XLA's own."""
     rng = np.random.default_rng(0)

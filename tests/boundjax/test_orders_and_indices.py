@@ -10,7 +10,7 @@ from networks import points
 
 import boundjax as bj
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(3)
 
 RNG = np.random.default_rng(0)
 TABLE, ROWS = RNG.normal(size=(7, 3)).astype(np.float32), RNG.normal(size=(5, 4)).astype(np.float32)

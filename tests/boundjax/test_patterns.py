@@ -12,6 +12,7 @@ from graphs import primitives as primitives_at
 
 import boundjax as bj
 from boundjax.ir import table
+from boundjax.tracing.trace import trace
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32)
@@ -113,6 +114,7 @@ def test_functions_are_named_by_their_equations(case):
 
 
 MASK = jnp.asarray(np.tri(3, 4, 1, dtype=bool))
+LEAST = float(jnp.finfo(jnp.float32).min)
 MASKED = {
     "softmax": (lambda x: jax.nn.softmax(x, where=MASK), ["log_softmax", "exp"]),
     "softmax, a row for all": (
@@ -139,6 +141,20 @@ MASKED = {
             jnp.where(~MASK, 0.0, jnp.exp(x))
             / jnp.where(~MASK, 0.0, jnp.exp(x)).sum(-1, keepdims=True)
         ),
+        ["log_softmax", "exp"],
+    ),
+    "softmax of a filled mask": (
+        lambda x: jax.nn.softmax(jnp.where(MASK, x, -1e9)),
+        ["log_softmax", "exp"],
+    ),
+    "softmax, filled twice, a row entirely": (
+        lambda x: jax.nn.softmax(
+            jnp.where(jnp.arange(3)[:, None] > 0, jnp.where(~MASK, LEAST, x), LEAST)
+        ),
+        ["log_softmax", "exp"],
+    ),
+    "softmax of a filled log_softmax": (
+        lambda x: jax.nn.softmax(jax.nn.log_softmax(jnp.where(MASK, x, -1e5))),
         ["log_softmax", "exp"],
     ),
     "log_softmax": (lambda x: jax.nn.log_softmax(x, where=MASK), ["log_softmax"]),
@@ -382,3 +398,50 @@ def test_rows_that_an_added_mask_removes_have_no_finite_bounds(function):
         bounds = on_host(transform(masked))(bj.LpBall(jnp.ones((2, 3)), 0.1))
         assert not np.isfinite(bounds.lower[wild]).any()
         assert not np.isfinite(bounds.upper[wild]).any()
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "real", "float32"])
+@pytest.mark.parametrize("fill", [-jnp.inf, -1e4, -1e9, LEAST])
+def test_the_number_that_fills_a_mask_does_not_widen_bounds(fill, rounding):
+    box = bj.Box(X - 0.3, X + 0.3)
+
+    def shares(x):
+        return jax.nn.softmax(jnp.where(MASK, x, fill))
+
+    for transform in (bj.interval, bj.linear):
+        bounds = on_host(transform(shares, rounding=rounding))(box)
+        free = on_host(transform(lambda x: jax.nn.softmax(x, where=MASK), rounding=rounding))(box)
+        for ours, theirs in zip(bounds, free, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_that_is_filled_entirely_is_uniform():
+    mask = jnp.asarray([[False] * 4, [True] * 4])
+    box = bj.Box(X[:2] - 1.0, X[:2] + 1.0)
+    bounds = on_host(bj.linear(lambda x: jax.nn.softmax(jnp.where(mask, x, -1e9))))(box)
+    np.testing.assert_allclose(bounds.lower[0], 0.25, rtol=1e-5)
+    np.testing.assert_allclose(bounds.upper[0], 0.25, rtol=1e-5)
+
+
+@pytest.mark.parametrize("transform", [bj.interval, bj.linear, bj.forward_linear])
+def test_a_value_below_the_number_that_fills_a_mask(transform):
+    """With a value of -2e4 beside a fill of -1e4 the masked entry has all of the weight."""
+    box = bj.Box(2e4 * X[:1, :2] - 3e4, 2e4 * X[:1, :2] + 1e2)
+
+    def shares(x):
+        return jax.nn.softmax(jnp.where(jnp.asarray([[True, False]]), x, -1e4))
+
+    bounds = on_host(transform(shares))(box)
+    for end in box.interval():
+        value = np.asarray(shares(end))
+        # They may be NaN.
+        assert not (bounds.lower > value + 1e-6).any()
+        assert not (value > bounds.upper + 1e-6).any()
+
+
+def test_two_fills_of_one_mask_stay_numbers():
+    def shares(x):
+        return jax.nn.softmax(jnp.where(MASK, jnp.where(MASK[:, ::-1], x, -1e5), -1e6))
+
+    same_values(shares)
+    assert not any("least" in node.params for node in trace(shares, X).nodes)

@@ -35,7 +35,7 @@ SCALAR_CASES = {
 
 @pytest.mark.parametrize("method", ["interval", "crown-ibp", "crown", "fast-lin"])
 @pytest.mark.parametrize("case", SCALAR_CASES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_wrong_answers_of_others(case, method):
     function, lower, upper = SCALAR_CASES[case]
     with jax.enable_x64(True):
@@ -52,7 +52,7 @@ def test_wrong_answers_of_others(case, method):
 
 @pytest.mark.parametrize("c", [-3.0, -0.5, 0.2, 1.0])
 @pytest.mark.parametrize("case", SCALAR_CASES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_wrong_answers_of_others_in_composition(case, c):
     """An unsound relaxation may look right alone and fail inside `f(x) - c x`."""
     function, lower, upper = SCALAR_CASES[case]

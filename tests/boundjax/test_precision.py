@@ -51,7 +51,7 @@ BOUNDS = {
 
 @pytest.mark.parametrize("name", BOUNDS)
 @pytest.mark.parametrize("precision", ["highest", "high", "default"])
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 def test_bounds_and_their_gradients_run_at_the_precision_asked_for(net, name, precision):
     model, variables, x = net
 

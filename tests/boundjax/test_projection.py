@@ -102,7 +102,7 @@ def test_the_median_is_the_lower_of_two(dtype):
 
 @pytest.mark.parametrize("p", [2, np.inf])
 @pytest.mark.parametrize("name", ["mlp", "cnn", "residual", "transposed", "linen"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_small_networks_have_the_bounds_of_fast_lin(name, p):
     network = BY_NAME[name]
     with jax.enable_x64(True):
@@ -123,7 +123,7 @@ def test_small_networks_have_the_bounds_of_fast_lin(name, p):
 
 
 @pytest.mark.parametrize("name", ["leaky", "clipped", "smooth", "thresholds", "pooling", "rare"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_other_ops_have_parallel_lines_too(name):
     """Without projections, estimates are bounds, for any op that has two lines."""
     network = BY_NAME[name]

@@ -11,7 +11,7 @@ import boundjax as bj
 from boundjax import properties, search
 from boundjax.search.constraints import Constraints
 
-pytestmark = [pytest.mark.xdist_group("prove"), pytest.mark.quick, pytest.mark.sampled(3)]
+pytestmark = [pytest.mark.xdist_group("prove"), pytest.mark.quick, pytest.mark.sampled(4)]
 
 BOX = bj.Box(-jnp.ones(2), jnp.ones(2))
 ORDERED = bj.Constrained(BOX, jnp.array([[1.0, -1.0]]), jnp.zeros(1))  # x_0 <= x_1

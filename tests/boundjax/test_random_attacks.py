@@ -121,6 +121,7 @@ def test_the_expected_gradient_is_the_mean_of_the_gradients(seed, std, draws, lo
     np.testing.assert_allclose(result, np.mean(gradients, axis=0), atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_the_expected_gradient_of_a_linear_network_tends_to_that_of_the_mean_weights():
     """Golden (a) of linear networks: the error falls as `s / sqrt(n)`."""
     mean, s = jax.random.normal(jax.random.key(1), (6, 2)), 0.5

@@ -11,7 +11,7 @@ from boundjax import properties
 from boundjax.search import Programs, refinement, tree
 from boundjax.search.bounder import Root
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(4)
 
 SQUARE = bj.Box(-jnp.ones(2), jnp.ones(2))
 GRID = jnp.stack(jnp.meshgrid(*2 * [jnp.linspace(-1.0, 1.0, 201)]), axis=-1).reshape(-1, 2)
@@ -127,6 +127,7 @@ def test_searches_that_refine_at_once_answer_as_the_grid_does(name, monkeypatch)
     assert calls == sorted(calls)
 
 
+@pytest.mark.slow
 def test_a_search_for_a_proof_does_not_refine(monkeypatch):
     monkeypatch.setattr(tree, "_BEFORE_REFINING", 1)
     monkeypatch.setattr(refinement, "refined", None)

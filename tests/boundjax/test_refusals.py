@@ -188,6 +188,7 @@ def test_a_draw_with_a_constant_key_is_a_constant():
 
 
 @pytest.mark.parametrize("transform", [bj.interval, bj.linear, bj.lipschitz])
+@pytest.mark.sampled(3)
 def test_float64_numbers_that_are_rounded_are_mentioned(transform):
     message = r"float64 numbers that JAX rounds to float32, such as .*0\.1.*; give float32 arrays"
     for input_set in (bj.Box(np.zeros(2), np.full(2, 0.1)), bj.LpBall(np.full(2, 0.1), 0.5)):

@@ -30,7 +30,7 @@ BALL = bj.LpBall(jnp.asarray([0.3, 0.6, 0.1, 0.9]), 0.1, clip=(0.0, 1.0))
 
 
 @pytest.mark.parametrize("intermediate", ["interval", "linear"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_a_relaxation_serves_several_specifications(intermediate):
     function, weights = _network()
     options = {"intermediate": intermediate, "sides": "lower"}
@@ -105,7 +105,7 @@ def test_known_bounds_take_the_place_of_intermediate_ones():
 
 @pytest.mark.parametrize("intermediate", ["interval", "linear", "forward"])
 @pytest.mark.parametrize("intersect", [True, False])
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 def test_with_known_bounds_the_result_holds_where_they_do(intermediate, intersect):
     function, weights = _network()
     options = {"intermediate": intermediate, "intersect": intersect}
@@ -134,7 +134,7 @@ def test_with_known_bounds_the_result_holds_where_they_do(intermediate, intersec
 
 @pytest.mark.parametrize("p", [1, 2, jnp.inf])
 @pytest.mark.parametrize("intermediate", ["interval", "linear", "forward"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_known_bounds_on_the_input_itself(p, intermediate):
     """A set's spread is measured from its own middle, not from that of the known bounds."""
     ball = bj.LpBall(jnp.zeros(2), 1.0, p=p)

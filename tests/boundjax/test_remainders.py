@@ -10,7 +10,7 @@ import boundjax as bj
 from boundjax.ops import accuracy
 from boundjax.transforms.relaxations import _at_zero
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(3)
 
 FUNCTIONS = {"mod": jnp.mod, "fmod": jnp.fmod, "//": jnp.floor_divide}
 DIVISORS = np.array([1.0, -0.7, 2.5, 0.1])
@@ -25,7 +25,7 @@ INTERVALS = np.array(
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 def test_images_and_lines_contain_a_grid(name, dtype):
     lower, upper = np.repeat(INTERVALS, len(DIVISORS), 0).T.astype(dtype)
     divisors = np.tile(DIVISORS, len(INTERVALS)).astype(dtype)
@@ -71,7 +71,7 @@ def test_images_and_lines_contain_a_grid(name, dtype):
         ),
     ],
 )
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 def test_known_ranges(function, ends, expected):
     box = bj.Box(*(jnp.full(1, end, jnp.float32) for end in ends))
     np.testing.assert_allclose(np.ravel(bj.interval(function)(box)), expected, atol=3e-5)
@@ -94,6 +94,7 @@ def test_unknown_operands_and_divisors_have_no_bounds():
         bj.interval(lambda x: x % (x[::-1] + 1.0))(box)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_see_no_wrap():
     def ends(scale):
         box = bj.Box(jnp.asarray([0.1, 0.9]), jnp.asarray([0.3, 1.1]))
@@ -106,7 +107,7 @@ def test_gradients_are_finite_and_see_no_wrap():
 
 
 @pytest.mark.parametrize("rounding", ["float32", "real"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_rounded_bounds_hold_next_to_multiples(rounding):
     x = np.float32([0.6, 0.7, 2.1, 1e-8, -1e-8, 123.4])
     box = bj.Box(jnp.asarray(np.nextafter(x, np.float32(-9e9))), jnp.asarray(x))

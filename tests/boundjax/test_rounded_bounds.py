@@ -90,7 +90,7 @@ def ends_of(function, scale):
 
 @pytest.mark.parametrize("method", ["interval", "linear"])
 @pytest.mark.parametrize("name", SUMS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_bounds_hold_for_the_worst_order_of_summation(name, method, monkeypatch):
     """At a point, where nothing but rounding has a width."""
     function, scale = SUMS[name]
@@ -269,7 +269,7 @@ def test_no_bound_lies_above_an_exact_value(kind, intermediate):
 
 
 @pytest.mark.parametrize("method", ["crown-ibp", "crown", "alpha-crown"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_little_is_lost_on_an_ordinary_network(method):
     random = np.random.default_rng(0)
     sizes = (64, 64, 64, 10)
@@ -321,7 +321,7 @@ def test_a_loop_is_charged_step_by_step():
 
 @pytest.mark.parametrize("subnormal", [1e-40, -1e-40])
 @pytest.mark.parametrize("function", [jnp.sign, jnp.floor, jnp.ceil])
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 def test_steps_count_both_sides_of_zero_for_subnormal_operands(function, subnormal):
     """One runtime may keep the operand and another may read it as 0."""
     x = np.float32([subnormal])

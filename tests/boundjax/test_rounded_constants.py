@@ -88,7 +88,7 @@ def holds(bounds, value):
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_exact_and_computed_constants_lie_within_bounds(method, rounding, monkeypatch):
     exact = {name: model(np, X.astype(np.float64)) for name, model in MODELS.items()}
     programs = [
@@ -291,7 +291,7 @@ def count_wrong(method, function, inputs):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_layer_norm_with_fast_variance_of_a_large_mean(method):
     """`E[x^2] - E[x]^2` cancels, which the variance around the mean does not show."""
     module = nn.LayerNorm()
@@ -310,7 +310,7 @@ def normalized(x):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_batch_norm_with_a_large_mean_behind_a_large_bias(method):
     plain, kept = (
         [node.primitive for node in trace(normalized, jnp.ones((5, 5, 1)), rounding).nodes]
@@ -343,7 +343,7 @@ class Normalized(nn.Module):
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("method", ["interval", "crown-ibp", "crown"])
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 def test_certify_proves_batch_norm_of_tiny_variance(method, rounding):
     x = np.random.default_rng(0).uniform(size=(4, 6, 6, 1)).astype(np.float32)
     variables = Normalized().init(jax.random.key(0), x)

@@ -88,7 +88,7 @@ def programs(path):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_bounds_hold_for_the_exact_formula_and_for_the_runtime(name, tmp_path, monkeypatch):
     nodes, constants, exact = NETWORKS[name]
     path = models.save(network([*TINY, *nodes], [1, 3], CONSTANTS | constants), tmp_path)

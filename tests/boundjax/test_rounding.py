@@ -88,7 +88,7 @@ def test_middle_and_half_width_describe_the_ends_exactly(dtype):
 
 @pytest.mark.parametrize("p", [1, 2, 3, jnp.inf])
 @pytest.mark.parametrize("clip", [None, (0.0, 1.0)])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_an_outward_ball_holds_the_ball(p, clip):
     rng = np.random.default_rng(0)
     center = rng.uniform(size=(200, 5)).astype(np.float32)
@@ -161,7 +161,7 @@ def steep(x):
     [m if m in METHODS[:2] else pytest.param(m, marks=pytest.mark.slow) for m in METHODS],
 )
 @pytest.mark.parametrize("clip", [None, (1000.0, 2000.0), (0.0, 1000.0)])
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 def test_a_radius_below_the_spacing_of_the_input_is_not_lost(method, clip):
     x, labels = np.float32([[1000.0]]), np.array([0])
     options = {"labels": labels, "method": method, "clip": clip}

@@ -148,7 +148,7 @@ def exclude(bounds, value):
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_bounds_hold_for_what_is_promised(name):
     detector = DETECTORS[name]
     values = detector.values()

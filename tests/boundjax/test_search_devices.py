@@ -66,6 +66,7 @@ def tree_of(result):
 
 
 @pytest.mark.parametrize("max_split_inputs", [0, 20], ids=["units are split", "the box is split"])
+@pytest.mark.sampled(2)
 def test_answers_of_two_devices_are_those_of_one(max_split_inputs, one, two, least, tmp_path):
     alone, shared = (
         decide(programs, 1e-3 - least, max_split_inputs, with_proof=True) for programs in (one, two)
@@ -83,6 +84,7 @@ def test_answers_of_two_devices_are_those_of_one(max_split_inputs, one, two, lea
     assert function(broken.counterexample.inputs)[0] - 1e-3 - least <= 0
 
 
+@pytest.mark.slow
 def test_the_tree_depends_on_the_size_of_batches_alone(one, two, least):
     assert two.domains.sizes == tuple(2 * size for size in one.domains.sizes)
     assert (two.few_boxes, two.boxes) == (2 * one.few_boxes, 2 * one.boxes)

@@ -65,7 +65,7 @@ SELECTIONS = {
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("name", SELECTIONS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_selections_contain_samples(name, dtype):
     function = SELECTIONS[name]
     rng = np.random.default_rng(4)

@@ -121,7 +121,7 @@ DEGENERATE = {
 
 
 @pytest.mark.parametrize("name", DEGENERATE)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_gradients_are_finite_over_degenerate_sets(name):
     for outward in (False, True):
         leaves, tree = jax.tree.flatten(DEGENERATE[name](outward))

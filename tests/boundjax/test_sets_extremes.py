@@ -255,7 +255,7 @@ COMPARISONS = {
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_no_point_of_a_set_is_excluded(name):
     compared, finite = COMPARISONS[name]()
     assert compared > CASES
@@ -304,7 +304,7 @@ SLACKS = {
 
 
 @pytest.mark.parametrize("slack", SLACKS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_without_a_slack_points_are_excluded(slack, monkeypatch):
     module, name, replacement, comparison = SLACKS[slack]
     monkeypatch.setattr(module, name, replacement)

@@ -132,7 +132,7 @@ def test_more_steps_are_never_looser_and_all_are_sound(name, rule):
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_optimised_bounds_are_ordered(name):
     """CROWN, then optimised slopes alone, then optimised intermediate bounds as well."""
     network = BY_NAME[name]

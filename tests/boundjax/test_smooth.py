@@ -50,7 +50,7 @@ def test_lines_are_as_tight_as_the_best_pair(name):
 
 @each_function
 @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_any_position_gives_lines_that_hold_exactly(name, dtype):
     """Without slack, because the solver moves the lines outward by its own rounding."""
     rng = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def test_any_position_gives_lines_that_hold_exactly(name, dtype):
         *("power_concave", "sin", "erfc", "silu", "gelu", "elu_concave_kink", "hard_silu"),
     ],
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_gradients_of_lines_equal_finite_differences(name):
     """Gradients in both ends and both positions."""
     with jax.enable_x64(True):
@@ -164,7 +164,7 @@ def random_piecewise(rng, pieces):
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_solver_on_random_piecewise_functions(seed):
     rng = np.random.default_rng(seed)
     function, curve = random_piecewise(rng, int(rng.integers(2, 6)))
@@ -364,7 +364,7 @@ def test_domain_warnings_under_transformations():
 
 @pytest.mark.parametrize("function", [jnp.exp, jnp.sinh, lambda x: x**8, lambda x: 3.0**x])
 @pytest.mark.parametrize("method", [bj.interval, bj.linear])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_overflow_is_infinite_and_leaves_other_units_alone(function, method):
     def ends(high):
         bounds = bounds_of(lambda x: jnp.tanh(function(x)), method)(jnp.ones(2), high)
@@ -381,7 +381,7 @@ def test_overflow_is_infinite_and_leaves_other_units_alone(function, method):
 
 
 @each_function
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_nan_and_infinite_ends(name):
     node = scalar_node(FUNCTIONS[name][0], jnp.ones(3))
     low, high = jnp.array([jnp.nan, 0.5, jnp.nan]), jnp.array([0.75, jnp.nan, jnp.nan])

@@ -66,7 +66,7 @@ def check_network(network: Network, method: str, seed: int, dtype) -> None:
 
 @each_pair()
 @given(seed=SEEDS)
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 def test_bounds_contain_samples_and_attacks(network, method, seed):
     with jax.enable_x64(True):
         check_network(network, method, seed, np.float64)
@@ -119,7 +119,7 @@ def test_every_method_has_networks():
     ("name", "method"),
     [("mlp", "interval"), ("mlp", "crown"), ("cnn", "crown-ibp")],
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_bounds_agree_under_jit_vmap_and_pmap(name, method):
     network = BY_NAME[name]
     weights = network.weights(0)
@@ -174,7 +174,7 @@ def test_gradient_of_relu_at_zero_is_zero():
 @pytest.mark.xdist_group("mlp")
 @pytest.mark.parametrize("method", METHODS)
 @given(seed=SEEDS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_specification_merges_with_the_last_layer(method, seed):
     network = BY_NAME["mlp"]
     with jax.enable_x64(True):
@@ -199,7 +199,7 @@ def test_specification_merges_with_the_last_layer(method, seed):
 
 
 @pytest.mark.parametrize("slopes", ["adaptive", "one", "zero", "parallel"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_a_row_is_never_looser_than_the_logits_combined(slopes):
     """Before the intersection with intervals, which may be tighter for a single logit."""
     network = BY_NAME["mlp"]
@@ -237,7 +237,7 @@ def specified(method: str):
 
 @each_network("mlp", "cnn", "leaky", "pooling")
 @given(seed=SEEDS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_any_slopes_in_the_unit_interval_are_sound(name, seed):
     network = BY_NAME[name]
     with jax.enable_x64(True):
@@ -325,7 +325,7 @@ def ball_bounds(p: float, method: str):
 
 @pytest.mark.filterwarnings("ignore::boundjax.ops.domain.DomainWarning")
 @each_pair("interval", "crown", but=SLOW)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_nan_inputs_give_no_bound(network, method):
     # Nothing raises under jit, but no output that depends on the input may have a finite bound.
     with jax.enable_x64(True):

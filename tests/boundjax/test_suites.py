@@ -134,13 +134,13 @@ def rows_of(benchmark, **wanted):
 
 
 @pytest.mark.parametrize(("benchmark", "method"), SAMPLE)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_bounds_are_those_of_auto_lirpa(benchmark, method):
     bounds_equal_the_reference(benchmark, rows_of(benchmark, method=method)[0])
 
 
 @pytest.mark.parametrize(("benchmark", "method"), SAMPLE)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_presets_are_no_looser_than_auto_lirpa(benchmark, method):
     preset_is_no_looser(benchmark, rows_of(benchmark, method=method)[0])
 
@@ -195,7 +195,7 @@ def answer(benchmark, row, timeout, method):
 
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(("benchmark", "file"), params(QUICK))
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_known_answer(benchmark, file):
     row = suites.instance(benchmark, file)
     assert answer(benchmark, row, 60.0, "alpha-crown") == row["known_result"]

@@ -9,7 +9,7 @@ import pytest
 
 import boundjax as bj
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(3)
 
 RNG = np.random.default_rng(5)
 STATE = RNG.normal(size=(2, 3)).astype(np.float32)
@@ -239,6 +239,7 @@ def test_one_set_in_a_tree_keeps_its_shape():
     assert graph_size == 1
 
 
+@pytest.mark.slow
 def test_batches_gradients_and_weights_as_sets():
     centers = jnp.asarray(RNG.normal(size=(3, *ACTION.shape)), jnp.float32)
     bounded = bj.linear(of_dict)

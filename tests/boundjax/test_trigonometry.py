@@ -11,7 +11,7 @@ import boundjax as bj
 from boundjax.ops.domain import DomainWarning
 from boundjax.tracing.trace import trace
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(3)
 
 
 def ranges(function, low, high, transform=bj.linear):
@@ -39,7 +39,7 @@ def ranges(function, low, high, transform=bj.linear):
         (lambda p: special.rel_entr(p, jnp.full(1, 0.5)), (0.6, 0.9), (0.1093929, 0.5290080)),
     ],
 )
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 def test_known_ranges(function, ends, expected):
     np.testing.assert_allclose(ranges(function, [ends[0]], [ends[1]])[:, 0], expected, atol=3e-5)
 
@@ -56,7 +56,7 @@ def test_known_ranges(function, ends, expected):
         (lambda x: special.xlogy(x, x), (-0.1, 1.0), "'x_log_x' at .* leave its domain"),
     ],
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_outside_of_the_domain_bounds_are_infinite(function, ends, message):
     with pytest.warns(DomainWarning, match=message):
         bounds = ranges(function, [ends[0]], [ends[1]], bj.interval)
@@ -99,7 +99,7 @@ def test_an_entropy_is_recognised_only_where_it_is_one():
 
 
 @pytest.mark.parametrize("rounding", ["float32", "real"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_rounded_bounds_contain_values_in_float64(rounding):
     functions = (jnp.tan, jnp.arcsin, jnp.arccos, jnp.arctanh, jnp.sinc)
 

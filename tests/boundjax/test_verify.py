@@ -57,7 +57,7 @@ def compiled():
         ("(or (>= Y_0 2.1) (>= Y_1 1.1) (<= Y_1 -0.9))", "sat"),
     ],
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_known_answers(compiled, unsafe, verdict):
     property = box(SQUARE, 2, unsafe)
     result = decide(hat, property, programs=compiled)
@@ -359,7 +359,7 @@ def test_the_command_on_a_benchmark(shared, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 def test_rounding_of_values_that_cancel_is_no_proof(seed):
     """Hidden values near 1e4 cancel in the output, whose true minimum is just below 0."""
     rng = np.random.default_rng(seed)

@@ -78,7 +78,7 @@ def wrong_by_rounding(name, inputs, boxes):
 @pytest.mark.parametrize(
     ("name", "inputs", "boxes"), [("first layer", 64, 1), ("second layer", 12, 16)]
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_terms_that_cancel_in_one_product_are_no_proof(name, inputs, boxes, method):
     """One call bounds the whole box, or 16 boxes at once where inputs are few enough to split."""
     lower, upper, weights, threshold = wrong_by_rounding(name, inputs, boxes)

@@ -134,7 +134,7 @@ def bounds_of_complete_rows(function, **options):
 
 
 @named
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_windows_give_the_bounds_of_complete_rows(function):
     ours = bounds(function)
     expected = bounds_of_complete_rows(function)
@@ -142,7 +142,7 @@ def test_windows_give_the_bounds_of_complete_rows(function):
 
 
 @named
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_blocks_give_the_same_bounds(function):
     ours = bounds(function, max_bytes=2000)
     np.testing.assert_allclose(ours, bounds(function), rtol=1e-9, atol=1e-9)
@@ -198,7 +198,7 @@ def test_a_budget_of_rows_bounds_the_widest_units():
 
 
 @pytest.mark.parametrize("options", [{"max_bytes": 2000}, {"max_rows": 20}], ids=str)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_blocks_under_vmap_and_grad(options):
     with jax.enable_x64(True):
         balls = [ball(seed) for seed in range(2)]
@@ -222,7 +222,7 @@ def test_blocks_under_vmap_and_grad(options):
 
 
 @pytest.mark.parametrize("optimize_intermediate", [False, True])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_slopes_of_windows_are_those_of_complete_rows(optimize_intermediate):
     slopes = bj.optimized(1, per_spec=True, optimize_intermediate=optimize_intermediate)
     ours = bounds(strided, slopes=slopes)

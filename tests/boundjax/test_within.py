@@ -89,7 +89,7 @@ def test_every_row_holds_where_its_intervals_do(kind, slopes, sides):
 
 @pytest.mark.parametrize("kind", ["plain", "joint", "pooled"])
 @pytest.mark.parametrize("sides", ["lower", "upper", "both"])
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 def test_a_row_within_is_the_bound_with_these_intervals_known(kind, sides):
     # No other op depends on the pre-activations of the last one.
     rng = np.random.default_rng(1)

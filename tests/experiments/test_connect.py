@@ -326,7 +326,7 @@ def test_options_out_of_range(runs, tmp_path, capsys, flags, message):
         (connected_config(robust={"eps_train": 0.04}), "trained at the radii 0.03 ("),
     ],
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_runs_that_cannot_be_connected(runs, tmp_path, capsys, config, message):
     other = _run(tmp_path / "other", config, 0)
     assert message in _refused(capsys, runs[0], other, "--loss=interval", f"--out={tmp_path / 'o'}")

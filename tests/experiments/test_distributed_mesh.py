@@ -95,7 +95,7 @@ def test_every_mesh_trains_the_same(method, mesh, groups):
 
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(("model", "count"), [("test_mlp", 1), ("test_bn", 3)])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_a_data_parallel_step_sums_gradients_once_and_nothing_else(model, count):
     # Batch normalisation sums its statistics over the batch, and their gradients.
     result = Counter(re.findall(COLLECTIVE, _program(_prepared(model=model))))

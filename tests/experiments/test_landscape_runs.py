@@ -137,7 +137,7 @@ def test_a_run_that_was_stopped_measures_every_step_once(finished, tmp_path, mon
 
 
 @pytest.mark.parametrize("model", ["test_mlp", "test_bn"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_the_first_loss_is_that_of_the_step(model):
     config = _config(("landscape",), augment={"crop": 1}, model={"name": model})
     prepared = prepare(config)

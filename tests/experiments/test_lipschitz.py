@@ -92,7 +92,7 @@ def test_methods_that_own_nothing_have_the_state_they_had():
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("name", ["bcp", "lmt"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_only_robust_steps_iterate_the_vectors(name, batch_norm):
     _, state, (natural, robust) = _steps(name, batch_norm)
     vectors = state["spectral"]
@@ -115,7 +115,7 @@ def test_only_robust_steps_iterate_the_vectors(name, batch_norm):
 
 
 @pytest.mark.parametrize(("name", "box"), [("bcp", True), ("lmt", False)])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_one_power_iteration_per_step_serves_all_images(monkeypatch, name, box):
     model, state, _ = _steps(name)
     iterate, transform, calls = bj.power_iteration, bj.lipschitz, []
@@ -143,7 +143,7 @@ def test_one_power_iteration_per_step_serves_all_images(monkeypatch, name, box):
 
 
 @pytest.mark.parametrize("name", ["bcp", "lmt"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_the_gradient_passes_through_the_norms(name):
     model, state, _ = _steps(name)
     objective = _objective(model, name)

@@ -116,7 +116,7 @@ def _prepared(config, step=0):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 def test_a_method_lowers_its_robust_loss_and_resumes(name, tmp_path):
     # So small that more is learned than how frequent the classes are, which is worth 2 to 4 %.
     config = _config(name, robust={"eps_train": 0.01, "eps_test": 0.01})
@@ -203,7 +203,7 @@ WEIGHTS = (EPS, 0.25, 0.5, 0.4)  # eps, kappa, beta, ramp
         ("sabr", lambda ibp, clean: _robust_ce(ibp), {"adversary": {"box": 1.0, "steps": 0}}),
     ],
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_objectives_are_what_numpy_says(name, combine, groups):
     # An attack of no steps leaves the images as they are.
     adversary = {"alpha": 0.3, "steps": 0, **groups.get("adversary", {})}

@@ -222,7 +222,7 @@ NOISY = {
 
 
 @pytest.mark.parametrize("name", NOISY)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_noise_comes_before_every_convolution(name):
     """RSE: 0.2 on the image, 0.1 elsewhere; the noises are added to what convolutions take."""
     model = models.ConvolutionalClassifier(**NOISY[name], noise=(0.2, 0.1))
@@ -407,7 +407,7 @@ def test_residual_networks_have_no_parts():
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_every_kind_of_layer_can_be_bounded(name):
     model, variables, x = _small(name)
 

@@ -140,7 +140,7 @@ def _product(gradient, direction):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_an_objective_is_what_numpy_says_and_so_is_its_gradient(name):
     case = CASES[name]
     robust = {"method": case.method} | case.groups.get("robust", {})

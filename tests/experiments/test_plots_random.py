@@ -108,6 +108,7 @@ def test_the_command_draws_every_kind(kind, tmp_path, monkeypatch, capsys):
     assert out.stat().st_size > 3_000
 
 
+@pytest.mark.slow
 def test_the_diversity_of_gradients_is_drawn_while_training(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(models.MODELS, "test_mlp", {"hidden": (16,)})
     config = from_config_dict(

@@ -58,7 +58,7 @@ def test_float64_encloses_the_exact_value_and_programs_do_not():
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 def test_all_programs_compute_one_network(name):
     architecture = ARCHITECTURES[name]
     programs = rounding.Programs(architecture)
@@ -122,7 +122,7 @@ def test_points_lie_exactly_in_their_ball(name, radius):
 
 
 @pytest.mark.parametrize("ball", rounding.BALLS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_the_campaign_sees_what_is_not_rounded(ball, few):
     tallies = rounding.compare(MLP, rounding.BALLS[ball], 12, 0, radii=rounding.RADII)
     nearest, real, programs = (tallies[mode] for mode in rounding.ROUNDINGS)

@@ -41,17 +41,21 @@ def _attention(weights, x):
 
 
 def _masked(weights, x):
-    """Attention behind masks of -inf: by a selection, by an addend, by JAX's `where`."""
+    """Attention behind masks: of -inf by a selection, an addend, JAX's `where`; and of numbers."""
     query, key = (jnp.einsum("td,dhk->thk", x, weights[name]) for name in ("query", "key"))
     scores = jnp.einsum("qhd,khd->hqk", query, key)
     causal = jnp.tril(jnp.ones((1, 3, 3), bool))
     least = jnp.asarray(-jnp.inf, x.dtype)
+    fill = jnp.finfo(x.dtype).min
+    some = jnp.asarray([True, False, True])[None, :, None]
     mixed = jnp.zeros((3, 2), x.dtype)
     for shares in (
         jax.nn.softmax(jnp.where(causal, scores, least)),
         jax.nn.softmax(scores + jnp.where(causal, jnp.zeros((), x.dtype), least)),
         jax.nn.softmax(scores, where=causal),
         jnp.exp(jax.nn.log_softmax(scores, where=causal)),
+        jax.nn.softmax(jnp.where(causal, scores, -1e9)),
+        jax.nn.softmax(jnp.where(some, jnp.where(causal, scores, fill), fill)),
     ):
         mixed = mixed + jnp.einsum("hqk,kd->qd", shares, x[:, :2])
     total = jax.nn.logsumexp(scores, axis=(0, 2), where=causal)

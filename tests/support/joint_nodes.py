@@ -7,7 +7,7 @@ import numpy as np
 import boundjax as bj
 from boundjax.ir.composite import composite
 from boundjax.ir.families import Joint
-from boundjax.ops import normalization
+from boundjax.ops import exponentials, normalization
 from boundjax.tracing.trace import trace
 
 
@@ -17,11 +17,11 @@ def named(name, function, *operands, **params):
 
 
 def log_softmax(x, axes=(-1,)):
-    return named("log_softmax", normalization.log_softmax, x, axes=axes)
+    return named("log_softmax", exponentials.log_softmax, x, axes=axes)
 
 
 def logsumexp(x, axes=(-1,)):
-    return named("logsumexp", normalization.logsumexp, x, axes=axes)
+    return named("logsumexp", exponentials.logsumexp, x, axes=axes)
 
 
 def normalize(d, r, axes=(-1,), eps=1e-5):

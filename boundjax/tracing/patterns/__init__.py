@@ -9,6 +9,9 @@ an identity of real numbers, whatever the values:
 * `log(sum(exp(a))) = logsumexp(a)`, `logsumexp(x - c) + c = logsumexp(x)`,
   `a - logsumexp(a) = log_softmax(a)`;
 * `where(mask, exp(a), 0) = exp(where(mask, a, -inf))`, the terms of these sums under a mask;
+* the softmax of `where(mask, a, -1e9)` is that of `where(mask, a, -inf)`, up to less than any
+  number of the dtype; next to a -1e9 no digit of a bound would be right. The op has no bounds where
+  `a` itself may be near such a number;
 * "fast variance": `mean(x^2) - mean(x)^2 = mean((x - mean(x))^2)`;
 * layer, group, batch and RMS norm: `d * rsqrt(mean(d^2) + eps)` is one op, `normalize`;
 * `sqrt(sum(x^2) + eps)` is one op, `length`, and `x` over its length is `normalize` as well;

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from boundjax.ir.composite import composite
-from boundjax.ir.node import Node
-from boundjax.ops import normalization
+from boundjax.ir.node import Node, Perturbed
+from boundjax.ops import exponentials
 from boundjax.tracing.matching import GraphView, Walked, count, groups_of
 from boundjax.tracing.patterns.rule import Rewrite, replayed
 
@@ -56,6 +57,10 @@ def _unshifted(view: GraphView, operand: Any, axes: Sequence[int], only_maximum:
     groups = groups_of(shape, axes)
     while True:
         operand = view.plain(operand)
+        inner = None if only_maximum else view.made_by(operand, "log_softmax")
+        if inner is not None and inner.params == {"axes": tuple(axes)}:
+            operand = inner.operands[0]
+            continue
         node = view.made_by(operand, "add", "sub")
         if node is None:
             return operand
@@ -137,8 +142,69 @@ def _masked(view: GraphView, x: Any, predicate: Any, position: int) -> bool:
     return view.number(cases[1 - position]) == -jnp.inf and view.same_constant(mask, predicate)
 
 
+class _Fill(NamedTuple):
+    """A number that fills masked entries of a value, and the value without masks.
+
+    Attributes:
+      value: the operand behind all selections.
+      number: the fill.
+      masks: constant predicates, and the case that each of them keeps.
+    """
+
+    value: Any
+    number: float
+    masks: list[tuple[Any, int]]
+
+
+def _filled(view: GraphView, operand: Any) -> _Fill | None:
+    """Matches `where(mask, a, -1e9)`, also several times, with any number from -1e4 downwards."""
+    masks: list[tuple[Any, int]] = []
+    fill: float | None = None
+    while (node := view.made_by(view.plain(operand), "select_n")) is not None:
+        predicate, *cases = node.operands
+        if len(cases) != 2 or isinstance(predicate, Perturbed):
+            break
+        numbers = [view.number(case) for case in cases]
+        kept = next((k for k in (0, 1) if _is_fill(numbers[1 - k]) and view.node(cases[k])), None)
+        if kept is None or jnp.shape(predicate) != node.shape:
+            break
+        if fill is not None and numbers[1 - kept] != fill:
+            return None
+        fill, operand = numbers[1 - kept], cases[kept]
+        masks.append((predicate, kept))
+    return None if fill is None else _Fill(operand, fill, masks)
+
+
+def _is_fill(number: float | None) -> bool:
+    return number is not None and -jnp.inf < number <= -1e4
+
+
+def _softmax_of_filled(
+    value: Array, *predicates: Array, kept: tuple[int, ...], fill: float, axes: tuple[int, ...]
+) -> Array:
+    """The softmax of a value whose masked entries are filled, as if they were filled with -inf.
+
+    Wherever the others are at least half of the fill, the weight of a masked entry is below
+    exp(-5000): less than any number of the dtype, and than what every op is charged for underflow.
+    A row that is masked entirely is constant.
+    """
+    masked = jnp.zeros(value.shape, bool)
+    for predicate, case in zip(predicates, kept, strict=True):
+        masked = masked | (predicate if case == 0 else ~predicate)
+    nothing = masked.all(axes, keepdims=True)
+    instead = jnp.where(jnp.broadcast_to(nothing, value.shape), 0.0, -jnp.inf)
+    value = lax.select(masked, instead.astype(value.dtype), value)
+    least = 0.5 * fill
+    return jnp.exp(
+        composite("log_softmax", exponentials.log_softmax, value, axes=axes, least=least)
+    )
+
+
 def softmax(view: GraphView, node: Node, only_maximum: bool) -> Rewrite | None:
-    """`exp(a) / sum(exp(a))`."""
+    """`exp(a) / sum(exp(a))`.
+
+    A number that fills masked entries counts as -inf, since no digit next to it is right.
+    """
     numerator, denominator = node.operands
     walked = view.walk(denominator)
     match = _exponential_sum(view, walked.operand)
@@ -153,15 +219,20 @@ def softmax(view: GraphView, node: Node, only_maximum: bool) -> Rewrite | None:
     operand = _unshifted(view, view.maker(terms).operands[0], axes, only_maximum)
     if not view.covers("log_softmax", node, operand, axes=axes):
         return None
+    filled = _filled(view, operand)
+    if filled is not None:
+        kept = tuple(case for _, case in filled.masks)
+        masked = functools.partial(_softmax_of_filled, kept=kept, fill=filled.number, axes=axes)
+        return Rewrite(masked, [filled.value, *(predicate for predicate, _ in filled.masks)])
     return Rewrite(lambda a: jnp.exp(_log_softmax_of(a, axes)), [operand])
 
 
 def _log_softmax_of(a: Any, axes: tuple[int, ...]) -> Any:
-    return composite("log_softmax", normalization.log_softmax, a, axes=axes)
+    return composite("log_softmax", exponentials.log_softmax, a, axes=axes)
 
 
 def _logsumexp_of(a: Any, axes: tuple[int, ...]) -> Any:
-    return composite("logsumexp", normalization.logsumexp, a, axes=axes)
+    return composite("logsumexp", exponentials.logsumexp, a, axes=axes)
 
 
 def logarithm(view: GraphView, node: Node) -> Rewrite | None:
