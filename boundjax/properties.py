@@ -17,13 +17,16 @@ from numpy.typing import ArrayLike
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conjunction:
-    """The unsafe outputs `y` with `weights @ y + offset <= 0` in every row; ties are unsafe.
+    """The unsafe outputs `y` with `weights @ y + offset <= 0` in every row.
+
+    Ties are unsafe, except in rows that are strict. A proof always refutes them as well.
 
     Attributes:
       weights: float64 `[k, m]` for `k` rows and `m` outputs.
       offset: float64 `[k]`.
       exact: for each row the nonzero weights by output, and the offset, before rounding to float64.
         None if the arrays are the exact numbers.
+      strict: for each row whether it needs a value below 0; None if none does.
     """
 
     weights: Float64[np.ndarray, "k m"]
@@ -31,6 +34,7 @@ class Conjunction:
     exact: tuple[tuple[dict[int, Fraction], Fraction], ...] | None = dataclasses.field(
         default=None, repr=False
     )
+    strict: tuple[bool, ...] | None = None
 
     def contains(self, outputs: Num[np.ndarray, " m"]) -> bool:
         """Whether outputs `[m]` are unsafe, decided in exact arithmetic on these very numbers.
@@ -48,7 +52,7 @@ class Conjunction:
         if np.isnan(outputs).any():
             return False
         if np.isinf(outputs).any():
-            return all(_holds(row, constant, outputs) for row, constant in self.exact_rows())
+            return self._holds(outputs)
         # Most outputs are too far from unsafe for float64 to be wrong.
         with np.errstate(all="ignore"):
             sizes = np.abs(outputs).astype(np.float64)
@@ -56,7 +60,17 @@ class Conjunction:
             terms = np.abs(weights) @ sizes + np.abs(offset)
             if (values > (len(outputs) + 8) * 2.0**-50 * terms + 1e-290).any():
                 return False
-        return all(_holds(row, constant, outputs) for row, constant in self.exact_rows())
+        return self._holds(outputs)
+
+    def _holds(self, outputs: np.ndarray) -> bool:
+        """Whether all rows hold in exact arithmetic; no output is NaN."""
+        rows, strict = self.exact_rows(), self.strict_rows
+        return all(_holds(*row, s, outputs) for row, s in zip(rows, strict, strict=True))
+
+    @property
+    def strict_rows(self) -> tuple[bool, ...]:
+        """For each row whether it is strict."""
+        return (False,) * len(self.offset) if self.strict is None else self.strict
 
     def exact_rows(self) -> Iterator[tuple[dict[int, Fraction], Fraction]]:
         """For each row the nonzero weights by output, and the offset."""
@@ -68,14 +82,15 @@ class Conjunction:
             yield terms, Fraction(constant.item())
 
 
-def _holds(row: dict[int, Fraction], constant: Fraction, outputs: np.ndarray) -> bool:
-    """Whether a row of weights times outputs, plus a constant, is <= 0; no output is NaN."""
+def _holds(row: dict[int, Fraction], constant: Fraction, strict: bool, outputs: np.ndarray) -> bool:
+    """Whether a row of weights times outputs, plus a constant, is <= 0, or < 0 if it is strict."""
     infinite = {
         np.sign(outputs[i]) * (1 if w > 0 else -1) for i, w in row.items() if np.isinf(outputs[i])
     }
     if infinite:
         return infinite == {-1}
-    return sum((w * Fraction(outputs[i].item()) for i, w in row.items()), constant) <= 0
+    value = sum((w * Fraction(outputs[i].item()) for i, w in row.items()), constant)
+    return value < 0 if strict else value <= 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,10 +141,12 @@ def _both(first: Conjunction, second: Conjunction) -> Conjunction:
     exact = None
     if first.exact is not None or second.exact is not None:
         exact = (*first.exact_rows(), *second.exact_rows())
+    strict = (*first.strict_rows, *second.strict_rows)
     return Conjunction(
         np.concatenate([first.weights, second.weights]),
         np.concatenate([first.offset, second.offset]),
         exact,
+        strict if any(strict) else None,
     )
 
 
@@ -233,8 +250,16 @@ class Property:
       input_size: number of inputs `X_0, ...`, the input tensor flattened in C order.
       output_size: number of outputs `Y_0, ...`, flattened likewise.
       cases: one or more, with different boxes.
+      on_inputs: whether rows weigh the outputs and after them the inputs, `m + n` numbers: inputs
+        are constrained together, or with outputs.
     """
 
     input_size: int
     output_size: int
     cases: tuple[Case, ...]
+    on_inputs: bool = False
+
+    @property
+    def row_size(self) -> int:
+        """How many numbers a row weighs."""
+        return self.output_size + (self.input_size if self.on_inputs else 0)

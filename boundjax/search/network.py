@@ -22,6 +22,19 @@ Flat = Callable[[Array], Array]  # from `[n]` to `[m]`
 Fact = TypeVar("Fact")
 
 
+def followed_by_inputs(apply: Callable[..., Array]) -> Callable[..., Array]:
+    """A function whose outputs `[m + n]` are those of `apply` and after them the elements of `x`.
+
+    Args:
+      apply: of one example `x`, or of weights and an example.
+    """
+
+    def function(*arguments: Any) -> Array:
+        return jnp.concatenate([jnp.ravel(apply(*arguments)), jnp.ravel(arguments[-1])])
+
+    return function
+
+
 class FlatNetwork:
     """A function from `[n]` to `[m]` and its programs.
 

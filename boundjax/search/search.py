@@ -73,7 +73,9 @@ def verify(
     Args:
       model_single: the network as a function of one example `[*input_shape]`, float32; its output
         may have any shape.
-      property: a property, as `boundjax.vnnlib.load` reads it.
+      property: a property, as `boundjax.vnnlib.load` reads it. If its rows weigh inputs, too, then
+        `model_single`, `programs` and `evaluate` give the outputs and after them the inputs, see
+        `boundjax.search.network.followed_by_inputs`.
       method: the tightest bounds to try, after all cheaper ones: `"interval"`, `"crown-ibp"`,
         `"crown"` or `"alpha-crown"`; or `"complete"`: after CROWN, branch and bound that splits the
         units of piecewise linear ops, such as ReLUs, see `boundjax.search.tree`.
@@ -108,7 +110,8 @@ def verify(
     start = time.monotonic()
     if with_proof and method != "complete":
         raise ValueError(f"with_proof=True needs method='complete', got {method!r}")
-    if with_proof and programs is not None and programs.constraints is not None:
+    constrained = programs is not None and programs.constraints is not None
+    if with_proof and (constrained or property.on_inputs):
         raise ValueError("with_proof=True needs inputs without constraints: no checker reads them")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -130,10 +133,12 @@ def verify(
         raise ValueError(
             f"the programs were made with rounding={programs.rounding!r}, got {rounding!r}"
         )
-    for kind in ("input_size", "output_size"):
-        expected, got = getattr(programs, kind), getattr(property, kind)
+    followed = property.input_size if property.on_inputs else 0
+    for what, expected, got in (
+        ("input", programs.input_size, property.input_size),
+        ("output", programs.output_size - followed, property.output_size),
+    ):
         if expected != got:
-            what = kind.removesuffix("_size")
             raise ValueError(f"the model has {expected} {what}s, but the property declares {got}")
     if evaluate is None:
         evaluate = functools.partial(_evaluate, programs)

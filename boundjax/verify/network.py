@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections import OrderedDict
@@ -18,6 +19,7 @@ from boundjax import vnnlib
 from boundjax.onnx.model import OnnxModel, with_content
 from boundjax.search.limits import MAX_BYTES, MAX_QUEUE_BYTES
 from boundjax.search.method import Method
+from boundjax.search.network import followed_by_inputs
 from boundjax.search.programs import Programs
 from boundjax.search.search import Result, verify
 from boundjax.sets.rounding import Rounding
@@ -86,20 +88,35 @@ class Network:
         """
         self.path = path
         self.model, content = with_content(path)
-        devices, key = jax.local_devices(), (self.model.structure, rounding, max_bytes)
-        apply, shape = flattened(self.model)
-        self._single = functools.partial(apply, self.model.weights)
-        self.programs = Programs(
-            apply,
-            shape,
-            rounding=rounding,
-            max_bytes=max_bytes,
-            devices=devices if len(devices) > 1 else None,
-            weights=jax.device_put(self.model.weights),
-            compiled=None if compiled is None else compiled.of(key),
-        )
+        self._rounding: Rounding = rounding
+        self._max_bytes, self._compiled = max_bytes, compiled
+        self._weights = jax.device_put(self.model.weights)
         # The file itself may be compressed, or refer to other files.
         self._session = _session(content, path.name)
+
+    @functools.cached_property
+    def programs(self) -> Programs:
+        """Those of the outputs `[m]`."""
+        return self._programs(followed=False)
+
+    @functools.cached_property
+    def _followed(self) -> Programs:
+        """Those of the outputs and after them the inputs, `[m + n]`."""
+        return self._programs(followed=True)
+
+    def _programs(self, followed: bool) -> Programs:
+        apply, shape = flattened(self.model)
+        key = self.model.structure, self._rounding, self._max_bytes, followed
+        devices = jax.local_devices()
+        return Programs(
+            followed_by_inputs(apply) if followed else apply,
+            shape,
+            rounding=self._rounding,
+            max_bytes=self._max_bytes,
+            devices=devices if len(devices) > 1 else None,
+            weights=self._weights,
+            compiled=None if self._compiled is None else self._compiled.of(key),
+        )
 
     def evaluate(self, x: np.ndarray) -> np.ndarray:
         """The outputs `[m]` of an input `[n]`, as onnxruntime computes them."""
@@ -128,24 +145,38 @@ class Network:
     ) -> Result:
         """Runs `boundjax.verify.verify`, in which onnxruntime decides counterexamples.
 
+        A property that constrains inputs together has no proof: no checker reads one.
+
         Raises:
           VerifyError: if the imported network disagrees with onnxruntime; nothing is proved then.
         """
+        programs = self._followed if property.on_inputs else self.programs
+
+        def evaluate(x: np.ndarray) -> np.ndarray:
+            outputs = self.evaluate(x)
+            return np.concatenate([outputs, x]) if property.on_inputs else outputs
+
         result = verify(
-            self._single,
+            programs.network,
             property,
             method=method,
             timeout=timeout,
-            evaluate=self.evaluate,
-            rounding=self.programs.rounding,
-            programs=self.programs,
-            with_proof=with_proof,
+            evaluate=evaluate,
+            rounding=self._rounding,
+            programs=programs,
+            with_proof=with_proof and not property.on_inputs,
             max_queue_bytes=max_queue_bytes,
             count_compilation=count_compilation,
         )
         if result.verdict == "unsat":
             self._compare(property)
-        return result
+        point = result.counterexample
+        if point is None:
+            return result
+        outputs = point.outputs[: property.output_size]
+        return dataclasses.replace(
+            result, counterexample=dataclasses.replace(point, outputs=outputs)
+        )
 
     def _compare(self, property: vnnlib.Property) -> None:
         """Compares the imported network with onnxruntime at points of the first box."""

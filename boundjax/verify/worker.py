@@ -100,7 +100,7 @@ def _saved(request: Request, result: Result) -> str:
     if not request.proof or result.verdict != "unsat":
         return ""
     if result.proof is None:
-        return "no proof is written: it took too much memory"
+        return "no proof is written: it took too much memory, or inputs are constrained together"
     from boundjax.certification.trees import save_proof
 
     try:

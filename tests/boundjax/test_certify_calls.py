@@ -414,3 +414,16 @@ def test_progress_of_several_methods_and_radii():
 
     with pytest.raises(KeyboardInterrupt):
         certify(lambda x: x @ W, X, 0.3, progress=stop)
+
+
+def test_a_bar_is_drawn_on_a_terminal_alone(monkeypatch, capsys):
+    silent = certify(lambda x: x @ W, X, 0.1, batch_size=2, progress=True)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    shown = certify(lambda x: x @ W, X, 0.1, batch_size=2, progress=True)
+    output = capsys.readouterr()
+    assert not output.out
+    assert f"{len(X)}/{len(X)}" in output.err
+    assert f"{np.sum(~shown.verified)} open" in output.err
+    np.testing.assert_array_equal(shown.margins, silent.margins)

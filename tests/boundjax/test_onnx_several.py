@@ -158,6 +158,9 @@ Y = "".join(f"(declare-const Y_{k} Real)" for k in range(8))
         ("(<= Y_4 0.9)", "unsat"),  # z_1 = a_1
         (f"(<= Y_0 {W[1, 0] + min(W[0, 0], 0) - 2.1})", "unsat"),
         (f"(<= Y_0 {W[1, 0] + min(W[0, 0], 0) - 1.9})", "sat"),
+        # Of an input and an output: z_2 = b_0 is X_2.
+        ("(and (<= X_0 X_2) (<= (+ Y_5 0.1) X_0))", "unsat"),
+        ("(and (> X_0 X_2) (<= (+ Y_5 0.1) X_0))", "sat"),
     ],
 )
 def test_verdicts_count_elements_in_file_order(unsafe, verdict, tmp_path):
@@ -169,6 +172,9 @@ def test_verdicts_count_elements_in_file_order(unsafe, verdict, tmp_path):
     np.testing.assert_allclose(network.programs.forward(x), network.evaluate(x), rtol=1e-6)
     result = network.verify(vnnlib.parse(f"{BOX}{Y}(assert {unsafe})"), "crown", 60.0)
     assert result.verdict == verdict
+    if verdict == "sat":
+        point = result.counterexample
+        np.testing.assert_array_equal(point.outputs, network.evaluate(point.inputs))
 
 
 def test_products_of_dequantized_weights_are_those_of_the_file(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from boundjax import vnnlib
-from boundjax.vnnlib import VnnlibError
+from boundjax.vnnlib import VnnlibError, limits
 
 pytestmark = pytest.mark.quick
 
@@ -130,11 +130,13 @@ def test_boxes_are_rounded_outward_and_never_shrink():
         ("((assert))", 9, ["expected a command", "'('"]),
         ("(assert)", 9, ["1 formula, got 0"]),
         ("(assert Y_0)", 9, ["a formula in parentheses", "'Y_0'"]),
-        ("(assert (<= Y_0 1 2))", 9, ["<= with 2 terms, got 3"]),
+        ("(assert (<= Y_0))", 9, ["<= with at least 2 terms, got 1"]),
         ("(assert (and))", 9, ["in and, got none"]),
-        ("(check-sat)", 9, ["declare-const or assert", "'check-sat'", "VNN-LIB 1.0"]),
-        ("(assert (< Y_0 1))", 9, ["and, or, <= or >=", "'<'"]),
-        ("(assert\n(not (<= Y_0 1)))", 10, ["'not'"]),
+        ("(push 1)", 9, ["declare-const, declare-fun or assert", "'push'", "VNN-LIB 1.0"]),
+        ("(check-sat)(assert (<= Y_0 1))", 9, ["one check-sat, at the end", "assert after it"]),
+        ("(declare-fun X_2 (Real) Real)", 9, ["(declare-fun NAME () Real)"]),
+        ("(assert (distinct Y_0 1))", 9, ["and, or, not", "'distinct'"]),
+        ("(assert\n(not))", 10, ["not with 1 formula, got 0"]),
         ("(assert (<= Y_2 1))", 9, ["a declared variable", "Y_2"]),
         ("(assert (<= Y_0 z))", 9, ["a number or a variable", "'z'"]),
         ("(assert (<= Y_0 1__0))", 9, ["a number or a variable", "'1__0'"]),
@@ -145,16 +147,25 @@ def test_boxes_are_rounded_outward_and_never_shrink():
         ("(assert (<= Y_0 1e-999999999))", 9, ["above 1e-400"]),
         ("(assert (<= Y_0 " + "1" * 500 + "))", 9, ["at most 400 digits, got 500"]),
         ("(assert (<= (* Y_0 Y_1) 1))", 9, ["linear", "product of Y_0 and Y_1"]),
-        ("(assert (<= (/ Y_0 2) 1))", 9, ["+, - or *", "'/'"]),
+        ("(assert (<= (^ Y_0 2) 1))", 9, ["+, -, * or /", "'^'"]),
+        ("(assert (<= (/ 2 Y_0) 1))", 9, ["a number other than 0 as divisor, got Y_0"]),
+        ("(assert (<= (/ Y_0 2 0) 1))", 9, ["a number other than 0 as divisor, got 0"]),
         ("(assert (<= (+) 1))", 9, ["one term after +"]),
-        ("(assert (<= X_0 Y_0))", 9, ["mixes X_0 and Y_0"]),
-        ("(assert (<= X_0 X_1))", 9, ["bound of one input", "X_0 and X_1"]),
         (
             "(assert (<= X_0 -1.5))(assert (<= Y_0 0))",
             9,
-            ["expected lower <= upper for X_0", "-1.0 > -1.5", "empty"],
+            ["expected lower <= upper for X_0", "-1.0 and -1.5", "empty"],
+        ),
+        ("(assert (> -1 X_0))(assert (<= Y_0 0))", 9, ["lower < upper for X_0", "-1.0 and -1.0"]),
+        (
+            "(assert (> X_0 0.25))(assert (< X_0 0.25000001))(assert (<= Y_0 0))",
+            9,
+            ["a float32 inside the bounds of X_0"],
         ),
         ("(assert (<= 1 0))", 9, ["a false one"]),
+        ("(assert (< 1 1))", 9, ["a false one"]),
+        ("(assert (and (< Y_0 0) (>= Y_0 0)))", 9, ["contradiction"]),
+        ("(assert (or (< 1 1) (< 2 1)))", 9, ["a false one"]),
         ("(assert (<= Y_0 0))\n(assert (<= 1 (* 2 Y_0)))", 10, ["contradiction"]),
         ("(assert (or (<= X_0 0) (<= Y_0 0)))", 9, ["constraint on outputs", "got one without"]),
         ("", 9, ["constraint on outputs"]),
@@ -228,7 +239,7 @@ def test_limits(tmp_path, monkeypatch):
         ("MAX_NUMBERS", 9, "at most 9 numbers"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(vnnlib, name, limit)
+            patch.setattr(limits, name, limit)
             with pytest.raises(VnnlibError, match=piece):
                 parse("(assert (<= Y_0 0))")
     with pytest.raises(VnnlibError, match="long product"):
