@@ -252,14 +252,24 @@ class Property:
       cases: one or more, with different boxes.
       on_inputs: whether rows weigh the outputs and after them the inputs, `m + n` numbers: inputs
         are constrained together, or with outputs.
+      products: of two of these numbers each, by their positions; rows weigh them after all others.
     """
 
     input_size: int
     output_size: int
     cases: tuple[Case, ...]
     on_inputs: bool = False
+    products: tuple[tuple[int, ...], ...] = ()
 
-    @property
-    def row_size(self) -> int:
-        """How many numbers a row weighs."""
-        return self.output_size + (self.input_size if self.on_inputs else 0)
+    def weighed(
+        self, outputs: Num[np.ndarray, " m"], inputs: Num[np.ndarray, " n"]
+    ) -> Num[np.ndarray, " k"]:
+        """What rows weigh, exactly for float32 numbers: in float64 if there are products."""
+        if not self.on_inputs:
+            return outputs
+        values = np.concatenate([outputs, inputs])
+        if not self.products:
+            return values
+        values = values.astype(np.float64)
+        products = values[np.asarray(self.products)].prod(axis=1)
+        return np.concatenate([values, products])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float32
 
 from boundjax.onnx.builder import Builder, Perturbed, Scope
-from boundjax.onnx.content import read_message
+from boundjax.onnx.content import read_message, text
 from boundjax.onnx.expansions import EXPANSIONS
 from boundjax.onnx.file import File, Variable, contents, live
 from boundjax.onnx.node import OnnxError, check_bytes, kind_of, quoted
@@ -23,6 +23,8 @@ from boundjax.onnx.steps import Input, Output, Steps, separated
 _MAX_MESSAGE = 500  # characters of an error
 
 Names = str | Sequence[str] | None
+# From the names of the inputs and outputs of a file to the ones that are wanted.
+Choose = Callable[[Sequence[str], Sequence[str]], tuple[Sequence[str], Sequence[str]]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,7 +138,8 @@ def from_onnx(
       path: the ONNX file; its first bytes tell whether it is compressed.
       inputs: the names of the arguments, in their order; by default all inputs in file order. An
         input that is left out must not be needed for the outputs.
-      outputs: the name of one output, or the names of several; by default all in file order.
+      outputs: the name of one output, or the names of several; by default all in file order. Values
+        inside of the network have names, too.
       max_bytes: limit on the file (with weights in other files, and decompressed), on each value of
         the network, and on all computed constants together.
 
@@ -147,14 +150,26 @@ def from_onnx(
       ImportError: if the package onnx is not installed.
       OSError: if the file cannot be opened.
     """
-    return _read(path, inputs, outputs, max_bytes)[0]
+
+    def choose(known: Sequence[str], results: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+        return _names(inputs, known), _names(outputs, results)
+
+    return _read(path, choose, max_bytes)[0]
 
 
 def with_content(
-    path: str | os.PathLike[str], *, max_bytes: int = 2**31
+    path: str | os.PathLike[str], *, choose: Choose | None = None, max_bytes: int = 2**31
 ) -> tuple[OnnxModel, bytes]:
-    """What `from_onnx` returns, and the same network as one uncompressed ONNX file."""
-    model, message = _read(path, None, None, max_bytes)
+    """What `from_onnx` returns, and the same network as one uncompressed ONNX file.
+
+    Args:
+      path: of the ONNX file.
+      choose: what `inputs=` and `outputs=` are; all by default. Hidden values among the outputs
+        become outputs of the file that is returned.
+      max_bytes: as of `from_onnx`.
+    """
+    model, message = _read(path, choose or (lambda inputs, outputs: (inputs, outputs)), max_bytes)
+    _show(message, model.output_names)
     try:
         return model, message.SerializeToString()
     except Exception as error:  # protobuf's limit of 2 GB has an exception of its own
@@ -162,18 +177,24 @@ def with_content(
         raise OnnxError(f"{name}: the model with its weights is too large for one file") from error
 
 
-def _read(
-    path: str | os.PathLike[str], inputs: Names, outputs: Names, max_bytes: int
-) -> tuple[OnnxModel, Any]:
+def _show(message: Any, names: Sequence[str]) -> None:
+    """Makes outputs of those values of a `ModelProto` that are none yet."""
+    shown = {text(output.name) for output in message.graph.output}
+    for name in names:
+        if name not in shown:
+            message.graph.output.add().name = name
+
+
+def _read(path: str | os.PathLike[str], choose: Choose, max_bytes: int) -> tuple[OnnxModel, Any]:
     try:
         message = read_message(path, max_bytes)
         file = contents(message, max_bytes)
-        return _model(_chosen(file, inputs, outputs), max_bytes), message
+        return _model(_chosen(file, choose), max_bytes), message
     except OnnxError as error:
-        text = f"{Path(path).name}: {error}"
+        found = f"{Path(path).name}: {error}"
         # Shapes and names in a file may be long.
-        text = text if len(text) <= _MAX_MESSAGE else f"{text[: _MAX_MESSAGE - 3]}..."
-        raise OnnxError(text) from error.__cause__
+        found = found if len(found) <= _MAX_MESSAGE else f"{found[: _MAX_MESSAGE - 3]}..."
+        raise OnnxError(found) from error.__cause__
 
 
 def _only(values: Sequence[Any], names: Sequence[str], role: str) -> Any:
@@ -183,13 +204,15 @@ def _only(values: Sequence[Any], names: Sequence[str], role: str) -> Any:
     return values[0]
 
 
-def _chosen(file: File, inputs: Names, outputs: Names) -> File:
-    """The part of a file that computes some outputs of some inputs."""
+def _chosen(file: File, choose: Choose) -> File:
+    """The part of a file that computes some outputs, or hidden values, of some inputs."""
     by_name = {source.name: source for source in file.inputs}
     if len(by_name) < len(file.inputs):
         raise OnnxError("expected distinct inputs, got two of one name")
-    sources = _named(inputs, tuple(by_name), "inputs")
-    sinks = _named(outputs, file.outputs, "outputs")
+    values = {name for operation in file.operations for name in operation.node.outputs if name}
+    inputs, outputs = choose(tuple(by_name), file.outputs)
+    sources = _named(inputs, tuple(by_name), (), "inputs")
+    sinks = _named(outputs, file.outputs, values, "outputs")
     operations = live(file.operations, sinks)
     needed = set(sinks).union(*(operation.needs() for operation in operations))
     missing = sorted(needed & (by_name.keys() - set(sources)))
@@ -206,11 +229,16 @@ def _chosen(file: File, inputs: Names, outputs: Names) -> File:
     )
 
 
-def _named(wanted: Names, known: Sequence[str], role: str) -> tuple[str, ...]:
-    names = tuple(known) if wanted is None else (wanted,) if isinstance(wanted, str) else wanted
+def _names(wanted: Names, known: Sequence[str]) -> Sequence[str]:
+    return known if wanted is None else (wanted,) if isinstance(wanted, str) else wanted
+
+
+def _named(
+    names: Sequence[str], known: Sequence[str], hidden: Collection[str], role: str
+) -> tuple[str, ...]:
     listed = ", ".join(quoted(name) for name in known[:8])
     for name in names:
-        if name not in known:
+        if name not in known and name not in hidden:
             raise OnnxError(f"{role}: expected some of {listed}, got {quoted(str(name))}")
     if not names or len(set(names)) < len(names):
         raise OnnxError(f"{role}: expected at least one name and none twice, of {listed or 'none'}")

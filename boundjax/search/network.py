@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
@@ -22,15 +23,25 @@ Flat = Callable[[Array], Array]  # from `[n]` to `[m]`
 Fact = TypeVar("Fact")
 
 
-def followed_by_inputs(apply: Callable[..., Array]) -> Callable[..., Array]:
-    """A function whose outputs `[m + n]` are those of `apply` and after them the elements of `x`.
+def weighed(
+    apply: Callable[..., Array], products: Sequence[Sequence[int]] = ()
+) -> Callable[..., Array]:
+    """A function that gives what the rows of a `Property` weigh.
 
     Args:
       apply: of one example `x`, or of weights and an example.
+      products: the property's.
+
+    Returns:
+      The outputs of `apply`, after them the elements of `x`, after them the products.
     """
 
     def function(*arguments: Any) -> Array:
-        return jnp.concatenate([jnp.ravel(apply(*arguments)), jnp.ravel(arguments[-1])])
+        values = jnp.concatenate([jnp.ravel(apply(*arguments)), jnp.ravel(arguments[-1])])
+        if not products:
+            return values
+        first, second = (values[np.asarray(factor)] for factor in zip(*products, strict=True))
+        return jnp.concatenate([values, first * second])
 
     return function
 

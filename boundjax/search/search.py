@@ -74,8 +74,8 @@ def verify(
       model_single: the network as a function of one example `[*input_shape]`, float32; its output
         may have any shape.
       property: a property, as `boundjax.vnnlib.load` reads it. If its rows weigh inputs, too, then
-        `model_single`, `programs` and `evaluate` give the outputs and after them the inputs, see
-        `boundjax.search.network.followed_by_inputs`.
+        `model_single` and `programs` give all that they weigh, see
+        `boundjax.search.network.weighed`, and `evaluate` `Property.weighed`.
       method: the tightest bounds to try, after all cheaper ones: `"interval"`, `"crown-ibp"`,
         `"crown"` or `"alpha-crown"`; or `"complete"`: after CROWN, branch and bound that splits the
         units of piecewise linear ops, such as ReLUs, see `boundjax.search.tree`.
@@ -133,7 +133,7 @@ def verify(
         raise ValueError(
             f"the programs were made with rounding={programs.rounding!r}, got {rounding!r}"
         )
-    followed = property.input_size if property.on_inputs else 0
+    followed = len(property.products) + (property.input_size if property.on_inputs else 0)
     for what, expected, got in (
         ("input", programs.input_size, property.input_size),
         ("output", programs.output_size - followed, property.output_size),

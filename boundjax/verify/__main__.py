@@ -13,6 +13,11 @@ Each row is appended as soon as its instance is decided, and each counterexample
 `results_counterexamples/ROW_NETWORK_PROPERTY.counterexample`. SIGINT and SIGTERM end a batch run
 with a summary of the rows that are done; the same command with `--resume` does the others.
 
+A query of VNN-LIB 2.0 names its networks. The script `boundjax` has the standard's commands::
+
+    boundjax verify QUERY.vnnlib --network N=NET.onnx --timeout 60
+    boundjax supports --onnx-operators
+
 This process keeps time and the results. It starts a worker (`boundjax.verify.worker`) that decides,
 and ends it at the limit.
 """
@@ -29,7 +34,7 @@ from pathlib import Path
 
 from boundjax.search.limits import MAX_BYTES, MAX_QUEUE_BYTES
 from boundjax.search.method import METHODS
-from boundjax.verify import benchmark, supervisor
+from boundjax.verify import benchmark, supervisor, supports
 from boundjax.verify.errors import VerifyError, one_line
 from boundjax.verify.instances import (
     DEFAULT_TIMEOUT,
@@ -77,10 +82,30 @@ def _write(path: Path, text: str) -> None:
         raise
 
 
+_DESCRIPTION = "Decides VNN-LIB properties of ONNX networks: sat, unsat, unknown or timeout."
+
+
+def _query_parser() -> argparse.ArgumentParser:
+    """The flags of the standard's `verify`."""
+    parser = argparse.ArgumentParser(
+        prog="boundjax verify", description=_DESCRIPTION, allow_abbrev=False
+    )
+    parser.add_argument("query", type=Path, help="a file of VNN-LIB, compressed or not")
+    parser.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="the ONNX file of a network of the query; once for each that has its own",
+    )
+    _add_search(parser)
+    return parser
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m boundjax.verify",
-        description="Decides VNN-LIB properties of ONNX networks: sat, unsat, unknown or timeout.",
+        description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -88,6 +113,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--onnx", type=Path, help="the network, with --vnnlib")
     parser.add_argument("--vnnlib", type=Path, help="the property, .vnnlib or .vnnlib.gz")
     parser.add_argument("--instances", type=Path, help="a benchmark's csv: onnx,vnnlib,timeout")
+    _add_search(parser)
+    parser.add_argument(
+        "--proof",
+        type=Path,
+        help="write the proof of unsat to this file, for python -m boundjax.check_tree; with "
+        "--instances a folder, for ROW_NETWORK_PROPERTY.npz; needs --method complete",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="with --instances and --results: keep the rows of an earlier run of the same command "
+        "and compute the others; a row that was cut short is computed again",
+    )
+    return parser
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of every search."""
     parser.add_argument(
         "--method",
         default="complete",
@@ -120,12 +163,6 @@ def _parser() -> argparse.ArgumentParser:
         "RESULTS_counterexamples/ROW_NETWORK_PROPERTY.counterexample",
     )
     parser.add_argument(
-        "--proof",
-        type=Path,
-        help="write the proof of unsat to this file, for python -m boundjax.check_tree; with "
-        "--instances a folder, for ROW_NETWORK_PROPERTY.npz; needs --method complete",
-    )
-    parser.add_argument(
         "--max-bytes",
         default=str(MAX_BYTES),
         help="memory in bytes, estimated, that one call may take on each device; batches become "
@@ -137,16 +174,9 @@ def _parser() -> argparse.ArgumentParser:
         help="memory of the host in bytes for the parts of a box that are still open, for a moment "
         "twice as much; where it does not suffice the verdict is unknown (default: 2 ** 30)",
     )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="with --instances and --results: keep the rows of an earlier run of the same command "
-        "and compute the others; a row that was cut short is computed again",
-    )
     # The package is loaded before its modules; nothing else of it is needed here.
     version = sys.modules["boundjax"].__version__
     parser.add_argument("--version", action="version", version=f"boundjax {version}")
-    return parser
 
 
 def main(
@@ -162,7 +192,11 @@ def main(
       The exit status, as `--help` lists them.
     """
     begun = time.monotonic()
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["supports"]:
+        return supports.main(words[1:])
+    is_query = words[:1] == ["verify"]
+    options = _query_parser().parse_args(words[1:]) if is_query else _parser().parse_args(words)
     try:
         timeout = options.timeout
         if timeout is not None:
@@ -171,13 +205,16 @@ def main(
             positive_bytes(options.max_bytes, "--max-bytes"),
             positive_bytes(options.max_queue_bytes, "--max-queue-bytes"),
         )
+        if options.results is not None and not options.results.parent.is_dir():
+            raise VerifyError(f"--results: expected a folder, got {options.results.parent}")
+        if is_query:
+            files = _networks(options.network), str(options.query)
+            return _decide(options, files, timeout, limits, begun, worker)
         sources = {n for n in ("onnx", "vnnlib", "instances") if getattr(options, n) is not None}
         if sources not in ({"onnx", "vnnlib"}, {"instances"}):
             raise VerifyError("expected either --onnx with --vnnlib, or --instances")
         if options.resume and (options.instances is None or options.results is None):
             raise VerifyError("--resume: expected --instances and --results with it")
-        if options.results is not None and not options.results.parent.is_dir():
-            raise VerifyError(f"--results: expected a folder, got {options.results.parent}")
         if options.proof is not None:
             _check_proof(options)
         if "instances" in sources:
@@ -193,31 +230,63 @@ def main(
                 resume=options.resume,
                 worker=worker,
             )
-        request = Request(
-            str(options.onnx),
-            str(options.vnnlib),
-            options.method,
-            options.rounding,
-            timeout or DEFAULT_TIMEOUT,
-            "" if options.proof is None else str(options.proof),
-            *limits,
-            not options.exclude_compilation,
-        )
-        answer = _ask(request, begun, worker)
-        if answer.verdict in ("unsupported", "error"):
-            raise VerifyError(answer.message)
-        if answer.message:
-            print(f"note: {answer.message}", file=sys.stderr)
-        if options.results is not None:
-            _write(options.results, answer.text)
-        sys.stdout.write(answer.text)
-        return 0
+        files = str(options.onnx), str(options.vnnlib)
+        return _decide(options, files, timeout, limits, begun, worker)
     except supervisor.Interrupted as interrupted:
         print(f"interrupted by {interrupted.number.name}", file=sys.stderr)
         return 128 + interrupted.number
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _decide(
+    options: argparse.Namespace,
+    files: tuple[str | dict[str, str], str],
+    timeout: float | None,
+    limits: tuple[int, int],
+    begun: float,
+    worker: Sequence[str],
+) -> int:
+    """Decides one property and prints the result; returns the exit status.
+
+    Raises:
+      OSError, VerifyError, Interrupted: as `_ask`; VerifyError also if there is no verdict.
+    """
+    request = Request(
+        *files,
+        options.method,
+        options.rounding,
+        timeout or DEFAULT_TIMEOUT,
+        str(getattr(options, "proof", None) or ""),
+        *limits,
+        not options.exclude_compilation,
+    )
+    answer = _ask(request, begun, worker)
+    if answer.verdict in ("unsupported", "error"):
+        raise VerifyError(answer.message)
+    if answer.message:
+        print(f"note: {answer.message}", file=sys.stderr)
+    if options.results is not None:
+        _write(options.results, answer.text)
+    sys.stdout.write(answer.text)
+    return 0
+
+
+def _networks(flags: Sequence[str]) -> dict[str, str]:
+    """The files of `NAME=FILE` by name.
+
+    Raises:
+      VerifyError: if one is no such pair, or there is none.
+    """
+    pairs = [flag.partition("=") for flag in flags]
+    for flag, (name, _, file) in zip(flags, pairs, strict=True):
+        if not name or not file:
+            raise VerifyError(f"--network: expected NAME=FILE, got {flag!r}")
+    networks = {name: file for name, _, file in pairs}
+    if len(networks) != len(pairs) or not pairs:
+        raise VerifyError(f"--network: expected each network once, got {' '.join(flags) or 'none'}")
+    return networks
 
 
 def _check_proof(options: argparse.Namespace) -> None:
@@ -241,7 +310,9 @@ def _ask(request: Request, begun: float, worker: Sequence[str]) -> Answer:
       VerifyError: if the worker cannot start.
       Interrupted: after a signal.
     """
-    for path in (request.onnx, request.vnnlib):
+    networks = request.onnx
+    paths = [networks] if isinstance(networks, str) else [*networks.values()]
+    for path in (*paths, request.vnnlib):
         with open(path, "rb"):  # here rather than after the start of JAX
             pass
     progress = Progress()

@@ -22,14 +22,15 @@ class Request:
     """A property to decide.
 
     Attributes:
-      onnx, vnnlib: paths of the files.
+      onnx: path of the network, or for a query of VNN-LIB 2.0 the path of each network by name.
+      vnnlib: path of the property or query.
       method, rounding: see `boundjax.verify.verify`.
       seconds: what is left of the time limit.
       proof: the path of the file for a proof of `unsat`; empty if none is wanted.
       max_bytes, max_queue_bytes, count_compilation: see `boundjax.verify.verify`.
     """
 
-    onnx: str
+    onnx: str | dict[str, str]
     vnnlib: str
     method: Method
     rounding: Rounding

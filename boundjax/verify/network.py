@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +15,10 @@ import numpy as np
 from jax import Array
 
 from boundjax import vnnlib
-from boundjax.onnx.model import OnnxModel, with_content
+from boundjax.onnx.model import Choose, OnnxModel, with_content
 from boundjax.search.limits import MAX_BYTES, MAX_QUEUE_BYTES
 from boundjax.search.method import Method
-from boundjax.search.network import followed_by_inputs
+from boundjax.search.network import weighed
 from boundjax.search.programs import Programs
 from boundjax.search.search import Result, verify
 from boundjax.sets.rounding import Rounding
@@ -28,6 +27,10 @@ from boundjax.verify.errors import VerifyError, one_line
 _CHECKED_POINTS = 5
 # Benchmarks have a few architectures, often one after the other.
 _MOST_STRUCTURES = 4
+
+
+# A file, or for each network of a query its file and what is declared.
+Source: TypeAlias = Path | tuple[tuple[Path, vnnlib.NetworkUse], ...]
 
 
 class Verifier(Protocol):
@@ -63,60 +66,22 @@ class Compiled:
         return programs
 
 
-class Network:
-    """An ONNX network, both as JAX functions with bounds and in onnxruntime."""
+class _Part:
+    """One ONNX file, as a JAX function with bounds and in onnxruntime.
 
-    def __init__(
-        self,
-        path: Path,
-        rounding: Rounding = "float32",
-        max_bytes: int = MAX_BYTES,
-        compiled: Compiled | None = None,
-    ):
-        """Imports the file. Where there are several local devices, they divide its batches.
+    Attributes:
+      path: of the file.
+      model: takes the inputs, and gives the outputs, that the query declares, in its order.
+      size: the number of elements of all inputs.
+    """
 
-        Args:
-          path: of the network.
-          rounding: what proofs hold for, see `boundjax.linear`.
-          max_bytes: memory of one call on each device, see `Programs`.
-          compiled: shared by networks, of which those of one structure then compile once.
-
-        Raises:
-          OSError: if the file cannot be opened.
-          OnnxError: if the file cannot be imported.
-          VerifyError: if onnxruntime is not installed or refuses the file.
-        """
+    def __init__(self, path: Path, use: vnnlib.NetworkUse | None = None):
+        """Imports a file; a use names inputs, outputs and hidden values, or counts them."""
         self.path = path
-        self.model, content = with_content(path)
-        self._rounding: Rounding = rounding
-        self._max_bytes, self._compiled = max_bytes, compiled
-        self._weights = jax.device_put(self.model.weights)
+        self.model, content = with_content(path, choose=None if use is None else _chosen(use, path))
+        self.size = sum(map(math.prod, self.model.input_shapes))
         # The file itself may be compressed, or refer to other files.
         self._session = _session(content, path.name)
-
-    @functools.cached_property
-    def programs(self) -> Programs:
-        """Those of the outputs `[m]`."""
-        return self._programs(followed=False)
-
-    @functools.cached_property
-    def _followed(self) -> Programs:
-        """Those of the outputs and after them the inputs, `[m + n]`."""
-        return self._programs(followed=True)
-
-    def _programs(self, followed: bool) -> Programs:
-        apply, shape = flattened(self.model)
-        key = self.model.structure, self._rounding, self._max_bytes, followed
-        devices = jax.local_devices()
-        return Programs(
-            followed_by_inputs(apply) if followed else apply,
-            shape,
-            rounding=self._rounding,
-            max_bytes=self._max_bytes,
-            devices=devices if len(devices) > 1 else None,
-            weights=self._weights,
-            compiled=None if self._compiled is None else self._compiled.of(key),
-        )
 
     def evaluate(self, x: np.ndarray) -> np.ndarray:
         """The outputs `[m]` of an input `[n]`, as onnxruntime computes them."""
@@ -134,6 +99,79 @@ class Network:
             raise VerifyError(f"{self.path.name}: onnxruntime: {one_line(error)}") from None
         return np.concatenate([np.asarray(value).reshape(-1) for value in values])
 
+
+class Network:
+    """One or several ONNX networks, side by side, as JAX functions with bounds and in onnxruntime.
+
+    The inputs of all networks stand one after the other, and so do their outputs.
+    """
+
+    def __init__(
+        self,
+        path: Source,
+        rounding: Rounding = "float32",
+        max_bytes: int = MAX_BYTES,
+        compiled: Compiled | None = None,
+    ):
+        """Imports the files. Where there are several local devices, they divide its batches.
+
+        Args:
+          path: of the network, or for each network of a query its path and what is declared.
+          rounding: what proofs hold for, see `boundjax.linear`.
+          max_bytes: memory of one call on each device, see `Programs`.
+          compiled: shared by networks, of which those of one structure then compile once.
+
+        Raises:
+          OSError: if a file cannot be opened.
+          OnnxError: if a file cannot be imported.
+          VerifyError: if onnxruntime is not installed or refuses a file, or a network is not as it
+            is declared.
+        """
+        files = [(path, None)] if isinstance(path, Path) else path
+        self._parts = [_Part(file, use) for file, use in files]
+        self._rounding: Rounding = rounding
+        self._max_bytes, self._compiled = max_bytes, compiled
+        self._weights = jax.device_put(tuple(part.model.weights for part in self._parts))
+        self._kept: dict[Any, Programs] = {}
+
+    @property
+    def model(self) -> OnnxModel:
+        """The first network."""
+        return self._parts[0].model
+
+    @property
+    def programs(self) -> Programs:
+        """Those of the outputs `[m]`."""
+        return self._programs(None)
+
+    def _programs(self, property: vnnlib.Property | None) -> Programs:
+        """Those of what the rows of a property weigh, or of the outputs."""
+        weighs = property is not None and property.on_inputs
+        key = (property.products,) if property is not None and weighs else None
+        if key not in self._kept:
+            apply, shape = _side_by_side([part.model for part in self._parts])
+            structures = tuple(part.model.structure for part in self._parts)
+            options = structures, self._rounding, self._max_bytes, key
+            devices = jax.local_devices()
+            self._kept[key] = Programs(
+                apply if key is None else weighed(apply, *key),
+                shape,
+                rounding=self._rounding,
+                max_bytes=self._max_bytes,
+                devices=devices if len(devices) > 1 else None,
+                weights=self._weights,
+                compiled=None if self._compiled is None else self._compiled.of(options),
+            )
+        return self._kept[key]
+
+    def evaluate(self, x: np.ndarray) -> np.ndarray:
+        """The outputs `[m]` of an input `[n]`, as onnxruntime computes them."""
+        outputs, start = [], 0
+        for part in self._parts:
+            outputs.append(part.evaluate(x[start : start + part.size]))
+            start += part.size
+        return np.concatenate(outputs)
+
     def verify(
         self,
         property: vnnlib.Property,
@@ -145,16 +183,15 @@ class Network:
     ) -> Result:
         """Runs `boundjax.verify.verify`, in which onnxruntime decides counterexamples.
 
-        A property that constrains inputs together has no proof: no checker reads one.
+        There is no proof of constraints on several inputs: no checker reads one.
 
         Raises:
-          VerifyError: if the imported network disagrees with onnxruntime; nothing is proved then.
+          VerifyError: if an imported network disagrees with onnxruntime; nothing is proved then.
         """
-        programs = self._followed if property.on_inputs else self.programs
+        programs = self._programs(property)
 
         def evaluate(x: np.ndarray) -> np.ndarray:
-            outputs = self.evaluate(x)
-            return np.concatenate([outputs, x]) if property.on_inputs else outputs
+            return property.weighed(self.evaluate(x), x)
 
         result = verify(
             programs.network,
@@ -179,7 +216,7 @@ class Network:
         )
 
     def _compare(self, property: vnnlib.Property) -> None:
-        """Compares the imported network with onnxruntime at points of the first box."""
+        """Compares the imported networks with onnxruntime at points of the first box."""
         case, random = property.cases[0], np.random.default_rng(0)
         for index in range(_CHECKED_POINTS):
             share = random.uniform(size=case.lower.shape) if index else 0.5
@@ -190,10 +227,54 @@ class Network:
             if ours.shape != theirs.shape or not np.allclose(
                 ours, theirs, rtol=1e-3, atol=1e-4 * (1.0 + np.abs(theirs).max())
             ):
+                names = ", ".join(part.path.name for part in self._parts)
                 raise VerifyError(
-                    f"{self.path.name}: expected the imported network to agree with onnxruntime, "
-                    "got other outputs; nothing is proved, please report the file"
+                    f"{names}: expected the imported network to agree with onnxruntime, got other "
+                    "outputs; nothing is proved, please report the file"
                 )
+
+
+def _chosen(use: vnnlib.NetworkUse, path: Path) -> Choose:
+    """Finds the tensors of a declared network among those of its file.
+
+    Tensors without a name of the file are taken in its order.
+    """
+
+    def choose(inputs: Sequence[str], outputs: Sequence[str]) -> tuple[list[str], list[str]]:
+        def named(tensors: Sequence[vnnlib.Tensor], known: Sequence[str], role: str) -> list[str]:
+            if len(tensors) != len(known):
+                raise VerifyError(
+                    f"{path.name}: expected {len(tensors)} {role}s, as {use.name} declares, got "
+                    f"{len(known)}"
+                )
+            return [t.onnx_name or name for t, name in zip(tensors, known, strict=True)]
+
+        hidden = [tensor.onnx_name or tensor.name for tensor in use.hidden]
+        return (
+            named(use.inputs, inputs, "input"),
+            [*named(use.outputs, outputs, "output"), *hidden],
+        )
+
+    return choose
+
+
+def _side_by_side(models: Sequence[OnnxModel]) -> tuple[Callable[..., Array], tuple[int, ...]]:
+    """The function of the weights of all networks and one example, and the example's shape."""
+    functions, shapes = zip(*map(flattened, models), strict=True)
+    if len(models) == 1:
+        (single,), (shape,) = functions, shapes
+        return (lambda weights, x: single(weights[0], x)), shape
+    sizes = [math.prod(shape) for shape in shapes]
+
+    def apply(weights: Any, x: Array) -> Array:
+        parts = jnp.split(x, np.cumsum(sizes)[:-1])
+        outputs = [
+            jnp.ravel(function(w, jnp.reshape(part, shape)))
+            for function, w, part, shape in zip(functions, weights, parts, shapes, strict=True)
+        ]
+        return jnp.concatenate(outputs)
+
+    return apply, (sum(sizes),)
 
 
 def flattened(model: OnnxModel) -> tuple[Callable[..., Array], tuple[int, ...]]:

@@ -18,31 +18,39 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
-from boundjax.verify.errors import one_line
+from boundjax.verify.errors import VerifyError, one_line
 from boundjax.verify.messages import Answer, Request, Stage, decode, encode
 
 if TYPE_CHECKING:
     from boundjax.search.search import Result
     from boundjax.sets.rounding import Rounding
-    from boundjax.verify.network import Verifier
+    from boundjax.verify.network import Source, Verifier
+    from boundjax.vnnlib import Query
 
-    ReadNetwork = Callable[[Path, Rounding, int], Verifier]
+    ReadNetwork = Callable[[Source, Rounding, int], Verifier]
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 # Raised for bad input and when memory runs out; XLA raises RuntimeError.
 _EXPECTED = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 
 
-def result_text(result: Result) -> str:
-    """Formats a result like VNN-COMP: the verdict, and for `sat` the values of all variables."""
+def result_text(result: Result, query: Query | None = None) -> str:
+    """Formats a result like VNN-COMP: the verdict, and for `sat` the values of all variables.
+
+    They are called as the query calls them, or `X_i` and `Y_i`.
+    """
     counterexample = result.counterexample
     if counterexample is None:
         return f"{result.verdict}\n"
-    values = [f"(X_{i} {float(v)!r})" for i, v in enumerate(counterexample.inputs)]
-    values += [f"(Y_{i} {float(v)!r})" for i, v in enumerate(counterexample.outputs)]
-    lines = "\n".join(values)
+    inputs, outputs = counterexample.inputs, counterexample.outputs
+    if query is None:
+        names = [*(f"X_{i}" for i in range(len(inputs))), *(f"Y_{i}" for i in range(len(outputs)))]
+    else:
+        names = [*query.input_names(), *query.output_names()]
+    values = zip(names, (*inputs, *outputs), strict=True)
+    lines = "\n".join(f"({name} {float(value)!r})" for name, value in values)
     return f"{result.verdict}\n({lines})\n"
 
 
@@ -52,13 +60,14 @@ class Decider:
     def __init__(self, network: ReadNetwork, say: Callable[[Stage], None]):
         """Reads networks with `network(path, rounding, max_bytes)`; `say` is told of stages."""
         self._network, self._say = network, say
-        self._current: tuple[tuple[str, str, int], Verifier] | None = None
+        self._current: tuple[Any, Verifier] | None = None
 
     def answer(self, request: Request) -> Answer:
         """Answers a request; an exception becomes the verdict `unsupported` or `error`."""
         end = time.monotonic() + request.seconds
         try:
-            result = self._result(request, end)
+            query = _query(request)
+            result = self._result(request, query, end)
         except Exception as error:  # one bad instance must not end a benchmark
             if not isinstance(error, _EXPECTED):
                 traceback.print_exc()
@@ -66,18 +75,20 @@ class Decider:
         if result is None:
             return Answer("timeout", "reading the network took all of the time", "timeout\n")
         notes = [result.note, _saved(request, result)]
-        return Answer(result.verdict, "; ".join(filter(None, notes)), result_text(result))
+        text = result_text(result, query)
+        return Answer(result.verdict, "; ".join(filter(None, notes)), text)
 
-    def _result(self, request: Request, end: float) -> Result | None:
+    def _result(self, request: Request, query: Query | None, end: float) -> Result | None:
         from boundjax import vnnlib
 
-        key = request.onnx, request.rounding, request.max_bytes
+        source = _source(request, query)
+        key = source, request.rounding, request.max_bytes
         if self._current is None or self._current[0] != key:
             self._say(Stage("reading"))
             self._current = None  # free the last network's memory before the next is read
-            network = self._network(Path(request.onnx), request.rounding, request.max_bytes)
+            network = self._network(source, request.rounding, request.max_bytes)
             self._current = key, network
-        property = vnnlib.load(Path(request.vnnlib))
+        property = vnnlib.load(request.vnnlib) if query is None else query.property
         left = end - time.monotonic()
         if left <= 0:
             return None
@@ -92,6 +103,37 @@ class Decider:
         )
 
 
+def _query(request: Request) -> Query | None:
+    """The query of VNN-LIB 2.0 that a request names networks for; None for a property of one."""
+    from boundjax import vnnlib
+
+    if isinstance(request.onnx, str):
+        return None
+    if len(request.onnx) == 1 and not vnnlib.is_query(request.vnnlib):
+        return None
+    return vnnlib.load_query(request.vnnlib)
+
+
+def _source(request: Request, query: Query | None) -> Source:
+    """The path of the network, or what a query says of each of its networks.
+
+    Raises:
+      VerifyError: if networks are missing or not declared.
+    """
+    if isinstance(request.onnx, str):
+        return Path(request.onnx)
+    if query is None:
+        (path,) = request.onnx.values()
+        return Path(path)
+    own = [use.name for use in query.networks if use.equal_to is None]
+    if set(own) != set(request.onnx):
+        raise VerifyError(
+            f"--network: expected a file for each of {', '.join(own)}, got "
+            f"{', '.join(request.onnx) or 'none'}"
+        )
+    return tuple((Path(request.onnx[use.equal_to or use.name]), use) for use in query.networks)
+
+
 def _saved(request: Request, result: Result) -> str:
     """Writes the proof that is wanted; why there is none, in one line, or an empty text.
 
@@ -99,6 +141,7 @@ def _saved(request: Request, result: Result) -> str:
     """
     if not request.proof or result.verdict != "unsat":
         return ""
+    assert isinstance(request.onnx, str), "the command asks for no proofs of queries"
     if result.proof is None:
         return "no proof is written: it took too much memory, or inputs are constrained together"
     from boundjax.certification.trees import save_proof

@@ -17,28 +17,32 @@ _NUMBER = re.compile(r"([+-]?)(\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d+))?")
 _COMPARISONS = ("<=", ">=", "<", ">", "=")
 
 
-class LinearFunction(NamedTuple):
-    """The sum of `terms[v] * v` and a constant, in exact arithmetic; no coefficient is 0."""
+# The names of the variables of a product, in order.
+Monomial = tuple[str, ...]
 
-    terms: dict[str, Fraction]
+
+class Polynomial(NamedTuple):
+    """The sum of `terms[m] * m` and a constant, in exact arithmetic; no coefficient is 0."""
+
+    terms: dict[Monomial, Fraction]
     constant: Fraction
 
 
-def linear_sum(parts: Sequence[tuple[int | Fraction, LinearFunction]]) -> LinearFunction:
-    """The sum of linear functions, each multiplied by a factor."""
-    terms: dict[str, Fraction] = {}
+def weighted_sum(parts: Sequence[tuple[int | Fraction, Polynomial]]) -> Polynomial:
+    """The sum of polynomials, each multiplied by a factor."""
+    terms: dict[Monomial, Fraction] = {}
     constant = Fraction(0)
     for factor, part in parts:
         constant += factor * part.constant
-        for name, value in part.terms.items():
-            terms[name] = terms.get(name, 0) + factor * value
-    return LinearFunction({name: value for name, value in terms.items() if value}, constant)
+        for product, value in part.terms.items():
+            terms[product] = terms.get(product, 0) + factor * value
+    return Polynomial({product: value for product, value in terms.items() if value}, constant)
 
 
 class Constraint(NamedTuple):
     """The constraint `function <= 0`, or `< 0` if it is strict, and where it starts in the text."""
 
-    function: LinearFunction
+    function: Polynomial
     strict: bool
     position: int
 
@@ -47,7 +51,7 @@ Disjuncts = list[list[Constraint]]
 
 
 class Formulas:
-    """Converts expressions to disjunctions of conjunctions of linear constraints."""
+    """Converts expressions to disjunctions of conjunctions of constraints."""
 
     def __init__(self, declared: Mapping[str, int], fail: Fail):
         """Reads formulas over the variables of `declared`, which may grow."""
@@ -109,14 +113,14 @@ class Formulas:
         if len(arguments) < 2:
             self._fail(position, f"expected {head} with at least 2 terms, got {len(arguments)}")
         constraints: list[Constraint] = []
-        for left, right in itertools.pairwise(map(self._linear, arguments)):
+        for left, right in itertools.pairwise(map(self._polynomial, arguments)):
             sides = [(left, right)] if head in ("<=", "<") else [(right, left)]
             if head == "=":
                 sides.append((left, right))
             # The negation of a <= b is b < a.
             for low, high in sides:
                 less, more = (high, low) if negated else (low, high)
-                function = linear_sum([(1, less), (-1, more)])
+                function = weighted_sum([(1, less), (-1, more)])
                 constraints.append(Constraint(function, (head in ("<", ">")) != negated, position))
         return [[constraint] for constraint in constraints] if negated else [constraints]
 
@@ -134,54 +138,65 @@ class Formulas:
             )
         return [[*a, *b] for a in left for b in right]
 
-    def _linear(self, node: Expression) -> LinearFunction:
-        """Converts a term to a linear function of the variables."""
+    def _polynomial(self, node: Expression) -> Polynomial:
+        """Converts a term to a polynomial of the variables."""
         if isinstance(node, Atom):
             name = node.text
             if name in self._declared:
-                return LinearFunction({name: Fraction(1)}, Fraction(0))
+                return Polynomial({(name,): Fraction(1)}, Fraction(0))
             if VARIABLE.fullmatch(name):
                 self._fail(node.position, f"expected a declared variable, got {name}; declare it")
-            return LinearFunction({}, self._number(node))
+            return Polynomial({}, self._number(node))
         head, arguments = self.split(node, "a term")
         if head not in ("+", "-", "*", "/"):
-            self._fail(node.position, f"expected +, -, * or / in a linear term, got {quoted(head)}")
+            self._fail(node.position, f"expected +, -, * or / in a term, got {quoted(head)}")
         if not arguments:
             self._fail(node.position, f"expected at least one term after {head}, got none")
-        parts = [self._linear(argument) for argument in arguments]
+        parts = [self._polynomial(argument) for argument in arguments]
         if head == "/":
             parts[1:] = [self._inverse(node, part) for part in parts[1:]]
         if head in ("*", "/"):
             return self._multiplied(node, parts)
         if head == "-" and len(parts) == 1:
-            return linear_sum([(-1, parts[0])])
+            return weighted_sum([(-1, parts[0])])
         sign = 1 if head == "+" else -1
-        return linear_sum([(1, parts[0]), *((sign, part) for part in parts[1:])])
+        return weighted_sum([(1, parts[0]), *((sign, part) for part in parts[1:])])
 
-    def _inverse(self, node: List, part: LinearFunction) -> LinearFunction:
+    def _inverse(self, node: List, part: Polynomial) -> Polynomial:
         if part.terms or not part.constant:
-            got = next(iter(part.terms), "0")
+            got = "*".join(next(iter(part.terms), ("0",)))
             self._fail(node.position, f"expected a number other than 0 as divisor, got {got}")
-        return LinearFunction({}, 1 / part.constant)
+        return Polynomial({}, 1 / part.constant)
 
-    def _multiplied(self, node: Expression, parts: list[LinearFunction]) -> LinearFunction:
+    def _multiplied(self, node: Expression, parts: list[Polynomial]) -> Polynomial:
         product = parts[0]
         for part in parts[1:]:
-            if product.terms and part.terms:
-                first, second = next(iter(product.terms)), next(iter(part.terms))
-                got = f"got a product of {first} and {second}"
-                self._fail(node.position, f"expected a linear term, {got}")
-            scaled, factor = (product, part.constant) if product.terms else (part, product.constant)
-            product = linear_sum([(factor, scaled)])
+            product = self._product_of(node, product, part)
             for value in (product.constant, *product.terms.values()):
                 # Each factor of a long product adds digits.
-                if (
-                    max(value.numerator.bit_length(), value.denominator.bit_length())
-                    > limits.MAX_BITS
-                ):
+                bits = max(value.numerator.bit_length(), value.denominator.bit_length())
+                if bits > limits.MAX_BITS:
                     got = "got a long product; write its value"
                     self._fail(node.position, f"expected numbers of fewer digits, {got}")
         return product
+
+    def _product_of(self, node: Expression, left: Polynomial, right: Polynomial) -> Polynomial:
+        if len(left.terms) * len(right.terms) > limits.MAX_PRODUCTS:
+            most = limits.MAX_PRODUCTS
+            self._fail(node.position, f"expected at most {most} products of variables, got more")
+        terms: dict[Monomial, Fraction] = {}
+        for one, other in itertools.product(left.terms, right.terms):
+            names = tuple(sorted((*one, *other)))
+            if len(names) > 2:
+                got = " and ".join(names[:3])
+                self._fail(node.position, f"expected products of two variables, got one of {got}")
+            terms[names] = terms.get(names, 0) + left.terms[one] * right.terms[other]
+        constants = [
+            (factor, Polynomial(part.terms, Fraction(0)))
+            for factor, part in ((right.constant, left), (left.constant, right))
+        ]
+        products = Polynomial(terms, left.constant * right.constant)
+        return weighted_sum([(1, products), *constants])
 
     def _number(self, node: Atom) -> Fraction:
         text = node.text

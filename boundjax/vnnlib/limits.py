@@ -11,6 +11,7 @@ MAX_DISJUNCTS = 20_000
 MAX_CONSTRAINTS = 1_000_000  # in disjunctive normal form
 MAX_VARIABLES = 1_000_000
 MAX_NUMBERS = 2**25  # in all arrays of a property
+MAX_PRODUCTS = 10_000  # of two variables each
 MAX_DIGITS = 400  # of a number as it is written
 MAX_BITS = 8000  # of a product's numerator and denominator
 

@@ -104,7 +104,7 @@ CHOICES = {
     ),
     "needed integers": ({"inputs": "a", "outputs": "m"}, "depend on the input 'n'"),
     "input": ({"inputs": "c"}, "inputs: expected some of 'a', 'n', 'b', got 'c'"),
-    "output": ({"outputs": ["y", "p"]}, "outputs: expected some of 'y', 'z', 'k', 'm', got 'p'"),
+    "output": ({"outputs": ["y", "q"]}, "outputs: expected some of 'y', 'z', 'k', 'm', got 'q'"),
     "none": ({"outputs": ()}, "outputs: expected at least one name and none twice"),
     "twice": ({"outputs": ("y", "y")}, "outputs: expected at least one name and none twice"),
 }
@@ -187,3 +187,10 @@ def test_products_of_dequantized_weights_are_those_of_the_file(tmp_path):
     exact = x @ (weights * np.float32(0.05))
     np.testing.assert_allclose(network.evaluate(x), exact, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(network.programs.forward(x), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_a_hidden_value_may_be_an_output(tmp_path):
+    model = load(tmp_path, outputs=("p", "y"))
+    hidden, result = model.single(A[0], B[0])
+    np.testing.assert_allclose(hidden, A[0] @ W, rtol=1e-6)
+    np.testing.assert_array_equal(result, load(tmp_path, outputs="y").single(A[0], B[0]))

@@ -146,7 +146,7 @@ def test_boxes_are_rounded_outward_and_never_shrink():
         ("(assert (<= Y_0 1e999999999))", 9, ["float32's range"]),
         ("(assert (<= Y_0 1e-999999999))", 9, ["above 1e-400"]),
         ("(assert (<= Y_0 " + "1" * 500 + "))", 9, ["at most 400 digits, got 500"]),
-        ("(assert (<= (* Y_0 Y_1) 1))", 9, ["linear", "product of Y_0 and Y_1"]),
+        ("(assert (<= (* Y_0 2 Y_1 X_0) 1))", 9, ["two variables", "X_0 and Y_0 and Y_1"]),
         ("(assert (<= (^ Y_0 2) 1))", 9, ["+, -, * or /", "'^'"]),
         ("(assert (<= (/ 2 Y_0) 1))", 9, ["a number other than 0 as divisor, got Y_0"]),
         ("(assert (<= (/ Y_0 2 0) 1))", 9, ["a number other than 0 as divisor, got 0"]),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from boundjax import vnnlib
-from boundjax.search.network import followed_by_inputs
+from boundjax.search.network import weighed
 from boundjax.search.programs import Programs
 from boundjax.search.search import verify
 from boundjax.vnnlib import VnnlibError
@@ -38,10 +38,16 @@ def random_formula(rng, depth):
         names = rng.choice(NAMES, count, replace=False)
         factors, constant = rng.choice([-1, 1, 2], count), Fraction(int(rng.integers(-2, 3)), 2)
         terms = " ".join(f"(* {f} {n})" for f, n in zip(factors, names, strict=True))
+        square, pair = rng.choice(NAMES), rng.choice(NAMES, 2)
+        quadratic = rng.uniform() < 0.2
+        if quadratic:  # (a + 1)^2 - b c
+            terms += f" (* (+ {square} 1) (+ 1 {square})) (- (* {pair[0]} {pair[1]}))"
         sides = [f"(+ 0 {terms})", f"(/ {constant.numerator} {constant.denominator})"]
 
         def atom(values):
             total = sum(int(f) * values[n] for f, n in zip(factors, names, strict=True))
+            if quadratic:
+                total += (values[square] + 1) ** 2 - values[pair[0]] * values[pair[1]]
             return SIGNS[sign](total, constant)
 
         return f"({sign} {' '.join(sides)})", atom
@@ -62,7 +68,7 @@ def random_formula(rng, depth):
 
 def contains(property, inputs, outputs):
     """Whether a file asserts these values."""
-    values = np.float32([*outputs, *inputs] if property.on_inputs else outputs)
+    values = property.weighed(np.float32(outputs), np.float32(inputs))
     for case in property.cases:
         inside = (case.inner_lower <= inputs).all() and (inputs <= case.inner_upper).all()
         if inside and any(conjunction.contains(values) for conjunction in case.conjunctions):
@@ -147,6 +153,10 @@ VERDICTS = {
     "(or (and (<= X_0 X_1) (>= Y_0 0.01)) (and (>= X_0 X_1) (<= Y_0 -0.01)))": "unsat",
     "(=> (<= Y_1 1) (>= Y_1 3))": "sat",
     "(not (or (<= Y_1 2.01) (<= Y_0 2)))": "unsat",
+    # Products: the hidden values have |Y_0| <= Y_1.
+    "(> (* Y_0 Y_0) (+ (* Y_1 Y_1) 0.01))": "unsat",
+    "(>= (* X_0 X_1) 0.99)": "sat",
+    "(and (>= (* X_0 X_1) 1.01) (>= Y_1 0))": "unsat",
     # The largest value is 2: attained, but not exceeded.
     "(>= Y_1 2)": "sat",
     "(> Y_1 2)": None,
@@ -156,7 +166,16 @@ VERDICTS = {
 
 @pytest.fixture(scope="module")
 def programs():
-    return [Programs(f, (2,)) for f in (difference, followed_by_inputs(difference))]
+    made = {}
+
+    def of(property):
+        key = property.products if property.on_inputs else None
+        if key not in made:
+            function = difference if key is None else weighed(difference, key)
+            made[key] = Programs(function, (2,))
+        return made[key]
+
+    return of
 
 
 @pytest.mark.parametrize("max_split_inputs", [20, 0], ids=["the box is split", "units are split"])
@@ -168,11 +187,13 @@ def test_verdicts(formula, max_split_inputs, programs):
         property,
         method="complete",
         timeout=20.0 if VERDICTS[formula] else 2.0,
-        programs=programs[property.on_inputs],
+        programs=programs(property),
         max_split_inputs=max_split_inputs,
     )
     if VERDICTS[formula] is None:  # float32 bounds do not tell a tie from a violation
         assert result.verdict in ("unsat", "unknown", "timeout")
+    elif max_split_inputs == 0 and property.products and VERDICTS[formula] == "unsat":
+        assert result.verdict in ("unsat", "unknown")  # a product has no units to split
     else:
         assert result.verdict == VERDICTS[formula]
     if result.verdict == "sat":
@@ -184,6 +205,8 @@ def test_verdicts(formula, max_split_inputs, programs):
 def test_a_property_needs_programs_that_give_what_it_weighs(programs):
     property = vnnlib.parse(HEAD + SIDES + "(assert (<= X_0 Y_0))")
     with pytest.raises(ValueError, match="the model has 0 outputs, but the property declares 2"):
-        verify(difference, property, programs=programs[0])
+        verify(difference, property, programs=Programs(difference, (2,)))
     with pytest.raises(ValueError, match="inputs without constraints"):
-        verify(difference, property, programs=programs[1], method="complete", with_proof=True)
+        verify(
+            difference, property, programs=programs(property), method="complete", with_proof=True
+        )
