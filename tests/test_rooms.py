@@ -68,6 +68,7 @@ ROOMS = {
         "boundjax.sets",
         "boundjax.ir",
         "boundjax.ops",
+        "boundjax.tracing",
         "boundjax.transforms",
     ),
     "boundjax.training": (

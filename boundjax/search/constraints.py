@@ -51,7 +51,8 @@ class Constraints:
         Raises:
           ValueError: for rows that are no float32 numbers.
         """
-        rows, lower, upper = map(np.asarray, input_set.outwards().constraints())
+        rows, *limits = map(np.asarray, input_set.outwards().constraints())
+        lower, upper = (np.broadcast_to(limit, rows.shape[:1]) for limit in limits)
         return cls(rows.reshape(len(rows), -1), lower, upper)
 
     def cut(self, lower: Array, upper: Array) -> InputSet:

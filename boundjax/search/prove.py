@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from boundjax.properties import Case, OutputProperty, Property
+from boundjax.properties import Case, Conjunction, OutputProperty, Property
 from boundjax.search.constraints import Constraints
 from boundjax.search.limits import MAX_BYTES, MAX_QUEUE_BYTES
 from boundjax.search.method import Method
 from boundjax.search.programs import Programs
 from boundjax.search.result import Result
-from boundjax.search.search import verify
+from boundjax.search.search import Evaluate, verify
 from boundjax.sets import rounding as rounding_of_sets
 from boundjax.sets.ball import LpBall
 from boundjax.sets.box import Box
 from boundjax.sets.checks import require_input_set
 from boundjax.sets.constrained import Constrained
 from boundjax.sets.input_set import InputSet, InputTree
-from boundjax.sets.inputs import inputs_of
+from boundjax.sets.inputs import Inputs, inputs_of
 from boundjax.sets.product import Product
 from boundjax.sets.rounding import Rounding
+from boundjax.tracing.statements import Statement, statement_of
 from boundjax.typing import Device
 
 _Ends = tuple[np.ndarray, np.ndarray]
@@ -35,7 +38,7 @@ _Ends = tuple[np.ndarray, np.ndarray]
 def prove(
     function: Callable[[Any], Array],
     input_set: InputTree,
-    property: OutputProperty,
+    property: OutputProperty | Callable[..., Any],
     *,
     method: Method = "complete",
     timeout: float = 60.0,
@@ -52,20 +55,23 @@ def prove(
 
     Args:
       function: any JAX function of one float32 array `[*shape]`, or of a pytree, with one array
-        `[*out]` as its result; it may close over weights.
+        `[*out]` as its result, or with any pytree if the property is a function; it may close over
+        weights.
       input_set: a `boundjax.Box`, or a ball of the norm inf (`boundjax.LpBall`, with or without a
         clip range; what a `boundjax.Threat` returns), float32; a `boundjax.Constrained` of one;
         or a pytree of boxes and balls and of arrays that are not perturbed.
-      property: of the outputs, such as `boundjax.properties.predicts(label, classes)` or
-        `boundjax.properties.all_positive(rows)`.
+      property: what is to hold: a function of the outputs, or of the outputs and the input, that
+        returns booleans made of comparisons, `lambda y: (y[0] > y[1]) & ~(y[2] >= jnp.max(y[3:]))`
+        or `lambda y, x: y[0] >= x[0]`, all of which are to hold; or an `OutputProperty`, such as
+        `boundjax.properties.predicts(label, classes)` or `boundjax.properties.all_positive(rows)`.
       method: the tightest bounds to try: `"complete"` splits the box and the units of piecewise
         linear ops; `"interval"`, `"crown-ibp"`, `"crown"` and `"alpha-crown"` bound the whole box.
       timeout: seconds of wall-clock time, compilation included. It is checked between compiled
         calls.
       rounding: what a proof holds for, see `boundjax.linear`.
       programs: `Programs(function, shape)` of `boundjax.search`, made with the same function and
-        rounding: several calls then compile once. None for a set with constraints, and for a
-        pytree, whose constants they hold.
+        rounding: several calls then compile once. None for a set with constraints, for a pytree,
+        whose constants they hold, and for a property that is a function.
       devices: local devices, such as `jax.local_devices()`, that divide the parts of the box that
         are bounded at a time, without communication; by default JAX's default device. Batches grow
         with their number, so the search may split in another order. State them to `Programs`
@@ -78,26 +84,29 @@ def prove(
         others along units.
       seed: of the random points of the attack.
       with_proof: whether the result has a `proof` for `boundjax.save_proof`; needs the method
-        `"complete"` and a set without constraints. It numbers the inputs of a pytree in the order
-        of its leaves.
+        `"complete"`, a set without constraints and an `OutputProperty`. It numbers the inputs of a
+        pytree in the order of its leaves.
 
     Returns:
       A `Result`: `"unsat"` if the property is proved (`Result.proved`), `"sat"` with a
       counterexample in the shapes of the input (a pytree is one of numpy arrays, with the constants
       that were given) and the output, `"unknown"` or `"timeout"`. A
       counterexample lies in the exact set, and its outputs, as the function computes them, do not
-      have the property in exact arithmetic.
+      have the property in exact arithmetic; for a property that is a function, that function is
+      false there.
 
     Raises:
       TypeError: for anything that is not an input set, another dtype than float32, or a function
-        that does not return one array.
-      ValueError: for a set that is not a box, or as `boundjax.verify.verify`.
+        that does not return one array (one boolean array, if it is the property).
+      ValueError: for a set that is not a box, a property that is no combination of comparisons, or
+        as `boundjax.verify.verify`.
       UnsupportedOpError, NoProofError: as `boundjax.verify.verify`.
     """
-    if not isinstance(property, OutputProperty):
+    if not isinstance(property, OutputProperty) and not callable(property):
         raise TypeError(
-            "property must be an OutputProperty, such as boundjax.properties.all_positive(rows), "
-            f"got {type(property).__name__}"
+            "property must be a function of the outputs, such as lambda y: y[0] > y[1], or an "
+            "OutputProperty, such as boundjax.properties.all_positive(rows), got "
+            f"{type(property).__name__}"
         )
     inputs, constraints = inputs_of(input_set), None
     if inputs.is_tree and programs is not None:
@@ -108,18 +117,29 @@ def prove(
     if isinstance(flat, Constrained):
         constraints, flat = Constraints.of(flat), flat.base
     outer, inner = ends_of(flat)
-    example, function = outer[0], inputs.applied(function)
-    output = jax.eval_shape(function, jax.ShapeDtypeStruct(example.shape, example.dtype))
+    example, whole = outer[0], inputs.applied(function)
+    evaluate: Evaluate | None = None
+    if not isinstance(property, OutputProperty):
+        if programs is not None or with_proof:
+            name = "with_proof=True" if with_proof else "programs"
+            raise ValueError(f"{name} needs an OutputProperty, got a property that is a function")
+        of_values = _of_values(property, whole, inputs)
+        statement = statement_of(of_values, example)
+        unsafe, bounded = _unsafe(statement), statement.differences
+        evaluate = _evaluate(of_values, bounded, example.shape)
+    else:
+        unsafe, bounded = property.unsafe, whole
+    output = jax.eval_shape(bounded, jax.ShapeDtypeStruct(example.shape, example.dtype))
     if not isinstance(output, jax.ShapeDtypeStruct):
         raise TypeError(f"function must return one array, got {type(output).__name__}")
-    case = Case.flattened(outer, inner, property.unsafe)
+    case = Case.flattened(outer, inner, unsafe)
     if constraints is not None:
         if programs is not None:
             raise ValueError(
                 "programs serve a box, got an input set with constraints; leave programs out"
             )
         programs = Programs(
-            function,
+            bounded,
             example.shape,
             rounding=rounding,
             max_bytes=MAX_BYTES if max_bytes is None else max_bytes,
@@ -128,12 +148,13 @@ def prove(
         )
         devices = max_bytes = None
     result = verify(
-        function,
-        Property(example.size, property.output_size, (case,)),
+        bounded,
+        Property(example.size, unsafe[0].weights.shape[1], (case,)),
         method=method,
         timeout=timeout,
         rounding=rounding,
         input_shape=example.shape,
+        evaluate=evaluate,
         programs=programs,
         devices=devices,
         max_bytes=max_bytes,
@@ -145,12 +166,70 @@ def prove(
     if result.counterexample is None:
         return result
     point = result.counterexample
-    shaped = dataclasses.replace(
-        point,
-        inputs=inputs.restored(point.inputs.reshape(example.shape)),
-        outputs=point.outputs.reshape(output.shape),
-    )
+    x = point.inputs.reshape(example.shape)
+    if isinstance(property, OutputProperty):
+        outputs: Any = point.outputs.reshape(output.shape)
+    else:
+        outputs = jax.tree.map(np.asarray, jax.jit(whole)(jnp.asarray(x)))
+    shaped = dataclasses.replace(point, inputs=inputs.restored(x), outputs=outputs)
     return dataclasses.replace(result, counterexample=shaped)
+
+
+def _of_values(
+    property: Callable[..., Any], function: Callable[[Array], Any], inputs: Inputs
+) -> Callable[[Array], Any]:
+    """A property of outputs, or of outputs and inputs, as a function of the one array."""
+    try:
+        parameters = inspect.signature(property).parameters.values()
+    except ValueError:  # of some builtins
+        parameters = ()
+    needed = [
+        p
+        for p in parameters
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
+    ]
+    if len(needed) > 2:
+        raise TypeError(
+            "property must take the outputs, or the outputs and the input, got a function of "
+            f"{len(needed)} arguments"
+        )
+
+    def of_values(x: Array) -> Any:
+        arguments = (function(x), inputs.restored(x))
+        return property(*arguments[: max(1, len(needed))])
+
+    return of_values
+
+
+def _unsafe(statement: Statement) -> tuple[Conjunction, ...]:
+    """The differences that refute a statement."""
+    count = 1 + max(literal.index for literals in statement.refuted for literal in literals)
+    conjunctions: list[Conjunction] = []
+    for literals in statement.refuted:
+        weights = np.zeros((len(literals), count))
+        for row, literal in enumerate(literals):
+            weights[row, literal.index] = literal.sign
+        strict = tuple(literal.strict for literal in literals)
+        conjunctions.append(
+            Conjunction(weights, np.zeros(len(literals)), None, strict if any(strict) else None)
+        )
+    return tuple(conjunctions)
+
+
+def _evaluate(
+    of_values: Callable[[Array], Any],
+    differences: Callable[[Array], Array],
+    shape: tuple[int, ...],
+) -> Evaluate:
+    """The differences, or NaN where the statement itself holds: rounding may hide a sign."""
+    both = jax.jit(lambda x: (jnp.all(of_values(x)), differences(x)))
+
+    def evaluate(x: np.ndarray) -> np.ndarray:
+        holds, values = both(jnp.asarray(x).reshape(shape))
+        values = np.asarray(values)
+        return np.full_like(values, np.nan) if holds else values
+
+    return evaluate
 
 
 def ends_of(input_set: InputSet) -> tuple[_Ends, _Ends]:

@@ -235,7 +235,7 @@ REFUSALS = {
     ),
     "rows alone": (
         lambda: bj.prove(lambda x: x, bj.Box(ZERO, ZERO), np.eye(2)),
-        r"property must be an OutputProperty, .*all_positive\(rows\), got ndarray",
+        r"property must be a function of the outputs, .*all_positive\(rows\), got ndarray",
     ),
     "other outputs": (
         lambda: bj.prove(lambda x: x, bj.Box(ZERO, ZERO), properties.predicts(0, 3)),
