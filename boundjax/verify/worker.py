@@ -74,7 +74,7 @@ class Decider:
             return Answer("unsupported" if _is_unsupported(error) else "error", one_line(error))
         if result is None:
             return Answer("timeout", "reading the network took all of the time", "timeout\n")
-        notes = [result.note, _saved(request, result)]
+        notes = [result.note, _saved(request, query, result)]
         text = result_text(result, query)
         return Answer(result.verdict, "; ".join(filter(None, notes)), text)
 
@@ -104,14 +104,10 @@ class Decider:
 
 
 def _query(request: Request) -> Query | None:
-    """The query of VNN-LIB 2.0 that a request names networks for; None for a property of one."""
+    """The query of VNN-LIB 2.0; None for a property of VNN-LIB 1.0."""
     from boundjax import vnnlib
 
-    if isinstance(request.onnx, str):
-        return None
-    if len(request.onnx) == 1 and not vnnlib.is_query(request.vnnlib):
-        return None
-    return vnnlib.load_query(request.vnnlib)
+    return vnnlib.load_query(request.vnnlib) if vnnlib.is_query(request.vnnlib) else None
 
 
 def _source(request: Request, query: Query | None) -> Source:
@@ -120,28 +116,40 @@ def _source(request: Request, query: Query | None) -> Source:
     Raises:
       VerifyError: if networks are missing or not declared.
     """
-    if isinstance(request.onnx, str):
-        return Path(request.onnx)
+    files = request.onnx
     if query is None:
-        (path,) = request.onnx.values()
+        if isinstance(files, str):
+            return Path(files)
+        if len(files) > 1:
+            raise VerifyError(
+                f"--network: expected one for a property of VNN-LIB 1.0, got {', '.join(files)}"
+            )
+        (path,) = files.values()
         return Path(path)
     own = [use.name for use in query.networks if use.equal_to is None]
-    if set(own) != set(request.onnx):
+    if isinstance(files, str):
+        if len(own) > 1:
+            raise VerifyError(
+                f"{Path(request.vnnlib).name}: expected one network, got {', '.join(own)}; run "
+                "boundjax verify QUERY --network NAME=FILE ..."
+            )
+        files = dict.fromkeys(own, files)
+    if set(own) != set(files):
         raise VerifyError(
-            f"--network: expected a file for each of {', '.join(own)}, got "
-            f"{', '.join(request.onnx) or 'none'}"
+            f"--network: expected a file for each of {', '.join(own)}, got {', '.join(files)}"
         )
-    return tuple((Path(request.onnx[use.equal_to or use.name]), use) for use in query.networks)
+    return tuple((Path(files[use.equal_to or use.name]), use) for use in query.networks)
 
 
-def _saved(request: Request, result: Result) -> str:
+def _saved(request: Request, query: Query | None, result: Result) -> str:
     """Writes the proof that is wanted; why there is none, in one line, or an empty text.
 
     The verdict holds whether or not the checker can read the network.
     """
     if not request.proof or result.verdict != "unsat":
         return ""
-    assert isinstance(request.onnx, str), "the command asks for no proofs of queries"
+    if query is not None or not isinstance(request.onnx, str):
+        return "no proof is written: no checker reads queries of VNN-LIB 2.0"
     if result.proof is None:
         return "no proof is written: it took too much memory, or inputs are constrained together"
     from boundjax.certification.trees import save_proof

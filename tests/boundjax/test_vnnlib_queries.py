@@ -198,7 +198,7 @@ def test_tensors_are_named_or_counted(tmp_path):
         Network(((network, query.networks[0]),))
 
 
-def test_a_property_of_1_0_and_a_compressed_query(tmp_path):
+def test_a_property_of_1_0_and_a_compressed_query(tmp_path, capsys):
     network = hidden_network(tmp_path)
     lines = [f"(declare-const X_{k} Real)(assert (<= -1 X_{k} 1))" for k in range(4)]
     lines += [f"(declare-const Y_{k} Real)" for k in range(4)]
@@ -207,6 +207,12 @@ def test_a_property_of_1_0_and_a_compressed_query(tmp_path):
     packed = tmp_path / "query.vnnlib.gz"
     packed.write_bytes(gzip.compress((VERSION + ONE + BOX + "(assert (> Y[1,0] 3.1))").encode()))
     assert main(["verify", str(packed), f"--network=N={network}"]) == 0
+    proof = tmp_path / "proof.npz"
+    assert main([f"--onnx={network}", f"--vnnlib={packed}", f"--proof={proof}"]) == 0
+    output = capsys.readouterr()
+    assert output.out == 3 * "unsat\n"
+    assert "no checker reads queries" in output.err
+    assert not proof.exists()
 
 
 @pytest.mark.parametrize(
@@ -216,6 +222,7 @@ def test_a_property_of_1_0_and_a_compressed_query(tmp_path):
         (["--network=N"], "expected NAME=FILE, got 'N'"),
         (["--network=N={net}", "--network=N={net}"], "each network once"),
         (["--network=M={net}"], "expected a file for each of N, got M"),
+        (["--network=N={net}", "--network=M={net}"], "expected a file for each of N, got N, M"),
         (["--network=N=nowhere.onnx"], "nowhere.onnx"),
     ],
 )
