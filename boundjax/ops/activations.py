@@ -366,6 +366,14 @@ register(
         partial=True,
     )
 )
+register(
+    Expansion(
+        name="integer_pow",
+        note="x ** 0 is 1",
+        accepts=lambda node: node.params["y"] == 0,
+        expand=lambda node: jnp.ones_like,
+    )
+)
 register(powers.RECIPROCAL)
 register(
     Expansion(

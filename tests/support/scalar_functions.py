@@ -73,7 +73,7 @@ SMOOTH = {
     "atanh": (jnp.arctanh, (-1.0 + 1e-6, 1.0 - 1e-6)),
     "acosh": (jnp.arccosh, (1.0, 2e3)),
     "x_log_x": (lambda x: jax.scipy.special.xlogy(x, x), (0.0, 2e3)),
-    "sinc": (jnp.sinc, EVERYWHERE),
+    "sinc": (jnp.sinc, (-30.0, 30.0)),  # beyond it bounds have a width at a point, too
     "mod": (lambda x: jnp.mod(x, 0.75), EVERYWHERE),
     "mod_negative": (lambda x: jnp.mod(x, -2.5), EVERYWHERE),
     "fmod": (lambda x: jnp.fmod(x, 0.75), EVERYWHERE),
