@@ -12,7 +12,7 @@ import numpy as np
 from boundjax.properties import Case, Conjunction, Property
 from boundjax.vnnlib import limits
 from boundjax.vnnlib.expressions import Expression
-from boundjax.vnnlib.formulas import Constraint, Disjuncts, Formulas, Monomial
+from boundjax.vnnlib.formulas import VARIABLE, Constraint, Disjuncts, Formulas, Monomial
 from boundjax.vnnlib.limits import VnnlibError
 
 _FLOAT32 = np.finfo(np.float32)
@@ -48,6 +48,7 @@ class Assembly:
 
     Attributes:
       declared: the variables, and where they are declared in the text; it may grow.
+      shown: what messages call them, where that is something else.
       formulas: reads formulas on them.
     """
 
@@ -55,6 +56,7 @@ class Assembly:
         """Begins without variables; errors call the file `name`."""
         self._text, self._name = text, name
         self.declared: dict[str, int] = {}
+        self.shown: dict[str, str] = {}
         self.formulas = Formulas(self.declared, self.fail)
         # Constraints outside of every `or` are kept apart, since every disjunct would repeat them:
         # properties of images have thousands, and nine disjuncts.
@@ -70,6 +72,8 @@ class Assembly:
 
     def _located(self, position: int, message: str) -> str:
         line = self._text.count("\n", 0, position) + 1
+        if self.shown:
+            message = VARIABLE.sub(lambda found: self.shown.get(found[0], found[0]), message)
         return f"{self._name}:{line}: {message}"
 
     def add(self, formula: Expression, position: int) -> None:

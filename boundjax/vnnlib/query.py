@@ -203,10 +203,12 @@ class _Numbered:
             self.fail(f"expected 1 to {most} elements of all tensors, got {name} of shape {shape}")
         self.first[network, name] = letter, first, shape
         self.count[letter] += size
-        for k in range(first, first + size):
-            self.assembly.declared[f"{letter}_{k}"] = 0
         onnx_name = str(tensor.onnx_name or "").strip('"')
-        return Tensor(name, onnx_name or None, shape)
+        declared = Tensor(name, onnx_name or None, shape)
+        for k, element in enumerate(declared.elements(), start=first):
+            self.assembly.declared[f"{letter}_{k}"] = 0
+            self.assembly.shown[f"{letter}_{k}"] = element
+        return declared
 
     def expression(self, node: Any) -> Expression:
         """A node of the package's tree as the expression that VNN-LIB 1.0 would have."""

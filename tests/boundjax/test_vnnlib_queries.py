@@ -115,8 +115,11 @@ def test_numbers_are_read_exactly_and_negations_too():
         (VERSION + ONE + BOX + "(assert (<= Y[0,2] 1.0))", ["Y"]),
         (VERSION + ONE + BOX + "(assert", ["expected VNN-LIB 2.0"]),
         (VERSION + ONE + BOX, ["constraint on outputs"]),
-        (VERSION + ONE + "(assert (<= Y[0,0] 1.0))", ["lower bound of X_0"]),
-        (VERSION + ONE + BOX + "(assert (> (* Y[0,0] Y[0,1] Y[1,1]) 1.0))", ["two variables"]),
+        (VERSION + ONE + "(assert (<= Y[0,0] 1.0))", ["lower bound of X[0,0]"]),
+        (
+            VERSION + ONE + BOX + "(assert (> (* Y[0,0] Y[0,1] Y[1,1]) 1.0))",
+            ["one of Y[0,0] and Y[0,1]"],
+        ),
         (
             VERSION + ONE.replace("X float32", "X float16") + BOX,
             ["expected"],
