@@ -191,10 +191,10 @@ def _read(path: str | os.PathLike[str], choose: Choose, max_bytes: int) -> tuple
         file = contents(message, max_bytes)
         return _model(_chosen(file, choose), max_bytes), message
     except OnnxError as error:
-        found = f"{Path(path).name}: {error}"
+        line = f"{Path(path).name}: {error}"
         # Shapes and names in a file may be long.
-        found = found if len(found) <= _MAX_MESSAGE else f"{found[: _MAX_MESSAGE - 3]}..."
-        raise OnnxError(found) from error.__cause__
+        line = line if len(line) <= _MAX_MESSAGE else f"{line[: _MAX_MESSAGE - 3]}..."
+        raise OnnxError(line) from error.__cause__
 
 
 def _only(values: Sequence[Any], names: Sequence[str], role: str) -> Any:

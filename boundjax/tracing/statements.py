@@ -115,6 +115,7 @@ def statement_of(function: Callable[[Array], Any], example: Any) -> Statement:
         raise ValueError(f"the property is {always} whatever the outputs are; compare them")
     position = {index: k for k, index in enumerate(used)}
 
+    @jax.jit  # inside of which the argument is never concrete
     def differences(x: Array) -> Array:
         return jnp.concatenate([_difference(*pair) for pair in run(x)])[np.asarray(used)]
 
@@ -183,10 +184,12 @@ class _Reading:
         predicates = [shape.dtype == np.bool_ for shape in shapes]
         if name in jaxprs.CALLS and any(predicates):
             return self.run(jaxprs.called(eqn), values, formulas)
-        if any(isinstance(value, Tracer) for value in values):
+        if eqn.effects or any(isinstance(value, Tracer) for value in values):
             results = jaxprs.evaluator(eqn)(*values)
-        else:  # indices and masks stay concrete
-            results = jaxprs.evaluate(eqn, values)
+        else:  # what does not depend on the argument stays concrete
+            with jax.ensure_compile_time_eval():
+                results = jaxprs.evaluator(eqn)(*values)
+            return results, [_constant(result) for result in results]
         if not any(predicates):
             return results, [None] * len(results)
         if len(results) > 1:

@@ -180,13 +180,8 @@ class ErrorAnalysis:
         return self.arithmetic.underflow**-0.5
 
     def outward(self, interval: Interval, by: Array | float = 0.0) -> Interval:
-        """Moves both ends outward by `by` and by four units of their size.
-
-        An infinite constant (a mask) is exact.
-        """
+        """Moves both ends outward by `by` and by four units of their size."""
         share, least = 4.0 * self.arithmetic.unit, self.arithmetic.underflow
-        constant = (interval.lower == interval.upper) & jnp.isinf(interval.lower)
-        by = jnp.where(constant, 0.0, by)
 
         def distance(end: Array) -> Array:
             return by * self.more + (share * jnp.where(jnp.isinf(end), 0.0, jnp.abs(end)) + least)
@@ -210,8 +205,21 @@ class ErrorAnalysis:
         elif isinstance(node.op, Scalar | Joint):
             size = jnp.maximum(jnp.abs(interval.lower), jnp.abs(interval.upper))
             error = self._op_error(node, size)
-            interval = interval if error is None else self.outward(interval, error)
+            if error is not None:
+                # What a mask of -inf stays is exact. What overflows is not, and becomes NaN.
+                exact = self._masked(node) & (interval.lower == interval.upper)
+                exact = exact & (interval.lower == -jnp.inf)
+                interval = self.outward(interval, jnp.where(exact, 0.0, error))
         return interval  # an extremum is exact, and a loop's interval has been enclosed already
+
+    def _masked(self, node: Node) -> Array:
+        """The elements of a nonlinear node that an operand of its shape masks by -inf."""
+        masked = jnp.zeros(node.shape, bool)
+        for index in node.inputs:
+            operand = self.errors[index].interval if index in self.errors else None
+            if operand is not None and operand.lower.shape == node.shape:
+                masked = masked | ((operand.lower == -jnp.inf) & (operand.upper == -jnp.inf))
+        return masked
 
     def enclose_product(self, node: Node, operand: Interval, center: Array) -> Interval:
         """`enclose` for a product with weights, at the cost of one product with their magnitudes.

@@ -79,6 +79,8 @@ class _Part:
         """Imports a file; a use names inputs, outputs and hidden values, or counts them."""
         self.path = path
         self.model, content = with_content(path, choose=None if use is None else _chosen(use, path))
+        if use is not None:
+            _require_sizes(use, self.model, path)
         self.size = sum(map(math.prod, self.model.input_shapes))
         # The file itself may be compressed, or refer to other files.
         self._session = _session(content, path.name)
@@ -256,6 +258,21 @@ def _chosen(use: vnnlib.NetworkUse, path: Path) -> Choose:
         )
 
     return choose
+
+
+def _require_sizes(use: vnnlib.NetworkUse, model: OnnxModel, path: Path) -> None:
+    """Checks that every tensor has as many elements as are declared.
+
+    Raises:
+      VerifyError: for the first that does not.
+    """
+    tensors = *use.inputs, *use.outputs, *use.hidden
+    for tensor, shape in zip(tensors, (*model.input_shapes, *model.output_shapes), strict=True):
+        if math.prod(tensor.shape) != math.prod(shape):
+            raise VerifyError(
+                f"{path.name}: expected {tensor.name} of shape {tensor.shape}, as {use.name} "
+                f"declares, got {shape}"
+            )
 
 
 def _side_by_side(models: Sequence[OnnxModel]) -> tuple[Callable[..., Array], tuple[int, ...]]:

@@ -33,7 +33,7 @@ _SIGNS = {
     "Negate": "-",
     "Multiply": "*",
 }
-# Of outputs, which are integers in the file.
+# Types that outputs may have as well.
 _INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64")
 
 

@@ -334,3 +334,24 @@ def test_steps_count_both_sides_of_zero_for_subnormal_operands(function, subnorm
             assert value <= upper
         plain = np.float32([1.5])
         assert np.allclose(*bounds(bj.Box(plain, plain)), atol=1e-5)
+
+
+OVERFLOWING = {
+    "sum": lambda x: jnp.minimum((x * 3e36 + x * 3e36) * 1e-37, 1e6),
+    "exp": lambda x: jnp.minimum(jnp.exp(x) * 1e-38, 100.0),
+}
+
+
+@pytest.mark.parametrize("rounding", ["real", "float32"])
+@pytest.mark.parametrize("name", OVERFLOWING)
+def test_what_overflows_is_no_infinite_constant(name, rounding):
+    """Only a mask of -inf is exact: in real numbers a value beyond float32's range comes back."""
+    function, x = OVERFLOWING[name], np.float32([89.5, 89.0])
+    with jax.enable_x64(True):
+        real = np.asarray(function(jnp.asarray(x, jnp.float64)))
+    for radius in (0.0, 1e-3):
+        box = bj.Box(jnp.asarray(x - np.float32(radius)), jnp.asarray(x + np.float32(radius)))
+        for transform in (bj.interval, bj.linear):
+            bounds = jax.jit(lambda box, of=transform: of(function, rounding=rounding)(box))(box)
+            assert not (np.asarray(bounds.lower) > real * (1.0 + 1e-6)).any()  # of the constants
+            assert not (np.asarray(bounds.upper) < real * (1.0 - 1e-6)).any()

@@ -95,6 +95,20 @@ def test_booleans_are_moved_and_reduced(case):
     agree(MOVES[case])
 
 
+@pytest.mark.parametrize("size", [1, 2000])
+def test_constants_are_compared_as_they_are(size):
+    """The difference of integers would wrap around."""
+    most, less = jnp.full(size, 2**31 - 1, jnp.int32), jnp.full(size, -5, jnp.int32)
+    three, five = jnp.full(size, 3, jnp.uint8), jnp.full(size, 5, jnp.uint8)
+
+    def function(y):
+        wrong = jnp.any((most < less) | ~(three < five))
+        return (y[0] > 0) | wrong
+
+    (literals,) = agree(function).refuted
+    assert len(literals) == 1
+
+
 def test_only_what_decides_is_compared():
     def function(y):
         unused = y[3] > y[2]

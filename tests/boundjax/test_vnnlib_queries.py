@@ -201,6 +201,15 @@ def test_tensors_are_named_or_counted(tmp_path):
         Network(((network, query.networks[0]),))
 
 
+def test_sizes_of_tensors_are_those_of_the_file(tmp_path):
+    """Else elements of one tensor would be taken for those of another."""
+    network = hidden_network(tmp_path)
+    wrong = ONE.replace("H float32 [2, 2]", "H float32 [2, 3]")
+    text = VERSION + wrong + BOX + "(assert (<= H[0,0] 0.0))"
+    with pytest.raises(VerifyError, match=r"expected H of shape \(2, 3\), as N declares, got"):
+        Network(((network, vnnlib.parse_query(text).networks[0]),))
+
+
 def test_a_property_of_1_0_and_a_compressed_query(tmp_path, capsys):
     network = hidden_network(tmp_path)
     lines = [f"(declare-const X_{k} Real)(assert (<= -1 X_{k} 1))" for k in range(4)]
