@@ -202,6 +202,7 @@ class ErrorAnalysis:
             interval = self.outward(interval, error)
         elif node.is_linear:
             interval, self._sums[node.index] = self._sum(node, interval)
+            interval = self._without_overflow(node, interval)
         elif isinstance(node.op, Scalar | Joint):
             size = jnp.maximum(jnp.abs(interval.lower), jnp.abs(interval.upper))
             error = self._op_error(node, size)
@@ -211,6 +212,19 @@ class ErrorAnalysis:
                 exact = exact & (interval.lower == -jnp.inf)
                 interval = self.outward(interval, jnp.where(exact, 0.0, error))
         return interval  # an extremum is exact, and a loop's interval has been enclosed already
+
+    def _without_overflow(self, node: Node, interval: Interval) -> Interval:
+        """An interval that is unknown where it is one infinity that no operand has."""
+        ends = [a for a in node.constants if jnp.issubdtype(jnp.result_type(a), jnp.floating)]
+        for index in node.inputs:
+            operand = self.errors[index].interval if index in self.errors else None
+            ends += [] if operand is None else list(operand)
+        masks = functools.reduce(jnp.logical_or, [jnp.any(jnp.isinf(end)) for end in ends])
+        overflows = (interval.lower == interval.upper) & jnp.isinf(interval.lower) & ~masks
+        return Interval(
+            jnp.where(overflows, -jnp.inf, interval.lower),
+            jnp.where(overflows, jnp.inf, interval.upper),
+        )
 
     def _masked(self, node: Node) -> Array:
         """The elements of a nonlinear node that an operand of its shape masks by -inf."""
