@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.extend.core import Var
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
@@ -53,7 +54,7 @@ class FlatNetwork:
       weights: the first argument of the programs.
       mesh: the devices that divide batches; None for the default device.
       input_size, output_size: `n` and `m`.
-      largest: the number of elements of its largest value.
+      largest: the number of elements of the largest value that depends on the input.
     """
 
     def __init__(
@@ -94,14 +95,19 @@ class FlatNetwork:
         self.output_size, self.largest = self.shared("sizes", self._sizes)
 
     def _sizes(self) -> tuple[int, int]:
-        """The number of outputs, and of elements of the largest value."""
+        """The number of outputs, and of elements of the largest value that is not constant."""
         example = jax.ShapeDtypeStruct((self.input_size,), jnp.float32)
         traced = jax.make_jaxpr(self)(example)
         outputs = traced.out_avals[0]
         if not jnp.issubdtype(outputs.dtype, jnp.floating):
             raise ValueError(f"expected floating-point outputs, got {outputs.dtype}")
-        sizes = [math.prod(v.aval.shape) for e in traced.eqns for v in e.outvars]
-        return outputs.shape[0], max([self.input_size, *sizes])
+        varying, largest = set(traced.jaxpr.invars), self.input_size
+        for equation in traced.eqns:
+            if not varying.isdisjoint(v for v in equation.invars if isinstance(v, Var)):
+                varying.update(equation.outvars)
+                sizes = (math.prod(v.aval.shape) for v in equation.outvars)
+                largest = max(largest, *sizes)
+        return outputs.shape[0], largest
 
     def clock(self) -> float:
         """Seconds, as `time.monotonic`, that stand still while a program is compiled."""

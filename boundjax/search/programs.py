@@ -90,6 +90,7 @@ class Programs:
       network: the network as a function from `[n]` to `[m]`.
       rounding: what bounds hold for.
       particles: number of points that one call of `attack` moves.
+      samples: number of points for each of them that one call of `nearest` compares.
       few_boxes, boxes: the two numbers of sub-boxes that one call of `split` bounds.
       first_call: for each method the seconds of its first bounds, with compilation where it counts.
       constraints: between the inputs; None if there are none.
@@ -116,8 +117,8 @@ class Programs:
           input_shape: the shape of one example, without the batch.
           rounding: what bounds hold for, see `boundjax.linear`.
           max_bytes: memory that the linear bounds of one call may take on each device, estimated.
-            Batches of domains become as small as that, to one domain on each device; of sub-boxes
-            8 are bounded at a time, 1 MiB each, even if that is more.
+            Batches of domains and of sub-boxes become as small as that, to one on each device; a
+            sub-box has 1 MiB, even if that is more.
           devices: local devices, such as `jax.local_devices()`, that divide batches of domains and
             of sub-boxes; by default JAX's default device. They do not communicate. Batches grow
             with their number, and what else is computed runs on the first of them.
@@ -145,7 +146,8 @@ class Programs:
         self._max_bytes = max_bytes
         largest = self.network.largest
         self.particles = _power_below(2**18 // largest, 4, 64)
-        boxes = _power_below(max_bytes // (16 * largest**2), 8, 1024)
+        self.samples = _power_below(2**22 // (largest * self.particles), 1, 256)
+        boxes = _power_below(max_bytes // (16 * largest**2), 1, 1024)
         self.boxes = boxes * sharding.count(mesh)
         self.few_boxes = min(_FEW_BOXES, boxes) * sharding.count(mesh)
 
@@ -189,6 +191,14 @@ class Programs:
         points `[P, n]` on the way, the start included, and their values `[P]`.
         """
         return functools.partial(_attack, self.network.program("attack", _attack_step))
+
+    @property
+    def nearest(self) -> Program:
+        """`(points [P, S, n], weights [P, k, m], offset [P, k])` -> the best of each `S`, `[P, n]`.
+
+        Best is where the largest of the `k` rows is least; where that is NaN is worst.
+        """
+        return self.network.program("nearest", _nearest)
 
     @property
     def look(self) -> Program:
@@ -290,6 +300,17 @@ def _attack_step(flat: Flat) -> Callable[..., tuple[Array, Array, Array]]:
         return x, best_x, best
 
     return step
+
+
+def _nearest(flat: Flat) -> Callable[..., Array]:
+    """See `Programs.nearest`."""
+    values = jax.vmap(functools.partial(_objective, flat), (0, None, None))
+
+    def nearest(points: Array, weights: Array, offset: Array) -> Array:
+        value = values(points, weights, offset)
+        return points[jnp.argmin(jnp.where(jnp.isnan(value), jnp.inf, value))]
+
+    return jax.vmap(nearest)
 
 
 def _look(flat: Flat) -> Callable[..., tuple[Array, Array]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +26,7 @@ from boundjax.sets.rounding import Rounding
 from boundjax.typing import Device
 
 _HOPELESS = 2.0  # a call is not begun if a cheaper one took this many times the remaining time
+_FAR, _NEAR = 0.25, 0.02  # first steps of attacks from anywhere, and from near to unsafe points
 
 # Floating-point inputs `[n]` to outputs `[m]`.
 Evaluate = Callable[[Num[np.ndarray, " n"]], Num[np.ndarray, " m"]]
@@ -353,10 +354,28 @@ class _Search:
             start[1::2] = np.round(start[1::2])  # corners
             if index == 0:
                 start[: len(pairs)] = 0.5
-            values = self.descend(
-                [pairs[i] for i in indices], lower, upper, lower + start * (upper - lower)
-            )
-            np.minimum.at(best, indices, values)
+            of_points, start = [pairs[i] for i in indices], lower + start * (upper - lower)
+            np.minimum.at(best, indices, self.descend(of_points, lower, upper, start))
+            if all(self.is_splittable(case) for case in cases):
+                start = self.best_of_many(of_points, lower, upper)
+                values = self.descend(of_points, lower, upper, start, scale=_NEAR)
+                np.minimum.at(best, indices, values)
+
+    def best_of_many(
+        self,
+        pairs: Sequence[tuple[int, int]],
+        lower: np.ndarray,
+        upper: np.ndarray,
+    ) -> np.ndarray:
+        """For each of `P` pairs (case, conjunction) the random point `[P, n]` nearest to unsafe.
+
+        In a few dimensions random points come near to everything, and cost less than descents.
+        """
+        shape = len(pairs), self.programs.samples, lower.shape[1]
+        share = self.random.uniform(size=shape).astype(np.float32)
+        points = lower[:, None] + share * (upper - lower)[:, None]
+        best = self.attempt("nearest", points, *self.rows_of(pairs))
+        return points[:, 0] if best is None else np.asarray(best)
 
     def descend(
         self,
@@ -364,21 +383,11 @@ class _Search:
         lower: np.ndarray,
         upper: np.ndarray,
         start: np.ndarray,
+        scale: float = _FAR,
     ) -> np.ndarray:
         """Attacks `P` pairs (case, conjunction); returns values `[P]`, infinite instead of NaN."""
-        conjunctions = [self.property.cases[c].conjunctions[k] for c, k in pairs]
-        count = power_above(
-            max(len(k.offset) for case in self.property.cases for k in case.conjunctions)
-        )
-        repeated = [Rows.of([conjunction], count) for conjunction in conjunctions]
-        arrays = (
-            lower,
-            upper,
-            np.clip(start, lower, upper),
-            np.stack([rows.weights for rows in repeated]),
-            np.stack([rows.offset for rows in repeated]),
-        )
-        points, values = self.moved(*(a.astype(np.float32) for a in arrays))
+        start = np.clip(start, lower, upper)
+        points, values = self.moved(lower, upper, start, *self.rows_of(pairs), scale=scale)
         values = np.where(np.isnan(values), np.inf, values)
         for i in np.argsort(values)[:4]:
             # Another runtime rounds differently and may call a value slightly above 0 unsafe.
@@ -386,25 +395,45 @@ class _Search:
                 self.confirm(self.property.cases[pairs[i][0]], points[i])
         return values
 
-    def moved(self, *arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def rows_of(self, pairs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """The rows `[P, k, m]` of pairs (case, conjunction), and their offsets `[P, k]`."""
+        conjunctions = [self.property.cases[c].conjunctions[k] for c, k in pairs]
+        count = power_above(
+            max(len(k.offset) for case in self.property.cases for k in case.conjunctions)
+        )
+        rows = [Rows.of([conjunction], count) for conjunction in conjunctions]
+        return np.stack([r.weights for r in rows]), np.stack([r.offset for r in rows])
+
+    def moved(self, *arrays: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
         """The points of `Programs.attack` and their values, float64 `[P]`.
 
-        A failing attack must not prevent a proof. If it fails, the points are evaluated without
-        moving them; if the network fails as well, their values are infinite.
+        If it fails, the points are evaluated without moving them; if the network fails as well,
+        their values are infinite.
         """
         for name in ("attack", "look"):
-            if name in self.programs.failures:
-                continue
-            try:
-                points, values = getattr(self.programs, name)(*map(jnp.asarray, arrays), 0.25)
+            result = self.attempt(name, *arrays, scale)
+            if result is not None:
+                points, values = result
                 return np.asarray(points), np.asarray(values).astype(np.float64)
-            except MemoryError:
-                raise
-            except Exception as error:  # a model may raise anything when it is differentiated
-                text = " ".join(f"{type(error).__name__}: {error}".split())
-                self.programs.failures[name] = text if len(text) <= 300 else text[:297] + "..."
         start = arrays[2]
         return start, np.full(len(start), np.inf)
+
+    def attempt(self, name: str, *arguments: np.ndarray | float) -> Any:
+        """What a program says of float32 points; None if it fails, now or before.
+
+        A failing attack must not prevent a proof.
+        """
+        if name in self.programs.failures:
+            return None
+        try:
+            program = getattr(self.programs, name)
+            return program(*(jnp.asarray(a, jnp.float32) for a in arguments))
+        except MemoryError:
+            raise
+        except Exception as error:  # a model may raise anything when it is differentiated
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            self.programs.failures[name] = text if len(text) <= 300 else text[:297] + "..."
+            return None
 
 
 class _AroundBox:

@@ -12,6 +12,7 @@ import boundjax as bj
 from boundjax import check_tree, properties
 from boundjax.search import Programs
 from boundjax.search.domain_bounds import Parameters
+from boundjax.search.inputs import InputSplits
 from boundjax.sets.box import Box
 from boundjax.verify import __main__ as command
 from boundjax.verify import messages, worker
@@ -253,3 +254,44 @@ def test_a_worker_passes_the_limits_on(tmp_path):
         assert messages.decode(messages.encode(request)) == request
         assert decider.answer(request) == messages.Answer("unknown", "full", "unknown\n")
     assert seen == [2**20, (7, True), (8, False), 2**21, (8, True)]
+
+
+def test_weights_make_no_batch_smaller():
+    """What counts is memory for values that depend on the input, not for casts of the weights."""
+    weights = jnp.ones((300, 300), jnp.float16)
+
+    def narrow(weights, x):
+        return nn.relu(x @ weights.astype(jnp.float32)[:2, :8])
+
+    with_weights = Programs(narrow, (2,), weights=weights)
+    without = Programs(lambda x: narrow(jnp.ones((2, 8), jnp.float16), x), (2,))
+    assert with_weights.network.largest == without.network.largest == 8
+    assert with_weights.boxes == without.boxes > 1
+
+
+def test_a_box_of_a_large_network_is_bounded_alone():
+    """A batch of one costs no copies of the box, which would take seconds each."""
+    large = Programs(lambda x: nn.relu(jnp.outer(x, jnp.ones(2**13))).sum(1), (8,))
+    assert (large.few_boxes, large.boxes) == (1, 1)
+
+
+def test_the_best_of_random_points_is_the_one_nearest_to_unsafe():
+    programs = Programs(lambda x: jnp.where(x > 0.9, jnp.nan, jnp.stack([x[0], -x[0]])), (1,))
+    points = jnp.asarray([[[0.3], [-0.1], [0.95]], [[0.5], [-0.7], [0.4]]])
+    rows = jnp.asarray([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]])
+    best = programs.nearest(points, rows, jnp.zeros((2, 2)))
+    np.testing.assert_array_equal(best, np.float32([[-0.1], [-0.7]]))
+
+
+def test_random_points_find_what_no_gradient_leads_to(monkeypatch):
+    """The function is flat but for a cube of 0.1 % of the box; no box is split."""
+    monkeypatch.setattr(InputSplits, "decide", lambda *_: "unknown")
+    center = jnp.asarray([0.31, -0.52, 0.17, 0.64])
+
+    def flat(x):
+        away = jnp.max(jnp.abs(x - center))
+        return (0.1 - nn.relu(0.18 - away))[None]
+
+    box = bj.Box(-jnp.ones(INPUTS), jnp.ones(INPUTS))
+    property = properties.all_positive([[1.0]])
+    assert bj.prove(flat, box, property, method="interval", timeout=60).verdict == "sat"
