@@ -6,7 +6,7 @@ that it is traced and bounds account for it; numpy would compute it unseen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 
 import jax
@@ -41,6 +41,29 @@ def unary(name: str) -> Callable[[Node, Value], Value]:
 def binary(name: str) -> Callable[[Node, Value, Value], Value]:
     """The function of two broadcast operands that numpy and JAX both call `name`."""
     return lambda node, x, y: getattr(node.xp, name)(*same_rank(node, x, y))
+
+
+# Whole numbers are equal, or 1 apart: `x - y` beside the middle says the same, and decides it also
+# where rounding has moved the ends of their intervals.
+_ON_WHOLE: Mapping[str, Callable[[Value], Value]] = {
+    "equal": lambda difference: abs(difference) < 0.5,
+    "greater": lambda difference: difference > 0.5,
+    "greater_equal": lambda difference: difference > -0.5,
+    "less": lambda difference: difference < -0.5,
+    "less_equal": lambda difference: difference < 0.5,
+}
+
+
+def comparison(name: str) -> Callable[[Node, Value, Value], Value]:
+    """`binary` for a comparison, also of integers, which are carried as floats."""
+
+    def compare(node: Node, x: Value, y: Value) -> Value:
+        if node.xp is np or node.kinds[0] != "i":
+            return binary(name)(node, x, y)
+        x, y = same_rank(node, x, y)
+        return _ON_WHOLE[name](node.xp.subtract(x, y))
+
+    return compare
 
 
 def variadic(function: Callable[[Node, Value, Value], Value]) -> Callable[..., Value]:

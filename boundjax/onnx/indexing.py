@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -280,11 +279,8 @@ def one_hot(node: Node, indices: Value, depth: np.ndarray, values: Value) -> Val
     hit = xp.logical_or(indices == positions, indices == wrapped)
     if xp is np:
         return np.where(hit, values[1], values[0])
-    # Write the selection as a linear function of the predicate: only that has bounds.
     off, on = (np.float32(v) for v in values)
-    exact = Fraction(float(on)) - Fraction(float(off)) == Fraction(float(on - off))
-    # Traced where it rounds, so that bounds account for it.
-    return hit.astype(jnp.float32) * (on - off if exact else jnp.subtract(on, off)) + off
+    return jnp.where(hit, on, off)
 
 
 def eye_like_kind(node: Node, kinds: Sequence[str]) -> str:

@@ -189,11 +189,13 @@ OPERATORS: Mapping[str, Operator] = {
     "Neg": Operator(_arithmetic(elementwise.unary("negative")), _numbers, selects=True),
     "Sign": Operator(elementwise.unary("sign"), _numbers, selects=True),
     # Predicates.
-    "Equal": Operator(elementwise.binary("equal"), _equality, operands=_PAIR),
-    "Greater": Operator(elementwise.binary("greater"), _comparison, operands=_PAIR),
-    "GreaterOrEqual": Operator(elementwise.binary("greater_equal"), _comparison, operands=_PAIR),
-    "Less": Operator(elementwise.binary("less"), _comparison, operands=_PAIR),
-    "LessOrEqual": Operator(elementwise.binary("less_equal"), _comparison, operands=_PAIR),
+    "Equal": Operator(elementwise.comparison("equal"), _equality, operands=_PAIR),
+    "Greater": Operator(elementwise.comparison("greater"), _comparison, operands=_PAIR),
+    "GreaterOrEqual": Operator(
+        elementwise.comparison("greater_equal"), _comparison, operands=_PAIR
+    ),
+    "Less": Operator(elementwise.comparison("less"), _comparison, operands=_PAIR),
+    "LessOrEqual": Operator(elementwise.comparison("less_equal"), _comparison, operands=_PAIR),
     "And": Operator(elementwise.binary("logical_and"), _logical, operands=_PAIR),
     "Or": Operator(elementwise.binary("logical_or"), _logical, operands=_PAIR),
     "Xor": Operator(elementwise.binary("logical_xor"), _logical, operands=_PAIR),

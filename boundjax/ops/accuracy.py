@@ -213,8 +213,23 @@ def of_slopes(*slopes: float | Array) -> Accuracy:
     return Accuracy(2.0, underflow=2.0 + sum(abs(slope) for slope in slopes))
 
 
+def _chooses(slope: Any, offset: Any) -> bool:
+    """Whether `slope x + offset` rounds nothing, for the terms of a piece."""
+    (factor, by), (number, constant) = slope, offset
+    if by is not None:
+        return False
+    return factor == 0.0 or (abs(factor) == 1.0 and number == 0.0 and constant is None)
+
+
 def _pieces(node: Node) -> Accuracy:
-    """One product and one sum, both rounded correctly, in the steepest piece."""
+    """One product and one sum, both rounded correctly, in the steepest piece.
+
+    Pieces that are `x`, `-x` or a number only choose, unless a threshold is computed and rounds.
+    """
+    if not node.formulas and all(
+        _chooses(part.slope, part.offset) for part in node.params["parts"]
+    ):
+        return EXACT
     steepest: float | Array = 0.0
     for part in node.params["parts"]:
         factor, operand = part.slope

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from boundjax.ir.composite import composite
-from boundjax.ir.families import Error, Joint, Planes, Position
+from boundjax.ir.families import Joint, Planes, Position, no_error
 from boundjax.ir.node import Node, Perturbed
 from boundjax.ir.table import register
 from boundjax.numerics import largest_along
@@ -129,7 +129,7 @@ register(
         note="rows at a perturbed index: the hull of those that it may reach",
         image=_image,
         planes=_planes,
-        error=lambda node, sizes, arithmetic: Error(0.0, 0.0),
+        error=no_error,
         terms=lambda node: 8 + math.prod(node.params["sizes"]),
     )
 )

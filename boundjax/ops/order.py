@@ -6,7 +6,9 @@ ends of the operand's intervals pass it as numbers do, and where the order of tw
 decided, a comparator is the identity in linear bounds as well.
 
 An index is carried as a whole number (`ops.whole`). Its interval holds every place that an element
-may take, among them those that ties and rounding allow.
+may take, among them those that ties and rounding allow. Which of a few elements is the largest is
+decided by their differences, too: the intervals of two logits may overlap where one is always
+larger, as margins show.
 """
 
 from __future__ import annotations
@@ -20,12 +22,11 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from boundjax.ir.composite import composite
-from boundjax.ir.families import Error, Expansion, Joint, Planes, Position
+from boundjax.ir.families import Expansion, Joint, Planes, Position, no_error
 from boundjax.ir.node import Node, Perturbed
 from boundjax.ir.table import register
 from boundjax.ops import lookup
 from boundjax.sets.interval import Interval
-from boundjax.sets.rounding import Arithmetic
 
 # --- values ---------------------------------------------------------------------------------------
 
@@ -111,7 +112,11 @@ def _one_key(node: Node) -> bool:
 # --- indices --------------------------------------------------------------------------------------
 
 
-def _argmax(x: Array, *, axis: int, sign: int) -> Array:
+_MOST_COMPARED = 16  # elements of a row; there are half as many differences as their square
+
+
+def _argmax(x: Array, *differences: Array, axis: int, sign: int) -> Array:
+    del differences
     index = jnp.argmax(x if sign > 0 else -x, axis=axis)
     return index.astype(x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32)
 
@@ -122,7 +127,19 @@ def _argsort(x: Array, *, axis: int) -> Array:
 
 def index_of_largest(x: Array, axis: int, sign: int = 1) -> Array:
     """The first index of the largest (`sign` = -1: least) number, carried as a float."""
-    return composite("argmax", _argmax, x, axis=axis, sign=sign)
+    operands = [x]
+    if jnp.issubdtype(x.dtype, jnp.floating) and 1 < x.shape[axis] <= _MOST_COMPARED:
+        first, second = _pairs(x.shape[axis])
+        operands.append(
+            jnp.take(x, first, axis=axis, mode="clip") - jnp.take(x, second, axis=axis, mode="clip")
+        )
+    return composite("argmax", _argmax, *operands, axis=axis, sign=sign)
+
+
+def _pairs(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of places, the earlier first."""
+    first, second = np.triu_indices(size, k=1)
+    return first.astype(np.int32), second.astype(np.int32)
 
 
 def _before(x: Interval) -> tuple[Array, Array]:
@@ -156,9 +173,16 @@ def _nan(x: Interval) -> Array:
     return jnp.isnan(x.lower).any(-1, keepdims=True) | jnp.isnan(x.upper).any(-1, keepdims=True)
 
 
-def _argmax_image(node: Node, x: Interval) -> Interval:
-    rows = _rows(x, node.params["axis"], node.params["sign"], node.dtype)
+def _argmax_image(node: Node, x: Interval, *differences: Interval) -> Interval:
+    axis, sign = node.params["axis"], node.params["sign"]
+    rows = _rows(x, axis, sign, node.dtype)
     surely, _ = _before(rows)
+    for difference in differences:
+        # Of the negated values for a maximum. A difference that underflows decides nothing.
+        lower, upper = _rows(difference, axis, sign, node.dtype)
+        first, second = _pairs(rows.lower.shape[-1])
+        surely = surely.at[..., first, second].max(upper < 0)
+        surely = surely.at[..., second, first].max(lower > 0)
     first = ~surely.any(-2)  # nothing surely comes before it
     return _hull(first & ~_nan(rows), node.dtype)
 
@@ -174,9 +198,9 @@ def _argsort_image(node: Node, x: Interval) -> Interval:
     return Interval(*(jnp.moveaxis(end, -1, axis) for end in hull))
 
 
-def _constant_planes(image: Callable[[Node, Interval], Interval]) -> Callable[..., Planes]:
-    def planes(node: Node, x: Interval, *, position: Position) -> Planes:
-        bounds = image(node, x)
+def _constant_planes(image: Callable[..., Interval]) -> Callable[..., Planes]:
+    def planes(node: Node, *intervals: Interval, position: Position) -> Planes:
+        bounds = image(node, *intervals)
 
         def nothing(weights: tuple[Array, ...], *operands: Array) -> Array:
             # Linear in the operand, with the weight 0: no line bounds an index.
@@ -188,10 +212,6 @@ def _constant_planes(image: Callable[[Node, Interval], Interval]) -> Callable[..
     return planes
 
 
-def _exact(node: Node, sizes: Any, arithmetic: Arithmetic) -> Error:
-    return Error(0.0, 0.0)
-
-
 register(Expansion(name="sort", note="by one key", accepts=_one_key, expand=_sort))
 register(Expansion(name="top_k", expand=_top_k))
 for _name, _image in (("argmax", _argmax_image), ("argsort", _argsort_image)):
@@ -201,7 +221,7 @@ for _name, _image in (("argmax", _argmax_image), ("argsort", _argsort_image)):
             note="an index, carried as a float: the places that may be meant",
             image=_image,
             planes=_constant_planes(_image),
-            error=_exact,
+            error=no_error,
             terms=lambda node: 8,
         )
     )

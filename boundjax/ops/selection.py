@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
-from boundjax.ir.families import Error, Expansion, Joint, Planes, Position, copies
+from boundjax.ir.families import Expansion, Joint, Planes, Position, copies, no_error
 from boundjax.ir.node import Node, Perturbed
 from boundjax.ir.table import register
 from boundjax.numerics import larger, signed_parts, smaller
@@ -271,7 +271,7 @@ register(
         accepts=_on_predicate,
         image=_select_image,
         planes=_select_planes,
-        error=lambda node, sizes, arithmetic: Error(0.0, 0.0),
+        error=no_error,
         terms=lambda node: 8,
         reach=copies,
     )

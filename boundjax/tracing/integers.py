@@ -97,8 +97,10 @@ def _traced(
         selects, places = name == "select_n", range(len(operands))
         kept = [k == 0 if selects else indices.is_index(name, k) for k in places]
         function = functools.partial(_rebound, eqn, dtype, kept)
-    elif name in _COMPARES or name in _MOVES:
+    elif name in _MOVES:
         function = functools.partial(_rebound, eqn, dtype, ())
+    elif name in _COMPARES:
+        function = functools.partial(_compared, eqn, dtype)
     elif name in _COMPUTES:
         function = functools.partial(_computed, eqn, dtype)
     return None if function is None else _Traced(function, operands)
@@ -121,6 +123,17 @@ def _rebound(eqn: Any, dtype: np.dtype, kept: Sequence[bool], *values: Array) ->
     floats = [v if k else as_float(v, dtype) for v, k in zip(values, kept, strict=True)]
     result = eqn.primitive.bind(*floats, **eqn.params)
     return list(result) if eqn.primitive.multiple_results else result
+
+
+def _compared(eqn: Any, dtype: np.dtype, *values: Array) -> Array:
+    """A comparison of integers, which are whole: ends that rounding moved say nothing else."""
+    source = eqn.invars[0].aval.dtype
+    if jnp.issubdtype(source, jnp.integer):
+        carried = (jnp.issubdtype(v.dtype, jnp.floating) for v in values)
+        values = tuple(
+            whole.within(v, source) if c else v for v, c in zip(values, carried, strict=True)
+        )
+    return _rebound(eqn, dtype, (), *values)
 
 
 def _computed(eqn: Any, dtype: np.dtype, *values: Array) -> Array:

@@ -42,7 +42,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from boundjax.ir.families import Joint, Scalar, Structural, Weighted
+from boundjax.ir.families import Joint, Scalar, Structural, Weighted, no_error
 from boundjax.ir.node import Node, NoProofError, Perturbed
 from boundjax.ops import accuracy_cases
 from boundjax.ops.accuracy import EXACT, accuracy
@@ -432,14 +432,14 @@ class ErrorAnalysis:
           Infinite where no error is stated; None if the op is exact.
         """
         operands = [self.errors[i] for i in node.inputs if i in self.errors]
+        stated = accuracy(node) if isinstance(node.op, Scalar) else None
+        if stated == EXACT or (isinstance(node.op, Joint) and node.op.error is no_error):
+            # A selection between its operands: it changes by no more than any of them.
+            errors = [self._of_constant(node, k) for k in node.formulas]
+            return functools.reduce(jnp.maximum, errors) if errors else None
         if isinstance(node.op, Scalar):
-            stated = accuracy(node)
             assert stated is not None, "`_require_stated` refuses ops without a stated error"
-            if stated == EXACT and node.formulas:
-                # A selection between its operands: it changes by no more than any of them.
-                errors = [self._of_constant(node, k) for k in node.formulas]
-                return functools.reduce(jnp.maximum, errors)
-            if stated == EXACT or not operands:
+            if not operands:
                 return None
             (operand,) = operands
             assert operand.interval is not None

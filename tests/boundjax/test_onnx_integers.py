@@ -308,3 +308,41 @@ def test_products_of_predicates_are_refused():
 def test_certify_proves_nothing_of_casts_out_of_range(method):
     certificate = bj.certify(CASTS["int8"], jnp.zeros((2, 3)), 0.5, norm=2, method=method)
     assert not np.asarray(certificate.verified).any()
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "real", "float32"])
+@pytest.mark.parametrize(
+    ("comparison", "expected"),
+    [("Equal", 2), ("Greater", 1), ("GreaterOrEqual", 3), ("Less", 0), ("LessOrEqual", 2)],
+)
+def test_counts_of_right_predictions(comparison, expected, rounding, tmp_path):
+    """As networks that segment images end: their classes beside those that the input demands.
+
+    Every element is decided, so the count is known, whatever sums and casts round.
+    """
+    nodes = [
+        node("Slice", "x zero two first", "logits"),
+        node("ArgMax", "logits", "i", axis=1, keepdims=0),
+        node("OneHot", "i depth values", "hot"),
+        node("Cast", "hot", "classes", to=INT64),
+        node("Gather", "classes one", "predicted", axis=2),
+        node("Slice", "x two three first", "wanted"),
+        node("Squeeze", "wanted first", "flat"),
+        node("Cast", "flat", "demanded", to=INT64),
+        node(comparison, "predicted demanded", "hit"),
+        node("Cast", "hit", "hits", to=INT64),
+        node("ReduceSum", "hits first", "count"),
+        node("Cast", "count", to=FLOAT),
+    ]
+    constants = {
+        "zero": i64(0), "one": scalar(1, np.int64), "two": i64(2), "three": i64(3),
+        "first": i64(1), "depth": scalar(2, np.int64), "values": np.float32([0, 1]),
+    }  # fmt: skip
+    imported = bj.from_onnx(models.save(network(nodes, [1, 3, 3], constants), tmp_path))
+    logits = np.float32([[0.0, 1.0, 0.2], [0.5, 0.0, 0.9]])
+    lower = jnp.asarray(np.vstack([logits, np.float32([[1.0, 0.0, 0.0]])]))
+    upper = jnp.asarray(np.vstack([logits + 0.3, np.float32([[1.0, 0.0, 0.0]])]))
+    assert imported.single(upper) == expected
+    options = {"intermediate": "linear", "rounding": rounding}
+    count = bj.linear(imported.single, **options)(bj.Box(lower, upper))
+    np.testing.assert_allclose(count, [[expected], [expected]], atol=1e-5)

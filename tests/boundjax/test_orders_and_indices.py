@@ -235,6 +235,42 @@ def test_an_index_is_decided_where_the_order_is():
     assert interval(lambda x: jnp.argmax(x[::-1]).astype(x.dtype), [1.0, 0.0], [2.0, 1.0])[0] == 0.0
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "real", "float32"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_index_is_decided_by_differences(rounding, sign):
+    """Intervals of logits overlap where one is always larger than the others."""
+    find = jnp.argmax if sign > 0 else jnp.argmin
+
+    def index(x, gap):
+        logits = jnp.stack([x[0] - gap, x[0] + x[1], x[0] - gap * x[1]])
+        return find(sign * logits).astype(x.dtype)
+
+    box = bj.Box(jnp.float32([-5.0, 0.1]), jnp.float32([5.0, 0.3]))
+    options = {"intermediate": "linear", "rounding": rounding}
+    decided, open_ = (bj.linear(lambda x, g=g: index(x, g), **options)(box) for g in (0.5, -0.2))
+    np.testing.assert_allclose(decided, (1.0, 1.0), atol=1e-6)
+    assert open_.lower <= 0.0
+    assert open_.upper >= 1.0
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "real", "float32"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: jnp.where(x > 0.5, 1.0, 0.0),
+        lambda x: jnp.where(jnp.argmax(x) == jnp.arange(2), 1.0, 0.0),
+        lambda x: jnp.where(x[0] < x[1], 1.0, 0.0),
+        lambda x: jnp.where(x > 1.5, 3.0, jnp.where(x > 0.5, 1.0, 0.0)),
+    ],
+)
+def test_decided_selections_are_exact(function, rounding):
+    """A one that may be a little less than one would be cast to 0."""
+    cast = bj.interval(lambda x: function(x).astype(jnp.int32).astype(x.dtype), rounding=rounding)
+    box = bj.Box(jnp.float32([0.6, 2.0]), jnp.float32([0.7, 2.1]))
+    expected = function(box.lower).astype(np.float32)
+    np.testing.assert_array_equal(cast(box), (expected, expected))
+
+
 @pytest.mark.parametrize(
     "function",
     [
