@@ -50,6 +50,9 @@ MODELS = {
     "convolution": convolved,
     "concatenation": padded,
     "maximum": clipped,
+    "step": lambda xp, x: xp.where(x > 0.5, tiny(xp), 0.0) * 1e4,
+    "slope": lambda xp, x: xp.where(x > 0.5, x * tiny(xp), 0.0) * 1e4,
+    "slope and offset": lambda xp, x: xp.where(x > 0.5, x * tiny(xp) + tiny(xp), 0.0) * 1e4,
     "before a relu": lambda xp, x: xp.maximum(x * tiny(xp), 0.0) * 1e4,
     "behind a relu": lambda xp, x: (
         xp.maximum(x, 0.0) @ (xp.eye(3, dtype=x.dtype) * tiny(xp)[:1, None])
@@ -221,7 +224,7 @@ def test_certify_says_that_a_constant_of_unknown_rounding_proves_nothing():
     "function",
     [
         lambda x: jax.nn.leaky_relu(x, tiny(jnp)[0]),
-        lambda x: jnp.where(x > 1, tiny(jnp), x),
+        lambda x: jnp.where(x > tiny(jnp), 1.0, x),
         lambda x: jnp.where(tiny(jnp) > 1e-5, x, 2 * x),
         lambda x: x.at[:].multiply(tiny(jnp)),
     ],
