@@ -97,6 +97,12 @@ def test_limits_belong_to_the_range():
     assert (property & properties.predicts(0, 2)).holds(np.float32([0.0, -1.0]))
 
 
+def test_a_limit_that_is_attained_is_neither_broken_nor_proved():
+    box = bj.Box(jnp.asarray(LOWER), jnp.asarray(UPPER))
+    property = properties.within(0.0, 1.0, (2,))
+    assert bj.prove(lambda x: x - x, box, property, max_split_inputs=0).verdict == "unknown"
+
+
 def test_limits_of_outputs_with_several_axes():
     upper = np.array([[1.0], [2.0]])
     property = properties.within(None, upper, (2, 3))

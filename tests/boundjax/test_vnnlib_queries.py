@@ -4,6 +4,7 @@ import gzip
 import re
 
 import numpy as np
+import onnx
 import onnx_models as models
 import pytest
 from onnx_models import node
@@ -185,6 +186,25 @@ def test_two_networks_of_files_of_their_own(tmp_path):
     assert verdict == "sat"
     assert values["Y[0]"] == pytest.approx(values["X[0]"])
     assert values["W[0]"] == pytest.approx(2.0 * values["Z[0]"])
+
+
+@pytest.mark.parametrize(
+    ("formula", "verdict"),
+    [
+        ("(and (>= Y[1] 4) (<= Y[1] 1000))", "unsat"),
+        ("(>= Y[1] 3)", "sat"),
+    ],
+)
+def test_an_output_that_does_not_depend_on_the_input(formula, verdict, tmp_path):
+    network = models.single("Shape", [2, 3], output=onnx.TensorProto.INT64)
+    text = VERSION + "(declare-network N (declare-input X float32 [2,3])"
+    text += " (declare-output Y int64 [2]))\n"
+    text += "".join(
+        f"(assert (and (>= X[{i},{j}] 0.0) (<= X[{i},{j}] 1.0)))" for i in (0, 1) for j in range(3)
+    )
+    found, values = asked(tmp_path, text + f"(assert {formula})", N=models.save(network, tmp_path))
+    assert found == verdict
+    assert verdict == "unsat" or (values["Y[0]"], values["Y[1]"]) == (2.0, 3.0)
 
 
 def test_tensors_are_named_or_counted(tmp_path):
