@@ -36,6 +36,7 @@ from .sets.interval import Interval as Interval
 from .sets.threat import Threat as Threat
 from .slopes import Optimized as Optimized
 from .slopes import optimized as optimized
+from .tracing.derivatives import directional_derivative as directional_derivative
 from .tracing.jaxprs import unroll_limit as unroll_limit
 from .transforms.backward import LinearBounds as LinearBounds
 from .transforms.forward import forward_linear as forward_linear

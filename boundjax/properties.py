@@ -1,14 +1,16 @@
 """Properties of a network: boxes of inputs, and the outputs that would be unsafe.
 
-`predicts`, `all_positive` and `any_positive` make an `OutputProperty` for `boundjax.prove`; `&` and
-`|` combine them. A `Property` holds boxes of inputs as well, as files state them.
+`predicts`, `within`, `all_positive` and `any_positive` make an `OutputProperty` for
+`boundjax.prove`; `&` and `|` combine them. `equivalent` compares two networks. A `Property` holds
+boxes of inputs as well, as files state them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Num
@@ -196,6 +198,96 @@ def predicts(label: int, classes: int) -> OutputProperty:
     rows = -np.eye(classes)
     rows[:, label] += 1.0
     return all_positive(np.delete(rows, label, axis=0))
+
+
+def within(
+    lower: ArrayLike | None, upper: ArrayLike | None, shape: tuple[int, ...] | None = None
+) -> OutputProperty:
+    """The property that `lower <= y <= upper` for every output `y`, `[*out]`.
+
+    A proof needs bounds strictly inside: a limit that is attained, such as 0 by a ReLU, is neither
+    broken nor proved.
+
+    Args:
+      lower, upper: numbers, or arrays that broadcast to the outputs; None for no limit.
+      shape: of the outputs; by default that of the limits.
+
+    Raises:
+      ValueError: for no limit, limits that are not finite, of other shapes, or `lower > upper`.
+    """
+    limits = [np.asarray(v, np.float64) for v in (lower, upper) if v is not None]
+    shapes = [limit.shape for limit in limits]
+    if not limits:
+        raise ValueError("within needs a lower or an upper limit, got neither")
+    try:
+        joint = np.broadcast_shapes(*shapes)
+        outputs = joint if shape is None else tuple(shape)
+        fits = np.broadcast_shapes(joint, outputs) == outputs and np.prod(outputs) > 0
+    except ValueError:
+        outputs, fits = shape, False
+    if outputs is None or not fits:
+        raise ValueError(
+            f"limits must broadcast to the outputs' shape, got {' and '.join(map(str, shapes))} "
+            f"for {outputs}"
+        )
+    if not all(np.isfinite(limit).all() for limit in limits):
+        raise ValueError("limits must be finite numbers, got NaN or infinity; None is no limit")
+    if len(limits) == 2 and (limits[0] > limits[1]).any():
+        raise ValueError("lower must be at most upper, got a limit above the other")
+    conjunctions: list[Conjunction] = []
+    for limit, sign in ((lower, 1.0), (upper, -1.0)):
+        if limit is None:
+            continue
+        values = np.broadcast_to(np.asarray(limit, np.float64), outputs).reshape(-1)
+        rows = sign * np.eye(len(values))
+        conjunctions += [
+            Conjunction(rows[k : k + 1], -sign * values[k : k + 1], strict=(True,))
+            for k in range(len(values))
+        ]
+    return OutputProperty(tuple(conjunctions))
+
+
+def equivalent(tolerance: float) -> Callable[[Any], Any]:
+    """The property of a pair of outputs that they differ by at most `tolerance` in every element.
+
+    `boundjax.prove(lambda x: (f(x), g(x)), box, equivalent(0.1))` compares two networks.
+
+    Args:
+      tolerance: positive; numbers that are equal up to rounding have no smaller proof.
+
+    Returns:
+      A function of a pair of arrays of one shape, or of pytrees with one structure, that returns
+      booleans `[K]` for their `K` elements, each of which is to be true.
+
+    Raises:
+      ValueError: for a tolerance that is not a positive finite number; when the property is used,
+        for anything but such a pair.
+    """
+    if not (np.ndim(tolerance) == 0 and 0.0 < tolerance < np.inf):
+        raise ValueError(f"tolerance must be a positive finite number, got {tolerance}")
+
+    def property(outputs: Any) -> Any:
+        import jax
+        import jax.numpy as jnp
+
+        if not isinstance(outputs, tuple | list) or len(outputs) != 2:
+            got = f"{len(outputs)} outputs" if isinstance(outputs, tuple | list) else "one output"
+            raise ValueError(
+                f"equivalent needs a pair of outputs, as of lambda x: (f(x), g(x)), got {got}"
+            )
+        (first, tree), (second, other) = map(jax.tree.flatten, outputs)
+        shapes = [list(map(jnp.shape, leaves)) for leaves in (first, second)]
+        if tree != other or shapes[0] != shapes[1] or not first:
+            raise ValueError(
+                "equivalent needs two outputs of one structure and shape, got "
+                f"{' and '.join(str([*map(str, s)]) for s in shapes)}"
+            )
+        # Two comparisons without |.| have linear bounds.
+        differences = [jnp.ravel(a - b) for a, b in zip(first, second, strict=True)]
+        both = [comparison for d in differences for comparison in (d <= tolerance, -d <= tolerance)]
+        return jnp.concatenate(both)
+
+    return property
 
 
 def _rows(weights: ArrayLike, offset: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

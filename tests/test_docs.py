@@ -143,14 +143,17 @@ def test_the_code_about_models_prints_what_is_shown(project, capsys):
     assert capsys.readouterr().out == expected
 
 
-def test_the_code_about_inputs_prints_what_is_shown(project, capsys):
-    page, namespace = project / "docs" / "inputs.md", {}
+@pytest.mark.parametrize("name", ["inputs.md", "verify.md"])
+def test_the_code_in_several_blocks_prints_what_is_shown(name, project, capsys):
+    page, namespace = project / "docs" / name, {}
+    if name == "verify.md":
+        pytest.importorskip("vnnlib", reason="the package vnnlib reads VNN-LIB 2.0")
     for language, block in re.findall(
         r"^```(python|text)\n(.*?)^```$", page.read_text(), re.M | re.S
     ):
         if language == "python":
             assert capsys.readouterr().out == ""
-            exec(compile(block, "inputs.md", "exec"), namespace)
+            exec(compile(block, name, "exec"), namespace)
         else:
             assert capsys.readouterr().out == block
 

@@ -188,6 +188,9 @@ class Scalar(Op):
       jumps: whether it has steps, so that its slope may be infinite.
       kinks: `node -> points` that cut the line into parts on which the function is linear, numbers
         or arrays that broadcast to the operand's shape; none if it has no such parts, or too many.
+      change: `(node, position) -> (relative, absolute)`: the value changes by at most `error *
+        (relative * |operand| + absolute)` if the constant operand at this position is off by
+        `error`. None where nobody states that; an exact function is off by `error` itself.
     """
 
     is_nonlinear: ClassVar[bool] = True
@@ -200,6 +203,7 @@ class Scalar(Op):
     pieces: bool = False
     jumps: bool = False
     kinks: Callable[[Node], tuple[Array | float, ...]] = lambda node: ()
+    change: Callable[[Node, int], tuple[float, float] | None] = lambda node, position: None
     terms: Callable[[Node], int] = one
     reach: Callable[[Node], int] = one
 

@@ -208,6 +208,17 @@ def _lipschitz(node: Node, lower: Array, upper: Array) -> Array:
     return jnp.where(jnp.isnan(lower) | jnp.isnan(upper), jnp.nan, largest)
 
 
+def _change(node: Node, position: int) -> tuple[float, float] | None:
+    """What a slope or an offset changes; nothing is stated for a threshold, where it may jump."""
+    slope = offset = 0.0
+    for part in node.params["parts"]:
+        if any(bound.end.operand == position - 1 for bound in part.bounds):
+            return None
+        slope = max(slope, float(part.slope.operand == position - 1))
+        offset = max(offset, float(part.offset.operand == position - 1))
+    return slope, offset
+
+
 register(
     Scalar(
         name="pieces",
@@ -220,5 +231,6 @@ register(
         partial=True,
         pieces=True,
         jumps=True,
+        change=_change,
     )
 )

@@ -92,7 +92,7 @@ class Bounder:
             fill = np.minimum(np.arange(size), len(part) - 1)
             signs = np.zeros((size, self.programs.units), np.int8)
             multipliers = np.zeros(signs.shape, np.float32)
-            positions = np.tile(root.positions, (size, 1))
+            positions = np.tile(root.positions, (size, 1)).copy()  # empty ones are no copies
             signs[:, root.unstable] = part.signs[fill]
             multipliers[:, root.unstable] = part.multipliers[fill]
             positions[:, root.active] = part.positions[fill]

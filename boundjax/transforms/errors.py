@@ -100,6 +100,7 @@ def _require_stated(node: Node) -> None:
         isinstance(op, Structural)
         or (isinstance(op, Weighted) and op.change is not None)
         or (isinstance(op, Scalar) and accuracy(node) == EXACT)
+        or (isinstance(op, Scalar) and all(op.change(node, k) for k in node.formulas))
     )
     if not (numbers and stated):
         raise NoProofError(
@@ -447,7 +448,12 @@ class ErrorAnalysis:
             larger = size * (1.0 + 2.0**-10)
             error = stated.error(operand.size, larger, self.arithmetic)
             where = stated.holds(*operand.interval, larger, self.arithmetic)
-            return self._times * jnp.where(where, error, jnp.inf)
+            error = self._times * jnp.where(where, error, jnp.inf)
+            for position in node.formulas:
+                relative, fixed = node.op.change(node, position) or (jnp.inf, jnp.inf)
+                weight = (relative * operand.size + fixed) * self.more
+                error = error + self._of_constant(node, position) * weight
+            return error
         if isinstance(node.op, Joint):
             assert node.op.error is not None, "`_require_stated` refuses ops without one"
             stated = node.op.error(node, [o.size for o in operands], self.arithmetic)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
 import chex
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -78,12 +80,32 @@ def traced(function: Callable[[Any], Any], value: InputSet | PyTree, rounding: R
     if rounding == "nearest":
         return Problem(trace(function, example), input_set, inputs)
     graph = trace(function, example, rounding)
-    if not all(isinstance(output, Perturbed) for output in graph.outputs):
-        raise NoProofError(
-            "nobody bounds the rounding of an output that does not depend on the input; leave it "
-            "out, or take rounding='nearest'"
-        )
+    if not _all_perturbed(graph):
+        constant = [not isinstance(output, Perturbed) for output in graph.outputs]
+        graph = trace(functools.partial(_beside_input, function, constant), example, rounding)
+        if not _all_perturbed(graph):
+            raise NoProofError(
+                "nobody bounds the rounding of an output of another type than the input that does "
+                "not depend on it; leave it out, or take rounding='nearest'"
+            )
     return Problem(graph, outwards(input_set), inputs)
+
+
+def _all_perturbed(graph: Graph) -> bool:
+    return all(isinstance(output, Perturbed) for output in graph.outputs)
+
+
+def _beside_input(function: Callable[[Array], Any], constant: Sequence[bool], x: Array) -> Any:
+    """The outputs of a function; those that are constant as elements beside one of the input.
+
+    To move numbers is exact, and how constants round is charged where they meet the input.
+    """
+    leaves, tree = jax.tree.flatten(function(x))
+    for k, leaf in enumerate(leaves):
+        if constant[k] and jnp.result_type(leaf) == x.dtype and x.size:
+            joined = jnp.concatenate([jnp.ravel(leaf), jnp.ravel(x)[:1]])
+            leaves[k] = jnp.reshape(joined[:-1], jnp.shape(leaf))
+    return jax.tree.unflatten(tree, leaves)
 
 
 _INTERVAL_OF_A_SET = "the interval() of an input set must have two ends of one shape"

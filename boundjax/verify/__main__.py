@@ -18,6 +18,9 @@ A query of VNN-LIB 2.0 names its networks. The script `boundjax` has the standar
     boundjax verify QUERY.vnnlib --network N=NET.onnx --timeout 60
     boundjax supports --onnx-operators
 
+For `sat` they print an assignment as the standard writes it, and `timed-out` where VNN-COMP has
+`timeout`.
+
 This process keeps time and the results. It starts a worker (`boundjax.verify.worker`) that decides,
 and ends it at the limit.
 """
@@ -267,9 +270,12 @@ def _decide(
         raise VerifyError(answer.message)
     if answer.message:
         print(f"note: {answer.message}", file=sys.stderr)
+    text = answer.text
+    if answer.verdict == "timeout" and hasattr(options, "query"):
+        text = "timed-out\n"  # the standard's word; VNN-COMP's is timeout
     if options.results is not None:
-        _write(options.results, answer.text)
-    sys.stdout.write(answer.text)
+        _write(options.results, text)
+    sys.stdout.write(text)
     return 0
 
 

@@ -109,7 +109,8 @@ def _record(
         return
     # Write the counterexample first, so that every row with sat has its file.
     if answer.verdict == "sat":
-        records.add_counterexample(number, instance.onnx, instance.vnnlib, answer.text)
+        _, _, values = answer.text.partition("\n")  # scorers expect no verdict here
+        records.add_counterexample(number, instance.onnx, instance.vnnlib, values)
     records.add(instance.onnx, instance.vnnlib, row)
 
 

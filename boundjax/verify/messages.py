@@ -55,7 +55,8 @@ class Answer:
     Attributes:
       verdict: the verdict of a `Result`, or `"unsupported"` or `"error"`.
       message: why there is no verdict, or what failed in the search; one line, often empty.
-      text: the result in VNN-COMP's format; empty if there is no verdict.
+      text: the result in the format of VNN-COMP, or of VNN-LIB 2.0 for a query; empty if there is
+        no verdict.
     """
 
     verdict: Answered

@@ -37,18 +37,18 @@ _EXPECTED = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 
 
 def result_text(result: Result, query: Query | None = None) -> str:
-    """Formats a result like VNN-COMP: the verdict, and for `sat` the values of all variables.
+    """The verdict, and for `sat` the values of all variables.
 
-    They are called as the query calls them, or `X_i` and `Y_i`.
+    They are written as VNN-COMP does, `((X_0 0.5) (Y_0 1.0))` with a variable a line, or as
+    VNN-LIB 2.0 does for a query.
     """
     counterexample = result.counterexample
     if counterexample is None:
         return f"{result.verdict}\n"
     inputs, outputs = counterexample.inputs, counterexample.outputs
-    if query is None:
-        names = [*(f"X_{i}" for i in range(len(inputs))), *(f"Y_{i}" for i in range(len(outputs)))]
-    else:
-        names = [*query.input_names(), *query.output_names()]
+    if query is not None:
+        return f"{result.verdict}\n{query.assignment(inputs, outputs)}"
+    names = [*(f"X_{i}" for i in range(len(inputs))), *(f"Y_{i}" for i in range(len(outputs)))]
     values = zip(names, (*inputs, *outputs), strict=True)
     lines = "\n".join(f"({name} {float(value)!r})" for name, value in values)
     return f"{result.verdict}\n({lines})\n"

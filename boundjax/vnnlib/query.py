@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -33,8 +33,13 @@ _SIGNS = {
     "Negate": "-",
     "Multiply": "*",
 }
+_FLOATS = {"F32": "float32", "Real": "real"}
 # Types that outputs may have as well.
-_INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64")
+_INTEGERS = {
+    f"{kind}{bits}": f"{name}{bits}"
+    for kind, name in (("I", "int"), ("U", "uint"))
+    for bits in (8, 16, 32, 64)
+}
 
 
 class Tensor(NamedTuple):
@@ -44,11 +49,13 @@ class Tensor(NamedTuple):
       name: in the query.
       onnx_name: in the network's file; None where the order says which it is.
       shape: of one example, as declared.
+      type: of its elements, as assignments write it.
     """
 
     name: str
     onnx_name: str | None
     shape: tuple[int, ...]
+    type: str = "float32"
 
     def elements(self) -> Iterator[str]:
         """The elements as the query writes them, in C order."""
@@ -58,6 +65,13 @@ class Tensor(NamedTuple):
                 flat, position = divmod(flat, size)
                 index.append(position)
             yield f"{self.name}[{','.join(map(str, reversed(index)))}]" if index else self.name
+
+    def assigned(self, values: Iterator[Any]) -> Iterator[str]:
+        """The lines of an assignment, from the values of all elements in C order."""
+        yield f"{self.name} {self.type} [{','.join(map(str, self.shape))}]"
+        number = int if self.type in _INTEGERS.values() else float
+        for _ in range(math.prod(self.shape)):
+            yield repr(number(next(values)))
 
 
 class NetworkUse(NamedTuple):
@@ -91,6 +105,25 @@ class Query(NamedTuple):
     def input_names(self) -> list[str]:
         """The elements of all inputs, in the order of the property."""
         return [e for use in self.networks for tensor in use.inputs for e in tensor.elements()]
+
+    def assignment(self, inputs: Iterable[Any], outputs: Iterable[Any]) -> str:
+        """The values of all tensors as the standard prints them (its section 5.3.1).
+
+        For every tensor, in the order of the file, a line with its name, type and shape, and a line
+        for each element.
+
+        Args:
+          inputs, outputs: numbers, in the order of the property.
+        """
+        left, right, lines = iter(inputs), iter(outputs), []
+        for use in self.networks:
+            for tensor in use.inputs:
+                lines += tensor.assigned(left)
+            of_outputs = [line for tensor in use.outputs for line in tensor.assigned(right)]
+            for tensor in use.hidden:  # declared before the outputs
+                lines += tensor.assigned(right)
+            lines += of_outputs
+        return "".join(f"{line}\n" for line in lines)
 
     def output_names(self) -> list[str]:
         """The elements of all outputs and hidden values, in the order of the property."""
@@ -194,7 +227,7 @@ class _Numbered:
 
     def tensor(self, network: str, tensor: Any, letter: str) -> Tensor:
         name, shape = str(tensor.name), tuple(int(size) for size in tensor.shape)
-        kinds = ("F32", "Real") if letter == "X" else ("F32", "Real", *_INTEGERS)
+        kinds = _FLOATS if letter == "X" else _FLOATS | _INTEGERS
         if tensor.dtype.name not in kinds:
             self.fail(f"expected {name} to be of float32 or Real, got {tensor.dtype.name}")
         first, size = self.count[letter], math.prod(shape)
@@ -204,7 +237,7 @@ class _Numbered:
         self.first[network, name] = letter, first, shape
         self.count[letter] += size
         onnx_name = str(tensor.onnx_name or "").strip('"')
-        declared = Tensor(name, onnx_name or None, shape)
+        declared = Tensor(name, onnx_name or None, shape, kinds[tensor.dtype.name])
         for k, element in enumerate(declared.elements(), start=first):
             self.assembly.declared[f"{letter}_{k}"] = 0
             self.assembly.shown[f"{letter}_{k}"] = element

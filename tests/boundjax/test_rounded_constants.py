@@ -50,6 +50,9 @@ MODELS = {
     "convolution": convolved,
     "concatenation": padded,
     "maximum": clipped,
+    "step": lambda xp, x: xp.where(x > 0.5, tiny(xp), 0.0) * 1e4,
+    "slope": lambda xp, x: xp.where(x > 0.5, x * tiny(xp), 0.0) * 1e4,
+    "slope and offset": lambda xp, x: xp.where(x > 0.5, x * tiny(xp) + tiny(xp), 0.0) * 1e4,
     "before a relu": lambda xp, x: xp.maximum(x * tiny(xp), 0.0) * 1e4,
     "behind a relu": lambda xp, x: (
         xp.maximum(x, 0.0) @ (xp.eye(3, dtype=x.dtype) * tiny(xp)[:1, None])
@@ -107,6 +110,49 @@ def test_exact_and_computed_constants_lie_within_bounds(method, rounding, monkey
     monkeypatch.setattr(ErrorAnalysis, "_of_constant", nothing)
     without = bounds_of(method, all_models, X, rounding)
     assert not any(holds(without[name], value) for name, value in exact.items())
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("method", METHODS)
+def test_an_output_that_is_a_constant(method, rounding, monkeypatch):
+    """A weight is exact, also one that is moved; a result is charged for its rounding."""
+    weight = jnp.float32([[0.1, 3.0], [-jnp.inf, 2.0**-149]])
+
+    def model(x):
+        return {"x": x, "weight": weight, "moved": weight.T[0], "tiny": tiny(jnp)}
+
+    bounds = METHODS[method](model, rounding=rounding)
+    of_box = jax.jit(bounds)(bj.Box(-jnp.asarray(X), jnp.asarray(X)))
+    for end in range(2):
+        np.testing.assert_array_equal(of_box["weight"][end], weight)
+        np.testing.assert_array_equal(of_box["moved"][end], weight[:, 0])
+        np.testing.assert_allclose(np.abs(of_box["x"][end]), X, rtol=1e-5)
+    exact = tiny(np)
+    assert holds(of_box["tiny"], exact)
+    assert holds(of_box["tiny"], np.float64(jax.jit(lambda: tiny(jnp))())) or rounding == "real"
+    assert (of_box["tiny"].upper - of_box["tiny"].lower < 0.25 * exact).all()
+    nothing = lambda self, node, position: jnp.zeros_like(node.constant(position))  # noqa: E731
+    monkeypatch.setattr(ErrorAnalysis, "_of_constant", nothing)
+    assert not holds(bounds(bj.Box(X, X))["tiny"], exact)
+
+
+def test_a_constant_output_of_another_type_has_no_rounded_bounds():
+    with pytest.raises(NoProofError, match="an output of another type than the input"):
+        bj.interval(lambda x: (x, jnp.arange(3)), rounding="real")(bj.Box(X, X))
+
+
+def test_properties_of_constants():
+    box, value = bj.Box(-jnp.asarray(X), jnp.asarray(X)), 5.0001248799e-5
+    within = bj.properties.within
+    prove = lambda lower, upper: bj.prove(  # noqa: E731
+        lambda x: tiny(jnp), box, within(lower, upper, (3,)), timeout=20.0, max_split_inputs=0
+    )
+    assert prove(0.8 * value, 1.2 * value).verdict == "unsat"
+    assert prove(1.2 * value, None).verdict == "sat"
+    # The computed number is 1.4e-5 above the exact one, which no proof may forget.
+    assert prove(1.00001 * value, None).verdict == "unknown"
+    exact = bj.prove(lambda x: jnp.float32([3.0]), box, within(2.9999, 3.0001, (1,)))
+    assert exact.proved
 
 
 def test_the_ball_of_lipschitz_counts_rounded_factors():
@@ -221,7 +267,7 @@ def test_certify_says_that_a_constant_of_unknown_rounding_proves_nothing():
     "function",
     [
         lambda x: jax.nn.leaky_relu(x, tiny(jnp)[0]),
-        lambda x: jnp.where(x > 1, tiny(jnp), x),
+        lambda x: jnp.where(x > tiny(jnp), 1.0, x),
         lambda x: jnp.where(tiny(jnp) > 1e-5, x, 2 * x),
         lambda x: x.at[:].multiply(tiny(jnp)),
     ],

@@ -4,7 +4,9 @@ import gzip
 import re
 
 import numpy as np
+import onnx
 import onnx_models as models
+import onnxruntime
 import pytest
 from onnx_models import node
 
@@ -68,9 +70,26 @@ def asked(tmp_path, text, **networks):
     flags = [f"--network={name}={file}" for name, file in networks.items()]
     results = tmp_path / "result.txt"
     assert main(["verify", str(path), *flags, "--timeout=120", f"--results={results}"]) == 0
-    verdict, *lines = results.read_text().splitlines()
-    found = re.findall(r"\(([A-Z]\[[\d,]+\]) ([^()]+)\)", "\n".join(lines))
-    return verdict, {name: float(value) for name, value in found}
+    verdict, _, assignment = results.read_text().partition("\n")
+    return verdict, {
+        f"{name}[{','.join(map(str, index))}]": array[index].item()
+        for name, array in read_back(assignment).items()
+        for index in np.ndindex(array.shape)
+    }
+
+
+def read_back(assignment):
+    """The tensors of an assignment of VNN-LIB 2.0, as its section 5.3.1 writes them."""
+    lines, tensors = assignment.splitlines(), {}
+    while lines:
+        name, dtype, sizes = re.fullmatch(r"(\w+) (\w+) \[([\d,]*)\]", lines.pop(0)).groups()
+        shape = [int(size) for size in sizes.split(",") if size]
+        count = int(np.prod(shape, dtype=int))
+        kind = np.float64 if dtype == "real" else np.dtype(dtype)
+        number = int if kind != np.float64 and kind.kind in "iu" else float
+        values, lines = lines[:count], lines[count:]
+        tensors[name] = np.array([number(value) for value in values], kind).reshape(shape)
+    return tensors
 
 
 def test_elements_are_numbered_in_the_order_of_declaration():
@@ -159,6 +178,59 @@ def test_hidden_values_and_inputs(formula, verdict, tmp_path):
         np.testing.assert_allclose(y, np.maximum(x + C, 0.0), rtol=1e-6)
 
 
+def test_an_assignment_is_written_as_the_standard_does():
+    query = vnnlib.parse_query(f"""{VERSION}(declare-network N
+  (declare-input X real [1])
+  (declare-hidden H float32 [2, 2] "hidden")
+  (declare-output Y int64 [2])
+)
+(assert (and (>= X[0] 0.0) (<= X[0] 1.0)))
+(assert (>= Y[0] 1))
+""")
+    values = query.assignment([np.float32(0.1)], [1.0, -2.0, 0.5, 1e-9, 3.0, 4.0])
+    assert values == (
+        "X real [1]\n0.10000000149011612\nH float32 [2,2]\n0.5\n1e-09\n3.0\n4.0\n"
+        "Y int64 [2]\n1\n-2\n"
+    )
+
+
+def test_what_is_printed_is_a_counterexample_in_onnxruntime(tmp_path, capsys):
+    file = product_network(tmp_path, [[1.0, -1.0], [0.5, 1.0]], "f")
+    session = onnxruntime.InferenceSession(file)
+    text = VERSION + TWO.format(relation="(equal-to f)") + "(assert (> Y[1] (+ W[0] 0.7)))"
+    assert main(["verify", str(written(tmp_path, text)), f"--network=f={file}"]) == 0
+    verdict, _, assignment = capsys.readouterr().out.partition("\n")
+    tensors = read_back(assignment)
+    assert (verdict, [*tensors]) == ("sat", ["X", "Y", "Z", "W"])
+    for x, y in ("XY", "ZW"):
+        assert ((tensors[x] >= 0.0) & (tensors[x] <= 1.0)).all()
+        assert tensors[x].dtype == np.float32
+        np.testing.assert_array_equal(session.run(None, {"x": tensors[x]})[0], tensors[y])
+    assert tensors["Y"][1] > tensors["W"][0] + np.float32(0.7)
+
+    lines = [f"(declare-const X_{k} Real)(assert (<= 0.1 X_{k} 0.9))" for k in range(2)]
+    lines += [f"(declare-const Y_{k} Real)" for k in range(2)]
+    path = written(tmp_path, "\n".join(lines) + "(assert (>= Y_0 1.2))")
+    assert main([f"--onnx={file}", f"--vnnlib={path}"]) == 0
+    verdict, _, values = capsys.readouterr().out.partition("\n")
+    # As the competition's scorer reads it.
+    content = values.replace("\n", " ").strip()
+    assert content.startswith("((X_0 ")
+    pairs = [part.strip(" (").split() for part in content[1:-1].split(")") if part.strip()]
+    assert (verdict, [name for name, _ in pairs]) == ("sat", ["X_0", "X_1", "Y_0", "Y_1"])
+    x, y = np.split(np.float32([float(number) for _, number in pairs]), 2)
+    assert ((x >= 0.1) & (x <= 0.9)).all()
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], y)
+    assert y[0] >= 1.2
+
+
+def test_a_limit_that_passes_is_timed_out_in_the_words_of_the_standard(tmp_path, capsys):
+    path = written(tmp_path, VERSION + ONE + BOX + "(assert (> Y[1,0] 3.1))")
+    network = hidden_network(tmp_path)
+    assert main(["verify", str(path), f"--network=N={network}", "--timeout=0.01"]) == 0
+    assert capsys.readouterr().out == "timed-out\n"
+
+
 @pytest.mark.parametrize(
     ("formula", "verdict"),
     [
@@ -185,6 +257,25 @@ def test_two_networks_of_files_of_their_own(tmp_path):
     assert verdict == "sat"
     assert values["Y[0]"] == pytest.approx(values["X[0]"])
     assert values["W[0]"] == pytest.approx(2.0 * values["Z[0]"])
+
+
+@pytest.mark.parametrize(
+    ("formula", "verdict"),
+    [
+        ("(and (>= Y[1] 4) (<= Y[1] 1000))", "unsat"),
+        ("(>= Y[1] 3)", "sat"),
+    ],
+)
+def test_an_output_that_does_not_depend_on_the_input(formula, verdict, tmp_path):
+    network = models.single("Shape", [2, 3], output=onnx.TensorProto.INT64)
+    text = VERSION + "(declare-network N (declare-input X float32 [2,3])"
+    text += " (declare-output Y int64 [2]))\n"
+    text += "".join(
+        f"(assert (and (>= X[{i},{j}] 0.0) (<= X[{i},{j}] 1.0)))" for i in (0, 1) for j in range(3)
+    )
+    found, values = asked(tmp_path, text + f"(assert {formula})", N=models.save(network, tmp_path))
+    assert found == verdict
+    assert verdict == "unsat" or (values["Y[0]"], values["Y[1]"]) == (2.0, 3.0)
 
 
 def test_tensors_are_named_or_counted(tmp_path):
