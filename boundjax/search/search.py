@@ -26,6 +26,7 @@ from boundjax.sets.rounding import Rounding
 from boundjax.typing import Device
 
 _HOPELESS = 2.0  # a call is not begun if a cheaper one took this many times the remaining time
+_TINY = 32  # elements of the largest value of networks that intervals often decide
 _FAR, _NEAR = 0.25, 0.02  # first steps of attacks from anywhere, and from near to unsafe points
 
 # Floating-point inputs `[n]` to outputs `[m]`.
@@ -242,7 +243,8 @@ class _Search:
         # Branch and bound tries the worst inputs of its bounds, and attacks again in between.
         self.attack(rounds=1 if method == "complete" else 4)
         if all(self.is_splittable(case) for case in self.property.cases):
-            if not self.with_proof:  # of which it would not be a part
+            tiny = self.programs.network.largest <= _TINY
+            if tiny and not self.with_proof:  # of which it would not be a part
                 self.bound("interval")  # compiles in a third of the time of the splits
             self.split_inputs("crown" if method == "complete" else method)
         if method == "complete":
