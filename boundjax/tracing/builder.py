@@ -262,7 +262,7 @@ class Builder:
                 function = functools.partial(eqn.params["function"], **params)
                 name = eqn.params["name"]
                 node = self._node(name, params, operands, place, function, variable.aval)
-            elif self.rewrite is not None:
+            if self.rewrite is not None:
                 replacement = self.rewrite(self.view, node)
                 if replacement is not None:
                     return self.inline(replacement.function, replacement.operands, place)

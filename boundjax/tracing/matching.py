@@ -256,7 +256,7 @@ class Walked(NamedTuple):
 
 
 def moved(node: Node, places: np.ndarray) -> np.ndarray:
-    """Converts places in a node's operand to places in its value, by a move or a broadcast."""
+    """Converts places in a node's operand to places in its value: a move, slice or broadcast."""
     if node.primitive == "broadcast_in_dim":
         shape = [1] * len(node.shape)
         for size, axis in zip(places.shape, node.params["broadcast_dimensions"], strict=True):
@@ -266,6 +266,9 @@ def moved(node: Node, places: np.ndarray) -> np.ndarray:
         return places.reshape(node.shape)
     if node.primitive == "transpose":
         return places.transpose(node.params["permutation"])
+    if node.primitive == "slice":
+        ends = (node.params[name] for name in ("start_indices", "limit_indices", "strides"))
+        return places[tuple(map(slice, *(end or [None] * places.ndim for end in ends)))]
     return np.broadcast_to(places, node.shape)
 
 

@@ -12,6 +12,7 @@ an identity of real numbers, whatever the values:
 * the softmax of `where(mask, a, -1e9)` is that of `where(mask, a, -inf)`, up to less than any
   number of the dtype; next to a -1e9 no digit of a bound would be right. The op has no bounds where
   `a` itself may be near such a number;
+* `softmax(x)_i > softmax(x)_j` where `x_i > x_j`, and `argmax(softmax(x)) = argmax(x)`;
 * "fast variance": `mean(x^2) - mean(x)^2 = mean((x - mean(x))^2)`;
 * layer, group, batch and RMS norm: `d * rsqrt(mean(d^2) + eps)` is one op, `normalize`;
 * `sqrt(sum(x^2) + eps)` is one op, `length`, and `x` over its length is `normalize` as well;
@@ -25,7 +26,8 @@ A match whose op has no entry in the table is left as it is.
 Identities of real numbers are none of rounded ones. Bounds on what a program computes
 (`"float32"`) use those rewrites alone whose ops are charged for at least what the original form
 rounds: not for one that hides large terms that cancel (fast variance, batch normalisation behind a
-large bias), nor for a shift of a softmax by anything but its maximum. Under `"real"` a factor that
+large bias), nor for a shift of a softmax by anything but its maximum, nor for the order of its
+entries, which may be another one once they are rounded. Under `"real"` a factor that
 is itself computed stays outside of a kernel, where its error is charged per channel.
 """
 
@@ -78,8 +80,12 @@ def _patterns(rounding: Rounding) -> Patterns:
     of_softmax = functools.partial(softmax.softmax, only_maximum=only_maximum)
     of_logarithm = functools.partial(softmax.log_softmax, only_maximum=only_maximum)
     shifted_back = functools.partial(softmax.shifted_back, only_maximum=only_maximum)
+    # Where logits are nearly equal, their rounded exponentials may be in another order.
+    of_logits = () if rounding == "float32" else (softmax.compared,)
     return {
+        **dict.fromkeys(("ge", "gt", "le", "lt"), of_logits),
         "add": (shifted_back,),
+        "argmax": () if rounding == "float32" else (softmax.largest,),
         "div": (of_softmax, normalization.normalized, lengths.divided, *fold),
         "log": (softmax.logarithm,),
         "mul": (

@@ -21,6 +21,6 @@ class Rewrite(NamedTuple):
 def replayed(path: Sequence[Node], value: Any) -> Any:
     """Moves a value as the nodes of a path move their operands."""
     for node in path:
-        moves = table.moves_only(node.primitive)
+        moves = table.moves_only(node.primitive) or node.primitive == "slice"
         value = node.apply(value) if moves else jnp.broadcast_to(value, node.shape)
     return value

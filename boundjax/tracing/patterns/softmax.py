@@ -14,6 +14,7 @@ from jax import Array, lax
 from boundjax.ir.composite import composite
 from boundjax.ir.node import Node, Perturbed
 from boundjax.ops import exponentials
+from boundjax.ops.order import index_of_largest
 from boundjax.tracing.matching import GraphView, Walked, count, groups_of
 from boundjax.tracing.patterns.rule import Rewrite, replayed
 
@@ -301,3 +302,62 @@ def log_softmax(view: GraphView, node: Node, only_maximum: bool) -> Rewrite | No
     if not view.covers("log_softmax", node, operand, axes=axes):
         return None
     return Rewrite(lambda a: _log_softmax_of(a, axes), [operand])
+
+
+def compared(view: GraphView, node: Node) -> Rewrite | None:
+    """`softmax(x)_i > softmax(x)_j`, also as a difference beside 0, where `x_i > x_j`.
+
+    The bounds of a difference of logits are exact where the network is linear; two exponentials
+    have lines of their own, which say little of two that grow together.
+    """
+    first, second = node.operands
+    difference = view.made_by(view.plain(first), "sub")
+    if difference is not None and view.number(second) == 0.0:
+        first, second = difference.operands
+
+    def through(passed: Node) -> Any:
+        return passed.operands[0] if passed.primitive == "slice" else view.passed(passed)
+
+    walks = view.walk(first, through), view.walk(second, through)
+    logits = [_logits(view, walked.operand) for walked in walks]
+    if logits[0] is None or logits[0] != logits[1]:
+        return None
+    x, axes = logits[0]
+    groups = groups_of(view.shape(x), axes).reshape(-1)
+    shape = node.shape if difference is None else difference.shape
+    rows = [groups[view.places(walked, shape)] for walked in walks]
+    if shape != node.shape or not (rows[0] == rows[1]).all():
+        return None
+
+    def function(x: Any) -> Any:
+        one, other = (jnp.broadcast_to(replayed(walked.path, x), shape) for walked in walks)
+        return node.evaluate(one - other, jnp.zeros(shape, node.input_shapes[0].dtype))
+
+    return Rewrite(function, [x])
+
+
+def _logits(view: GraphView, operand: Any) -> tuple[Any, tuple[int, ...]] | None:
+    """What a softmax, or its logarithm, is taken of, and along which axes.
+
+    None under a mask: of two masked entries the larger one is unknown, but both weights are 0.
+    """
+    exponential = view.made_by(operand, "exp")
+    if exponential is not None:
+        operand = view.plain(exponential.operands[0])
+    node = view.made_by(operand, "log_softmax")
+    if node is None or "least" in node.params:
+        return None
+    (x,) = node.operands
+    return None if view.made_by(view.plain(x), "select_n") else (x, tuple(node.params["axes"]))
+
+
+def largest(view: GraphView, node: Node) -> Rewrite | None:
+    """`argmax(softmax(x)) = argmax(x)`, also of the least, along an axis of the softmax."""
+    found = _logits(view, view.plain(node.operands[0]))
+    if found is None:
+        return None
+    x, axes = found
+    axis, sign = node.params["axis"], node.params["sign"]
+    if axis % len(view.shape(x)) not in axes:
+        return None
+    return Rewrite(functools.partial(index_of_largest, axis=axis, sign=sign), [x])
