@@ -58,7 +58,7 @@ def comparison(name: str) -> Callable[[Node, Value, Value], Value]:
     """`binary` for a comparison, also of integers, which are carried as floats."""
 
     def compare(node: Node, x: Value, y: Value) -> Value:
-        if node.xp is np or node.kinds[0] != "i":
+        if node.xp is np or not node.kinds or node.kinds[0] != "i":
             return binary(name)(node, x, y)
         x, y = same_rank(node, x, y)
         return _ON_WHOLE[name](node.xp.subtract(x, y))

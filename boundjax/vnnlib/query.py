@@ -229,7 +229,7 @@ class _Numbered:
         name, shape = str(tensor.name), tuple(int(size) for size in tensor.shape)
         kinds = _FLOATS if letter == "X" else _FLOATS | _INTEGERS
         if tensor.dtype.name not in kinds:
-            self.fail(f"expected {name} to be of float32 or Real, got {tensor.dtype.name}")
+            self.fail(f"expected {name} to be of float32 or real, got {tensor.dtype.name}")
         first, size = self.count[letter], math.prod(shape)
         if min((*shape, 1)) < 1 or first + size > limits.MAX_VARIABLES:
             most = limits.MAX_VARIABLES
