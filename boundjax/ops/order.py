@@ -125,14 +125,20 @@ def _argsort(x: Array, *, axis: int) -> Array:
     return jnp.argsort(x, axis=axis, stable=True).astype(x.dtype)
 
 
-def index_of_largest(x: Array, axis: int, sign: int = 1) -> Array:
-    """The first index of the largest (`sign` = -1: least) number, carried as a float."""
-    operands = [x]
+def index_of_largest(
+    x: Array, axis: int, sign: int = 1, ordered_like: Array | None = None
+) -> Array:
+    """The first index of the largest (`sign` = -1: least) number, carried as a float.
+
+    Args:
+      x: numbers.
+      axis, sign: along which axis, and of which end.
+      ordered_like: numbers in the same order as finite `x`, whose differences have tighter bounds.
+    """
+    operands, numbers = [x], x if ordered_like is None else ordered_like
     if jnp.issubdtype(x.dtype, jnp.floating) and 1 < x.shape[axis] <= _MOST_COMPARED:
-        first, second = _pairs(x.shape[axis])
-        operands.append(
-            jnp.take(x, first, axis=axis, mode="clip") - jnp.take(x, second, axis=axis, mode="clip")
-        )
+        first, second = (jnp.take(numbers, p, axis, mode="clip") for p in _pairs(x.shape[axis]))
+        operands.append(first - second)
     return composite("argmax", _argmax, *operands, axis=axis, sign=sign)
 
 
@@ -178,7 +184,8 @@ def _argmax_image(node: Node, x: Interval, *differences: Interval) -> Interval:
     rows = _rows(x, axis, sign, node.dtype)
     surely, _ = _before(rows)
     for difference in differences:
-        # Of the negated values for a maximum. A difference that underflows decides nothing.
+        # For a maximum these are negated, like the rows. An interval that holds 0, as underflow
+        # leaves it, decides nothing.
         lower, upper = _rows(difference, axis, sign, node.dtype)
         first, second = _pairs(rows.lower.shape[-1])
         surely = surely.at[..., first, second].max(upper < 0)

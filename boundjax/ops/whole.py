@@ -55,12 +55,19 @@ def truncated(x: Array, dtype: np.dtype) -> Array:
 
     What lies outside the type's range has no defined cast, and no bounds.
     """
+    return held(composite("trunc", trunc, x), dtype)
+
+
+def held(x: Array, dtype: np.dtype) -> Array:
+    """Marks `x`, floating-point and whole, as an integer of this type. Only for traced graphs.
+
+    Bounds are NaN where the interval leaves the type's range.
+    """
     info = np.iinfo(dtype)
     # `x.dtype` may not hold the largest integer: float32 holds 2147483520, but not 2147483647.
     most = np.nextafter(np.asarray(float(info.max) + 1.0, x.dtype), np.asarray(0, x.dtype))
-    whole = composite("trunc", trunc, x)
     high = float(min(float(info.max), float(most)))
-    return composite("whole", _same, whole, low=float(info.min), high=high)
+    return composite("whole", _same, x, low=float(info.min), high=high)
 
 
 def _same(x: Array, *, low: float, high: float) -> Array:

@@ -30,9 +30,9 @@ from boundjax.tracing.jaxprs import Place
 _CONTINUOUS = frozenset(
     [
         "abs", "add", "add_any", "asinh", "atan", "broadcast_in_dim", "clamp", "concatenate",
-        "conv_general_dilated", "copy", "copy_p", "cos", "cosh", "cummax", "cummin", "cumprod",
-        "cumsum", "dot_general", "erf", "erfc", "exp", "exp2", "expand_dims", "expm1", "logistic",
-        "max", "min", "mul", "neg", "pad", "reduce_max", "reduce_min", "reduce_precision",
+        "conv_general_dilated", "convert_element_type", "copy", "copy_p", "cos", "cosh", "cummax",
+        "cummin", "cumprod", "cumsum", "dot_general", "erf", "erfc", "exp", "exp2", "expand_dims",
+        "expm1", "logistic", "max", "min", "mul", "neg", "pad", "reduce_max", "reduce_min",
         "reduce_prod", "reduce_sum", "reduce_window_max", "reduce_window_min", "reduce_window_sum",
         "reshape", "rev", "sin", "sinh", "slice", "split", "square", "squeeze", "stack", "sub",
         "tanh", "tile", "transpose", "unstack",
@@ -183,10 +183,10 @@ def _own(eqn: Any) -> Callable[..., Array] | None:
 
 
 def _is_continuous(eqn: Any, name: str, values: Sequence[Any], moves: Sequence[bool]) -> bool:
-    if not all(jnp.issubdtype(aval.dtype, jnp.floating) for aval in jaxprs.outputs_of(eqn)):
-        return False
-    if name == "convert_element_type":
-        return jnp.issubdtype(jnp.result_type(values[0]), jnp.floating)
+    dtypes = {jnp.result_type(v) for v, moved in zip(values, moves, strict=True) if moved}
+    dtypes |= {aval.dtype for aval in jaxprs.outputs_of(eqn)}
+    if len(dtypes) > 1 or not jnp.issubdtype(dtypes.pop(), jnp.floating):
+        return False  # a cast to fewer bits is a staircase, whose derivative JAX takes for 1
     if name == "integer_pow":
         return eqn.params["y"] >= 0
     if name == "select_n":

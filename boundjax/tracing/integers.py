@@ -131,7 +131,7 @@ def _compared(eqn: Any, dtype: np.dtype, *values: Array) -> Array:
     if jnp.issubdtype(source, jnp.integer):
         carried = (jnp.issubdtype(v.dtype, jnp.floating) for v in values)
         values = tuple(
-            whole.within(v, source) if c else v for v, c in zip(values, carried, strict=True)
+            whole.held(v, source) if c else v for v, c in zip(values, carried, strict=True)
         )
     return _rebound(eqn, dtype, (), *values)
 

@@ -208,7 +208,7 @@ class ErrorAnalysis:
             size = jnp.maximum(jnp.abs(interval.lower), jnp.abs(interval.upper))
             error = self._op_error(node, size)
             if error is not None:
-                # What a mask of -inf stays is exact. What overflows is not, and becomes NaN.
+                # An entry that a mask holds at -inf is exact; one that overflows is unknown.
                 exact = self._masked(node) & (interval.lower == interval.upper)
                 exact = exact & (interval.lower == -jnp.inf)
                 interval = self.outward(interval, jnp.where(exact, 0.0, error))

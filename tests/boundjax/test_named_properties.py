@@ -244,6 +244,8 @@ JUMPS = {
     "sign": lambda x: jnp.sign(x),
     "comparison": lambda x: jnp.where(x > 0.0, -1.0, x),
     "cast": lambda x: -x.astype(jnp.int32).astype(jnp.float32),
+    "half precision": lambda x: x - x.astype(jnp.bfloat16).astype(jnp.float32),
+    "fewer bits": lambda x: x - jax.lax.reduce_precision(x, 8, 2),
     "quotient": lambda x: 1.0 / x,
     "power": lambda x: x**-2,
     "root": lambda x: jnp.sqrt(x),

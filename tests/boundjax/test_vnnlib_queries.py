@@ -213,7 +213,7 @@ def test_what_is_printed_is_a_counterexample_in_onnxruntime(tmp_path, capsys):
     path = written(tmp_path, "\n".join(lines) + "(assert (>= Y_0 1.2))")
     assert main([f"--onnx={file}", f"--vnnlib={path}"]) == 0
     verdict, _, values = capsys.readouterr().out.partition("\n")
-    # As the competition's scorer reads it.
+    # The competition's scorer expects a file to begin like this.
     content = values.replace("\n", " ").strip()
     assert content.startswith("((X_0 ")
     pairs = [part.strip(" (").split() for part in content[1:-1].split(")") if part.strip()]

@@ -12,7 +12,7 @@ an identity of real numbers, whatever the values:
 * the softmax of `where(mask, a, -1e9)` is that of `where(mask, a, -inf)`, up to less than any
   number of the dtype; next to a -1e9 no digit of a bound would be right. The op has no bounds where
   `a` itself may be near such a number;
-* `softmax(x)_i > softmax(x)_j` where `x_i > x_j`, and `argmax(softmax(x)) = argmax(x)`;
+* `softmax(x)_i > softmax(x)_j` where `x_i > x_j` and all logits are numbers;
 * "fast variance": `mean(x^2) - mean(x)^2 = mean((x - mean(x))^2)`;
 * layer, group, batch and RMS norm: `d * rsqrt(mean(d^2) + eps)` is one op, `normalize`;
 * `sqrt(sum(x^2) + eps)` is one op, `length`, and `x` over its length is `normalize` as well;
@@ -80,7 +80,7 @@ def _patterns(rounding: Rounding) -> Patterns:
     of_softmax = functools.partial(softmax.softmax, only_maximum=only_maximum)
     of_logarithm = functools.partial(softmax.log_softmax, only_maximum=only_maximum)
     shifted_back = functools.partial(softmax.shifted_back, only_maximum=only_maximum)
-    # Where logits are nearly equal, their rounded exponentials may be in another order.
+    # Rounding may reverse the order of exponentials whose logits are nearly equal.
     of_logits = () if rounding == "float32" else (softmax.compared,)
     return {
         **dict.fromkeys(("ge", "gt", "le", "lt"), of_logits),

@@ -308,7 +308,8 @@ def compared(view: GraphView, node: Node) -> Rewrite | None:
     """`softmax(x)_i > softmax(x)_j`, also as a difference beside 0, where `x_i > x_j`.
 
     The bounds of a difference of logits are exact where the network is linear; two exponentials
-    have lines of their own, which say little of two that grow together.
+    have lines of their own, which say little of two that grow together. Next to a logit that is
+    infinite or NaN all weights are NaN, and no comparison holds.
     """
     first, second = node.operands
     difference = view.made_by(view.plain(first), "sub")
@@ -322,7 +323,7 @@ def compared(view: GraphView, node: Node) -> Rewrite | None:
     logits = [_logits(view, walked.operand) for walked in walks]
     if logits[0] is None or logits[0] != logits[1]:
         return None
-    x, axes = logits[0]
+    x, axes, _ = logits[0]
     groups = groups_of(view.shape(x), axes).reshape(-1)
     shape = node.shape if difference is None else difference.shape
     rows = [groups[view.places(walked, shape)] for walked in walks]
@@ -331,15 +332,25 @@ def compared(view: GraphView, node: Node) -> Rewrite | None:
 
     def function(x: Any) -> Any:
         one, other = (jnp.broadcast_to(replayed(walked.path, x), shape) for walked in walks)
-        return node.evaluate(one - other, jnp.zeros(shape, node.input_shapes[0].dtype))
+        numbers = jnp.broadcast_to(jnp.all(x < jnp.inf, axes, keepdims=True), x.shape)
+        numbers = jnp.broadcast_to(replayed(walks[0].path, numbers), shape)
+        return node.evaluate(one - other, jnp.zeros_like(one)) & numbers
 
     return Rewrite(function, [x])
 
 
-def _logits(view: GraphView, operand: Any) -> tuple[Any, tuple[int, ...]] | None:
-    """What a softmax, or its logarithm, is taken of, and along which axes.
+class _Logits(NamedTuple):
+    """What a softmax is taken of, along which axes, and whether this is its logarithm."""
 
-    None under a mask: of two masked entries the larger one is unknown, but both weights are 0.
+    x: Any
+    axes: tuple[int, ...]
+    logarithm: bool
+
+
+def _logits(view: GraphView, operand: Any) -> _Logits | None:
+    """Matches a softmax or its logarithm.
+
+    None under a mask: of two masked entries either logit may be larger, but both weights are 0.
     """
     exponential = view.made_by(operand, "exp")
     if exponential is not None:
@@ -348,16 +359,23 @@ def _logits(view: GraphView, operand: Any) -> tuple[Any, tuple[int, ...]] | None
     if node is None or "least" in node.params:
         return None
     (x,) = node.operands
-    return None if view.made_by(view.plain(x), "select_n") else (x, tuple(node.params["axes"]))
+    if view.made_by(view.plain(x), "select_n"):
+        return None
+    return _Logits(x, tuple(node.params["axes"]), exponential is None)
 
 
 def largest(view: GraphView, node: Node) -> Rewrite | None:
-    """`argmax(softmax(x)) = argmax(x)`, also of the least, along an axis of the softmax."""
-    found = _logits(view, view.plain(node.operands[0]))
-    if found is None:
+    """`argmax(softmax(x))`, also of the least, with differences of `x` in place of the weights'."""
+    weights, *differences = node.operands
+    found = _logits(view, view.plain(weights))
+    if found is None or not differences:
         return None
-    x, axes = found
     axis, sign = node.params["axis"], node.params["sign"]
-    if axis % len(view.shape(x)) not in axes:
+    minuend = view.maker(view.maker(differences[0]).operands[0])
+    if minuend.operands[0] != weights or axis % len(view.shape(weights)) not in found.axes:
         return None
-    return Rewrite(functools.partial(index_of_largest, axis=axis, sign=sign), [x])
+
+    def function(weights: Any, x: Any) -> Any:
+        return index_of_largest(weights, axis, sign, ordered_like=x)
+
+    return Rewrite(function, [weights, found.x])
